@@ -1,0 +1,1444 @@
+"""Receipts in, training samples out: label formats, checks, folds, augmentation, target maps, synthetic pages.
+
+python data.py check DATA [--size 960]        what is in there and what will go wrong; exit code 1 on errors
+python data.py synth OUT --pages 64 --seed 0  draw synthetic receipts with exact labels
+python data.py split DATA --folds 5           stratified, grouped folds as one JSON with a hash
+
+DATA is a folder (train.json, val.json, test.json and images/; or an ICDAR gt_*.txt folder; or a PaddleOCR
+Label.txt) or one label file with its pictures beside it. Polygons are [P, 2] in page pixels, EXIF orientation
+applied; pixel (i, j) covers [i, i+1) x [j, j+1).
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from statistics import NormalDist
+
+import cv2
+import numpy as np
+import shapely
+from tqdm import tqdm
+
+from db_postprocess import SHRINK_RATIO, shrink_distance
+
+SPLITS = ("train", "val", "test")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
+THRESH_RANGE = (0.3, 0.7)  # values of the threshold map (arXiv 1911.08947, section 3.4)
+NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies give 1.00, receipts of one shop up to 0.96
+MAX_LABEL_BYTES = 2**30
+MAX_POINTS = 10_000
+MAX_COORDINATE = 1e6
+MAX_PIXELS = 2**28
+
+
+class DataError(ValueError):
+    """Something about the user's data: the message says what, where and the remedy."""
+
+
+@dataclass
+class Page:
+    """One picture and its N labelled (or predicted) words, as written in the label file.
+
+    polygons: N arrays [P, 2], page pixels. ignore: N bools (don't care). texts: N strings or None.
+    confidences: N floats, 1.0 for labels. size: (width, height) if the file states it or after `read_pages`.
+    """
+
+    name: str
+    path: Path
+    polygons: list = field(default_factory=list)
+    ignore: list = field(default_factory=list)
+    texts: list = field(default_factory=list)
+    ids: list = field(default_factory=list)
+    confidences: list = field(default_factory=list)
+    group: str | None = None
+    size: tuple | None = None
+
+    def add(self, word_id, points, text=None, ignore=False, confidence=1.0):
+        self.ids.append(str(word_id))
+        self.polygons.append(points)
+        self.texts.append(text)
+        self.ignore.append(bool(ignore) or text == "###")
+        self.confidences.append(float(confidence))
+
+
+# ---------------------------------------------------------------- label files
+
+
+def read_json(path):
+    """Parse a JSON file. Raises DataError if it is missing, too large or not JSON."""
+    try:
+        if os.path.getsize(path) > MAX_LABEL_BYTES:
+            raise DataError(f"{path}: larger than {MAX_LABEL_BYTES >> 20} MiB; split it into several files")
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not a JSON file ({error})") from None
+
+
+def write_text(path, text):
+    """Write a text file whole or not at all: temporary name, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value, indent=None):
+    """Write JSON whole or not at all. Raises ValueError on NaN or infinity."""
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def parse_polygon(points, where):
+    """Points [[x, y], ...] as a float64 array [P, 2]. Raises DataError naming `where`."""
+    try:
+        polygon = np.array(points, np.float64).reshape(-1, 2) if np.ndim(points) == 2 else None
+    except (TypeError, ValueError):
+        polygon = None
+    if polygon is None or np.shape(points)[1] != 2:
+        raise DataError(f"{where} has points that are not [x, y] pairs of numbers")
+    if not 3 <= len(polygon) <= MAX_POINTS:
+        raise DataError(f"{where} has {len(polygon)} points; 3 to {MAX_POINTS} are needed")
+    if not (np.abs(polygon) <= MAX_COORDINATE).all():
+        raise DataError(f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:.0f} px")
+    return polygon
+
+
+def picture_path(image_dir, name, where):
+    """Path of a picture inside image_dir. Raises DataError if the name leads out of it or nothing is there."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
+        raise DataError(f"{where}: image {name}: the name leads out of the data folder")
+    path = Path(image_dir, name)
+    if not path.is_file():
+        raise DataError(f"{where}: image {name}: no such picture in {image_dir}; see --image-dir")
+    if not path.resolve().is_relative_to(Path(image_dir).resolve()):
+        raise DataError(f"{where}: image {name}: a link that leads out of the data folder")
+    return path
+
+
+def image_dir_of(label_file, image_dir=None):
+    """Where the pictures of a label file lie: --image-dir, else images/ beside it, else its own folder."""
+    beside = Path(label_file).parent
+    if image_dir is None:
+        return beside / "images" if (beside / "images").is_dir() else beside
+    if not Path(image_dir).is_dir():
+        raise DataError(f"--image-dir {image_dir}: no such folder")
+    return Path(image_dir)
+
+
+def read_competition(label_file, image_dir=None, need_pictures=True):
+    """Pages of {"images": {name: {"words": {id: {"points": [[x, y], ...], ...}}}}}, labels or predictions."""
+    images = read_json(label_file)
+    images = images.get("images") if isinstance(images, dict) else None
+    if not isinstance(images, dict):
+        raise DataError(f'{label_file}: no "images" object at the top; is this a label file?')
+    meta_file = Path(label_file).parent / "meta.json"
+    meta = read_json(meta_file) if meta_file.is_file() else {}
+    meta = meta.get("images", {}) if isinstance(meta, dict) else {}
+    folder, pages = image_dir_of(label_file, image_dir), []
+    for name, entry in images.items():
+        where = f"{label_file}: image {name}"
+        words = entry.get("words") if isinstance(entry, dict) else None
+        if not isinstance(words, dict):
+            raise DataError(f'{where}: no "words" object; a page without text has "words": {{}}')
+        page = Page(name, picture_path(folder, name, label_file) if need_pictures else Path(folder, name))
+        page.group = entry.get("group", meta.get(name, {}).get("group"))
+        if "img_w" in entry and "img_h" in entry:
+            page.size = entry["img_w"], entry["img_h"]
+        for word_id, word in words.items():
+            word = word if isinstance(word, dict) else {}
+            polygon = parse_polygon(word.get("points", []), f"{where}: word {word_id}")
+            confidence = word.get("confidence", 1.0)
+            if not isinstance(confidence, (int, float)) or not 0 <= confidence <= 1:
+                raise DataError(f"{where}: word {word_id}: confidence {confidence!r} is not in 0..1")
+            page.add(word_id, polygon, word.get("transcription"), word.get("ignore", False), confidence)
+        pages.append(page)
+    return pages
+
+
+def read_icdar(folder, image_dir=None):
+    """Pages of an ICDAR folder: gt_NAME.txt with `x1,y1,...,x4,y4,text` a line, `###` = ignore."""
+    pages, image_dir = [], image_dir_of(Path(folder, "gt_.txt"), image_dir)
+    for file in sorted(Path(folder).glob("gt_*.txt")):
+        stem = file.stem[3:]
+        names = [p.name for p in image_dir.glob(glob_escape(stem) + ".*") if p.suffix.lower() in PICTURES]
+        if len(names) != 1:
+            raise DataError(f"{file}: {len(names)} pictures named {stem}.* in {image_dir}; one is needed")
+        page = Page(names[0], picture_path(image_dir, names[0], file))
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+            if line.strip():
+                page.add(f"{number:04d}", *parse_icdar_line(line, f"{file}: line {number}"))
+        pages.append(page)
+    return pages
+
+
+def glob_escape(text):
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+
+
+def parse_icdar_line(line, where):
+    """`x1,y1,...,xn,yn,text` -> (polygon [P, 2], text). The numbers end at the first field that is not one."""
+    fields, numbers = line.strip().split(","), []
+    for value in fields:
+        try:
+            numbers.append(float(value))
+        except ValueError:
+            break
+        if len(numbers) == 8:
+            break
+    polygon = parse_polygon(np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2).tolist(), where)
+    return polygon, ",".join(fields[2 * len(polygon) :]) or None
+
+
+def read_paddle(label_file, image_dir=None):
+    """Pages of a PaddleOCR Label.txt: `path<TAB>[{"transcription", "points", "difficult"?}, ...]` a line."""
+    pages, folder = [], image_dir_of(label_file, image_dir)
+    for number, line in enumerate(Path(label_file).read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{label_file}: line {number}"
+        name, _, words = line.partition("\t")
+        try:
+            words = json.loads(words)
+        except (json.JSONDecodeError, RecursionError):
+            raise DataError(f"{where}: not `picture<TAB>JSON list`") from None
+        # PPOCRLabel writes the folder's own name before the picture's
+        name = name if Path(folder, name).is_file() else PurePosixPath(name).name
+        page = Page(name, picture_path(folder, name, where))
+        for i, word in enumerate(words, 1):
+            polygon = parse_polygon(word.get("points", []), f"{where}: word {i}")
+            page.add(f"{i:04d}", polygon, word.get("transcription"), word.get("difficult", False))
+        pages.append(page)
+    return pages
+
+
+def find_labels(data, split):
+    """(reader, path) of a split's labels in DATA, or None. A single file or flat folder is every split's."""
+    data = Path(data)
+    if data.is_file():
+        return (read_competition if data.suffix == ".json" else read_paddle), data
+    if split is None:
+        return None
+    if (data / f"{split}.json").is_file():
+        return read_competition, data / f"{split}.json"
+    for file in (data / f"{split}.txt", data / split / "Label.txt"):
+        if file.is_file():
+            return read_paddle, file
+    if next((data / split).glob("gt_*.txt"), None):
+        return read_icdar, data / split
+    return None
+
+
+def flat_labels(data):
+    """(reader, path) of a folder that holds one unnamed set of labels, or None."""
+    if (Path(data) / "Label.txt").is_file():
+        return read_paddle, Path(data) / "Label.txt"
+    return (read_icdar, Path(data)) if next(Path(data).glob("gt_*.txt"), None) else None
+
+
+def load_labels(data, split=None, image_dir=None):
+    """List of Pages of DATA: a folder and one of train, val, test, or one label file (then split is not used).
+
+    Raises DataError when nothing is found or anything is wrong with it, naming file, image and word.
+    """
+    if not Path(data).exists():
+        raise DataError(f"{data}: no such file or folder")
+    found = find_labels(data, split) or flat_labels(data)
+    if found is None:
+        raise DataError(f"{data}: no labels of split {split or 'train, val or test'} (SPLIT.json, gt_*.txt or Label.txt)")
+    pages = found[0](found[1], image_dir)
+    if not pages:
+        raise DataError(f"{found[1]}: no pages in it")
+    return pages
+
+
+def has_split(data, split):
+    """Whether DATA names this split itself (a single label file names none)."""
+    return Path(data).is_dir() and find_labels(data, split) is not None
+
+
+def pages_to_json(pages):
+    """Pages as the competition's JSON object; words keep confidence and transcription where there are any."""
+    images = {}
+    for page in pages:
+        words = {}
+        for i, polygon in enumerate(page.polygons):
+            word = {"points": np.round(polygon, 2).tolist()}
+            if page.texts[i] is not None:
+                word["transcription"] = page.texts[i]
+            if page.confidences[i] != 1.0:
+                word["confidence"] = round(page.confidences[i], 4)
+            if page.ignore[i]:
+                word["ignore"] = True
+            words[page.ids[i]] = word
+        images[page.name] = {"words": words}
+        if page.size:
+            images[page.name].update(img_w=int(page.size[0]), img_h=int(page.size[1]))
+        if page.group is not None:
+            images[page.name]["group"] = page.group
+    return {"images": images}
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def read_image(path):
+    """uint8 RGB [H, W, 3], EXIF orientation applied. Raises DataError on a missing, broken or truncated file."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    # OpenCV fills what a truncated file lacks with grey and says nothing
+    if raw[:2] == b"\xff\xd8" and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"):
+        raise DataError(f"{path}: truncated JPEG; fetch it again or leave it out of the labels")
+    if raw[:4] == b"\x89PNG" and b"IEND" not in raw[-64:]:
+        raise DataError(f"{path}: truncated PNG; fetch it again or leave it out of the labels")
+    try:
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB) if raw else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise DataError(f"{path}: not a picture that OpenCV can read, or over its limit of pixels")
+    return image
+
+
+def map_threads(function, items, desc, workers=None):
+    """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a progress bar."""
+    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+        results = pool.map(function, items)
+        return list(tqdm(results, desc, len(items), leave=False, disable=not sys.stderr.isatty()))
+
+
+def inspect_pages(pages):
+    """Open every picture once: sets page.size (width, height) and returns thumbnails [N, 1024] for
+    `near_duplicates`. Raises DataError on the first picture that cannot be read."""
+
+    def inspect(page):
+        image = read_image(page.path)
+        page.size = image.shape[1], image.shape[0]
+        return thumbnail(image)
+
+    return np.array(map_threads(inspect, pages, "reading pages"))
+
+
+def thumbnail(image):
+    """Normalised 32 x 32 high-pass picture of a page as a float32 vector [1024]."""
+    small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
+    small = small.astype(np.float32) - cv2.blur(small, (9, 9)).astype(np.float32)
+    return small.ravel() / max(np.linalg.norm(small), 1e-6)
+
+
+def near_duplicates(thumbnails):
+    """Index pairs [K, 2] of pages whose thumbnails [N, 1024] correlate above NEAR_DUPLICATE."""
+    return np.argwhere(np.triu(thumbnails @ thumbnails.T > NEAR_DUPLICATE, 1))
+
+
+def repair_words(page):
+    """The words of a page (with page.size) made fit for training: (polygons, ignore, counts).
+
+    Rule, in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more than half
+    of it outside the page: ignored; a part outside: cut off. counts: how many of each.
+    """
+    counts = {"self-crossing": 0, "zero-area": 0, "outside": 0, "clipped": 0}
+    if not page.polygons:
+        return [], [], counts
+    shapes = shapely.polygons([shapely.linearrings(p) for p in page.polygons])
+    crossing = ~shapely.is_valid(shapes)
+    shapes = np.where(crossing, shapely.convex_hull(shapes), shapes)
+    inside = shapely.intersection(shapes, shapely.box(0, 0, *page.size))
+    polygons, ignore = [], []
+    for i, (shape, part) in enumerate(zip(shapes, inside)):
+        polygon, drop = page.polygons[i], True
+        if shape.area < 1:
+            counts["zero-area"] += 1
+        elif part.area < shape.area / 2:
+            counts["outside"] += 1
+        else:
+            drop = False
+            counts["self-crossing"] += bool(crossing[i])
+            counts["clipped"] += bool(part.area < shape.area - 1e-6)
+            if crossing[i] or part.area < shape.area - 1e-6:
+                part = max(shapely.get_parts(part), key=shapely.area)
+                polygon = shapely.get_coordinates(part.exterior)[:-1]
+        polygons.append(polygon)
+        ignore.append(page.ignore[i] or drop)
+    return polygons, ignore, counts
+
+
+# ---------------------------------------------------------------- page geometry
+
+
+def resize_page(image, size):
+    """Longer side to `size`, aspect kept, then padded right and below to multiples of 32.
+
+    image: uint8 [H, W, 3] -> (uint8 [H', W', 3], scale [2]) with page xy = map xy / scale.
+    """
+    height, width = image.shape[:2]
+    factor = size / max(height, width)
+    w, h = max(1, round(width * factor)), max(1, round(height * factor))
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(image, (w, h), interpolation=method)
+    image = cv2.copyMakeBorder(image, 0, -h % 32, 0, -w % 32, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
+    return image, np.array([w / width, h / height])
+
+
+def apply_homography(matrix, polygon):
+    """Map points [P, 2] by a 3 x 3 matrix."""
+    points = polygon @ matrix[:, :2].T + matrix[:, 2]
+    return points[:, :2] / points[:, 2:]
+
+
+def draw_homography(rng, hp, width, height):
+    """One 3 x 3 map from page pixels to the square of hp.size: resize, then rotate, scale, shift, perspective
+    and mirror by uniform draws within hp's strengths. All zero: the page at the top left, as in `resize_page`.
+    """
+    size, strength = hp.size, hp.aug_strength
+    angle, zoom, shift_x, shift_y, tilt_x, tilt_y = rng.uniform(-strength, strength, 6)
+    mirror = -1 if rng.random() < hp.aug_mirror * strength else 1
+    fit = size / max(width, height)
+    zoom = fit * (1 + hp.aug_scale) ** zoom
+    cos, sin = np.cos(np.deg2rad(angle * hp.aug_rotate)), np.sin(np.deg2rad(angle * hp.aug_rotate))
+    centre = np.array([width, height]) / 2
+    shift = np.array([shift_x, shift_y]) * hp.aug_shift * size
+    to_origin = np.array([[zoom * mirror, 0, -zoom * mirror * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]])
+    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    tilt = np.eye(3)
+    tilt[2, :2] = np.array([tilt_x, tilt_y]) * hp.aug_perspective / size
+    back = np.eye(3)
+    back[:2, 2] = centre * fit + shift
+    return back @ tilt @ turn @ to_origin
+
+
+def warp_page(image, polygons, matrix, size):
+    """Page and polygons through a homography into a size x size square; words stay whole.
+
+    image: uint8 [H, W, 3] -> uint8 [size, size, 3]. Returns it, the mapped polygons and a list of bools: True
+    for words of which less than half is still on the square.
+    """
+    height, width = image.shape[:2]
+    factor = size / max(height, width)
+    source = matrix
+    if factor < 0.5:  # bilinear sampling of much larger pages would skip pixels
+        w, h = round(width * factor), round(height * factor)
+        image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
+        source = matrix @ np.diag([width / w, height / h, 1])
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
+    image = cv2.warpPerspective(
+        image, np.linalg.inv(half) @ source @ half, (size, size), borderMode=cv2.BORDER_CONSTANT, borderValue=PAD_COLOUR
+    )
+    polygons = [apply_homography(matrix, p) for p in polygons]
+    cut = [False] * len(polygons)
+    for i, polygon in enumerate(polygons):
+        if polygon.min() < 0 or polygon.max() > size:
+            shape = shapely.convex_hull(shapely.polygons(polygon))
+            cut[i] = bool(shapely.intersection(shape, shapely.box(0, 0, size, size)).area < shape.area / 2)
+    return image, polygons, cut
+
+
+# ---------------------------------------------------------------- photometric augmentation
+
+# quantiles of the normal distribution: random bytes become noise by one table look-up
+NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)])
+
+
+def augment_colours(image, rng, hp):
+    """Light and camera: each kind with its own strength hp.aug_* times hp.aug_strength, half of the pages each.
+
+    image: uint8 [H, W, 3] -> uint8 [H, W, 3]. The draws are always made, so that one strength does not
+    change what the others do.
+    """
+    on = rng.random(8) < 0.5
+    amount = rng.uniform(-1, 1, 8) * hp.aug_strength
+    tint = rng.uniform(-1, 1, 3) * hp.aug_color * hp.aug_strength
+    seed = int(rng.integers(2**63))
+    level = np.arange(256, dtype=np.float32)[:, None].repeat(3, 1)
+    level = (level - 128) * (1 + on[0] * amount[0] * hp.aug_contrast) + 128
+    level = level + 255 * (on[1] * amount[1] * hp.aug_brightness + on[2] * tint)
+    image = cv2.LUT(image, level.clip(0, 255).astype(np.uint8)[:, None])
+    if on[3] and hp.aug_shadow:
+        image = shade(image, seed, abs(amount[3]) * hp.aug_shadow)
+    if on[4] and hp.aug_fog:
+        image = fog(image, seed, abs(amount[4]) * hp.aug_fog)
+    if on[5] and hp.aug_blur:
+        image = cv2.GaussianBlur(image, (0, 0), 1e-3 + abs(amount[5]) * hp.aug_blur)
+    if on[6] and hp.aug_sharpen:
+        gain = abs(amount[6]) * hp.aug_sharpen
+        image = cv2.addWeighted(image, 1 + gain, cv2.GaussianBlur(image, (0, 0), 1.0), -gain, 0)
+    if on[7] and hp.aug_noise:
+        image = add_noise(image, seed, 255 * abs(amount[7]) * hp.aug_noise)
+    return image
+
+
+def add_noise(image, seed, sigma):
+    table = np.round(NORMAL * sigma).clip(-127, 127).astype(np.int8)
+    noise = np.frombuffer(np.random.default_rng(seed).bytes(image.size), np.uint8).reshape(image.shape)
+    return cv2.add(image, cv2.LUT(noise, table), dtype=cv2.CV_8U)
+
+
+def smooth_field(seed, height, width, cells=4):
+    """Random smooth field [height, width] float32 within 0..1."""
+    coarse = np.random.default_rng(seed).random((cells, cells), np.float32)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+
+
+def shade(image, seed, depth):
+    """Darken one side of a random straight line with a soft edge by up to `depth`."""
+    height, width = image.shape[:2]
+    rng = np.random.default_rng(seed)
+    angle, offset, softness = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3), rng.uniform(0.02, 0.3)
+    x = (np.arange(width, dtype=np.float32) / width - 0.5) * np.cos(angle)
+    y = (np.arange(height, dtype=np.float32) / height - 0.5) * np.sin(angle)
+    side = ((x + y[:, None] - offset) / softness).clip(-1, 1)
+    gain = 1 - depth * (side + 1) / 2
+    return cv2.multiply(image, cv2.merge([gain.astype(np.float32)] * 3), dtype=cv2.CV_8U)
+
+
+def fog(image, seed, depth):
+    """Blend with white by a smooth random field of up to `depth`."""
+    veil = depth * smooth_field(seed, *image.shape[:2])
+    veil = cv2.merge([veil] * 3)
+    return cv2.add(cv2.multiply(image, 1 - veil, dtype=cv2.CV_32F), 255 * veil, dtype=cv2.CV_8U)
+
+
+# ---------------------------------------------------------------- target maps
+
+
+def distance_to_outline(polygon, left, top, width, height):
+    """Distance from pixel centres to the outline of a polygon [P, 2], in pixels, and which lie inside.
+
+    For the window of width x height pixels at (left, top): float32 [height, width] and bool [height, width].
+    Exact point-to-segment distance, even-odd inside test.
+    """
+    a = polygon.astype(np.float32)
+    edge = np.roll(a, -1, 0) - a
+    length = np.maximum(np.hypot(edge[:, 0], edge[:, 1]), 1e-6)
+    ux, uy = (edge / length[:, None]).T
+    x = left + 0.5 + np.arange(width, dtype=np.float32) - a[:, :1]  # [P, width]
+    y = top + 0.5 + np.arange(height, dtype=np.float32) - a[:, 1:]  # [P, height]
+    along = (x * ux[:, None])[:, None] + (y * uy[:, None])[:, :, None]  # [P, height, width]
+    across = (y * ux[:, None])[:, :, None] - (x * uy[:, None])[:, None]
+    # beyond an end of the edge, the overshoot is the other leg of the triangle
+    np.abs(along - length[:, None, None] / 2, out=along)
+    along -= length[:, None, None] / 2
+    np.maximum(along, 0, out=along)
+    along *= along
+    across *= across
+    along += across
+    distance = np.sqrt(along.min(0))
+    crosses = (y >= 0) != (y >= edge[:, 1:])  # rows in which the edge crosses the pixel centres' line
+    with np.errstate(divide="ignore", invalid="ignore"):
+        where = y * (edge[:, 0] / edge[:, 1])[:, None]
+    where = np.where(crosses, where, -np.inf)
+    inside = np.logical_xor.reduce(x[:, None] < where[:, :, None], 0)
+    return distance, inside
+
+
+def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
+    """Target maps of one page, uint8 [4, height, width] (arXiv 1911.08947, section 3.4).
+
+    polygons: N arrays [P, 2] in map pixels; ignore: N bools. Channels: 0 shrink map (1 inside the outline
+    moved in by D = A (1 - r^2) / L), 1 threshold map (255 on the outline, falling linearly to 0 at distance D),
+    2 mask of the shrink map (0 on ignored words), 3 mask of the threshold map (1 within D of a word).
+    A word too thin for a shrunk outline keeps its middle line. Words are independent, so where they meet
+    the larger value counts.
+    """
+    maps = np.zeros((4, height, width), np.uint8)
+    maps[2] = 1
+    for polygon in (p for p, skip in zip(polygons, ignore) if not skip):
+        reach = shrink_distance(polygon_area(polygon), polygon_perimeter(polygon), shrink_ratio)
+        rows, columns = pixel_window(polygon, reach, height, width)
+        shrink, thresh, _, near = maps[:, rows, columns]
+        if not shrink.size or reach <= 0:
+            continue
+        distance, inside = distance_to_outline(polygon, columns.start, rows.start, *shrink.shape[::-1])
+        deepest = np.max(distance, initial=0, where=inside)
+        shrink |= inside & (distance >= min(reach, deepest))
+        near |= inside | (distance < reach)
+        distance *= -255 / reach
+        distance += 255.5
+        np.maximum(thresh, np.maximum(distance, 0, out=distance).astype(np.uint8), out=thresh)
+    for polygon in (p for p, skip in zip(polygons, ignore) if skip):
+        rows, columns = pixel_window(polygon, 0, height, width)
+        covered = maps[:, rows, columns]
+        if covered.size:
+            covered[[0, 2, 3]] *= ~distance_to_outline(polygon, columns.start, rows.start, *covered.shape[:0:-1])[1]
+    return maps
+
+
+def pixel_window(polygon, margin, height, width):
+    """Slices (rows, columns) of the pixels within `margin` of a polygon's bounding box, on the page."""
+    left, top = np.maximum(np.floor(polygon.min(0) - margin), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(polygon.max(0) + margin), (width, height)).astype(int)
+    return slice(top, max(top, bottom)), slice(left, max(left, right))
+
+
+def polygon_area(polygon):
+    x, y = polygon.T
+    return abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+
+
+def polygon_perimeter(polygon):
+    return float(np.hypot(*(np.roll(polygon, -1, 0) - polygon).T).sum())
+
+
+# ---------------------------------------------------------------- samples
+
+
+class Receipts:
+    """Training samples, a dataset for torch's DataLoader: [(epoch, i)] -> (page uint8 [S, S, 3], target maps uint8 [4, S, S]).
+
+    The random draws of sample i in epoch e come from default_rng((seed, e, i)): the same in any process and in
+    any order. hp: train.py's Hparams.
+    """
+
+    def __init__(self, pages, hp):
+        self.pages, self.hp = pages, hp
+        self.words = [repair_words(page)[:2] for page in pages]
+
+    def __len__(self):
+        return len(self.pages)
+
+    def __getitem__(self, key):
+        epoch, i = key
+        hp, rng = self.hp, np.random.default_rng((self.hp.seed, epoch, i))
+        image = read_image(self.pages[i].path)
+        polygons, ignore = self.words[i]
+        matrix = draw_homography(rng, hp, image.shape[1], image.shape[0])
+        image, polygons, cut = warp_page(image, polygons, matrix, hp.size)
+        image = augment_colours(image, rng, hp)
+        ignore = [a or b for a, b in zip(ignore, cut)]
+        maps = make_targets(polygons, ignore, hp.size, hp.size, hp.shrink_ratio)
+        return image, maps
+
+
+def epoch_batches(n, batch, seed, epoch):
+    """Batches of (epoch, i): a permutation of n pages, its start repeated so that the last batch is full."""
+    order = np.random.default_rng((seed, epoch)).permutation(n)
+    order = np.resize(order, -(-n // batch) * batch)
+    return [[(epoch, int(i)) for i in order[k : k + batch]] for k in range(0, len(order), batch)]
+
+
+# ---------------------------------------------------------------- splits and folds
+
+
+def page_groups(pages, thumbnails):
+    """Group number of each page [N]: pages that share a `group` key or are near-duplicates belong together."""
+    parent = list(range(len(pages)))
+
+    def root(i):
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    pairs, first = near_duplicates(thumbnails).tolist(), {}
+    for i, page in enumerate(pages):
+        if page.group is not None:
+            pairs.append((first.setdefault(page.group, i), i))
+    for a, b in pairs:
+        parent[max(root(a), root(b))] = min(root(a), root(b))
+    return np.array([root(i) for i in range(len(pages))])
+
+
+def word_heights(page):
+    """Short side of each word's smallest rectangle [N], page pixels."""
+    return np.array([min(cv2.minAreaRect(p.astype(np.float32))[1]) for p in page.polygons])
+
+
+def make_folds(pages, groups, folds, seed=0):
+    """Fold 1..folds of each page [N]: whole groups, balanced in pages, words and small words.
+
+    Greedy: groups from the largest to the smallest (ties in random order), each into the fold that leaves the
+    sums of the three quantities most even. Small: shorter than the median over all pages. Raises DataError when
+    there are fewer groups than folds.
+    """
+    heights = [word_heights(p) / max(p.size) for p in pages]
+    median = np.median(np.concatenate(heights)) if sum(map(len, heights)) else 0
+    load = np.array([(1, len(h), (h < median).sum()) for h in heights], float)  # [N, 3]
+    load /= np.maximum(load.sum(0), 1)
+    names, member = np.unique(groups, return_inverse=True)
+    if not 2 <= folds <= len(names):
+        raise DataError(f"{folds} folds of {len(names)} groups of pages; 2 to {len(names)} are possible")
+    total = np.zeros((len(names), 3))
+    np.add.at(total, member, load)
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-total[order].sum(1), kind="stable")]
+    sums, fold_of = np.zeros((folds, 3)), np.zeros(len(names), int)
+    for g in order:
+        fold_of[g] = np.argmin(((sums + total[g]) ** 2 - sums**2).sum(1))
+        sums[fold_of[g]] += total[g]
+    return fold_of[member] + 1
+
+
+def split_json(pages, groups, folds, seed=0):
+    """The split as a JSON object: {"folds", "seed", "hash", "images": {name: {"fold", "group"}}}.
+
+    The hash is over the sorted (name, fold) pairs: equal hashes mean equal splits.
+    """
+    fold_of = make_folds(pages, groups, folds, seed)
+    pairs = sorted((page.name, int(fold)) for page, fold in zip(pages, fold_of))
+    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+    images = {
+        page.name: {"fold": int(fold), "group": pages[group].group or pages[group].name}
+        for page, fold, group in zip(pages, fold_of, groups)
+    }
+    return {"folds": folds, "seed": seed, "hash": digest, "images": images}
+
+
+def run_pages(hp):
+    """(train pages, val pages) of a run, every picture opened once. hp: with data, val_data, image_dir, folds, fold.
+
+    A fold of the train pages where hp.folds is set; else the val split or hp.val_data; else a tenth of the train
+    pages by group. Raises DataError.
+    """
+    folder, image_dir = resolve_data(hp.data), hp.image_dir or None
+    pages = load_labels(folder, "train", image_dir)
+    if not hp.folds and (hp.val_data or has_split(folder, "val")):
+        val = load_labels(hp.val_data or folder, "val", image_dir)
+        inspect_pages(pages + val)
+        return pages, val
+    groups = page_groups(pages, inspect_pages(pages))
+    folds = hp.folds or min(10, len(set(groups.tolist())))
+    fold_of = make_folds(pages, groups, folds)
+    fold = hp.fold if hp.folds else 1
+    if not hp.folds:
+        print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
+    return [p for p, f in zip(pages, fold_of) if f != fold], [p for p, f in zip(pages, fold_of) if f == fold]
+
+
+# ---------------------------------------------------------------- synthetic receipts
+
+# Latin and Hangul words by their place on a receipt; "_" is a space, "=d" the kind of value after.
+WORDS = {
+    "shop": ("Sunny Green Corner Harbour Maple Golden Olive Lucky Market Bakery House Kitchen "
+             "Garden Hardware Pharmacy Books Station Noodle Grill Deli Fresh Star River Hill Moon",
+             "햇살 초록 마을 바다 행복 하늘 가온 소담 미소 별빛 나무 우리 참좋은 큰길 한빛 모퉁이"),
+    "kind": ("Ltd. Store Co. Bistro Shop Cafe Sons_(M) Express Enterprise Mart Restaurant Trading",
+             "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점"),
+    "street": ("Lake_Road Oak_Street Mill_Lane Station_Road North_Ave. King_Street Elm_Way",
+               "중앙로 은행길 시장길 한강대로 공원로 학동로 강변로 서문길"),
+    "city": ("Newton Ashford Lowell Brookside Easton Marlow Penley Westport Harlow Kingsford",
+             "서울시_강남구 서울시_마포구 부산시 수원시 대전시_중구 경기도_성남시 역삼동 서교동"),
+    "item": ("Milk Bread Coffee Tea Rice Egg Sandwich Apple Juice Chicken Soup Noodle Salad Butter "
+             "Cheese Pen Paper A4 Battery Soap Tape 500ml 1L 12pcs Large Hot Iced Set Organic Mint "
+             "Lemon Cake Fried Fish Spicy Tofu Beef Roll Water Bag Brush Glue 2kg XL Blue w/ Sugar "
+             "No.5 Bolt Cable 3m (R) Ginger Wafer Mango",
+             "우유 식빵 커피 녹차 김밥 라면 만두 비빔밥 불고기 된장찌개 사과 바나나 주스 치킨 샐러드 "
+             "버터 볼펜 공책 건전지 비누 생수 대 소 세트 1+1 500ml 아이스 매운 국산 냉동 간장 두부 라떼"),
+    "meta": ("Date=d Time=t Receipt=n Invoice_No.=n Cashier=p Table=s Till=s Tel=f Member=n Fax=f "
+             "Counter=s Order=n Ref.=n Served_by=p Slip_No.=n Pax=s Terminal=s Tax_ID=n",
+             "일시=d 시간=t 영수증_번호=n 계산원=p 테이블=s 포스=s 전화=f 회원=n 주문=n 대표=p 담당=p "
+             "사업자_번호=n 승인_번호=n 거래일=d"),
+    "name": ("Anna Lim Jon Mei Kumar Sara Tan Paul Nina Omar", "김민준 이서연 박지훈 최유진 정하은"),
+    "title": ("Tax_Invoice Receipt Sales_Slip Cash_Bill", "영수증 매출_전표 주문서 신용_승인"),
+    "part": ("Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_excl._Tax",
+             "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료"),
+    "total": ("TOTAL Total_Due AMOUNT_DUE Grand_Total TOTAL_(incl._tax)", "합계 총_액 받을_금액"),
+    "pay": ("Cash Change Visa_Card Tendered Card_No. Approval Points Balance",
+            "현금 거스름돈 신용카드 받은_금액 카드_번호 승인_번호 포인트 잔액"),
+    "foot": ("THANK_YOU Please_come_again Goods_sold_are_not_returnable Have_a_nice_day! "
+             "Keep_this_receipt_for_exchange Follow_us_online Prices_include_tax_where_due "
+             "CUSTOMER_COPY See_you_soon Questions?_Call_our_service_desk",
+             "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 좋은_하루_되세요 "
+             "문의는_매장으로_연락_바랍니다 부가세_포함_가격입니다 이용해_주셔서_감사합니다")}
+
+
+def say(till, key, n=1):
+    """n words of a kind in the receipt's mixture of scripts, seldom any that was said before."""
+    rng, options = till["rng"], WORDS[key][till["rng"].random() < till["hangul"]].split()
+    fresh = [o for o in options if o not in till["said"]]
+    words = rng.choice(fresh if len(fresh) >= n else options, n, replace=False).tolist()
+    till["said"].update(words)
+    return " ".join(words).replace("_", " ")
+
+
+def random_digits(rng, *patterns):
+    return "".join(str(rng.integers(0, 10)) if c == "#" else c for c in rng.choice(patterns))
+
+
+def money(till, value):
+    return f"{int(value) * 100:,}" if till["hangul"] > 0.5 else f"{till['dollar']}{value:,.2f}"
+
+
+def head_field(till):
+    """A field of the receipt's head, name and value: "Date", "12/03/2024"."""
+    rng, (name, kind) = till["rng"], say(till, "meta").split("=")
+    value = {"d": f"{rng.integers(1, 29):02d}/{rng.integers(1, 13):02d}/20{rng.integers(15, 30)}",
+             "t": f"{rng.integers(8, 22):02d}:{rng.integers(0, 60):02d}:{rng.integers(0, 60):02d}",
+             "s": random_digits(rng, "##", "#", "POS-##", "T##"), "p": say(till, "name"),
+             "n": random_digits(rng, "A######", "#####", "000#####", "##-####-#"),
+             "f": random_digits(rng, "0#-###-####", "0##-#######")}[kind]
+    return name, value
+
+
+def add_text(till, *cells, height=1.0, wide=1.0, weight=0):
+    """Append a line of cells (x, text): left of 0.5 they begin at x, right of it they end there."""
+    cells = [(x, text.upper() if till["upper"] else text) for x, text in cells]
+    till["lines"].append(("text", height, wide, weight, cells))
+    till["count"] += sum(len(text.split()) for _, text in cells)
+
+
+def add_break(till, p):
+    if till["rng"].random() < p:
+        till["lines"].append(("rule", 0.6, 0, 0, till["rule"]))
+    elif till["rng"].random() < 0.5:
+        till["lines"].append(("gap", till["rng"].uniform(0.2, 0.8), 0, 0, None))
+
+
+def add_head(till, words, small):
+    """The shop's name and address, then fields such as the date."""
+    rng, x, height = till["rng"], till["centre"], till["rng"].uniform(1, 1.8)
+    shop = say(till, "shop", 1 if small else 2) + " " + say(till, "kind")
+    wide = rng.choice([1, 1, 1.3, 1 / height])
+    add_text(till, (x, shop), height=height, wide=wide, weight=rng.choice([0, 300]))
+    while till["count"] < 0.15 * words:
+        street = f"{rng.integers(1, 300)}, {say(till, 'street')}"
+        town = f"{random_digits(rng, '#####')} {say(till, 'city')}"
+        number_line = random_digits(rng, "(######-K)", "(######-T)", "No. 00########")
+        places = [street, town] if small else [street, town, f"{street}, {town}", number_line]
+        add_text(till, (x, str(rng.choice(places))))
+    add_break(till, 0.4)
+    if not small:
+        add_text(till, (x, say(till, "title")), height=rng.uniform(1, 1.5), weight=200)
+    columns, paired = rng.random() < 0.4 and not small, 0 if small else 0.5
+    while till["count"] < 0.32 * words:
+        (name, value), other = head_field(till), till["colon"].join(head_field(till))
+        cells = [(0, name), (0.3, f": {value}")] if columns else [(0, name + till["colon"] + value)]
+        add_text(till, *cells, *[(1, other)] * (rng.random() < paired))
+    add_break(till, 0.8)
+
+
+def add_items(till, words, small):
+    """The table of items, on one or two lines each; returns what they cost together."""
+    rng, spent, two_rows = till["rng"], 0, till["rng"].random() < 0.4 and not small
+    columns = [0.58, 0.78] if not small and rng.random() < 0.75 else [0.72]
+    if not small and rng.random() < 0.8:
+        head = ["Item Qty Price Amount", "상품명 수량 단가 금액"][till["hangul"] > 0.5].split()
+        add_text(till, (0, head[0]), *zip(columns, head[1:]), (1, head[3]), weight=100)
+        add_break(till, 0.7)
+    while till["count"] < 0.68 * words:
+        count, price = int(rng.integers(1, 10) ** 0.7), np.exp(rng.uniform(0.5, 4.5)).round(2)
+        name, cost = say(till, "item", 1 if small else int(rng.integers(1, 4))), count * price
+        spent += cost
+        if two_rows:
+            add_text(till, (0, name))
+            name = random_digits(rng, "88########")
+        middle = zip(columns, (f"{count}{till['times']}", money(till, price)))
+        shown = not small or rng.random() < 0.3
+        add_text(till, (0, name), *(middle if shown else ()), (1, money(till, cost)))
+    add_break(till, 0.8)
+    return spent
+
+
+def add_sums(till, words, spent):
+    """Sums, the total in larger type, and the payment."""
+    rng, x, height = till["rng"], till["rng"].choice([0, 0.65]), till["rng"].uniform(1, 1.7)
+    while till["count"] < 0.8 * words:
+        add_text(till, (x, say(till, "part")), (1, money(till, spent * rng.random())))
+    add_text(till, (x, say(till, "total")), (1, money(till, spent)), height=height,
+             wide=rng.choice([1, 1 / height]), weight=rng.choice([0, 300]))
+    if rng.random() < 0.3:
+        till["lines"].append(("rule", 0.5, 0.75, 0, rng.choice(["=", "-"])))
+    while till["count"] < 0.88 * words:
+        paid, card = money(till, spent * rng.uniform(0, 2)), random_digits(rng, "**####")
+        add_text(till, (x, say(till, "pay")), (1, card if rng.random() < 0.3 else paid))
+    add_break(till, 0.6)
+
+
+def receipt_lines(rng, words, hangul):
+    """About `words` words of a receipt, a share `hangul` of them in Hangul -> lines (kind, height,
+    wide, weight, cells). Kinds: text, rule, bars, code, logo, gap; only text is ever labelled."""
+    small = words < 40
+    till = dict(rng=rng, hangul=hangul, lines=[], count=0, said=set(), upper=rng.random() < 0.4,
+                centre=rng.choice([0, 0.5, 0.5, 0.5]), colon=rng.choice([" : ", ": ", ":", " "]),
+                rule=str(rng.choice(["-", "-", "=", "*", "_", ".", "- "])),
+                dollar=rng.choice(["", "", "", "$"]), times=rng.choice(["", "", "x"]))
+    if not small and rng.random() < 0.3:
+        till["lines"].append(("logo", rng.uniform(1.5, 3), 0, 0, None))
+    add_head(till, words, small)
+    add_sums(till, words, add_items(till, words, small))
+    while till["count"] < 0.97 * words:
+        add_text(till, (0.5, say(till, "foot")), weight=rng.choice([0, 0, 200]))
+    if not small and rng.random() < 0.35:
+        till["lines"].append((rng.choice(["bars", "code"]), rng.uniform(1.5, 3.5), 0, 0, None))
+    return till["lines"]
+
+
+def set_char(mask, char, x, base, cell, face, size, weight):
+    """Draw a character amid its cell of a fixed-pitch line, narrower if it is too wide."""
+    w = cv2.getTextSize((0, 0), char, (0, 0), face, size, weight)[2]
+    if w <= cell:
+        cv2.putText(mask, char, (int(round(x + (cell - w) / 2)), base), 255, face, size, weight)
+        return
+    glyph = np.zeros((len(mask), w + 2 + size), np.uint8)
+    cv2.putText(glyph, char, (1, base), 255, face, size, weight)
+    lay_ink(mask, cv2.resize(glyph[:, :w + 2], (int(cell), len(mask))), int(x), 0)
+
+
+def set_text(text, style, size, weight, stretch):
+    """Set a run of words -> ink mask [h, w] uint8, the row of its baseline, and each word's (text,
+    x0, y0, x1, y1) around its ink, from cap height to baseline at least. Coarse styles are set
+    small and magnified, as a printer's own bitmaps are."""
+    face, pitch = style["face"], style["pitch"]
+    s = max(7, int(round(size * min(1.0, max(style["dots"], 14 / size)))))
+    base, x, spans = int(1.25 * s) + 2, 2.0 + s // 8, []
+    mask = np.zeros((int(1.7 * s) + 4, int(1.3 * s * len(text)) + 3 * s), np.uint8)
+    for word in text.split():
+        start = x
+        for char in word if pitch else ():
+            cell = pitch * s * (1 + 0.7 * (char > "ᄀ"))
+            set_char(mask, char, x, base, cell, face, s, weight)
+            x += cell
+        if not pitch:
+            x = float(cv2.putText(mask, word, (int(round(x)), base), 255, face, s, weight)[0][0])
+        spans.append((word, max(int(start) - 2, 0), int(x) + 3))
+        x += (pitch or style["space"]) * s
+    mask = mask[:, :int(x)]
+    if s < 0.9 * size:
+        mask = cv2.threshold(mask, 90, 255, cv2.THRESH_BINARY)[1]
+    h, w = int(round(len(mask) * size / s)), max(1, int(round(mask.shape[1] * stretch * size / s)))
+    kx, ky, words = w / mask.shape[1], h / len(mask), []
+    for word, a, b in spans:
+        ink = mask[:, a:b] > 60
+        cols, rows = a + np.flatnonzero(ink.any(0)), np.flatnonzero(ink.any(1))
+        if len(cols):
+            top, bottom = min(rows[0], base - 0.66 * s), max(rows[-1] + 1, base)
+            words.append((word, cols[0] * kx, top * ky, (cols[-1] + 1) * kx, bottom * ky))
+    return cv2.resize(mask, (w, h)), base * ky, words
+
+
+def text_width(text, style, weight):
+    """Natural width of a run, and a gap, in units of the text size."""
+    if style["pitch"]:
+        return style["pitch"] * sum(1 + 0.7 * (char > "ᄀ") for char in text) + 0.5
+    return cv2.getTextSize((0, 0), text, (0, 0), style["face"], 20, weight)[2] / 20 + 0.5
+
+
+def lay_ink(ink, mask, x, y):
+    """Lay mask [h, w] over ink [H, W] with its top left at (x, y), clipped; the darker stays."""
+    x0, y0 = max(x, 0), max(y, 0)
+    view = ink[y0:max(y + mask.shape[0], 0), x0:max(x + mask.shape[1], 0)]
+    if view.size:
+        np.maximum(view, mask[y0 - y:, x0 - x:][:view.shape[0], :view.shape[1]], out=view)
+
+
+def set_line(ink, cells, style, size, weight, stretch, left, y, width):
+    """Set a line's cells into ink. A name that meets the next cell loses words, as tills cut them;
+    others get narrower. Returns the line's runs, a list of (text, x0, y0, x1, y1) a cell."""
+    for _ in range(9):
+        masks = [set_text(text, style, size, weight, stretch) for _, text in cells]
+        widths = [mask.shape[1] for mask, _, _ in masks]
+        aligns = [(np.sign(x - 0.5) + 1) / 2 for x, _ in cells]
+        starts = [left + c[0] * width - w * a for c, w, a in zip(cells, widths, aligns)]
+        meet = [a + w > b for a, w, b in zip(starts, widths, starts[1:] + [left + width + 1])]
+        if not any(meet) and starts[0] > left - 1:
+            break
+        if meet[0] and len(cells) > 1 and cells[0][0] == 0 and " " in cells[0][1]:
+            cells = [(0, cells[0][1].rsplit(" ", 1)[0])] + cells[1:]
+        else:
+            stretch *= 0.87
+    runs, pad = [], 0.09 * size
+    for x, (mask, base, words) in zip(starts, masks):
+        x, top = int(round(x)), int(round(y + size - base))
+        lay_ink(ink, mask, x, top)
+        runs.append([(t, a + x - pad, b + top - pad, c + x + pad, d + top + pad)
+                     for t, a, b, c, d in words])
+    return runs
+
+
+def draw_rule(ink, char, x0, x1, y, size):
+    """Draw an unlabelled separator: one line or two, or a row of dashes, dots or asterisks."""
+    t, step = max(1, int(size / 14)), size * (0.9 if char == "- " else 0.45)
+    if char in "_=":
+        for k in range(1 + (char == "=")):
+            cv2.line(ink, (x0, y + 3 * t * k), (x1, y + 3 * t * k), 255, t)
+        return
+    for x in np.arange(x0, x1 - step, step).astype(int).tolist():
+        cv2.line(ink, (x, y), (x + int(step * (0.1 if char == "." else 0.6)), y), 255, t)
+        for dx in (-1, 1) if char == "*" else ():
+            r, mid = max(1, int(size * 0.08)), x + int(step * 0.3)
+            cv2.line(ink, (mid - dx * r, y - 2 * r), (mid + dx * r, y + 2 * r), 255, t)
+
+
+def draw_block(rng, kind, h, w):
+    """An unlabelled block [h, about w] uint8: bar code, square code or a logo of plain shapes."""
+    if kind == "bars":
+        bars = np.repeat(rng.random((1, w // 3 + 1)) < 0.5, 3, 1)
+        return np.repeat(bars, h, 0).astype(np.uint8) * 255
+    block = np.zeros((h, w), np.uint8)
+    if kind == "code":
+        block = (rng.random((25, 25)) < 0.5).astype(np.uint8) * 255
+        for y, x in ((0, 0), (0, 18), (18, 0)):
+            for edge, value in ((0, 255), (1, 0), (2, 255)):
+                block[y + edge:y + 7 - edge, x + edge:x + 7 - edge] = value
+        return cv2.resize(block, (h, h), interpolation=cv2.INTER_NEAREST)
+    for i in range(int(rng.integers(1, 4))):
+        sides = int(rng.choice([3, 4, 5, 6, 40, 40]))
+        angles = rng.uniform(0, 6) + np.arange(sides) * 2 * np.pi / sides
+        radii = h * 0.45 * 0.75 ** i * np.array([rng.uniform(1, 2), 1])
+        points = np.stack([np.cos(angles), np.sin(angles)], 1) * radii + (w / 2, h / 2)
+        cv2.fillPoly(block, [points.astype(np.int32)], 255 * (1 - i % 2), cv2.LINE_AA)
+    return block
+
+
+def draw_sheet(rng, lines, w, h):
+    """Set lines on a sheet of w x h pixels -> ink mask [h, w] uint8, the labelled runs (lists of
+    (text, x0, y0, x1, y1) in sheet pixels) and the text size, which fills the sheet."""
+    style = dict(face=cv2.FontFace(str(rng.choice(["sans", "uni", "italic"], p=[0.6, 0.35, 0.05]))),
+                 space=rng.uniform(0.25, 0.4), pitch=rng.choice([0, rng.uniform(0.5, 0.6)]),
+                 dots=rng.choice([1, 1, 0.7, 0.55]))
+    weight, leading = int(rng.choice([300, 400, 400, 500, 600])), rng.uniform(1.08, 1.3)
+    margin, units = rng.uniform(0.04, 0.09) * w, sum(line[1] for line in lines) * leading + 1.6
+    ink, runs = np.zeros((h, w), np.uint8), []
+    width, size = w - 2 * margin, min(h / units, 0.11 * w)
+    natural = [sum(text_width(text, style, weight) for _, text in cells) * height * wide
+               for kind, height, wide, _, cells in lines if kind == "text"]
+    fit = width / (np.percentile(natural, 90 if len(lines) > 20 else 75) * size)
+    size, stretch = size * min(1, fit / 0.66), float(np.clip(fit, 0.66, 1.2))
+    y = 0.8 * size + max(0, h - size * units) * rng.uniform(0.1, 0.5)
+    for kind, height, wide, bold, cells in lines:
+        pitch = height * size * leading
+        if kind == "text":
+            runs += set_line(ink, cells, style, size * height, weight + int(bold), stretch * wide,
+                             margin, y, width)
+        elif kind == "rule":
+            x0, x1 = int(margin + wide * width), int(margin + width)
+            draw_rule(ink, cells, x0, x1, int(y + pitch / 2), size)
+        elif kind != "gap":
+            block_h, block_w = max(int(pitch * 0.85), 8), int(width * rng.uniform(0.4, 0.8))
+            block = draw_block(rng, kind, block_h, block_w)
+            lay_ink(ink, block, (w - block.shape[1]) // 2, int(y))
+        y += pitch
+    return ink, runs, size
+
+
+def smooth_noise(rng, h, w, cells):
+    """Random field [h, w] float32 about 0, with `cells` features along its longer side."""
+    shape = [max(2, int(cells * n / max(h, w)) + 1) for n in (h, w)]
+    kind = cv2.INTER_LINEAR if cells > 60 else cv2.INTER_CUBIC
+    return cv2.resize(rng.standard_normal(shape, np.float32), (w, h), interpolation=kind)
+
+
+def shade_by(image, factor, dtype=cv2.CV_32F):
+    """image [H, W, 3] times factor [H, W] float32 -> [H, W, 3], float32 or rounded to uint8."""
+    return cv2.multiply(image, cv2.merge([factor] * 3), dtype=dtype)
+
+
+def wear_ink(rng, ink, size, level):
+    """Fading, broken dots and dead columns of a print head: ink mask [h, w] uint8 -> uint8."""
+    h, w = ink.shape
+    keep = np.ones((h, w), np.float32)
+    if rng.random() < 0.2 + 0.5 * level:
+        faded = np.clip(smooth_noise(rng, h, w, rng.uniform(2, 7)) - 0.2, 0, 1)
+        keep -= faded * rng.uniform(0.3, 1) * level
+    if rng.random() < 0.4:
+        grain = np.clip(smooth_noise(rng, h, w, max(h, w) / max(size * 0.09, 1.6)) - 0.4, 0, 1)
+        keep *= np.clip(1.2 - level * rng.uniform(0.3, 1.4) * grain, 0.2, 1)
+    if rng.random() < 0.4 * level:
+        keep[:, rng.integers(0, w, 4)] *= 0.2
+    return cv2.multiply(ink, np.maximum(keep, 0.3), dtype=cv2.CV_8U)
+
+
+def draw_mark(rng, sheet, size):
+    """Draw an unlabelled pen stroke or rubber stamp on sheet [h, w, 3] uint8 in place."""
+    colour = [(30, 40, 140), (150, 30, 40), (40, 40, 45)][rng.integers(0, 3)]
+    centre, t = rng.uniform(0.15, 0.9, 2) * sheet.shape[1::-1], np.linspace(0, 1, 80)[:, None]
+    if rng.random() < 0.65:
+        wave = np.sin(t * rng.uniform(8, 45, 2) + rng.uniform(0, 6, 2)) * (1 - t * 0.7)
+        course = (t - 0.5) * rng.uniform(-1, 9, 2) + wave * rng.uniform(0.3, 1.1, 2)
+        points = centre + size * course
+        thick = max(1, int(size / 11))
+        cv2.polylines(sheet, [np.int32(points * 8)], False, colour, thick, cv2.LINE_AA, 3)
+        return
+    layer, at, thick = sheet.copy(), centre.astype(int).tolist(), max(1, int(size / 9))
+    for r in size * rng.uniform(1.5, 3) * np.array([1, 0.85]):
+        cv2.ellipse(layer, at, (int(r), int(r * 0.8)), 20, 0, 360, colour, thick, cv2.LINE_AA)
+    for y in np.arange(-1, 2) * size * 0.45:  # rows of unreadable type
+        dashes = [at[0] + k * size * 0.3 for k in range(-3, 4) if rng.random() < 0.8]
+        for x in dashes:
+            end = (int(x + size * 0.2), int(at[1] + y + size * rng.uniform(-0.1, 0.2)))
+            cv2.line(layer, (int(x), int(at[1] + y)), end, colour, thick, cv2.LINE_AA)
+    sheet[:] = cv2.addWeighted(sheet, 0.45, layer, 0.55, 0)
+
+
+def tint_sheet(rng, ink, size):
+    """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours, perhaps with marks."""
+    white = 250 - rng.uniform(0, 22) - rng.uniform(0, 12) * np.array([0, 0.5, 2])
+    black = rng.uniform(5, 80) + np.array([0, 0, 1]) * rng.uniform(0, 40) * (rng.random() < 0.25)
+    ramp = np.linspace(0, 1, 256)[:, None]
+    table = white * (1 - ramp) + black * ramp
+    sheet = cv2.LUT(cv2.merge([ink] * 3), table.astype(np.uint8)[None])
+    for _ in range(int(rng.integers(1, 3)) if rng.random() < 0.35 else 0):
+        draw_mark(rng, sheet, size)
+    return sheet
+
+
+def shade_sheet(rng, sheet, folds, level):
+    """Creases with a light and a dark side, crumples, paper grain and torn edges: sheet [h, w, 3]
+    uint8 -> [h, w, 4], the colour times the cover, and the cover."""
+    h, w = sheet.shape[:2]
+    shade = 1 + smooth_noise(rng, h, w, 50) * 0.012 * level
+    if rng.random() < 0.5 * level:
+        ridge = np.clip(0.25 - np.abs(smooth_noise(rng, h, w, rng.uniform(4, 9))), 0, 1)
+        shade -= ridge * rng.uniform(0.1, 0.3) * level
+    upright = [(1, rng.uniform(0.3, 0.7))] if rng.random() < 0.3 * level else []
+    for axis, at in [(0, fold[0]) for fold in folds] + upright:
+        d = np.linspace(0, 1, (h, w)[axis], dtype=np.float32) - at
+        crease = np.sign(d) * np.exp(-np.abs(d) / 0.1) * 0.09 * rng.choice([-1, 1])
+        crease += np.exp(-(d / 0.003) ** 2) * rng.uniform(-0.2, 0.1)
+        shade *= np.expand_dims(1 + level * crease, 1 - axis).astype(np.float32)
+    teeth = np.abs(np.arange(w) % (w // 40 + 2) - (w // 80 + 1)) * rng.choice([0, 0.5]) * level
+    ragged = (teeth + np.abs(smooth_noise(rng, 1, w, 8)[0]) * 0.004 * h * level).astype(int)
+    gone = np.arange(ragged.max() + 1)[:, None] < ragged
+    out = cv2.merge([*cv2.split(shade_by(sheet, shade, cv2.CV_8U)), np.full((h, w), 255, np.uint8)])
+    out[:len(gone)][gone] = 0
+    out[::-1][:len(gone)][gone[:, ::-1]] = 0
+    return out
+
+
+def sheet_corners(rng, h, w, ratio, photo, level):
+    """Corners [4, 2] in page pixels of a turned sheet of width / height `ratio`, in perspective."""
+    turn = np.deg2rad(rng.normal(0, (5 if photo else 0.8) * level))
+    corners = np.array([[-ratio, -1], [ratio, -1], [ratio, 1], [-ratio, 1]]) / 2
+    corners = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    corners += rng.uniform(-1, 1, (4, 2)) * (0.035 if photo else 0.003) * level
+    corners, span = corners - corners.min(0), np.ptp(corners, 0)
+    scale = rng.uniform(*((0.9, 0.98) if photo else (0.98, 1.005))) * min(w / span[0], h / span[1])
+    return corners * scale + ((w, h) - span * scale) * rng.uniform(0.3, 0.7, 2)
+
+
+def draw_bends(rng, size, level):
+    """A sheet's waves (pixels, frequency, phase) in x and y and its folds (height, kinks)."""
+    waves = [(rng.normal(0, 0.15) * size * level, *rng.uniform((2, 0), 6)) for _ in range(2)]
+    n, kink = int(rng.integers(1, 4)) * (rng.random() < 0.1 + 0.5 * level), 0.5 * size * level
+    return waves, [(rng.uniform(0.15, 0.85), *rng.normal(0, kink, 2)) for _ in range(n)]
+
+
+def displacement(q, bends, w, h):
+    """From the plane's coordinate q [..., 2] to the sheet's: u = q + displacement(q). Its slope
+    stays well under 1, so that q follows from u by iteration."""
+    (x_wave, y_wave), folds = bends
+    x, y = q[..., 0] / w, q[..., 1] / h
+    dx = x_wave[0] * np.sin(x_wave[1] * y + x_wave[2])
+    dy = y_wave[0] * np.sin(y_wave[1] * x + y_wave[2])
+    for at, kx, ky in folds:
+        dx, dy = dx + kx * np.abs(y - at), dy + ky * np.abs(y - at)
+    return np.stack([dx, dy], -1)
+
+
+def sheet_to_page(points, matrix, bends, w, h):
+    """Sheet points [N, 2] -> page points [N, 2]: q = u - displacement(q), then the homography."""
+    q = points
+    for _ in range(30):
+        q = points - displacement(q, bends, w, h)
+    return cv2.perspectiveTransform(q[None], matrix)[0]
+
+
+def page_to_sheet(matrix, bends, w, h, page_h, page_w, step=8):
+    """Sheet coordinates under the page's pixel centres, two maps [page_h, page_w] float32, exact on
+    a grid of `step` pixels and linear in between."""
+    rows, cols = -(-page_h // step) + 2, -(-page_w // step) + 2
+    grid = np.stack(np.meshgrid(np.arange(cols) - 0.5, np.arange(rows) - 0.5), -1) * step
+    q = cv2.perspectiveTransform(grid.reshape(1, -1, 2), np.linalg.inv(matrix)).reshape(grid.shape)
+    u = (q + displacement(q, bends, w, h)).astype(np.float32)
+    u = cv2.resize(u, (cols * step, rows * step))
+    return cv2.split(u[step:step + page_h, step:step + page_w])
+
+
+def background(rng, h, w, photo):
+    """Wood, cloth, a desk or a scanner's lid [h, w, 3] float32 in 0..255."""
+    if not photo:
+        grey = rng.uniform(225, 255) if rng.random() < 0.75 else rng.uniform(5, 60)
+        return np.full((h, w, 3), grey, np.float32)
+    kind, field = rng.integers(0, 4), 1 + smooth_noise(rng, h, w, 5) * 0.06
+    colour = np.array([[150, 105, 65], [110, 112, 120], [45, 42, 40], [170, 165, 155]])[kind]
+    colour = colour * rng.uniform(0.7, 1.25) + rng.uniform(-12, 12, 3)
+    if kind == 0:
+        for rows in (h // 3 + 2, h // 20 + 2):
+            field += cv2.resize(rng.standard_normal((rows, 4), np.float32), (w, h)) * 0.07
+    if kind == 1:
+        x, y = (np.sin(np.arange(n, dtype=np.float32) * 2.1) for n in (w, h))
+        field += np.outer(y, x) * 0.08
+    return cv2.merge([field * np.float32(c) for c in colour])
+
+
+def page_light(rng, h, w, photo, level):
+    """Light over the page [h, w] float32 about 1: a slope, unevenness, a photograph's shadow."""
+    y, x = np.mgrid[-0.5:0.5:48j, -0.5:0.5:48j]
+    slope = rng.normal(0, (0.2 if photo else 0.04) * level, 2)
+    field = 1 + slope[0] * x + slope[1] * y
+    field += smooth_noise(rng, 48, 48, 3) * (0.07 if photo else 0.015) * level
+    if photo and rng.random() < 0.6:
+        angle, soft = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.12)
+        edge = (x * np.cos(angle) + y * np.sin(angle) - rng.uniform(0, 0.35)) / soft
+        field *= 1 - rng.uniform(0.15, 0.5) * level / (1 + np.exp(-edge))
+    return cv2.resize(field.astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
+
+
+def compose(rng, sheet, matrix, bends, page_h, page_w, photo, level):
+    """Sheet [h, w, 4] on its ground, under one light -> page [page_h, page_w, 3] float32."""
+    x, y = page_to_sheet(matrix, bends, sheet.shape[1], sheet.shape[0], page_h, page_w)
+    *colour, cover = cv2.split(cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR))
+    clear = 1 - cover * np.float32(1 / 255)
+    if photo:
+        low = cv2.resize(cover, None, fx=0.25, fy=0.25)
+        shift = np.eye(2, 3, dtype=np.float32)
+        shift[:, 2] = rng.normal(0, 0.002, 2) * page_w
+        low = cv2.warpAffine(low, shift, low.shape[::-1])
+        low = cv2.GaussianBlur(low, (0, 0), max(0.5, page_w * 0.002))
+        clear *= 1 - cv2.resize(low, (page_w, page_h)) * np.float32(0.5 / 255)
+    ground = shade_by(background(rng, page_h, page_w, photo), clear)
+    page = cv2.add(ground, cv2.merge(colour), dtype=cv2.CV_32F)
+    return shade_by(page, page_light(rng, page_h, page_w, photo, level))
+
+
+def photograph(rng, image, size, photo, level):
+    """Blur (it follows the text size), noise, tone and JPEG: image [H, W, 3] float32 -> uint8."""
+    sigma = rng.uniform(0, 0.075) * size * (0.3 + 0.7 * level)
+    image, n = cv2.GaussianBlur(image, (0, 0), max(0.3, sigma)), int(0.16 * size * level)
+    if photo and n > 1 and rng.random() < 0.3:
+        kernel = np.eye(n) if rng.random() < 0.5 else np.ones((1, n))
+        image = cv2.filter2D(image, -1, kernel.astype(np.float32) / n)
+    noise = rng.standard_normal(image.shape[:2], np.float32) * rng.uniform(1, 14) * level
+    noise = cv2.GaussianBlur(noise, (3, 3), 0) if rng.random() < 0.5 else noise
+    image = cv2.add(image, cv2.merge([noise] * 3), dtype=cv2.CV_8U)
+    low, high = 0, rng.uniform(0.9, 1.15)
+    if not photo and rng.random() < 0.6:
+        low, high = rng.uniform(0, 0.3), rng.uniform(0.75, 0.95)
+    tone = np.clip((np.linspace(0, 1, 256) - low) / (high - low), 0, 1) ** rng.uniform(0.85, 1.2)
+    image = cv2.LUT(image, (tone * 255).astype(np.uint8))
+    grey = rng.random() < (0.1 if photo else 0.75)
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.uniform(95 - 55 * level, 96))]
+    data = cv2.imencode(".jpg", image, quality)[1]
+    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+
+
+def place_labels(runs, unit, matrix, bends, w, h):
+    """Runs of (text, x0, y0, x1, y1) on the sheet -> dicts of points [4, 2] on the page and the
+    transcription, one a word or one a run."""
+    if unit == "line":
+        runs = [[(" ".join(b[0] for b in r), *np.min([b[1:3] for b in r], 0),
+                  *np.max([b[3:] for b in r], 0))] for r in runs if r]
+    boxes = [box for run in runs for box in run]
+    corners = np.array([((a, b), (c, b), (c, d), (a, d)) for _, a, b, c, d in boxes], float)
+    quads = sheet_to_page(corners.reshape(-1, 2), matrix, bends, w, h).reshape(-1, 4, 2)
+    return [dict(points=quad, transcription=box[0]) for quad, box in zip(quads, boxes)]
+
+
+def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
+    """Seed (int or ints) -> page [H, W, 3] uint8 RGB, its longer side `size`, of about `words`
+    words, and its labels: dicts of points [4, 2] float64 (x, y) page pixels (pixel (i, j) covers
+    [i, i+1) x [j, j+1)), clockwise from the text's top left, and transcription. unit "word" labels
+    words, "line" the runs of a line, cut at wide gaps. difficulty 0..1 scales wear, warp, light,
+    blur and noise. Raises ValueError for another unit."""
+    if unit not in ("word", "line"):
+        raise ValueError(f'unit {unit!r}: give "word" or "line"')
+    rng = np.random.default_rng(seed)
+    photo, hangul = rng.random() < 0.5, float(rng.choice([0.0, 0.0, 0.12, 0.9]))
+    usual = photo and rng.random() < 0.75
+    aspect = rng.uniform(0.7, 0.8) if usual else rng.uniform(0.45, 0.85)
+    page_h, page_w = size, int(round(size * aspect))
+    ratio = aspect * (rng.uniform(0.72, 1) if photo else 1)
+    corners = sheet_corners(rng, page_h, page_w, ratio, photo, difficulty)
+    edges = np.linalg.norm(corners - np.roll(corners, -1, 0), axis=1)
+    w, h = int(edges[[0, 2]].mean()), int(edges[[1, 3]].mean())
+    ink, runs, text = draw_sheet(rng, receipt_lines(rng, words, hangul), w, h)
+    sheet = tint_sheet(rng, wear_ink(rng, ink, text, difficulty), text)
+    bends = draw_bends(rng, text, difficulty)
+    sheet = shade_sheet(rng, sheet, bends[1], difficulty)
+    square = np.float32([[0, 0], [w, 0], [w, h], [0, h]])
+    matrix = cv2.getPerspectiveTransform(square, np.float32(corners))
+    image = compose(rng, sheet, matrix, bends, page_h, page_w, photo, difficulty)
+    image = photograph(rng, image, text, photo, difficulty)
+    return image, place_labels(runs, unit, matrix, bends, w, h)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def describe(pages, size):
+    """Counts of inspected pages at a page size, as a dict; what train.py prints before epoch 1."""
+    totals = {}
+    for page in pages:
+        for key, value in repair_words(page)[2].items():
+            totals[key] = totals.get(key, 0) + value
+    heights = np.concatenate([word_heights(p) * (size / max(p.size)) for p in pages] or [[]])
+    counts = np.array([len(p.polygons) for p in pages])
+    return {
+        "pages": len(pages),
+        "words": int(counts.sum()),
+        "words a page": float(np.median(counts)) if len(pages) else 0.0,
+        "without text": int((counts == 0).sum()),
+        "ignored": sum(sum(p.ignore) for p in pages),
+        "height px": float(np.median(heights)) if len(heights) else 0.0,
+        "under 8 px": float((heights < 8).mean()) if len(heights) else 0.0,
+        **totals,
+    }
+
+
+def format_counts(counts):
+    shown = (f"{v:.0%} {k}" if k == "under 8 px" else f"{v:.4g} {k}" for k, v in counts.items() if v)
+    return ", ".join(shown)
+
+
+def turned_pages(pages):
+    """Names of pages whose labels leave the page as it is but fit when it is turned by 90 degrees."""
+    names = []
+    for page in (p for p in pages if p.polygons):
+        reach = np.concatenate(page.polygons).max(0)
+        width, height = page.size
+        if (reach > (width + 1, height + 1)).any() and (reach <= (height + 1, width + 1)).all():
+            names.append(page.name)
+    return names
+
+
+def check_split(pages, label, size):
+    """Print the counts of one split and its warnings; returns thumbnails [N, 1024]."""
+    stated = [p.size for p in pages]
+    thumbnails = inspect_pages(pages)
+    counts = describe(pages, size)
+    print(f"{label:5s} {format_counts(counts)}")
+    if counts["words"] and counts["height px"] < 10:
+        print(f"warning: {label}: median word height {counts['height px']:.1f} px at --size {size}; use a larger page")
+    for name in turned_pages(pages):
+        print(f"warning: {label}: {name}: labels fit the page only when it is turned; check its EXIF orientation")
+    for page, size_stated in zip(pages, stated):
+        if size_stated and tuple(size_stated) != page.size:
+            print(f"warning: {label}: {page.name}: is {page.size}, the label file says {tuple(size_stated)}")
+    return thumbnails
+
+
+def check(data, size, image_dir):
+    """Print what DATA holds and what will go wrong. Raises DataError on what training would refuse."""
+    splits = [s for s in SPLITS if has_split(data, s)] or [None]
+    pages = {s or "all": load_labels(data, s, image_dir) for s in splits}
+    thumbnails = {name: check_split(p, name, size) for name, p in pages.items()}
+    everything = [(name, page) for name, p in pages.items() for page in p]
+    pairs = near_duplicates(np.concatenate(list(thumbnails.values())))
+    for a, b in pairs:
+        (split_a, page_a), (split_b, page_b) = everything[a], everything[b]
+        across = "warning: across splits" if split_a != split_b else "within a split"
+        print(f"near-duplicates {across}: {split_a} {page_a.name}, {split_b} {page_b.name}")
+    shared = {}
+    for split, page in everything:
+        shared.setdefault(page.group, set()).add(split)
+    for group in sorted(str(g) for g, where in shared.items() if g is not None and len(where) > 1):
+        print(f"warning: group {group} has pages in more than one split")
+    print(f"{data}: no errors")
+
+
+def synth(out, count, seed, **kind):
+    """Draw `count` synthetic receipts into OUT: train.json, val.json (a quarter) and images/.
+
+    A complete OUT of the same arguments is left alone; anything else there is an error.
+    """
+    out, spec = Path(out), {"pages": count, "seed": seed, **kind}
+    made = out / "synth.json"
+    if made.is_file() and read_json(made) == spec:
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not this synthetic set; choose another folder or remove it")
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    (partial / "images").mkdir(parents=True)
+
+    def draw(i):
+        name = f"synth_{i:05d}.jpg"
+        image, words = synthetic_page((seed, i), **kind)
+        cv2.imwrite(str(partial / "images" / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        page = Page(name, None, size=image.shape[1::-1], group=f"synth {i}")
+        for k, word in enumerate(words, 1):
+            page.add(f"{k:04d}", word["points"], word["transcription"])
+        return page
+
+    pages = map_threads(draw, range(count), "drawing receipts")
+    val = max(1, count // 4)
+    write_json(partial / "train.json", pages_to_json(pages[val:]))
+    write_json(partial / "val.json", pages_to_json(pages[:val]))
+    write_json(partial / "synth.json", spec)
+    if out.exists():
+        out.rmdir()
+    os.replace(partial, out)
+
+
+# what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn in minutes
+SYNTH_SETS = {
+    "synth": dict(count=320, seed=0, size=1280, words=117),
+    "synth-small": dict(count=160, seed=0, size=320, words=18),
+}
+
+
+def resolve_data(data):
+    """Folder or file of a --data value; `synth` and `synth-small` are drawn under data/ on first use."""
+    if data not in SYNTH_SETS or Path(data).exists():
+        return Path(data)
+    folder = Path("data", data)
+    if not (folder / "synth.json").is_file():
+        print(f"drawing {SYNTH_SETS[data]['count']} synthetic receipts into {folder}", file=sys.stderr)
+    synth(folder, **SYNTH_SETS[data])
+    return folder
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("check", help="what is in DATA and what will go wrong")
+    sub.add_argument("data")
+    sub.add_argument("--size", type=int, default=960, help="longer page side in training (default 960)")
+    sub.add_argument("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
+    sub = commands.add_parser("synth", help="draw synthetic receipts")
+    sub.add_argument("out")
+    sub.add_argument("--pages", type=int, default=64, help="how many, a quarter of them val (default 64)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--size", type=int, default=1280, help="longer page side (default 1280)")
+    sub.add_argument("--words", type=int, default=117, help="words a page, about (default 117)")
+    sub.add_argument("--unit", choices=("word", "line"), default="word", help="what a label is (default word)")
+    sub = commands.add_parser("split", help="stratified, grouped folds")
+    sub.add_argument("data")
+    sub.add_argument("--folds", type=int, default=5)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--split", default="train", help="which split of DATA to part (default train)")
+    sub.add_argument("--image-dir")
+    sub.add_argument("--out", help="JSON to write (default runs/split-DATA-FOLDS.json)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        if args.command == "check":
+            check(resolve_data(args.data), args.size, args.image_dir)
+        elif args.command == "synth":
+            if args.pages < 2 or args.size < 64 or args.words < 1:
+                raise DataError("synth: --pages of at least 2, --size of at least 64 and --words of at least 1")
+            synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=args.unit)
+            print(f"{args.out}: {args.pages} synthetic receipts")
+        else:
+            pages = load_labels(resolve_data(args.data), args.split, args.image_dir)
+            groups = page_groups(pages, inspect_pages(pages))
+            split = split_json(pages, groups, args.folds, args.seed)
+            out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
+            write_json(out, split, indent=1)
+            sizes = np.bincount([v["fold"] for v in split["images"].values()])[1:]
+            print(f"{out}: {args.folds} folds of {sizes.tolist()} pages, hash {split['hash']}")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+import hashlib
+
+import cv2
+import numpy as np
+import pytest
+
+import data
+from data import synthetic_page
+
+PAGES = [synthetic_page((9, i)) for i in range(10)]
+SMALL = [synthetic_page((9, i), size=320, words=18) for i in range(16)]
+
+
+def sizes(labels):
+    """Mean width and height [N, 2] of the labels' quads."""
+    quads = np.array([label["points"] for label in labels])
+    sides = np.linalg.norm(quads - np.roll(quads, -1, 1), axis=2)  # [N, 4]
+    return np.stack([sides[:, ::2].mean(1), sides[:, 1::2].mean(1)], 1)
+
+
+def digest(page):
+    image, labels = page
+    text = repr([(label["points"].tolist(), label["transcription"]) for label in labels])
+    return hashlib.sha256(image.tobytes() + text.encode()).hexdigest()
+
+
+def grey_inside(grey, quad):
+    mask = np.zeros(grey.shape, np.uint8)
+    cv2.fillPoly(mask, [np.int32(np.round((quad - 0.5) * 256))], 1, shift=8)
+    return grey[mask > 0]
+
+
+def warp(seed, page_h, page_w, w, h):
+    rng = np.random.default_rng(seed)
+    corners = np.float32(data.sheet_corners(rng, page_h, page_w, w / h, True, 1.0))
+    square = np.float32([[0, 0], [w, 0], [w, h], [0, h]])
+    return cv2.getPerspectiveTransform(square, corners), data.draw_bends(rng, 25, 1.0)
+
+
+def test_same_seed_same_page_whatever_the_threads():
+    threads = cv2.getNumThreads()
+    try:
+        digests = []
+        for n in (1, 4):
+            cv2.setNumThreads(n)
+            digests.append([digest(synthetic_page((3, i), 640, 50)) for i in range(3)])
+    finally:
+        cv2.setNumThreads(threads)
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == 3
+
+
+def test_unit_changes_labels_only():
+    (image, words), (again, lines) = (synthetic_page(5, unit=unit) for unit in ("word", "line"))
+    assert np.array_equal(image, again)
+    assert len(lines) < len(words)
+    joined = " ".join(label["transcription"] for label in lines)
+    assert joined.split() == [label["transcription"] for label in words]
+    with pytest.raises(ValueError, match="unit 'page'"):
+        synthetic_page(5, unit="page")
+
+
+def test_words_as_stated():
+    counts = [len(labels) for _, labels in PAGES]
+    assert min(counts) >= 105 and max(counts) <= 129
+    width, height = np.median(np.concatenate([sizes(labels) for _, labels in PAGES]), 0)
+    assert 64 <= width <= 90 and 20 <= height <= 28
+    counts = [len(labels) for _, labels in SMALL]
+    assert min(counts) >= 15 and max(counts) <= 24
+    assert min(np.median(sizes(labels)[:, 1]) for _, labels in SMALL) >= 11
+
+
+def test_shape_and_words_inside():
+    for size, pages in ((1280, PAGES), (320, SMALL)):
+        for image, labels in pages:
+            h, w = image.shape[:2]
+            assert image.dtype == np.uint8 and image.shape[2] == 3 and h == size
+            assert 0.44 <= w / h <= 0.86
+            quads = np.array([label["points"] for label in labels])
+            assert quads.min() >= 0 and (quads <= (w, h)).all()
+            assert all(cv2.contourArea(np.float32(q), oriented=True) > 0 for q in quads)
+
+
+def test_latin_and_hangul():
+    texts = [label["transcription"] for _, labels in PAGES + SMALL for label in labels]
+    hangul = sum(any("가" <= c <= "힣" for c in text) for text in texts)
+    latin = sum(any("A" <= c.upper() <= "Z" for c in text) for text in texts)
+    assert hangul > 0.05 * len(texts) and latin > 0.3 * len(texts)
+    assert all(text == text.strip() and text and " " not in text for text in texts)
+
+
+def test_every_glyph_is_in_the_font():
+    """A glyph that the font lacks is drawn as a question mark."""
+    chars = sorted({c for pair in data.WORDS.values() for text in pair for c in text} - set(" _=?"))
+    for name in ("sans", "uni", "italic"):
+        drawn = [np.zeros((40, 60), np.uint8) for _ in range(len(chars) + 1)]
+        for canvas, c in zip(drawn, ["?"] + chars):
+            cv2.putText(canvas, c, (4, 30), 255, cv2.FontFace(name), 28, 400)
+        assert not any(np.array_equal(drawn[0], canvas) for canvas in drawn[1:])
+
+
+def test_boxes_hold_all_ink_and_fit_it():
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        lines = data.receipt_lines(rng, 117, 0.5 * (seed % 2))
+        lines = [line for line in lines if line[0] in ("text", "gap")]
+        ink, runs, _ = data.draw_sheet(rng, lines, 800, 1200)
+        left = ink.copy()
+        for _, x0, y0, x1, y1 in [box for run in runs for box in run]:
+            rows = slice(int(np.floor(y0)), int(np.ceil(y1)))
+            cols = slice(int(np.floor(x0)), int(np.ceil(x1)))
+            columns = np.flatnonzero((ink[rows, cols] > 60).any(0))
+            slack = 0.2 * (y1 - y0) + 3
+            assert len(columns) and columns[0] <= slack and columns[-1] >= x1 - x0 - slack
+            left[rows, cols] = 0
+        assert (left > 60).sum() <= 1e-3 * (ink > 60).sum()
+
+
+def test_blocks_and_separators_carry_no_label():
+    lines = [(kind, 3, 0, 0, None) for kind in ("bars", "code", "logo")]
+    lines += [("rule", 1, 0, 0, char) for char in ("-", "=", "*", "_", ".", "- ")]
+    lines.insert(3, ("text", 1, 1, 0, [(0, "Milk"), (1, "2.50")]))
+    ink, runs, _ = data.draw_sheet(np.random.default_rng(1), lines, 800, 1200)
+    assert [[box[0] for box in run] for run in runs] == [["Milk"], ["2.50"]]
+    y0, y1 = runs[0][0][2], runs[0][0][4]
+    assert (ink[:int(y0)] > 0).sum() > 1000 and (ink[int(y1) + 1:] > 0).any(1).sum() >= 6
+
+
+def test_quads_follow_perspective_curl_and_folds():
+    """Word boxes filled with ink and warped like a page: each word's ink must have the area and the
+    centre of its quad; an offset of half a pixel would show. Folds within a word bow its sides."""
+    page_h, page_w, w, h = 1000, 760, 620, 900
+    boxes = [("x", x, y, x + 70, y + 26) for x in range(20, 540, 90) for y in range(20, 860, 60)]
+    sheet = np.zeros((h, w), np.float32)
+    for _, x0, y0, x1, y1 in boxes:
+        sheet[y0:y1, x0:x1] = 1
+    for seed in range(6):
+        matrix, bends = warp(seed, page_h, page_w, w, h)
+        x, y = data.page_to_sheet(matrix, bends, w, h, page_h, page_w)
+        page, offsets = cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR), []
+        for label in data.place_labels([boxes], "word", matrix, bends, w, h):
+            quad = label["points"]
+            (x0, y0), (x1, y1) = np.int32(quad.min(0)) - 3, np.int32(quad.max(0)) + 4
+            ink, exact = cv2.moments(page[y0:y1, x0:x1]), cv2.moments(np.float32(quad - (x0, y0)))
+            assert ink["m00"] == pytest.approx(exact["m00"], rel=0.02)
+            centres = [[m["m10"] / m["m00"], m["m01"] / m["m00"]] for m in (ink, exact)]
+            offsets.append(np.subtract(*centres) + 0.5)  # moments count from pixel centres
+        assert np.abs(offsets).max() < 0.35
+        assert np.abs(np.mean(offsets, 0)).max() < 0.1
+
+
+def test_maps_there_and_back():
+    matrix, bends = warp(0, 1000, 700, 600, 900)
+    rng = np.random.default_rng(0)
+    points = rng.uniform(30, 570, (200, 2))
+    page = data.sheet_to_page(points, matrix, bends, 600, 900)
+    x, y = data.page_to_sheet(matrix, bends, 600, 900, 1000, 700)
+    at = np.float32(page - 0.5)[None]  # the maps are sampled at pixel centres
+    back = np.stack([cv2.remap(m, at, None, cv2.INTER_LINEAR)[0] for m in (x, y)], 1)
+    assert np.abs(back - points).max() < 0.15
+
+
+def test_words_are_darker_than_the_sheet_around_them():
+    for image, labels in PAGES[:5] + SMALL[:8]:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        for label in labels:
+            inside = grey_inside(grey, label["points"]).astype(float)
+            assert np.percentile(inside, 90) - np.percentile(inside, 2) > 12
