@@ -326,7 +326,8 @@ def minimise(f, x, evaluations, memory=8):
             kept.append((s @ step) / (s @ t))
             step = step - kept[-1] * t
         if pairs:
-            step = step * (s_last @ t_last) / (t_last @ t_last)
+            s, t = pairs[-1]
+            step = step * (s @ t) / (t @ t)
         for (s, t), a in zip(pairs, reversed(kept)):
             step = step + s * (a - (t @ step) / (s @ t))
         size = min(1.0, 1.5 / np.abs(step).max())
@@ -338,18 +339,18 @@ def minimise(f, x, evaluations, memory=8):
             size *= 0.3
         else:
             break
-        s_last, t_last, gain = size * step, new_grad - grad, value - new_value
-        x, value, grad = x + s_last, new_value, new_grad
-        if s_last @ t_last > 1e-12:
-            pairs = (pairs + [(s_last, t_last)])[-memory:]
+        s, t, gain = size * step, new_grad - grad, value - new_value
+        x, value, grad = x + s, new_value, new_grad
+        if s @ t > 1e-12:
+            pairs = (pairs + [(s, t)])[-memory:]
         if gain < 1e-4:
             break
     return x, value
 
 
-def fit(x, y, variance, category):
+def fit(x, y, variance, category, starts=None):
     """x [n, d], standardised y [n], variance [n] -> theta of the largest posterior density, and
-    its negative log; two starts, smooth without noise and rough with it."""
+    its negative log; from starts, else from two: smooth without noise and rough with it."""
     n, d = x.shape
     gaps = squared_gaps(x, x, category)
     mean = np.r_[np.full(d, SCALE_PRIOR[0] + 0.5 * math.log(d)), SIGNAL_PRIOR[0], NOISE_PRIOR[0]]
@@ -362,9 +363,9 @@ def fit(x, y, variance, category):
         z = (theta - mean) / sd
         return 0.5 * z @ z - value, z / sd - grad
 
-    evaluations = int(np.clip(3e5 / n ** 2, 20, 50))
+    evaluations = int(np.clip(1.2e5 / n ** 2, 12, 40))
     rough = mean + np.r_[np.full(d, -0.7), 0, 6]
-    return min((minimise(loss, start, evaluations) for start in (mean, rough)),
+    return min((minimise(loss, start, evaluations) for start in starts or (mean, rough)),
                key=lambda found: found[1])
 
 
@@ -432,7 +433,7 @@ def warps(y, variance):
     unit = max(np.median(below), 1e-12)
     slope = np.where(below > 6 * unit, 6 * unit / np.maximum(below, unit), 1.0)
     below = np.where(below > 6 * unit, 6 * unit * (1 - np.log(slope)), below)
-    for power in (1.0, 0.3, 0.0):
+    for power in (0.3, 1.0, 0.0):
         t = 1 + 2 * below / unit
         z = -(t ** power - 1) / power if power else -np.log(t)
         rate = 2 / unit * t ** (power - 1)
@@ -442,13 +443,14 @@ def warps(y, variance):
 
 
 def fit_best(x, y, variance, category):
-    """The warp and theta of the largest posterior density -> Posterior, warped y, variance."""
-    fits = []
+    """Warped y and variance, and theta, of the warp with the largest posterior density; each
+    warp's search starts where the one before ended."""
+    fits, starts = [], None
     for z, own, cost in warps(y, variance):
-        theta, loss = fit(x, z, own, category)
-        fits.append((loss + cost, len(fits), theta, z, own))
-    _, _, theta, z, own = min(fits, key=lambda f: f[:2])
-    return z, own, theta
+        theta, loss = fit(x, z, own, category, starts)
+        fits.append((loss + cost, z, own, theta))
+        starts = [theta]
+    return min(fits, key=lambda f: f[0])[1:]
 
 
 class Cube:
