@@ -1056,8 +1056,12 @@ def settle(state, trial):
     rule, done = state.spec.get("early_terminate"), len(trial.history)
     if done >= state.epochs:
         state.write("finished", trial)
-    elif rule and not trial.whole and rule["type"] != "brackets" and done in bands_of(
-            rule, state.epochs) and done not in [v["epoch"] for v in trial.judged]:
+    elif not rule or trial.whole or rule["type"] == "brackets" or done not in bands_of(
+            rule, state.epochs) or done in [v["epoch"] for v in trial.judged]:
+        return
+    elif trial.revived:
+        state.write("stopped", trial, why="waits for its chance against the others")
+    else:
         values = [state.sign * v for v in trial.history]
         verdict = judge(values, state.curves(trial), rule, state.epochs)
         verdict["value"], verdict["bar"] = (state.sign * verdict[k] for k in ("value", "bar"))
@@ -1065,7 +1069,7 @@ def settle(state, trial):
         word = "paused" if verdict["stop"] else "goes on"
         print(f"trial {trial.number} {word} at epoch {done}: {verdict['value']:.4f} is rank "
               f"{verdict['rank']} of {verdict['of']}, bar {verdict['bar']:.4f}"
-              f"{' (kept: ' + verdict['why'] + ')' if 'why' in verdict else ''}{trust(state, done)}")
+              + (f" (kept: {verdict['why']})" if "why" in verdict else "") + trust(state, done))
 
 
 def trust(state, band):
@@ -1105,7 +1109,11 @@ def choose(state, busy, cap):
                   {i for i, t in enumerate(alive) if t.revived}, rule, state.epochs)
     if i is None:
         return None
-    state.write("continued", alive[i], whole=False, why="could still win")
+    chance = chance_to_win([state.sign * v for v in alive[i].history], [
+        c for c in state.curves() if len(c) >= state.epochs], state.epochs)
+    state.write("continued", alive[i], whole=False, why=f"could still win: chance {chance:.3f}")
+    print(f"trial {alive[i].number} goes on from epoch {len(alive[i].history)}: chance to beat the "
+          f"best {chance:.0%}")
     return alive[i], next_target(state, alive[i])
 
 
@@ -1610,7 +1618,8 @@ class Report:
         if not self.all:
             return []
         sound = [t for t in self.finished or self.stopped if t not in self.ruined]
-        first = max(sound, key=lambda t: self.sign * np.nan_to_num(self.at(t)[0], nan=t.history[-1]))
+        first = max(sound, key=lambda t: self.sign * np.nan_to_num(
+            self.at(t)[0], nan=t.history[-1]))
         kind = "finished" if self.finished else "stopped (none finished)"
         lines = ["## Best configuration", "", f"Trial {first.number}, the best posterior mean of "
                  f"the {kind} trials" + ("." if first is sound[0] else "; the highest value had "
