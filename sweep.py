@@ -383,8 +383,12 @@ class Posterior:
         self.alpha = self.whiten.T @ (self.whiten @ y)
 
     def covariance(self, z):
-        gaps = self.weights @ squared_gaps(self.x, z, self.category)
-        return self.signal * matern(gaps.reshape(len(self.x), len(z)))[0] + MEAN_VARIANCE
+        scale = np.sqrt(self.weights) * ~self.category
+        a, b = self.x * scale, z * scale
+        gaps = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
+        for j in np.flatnonzero(self.category):
+            gaps += self.weights[j] * (self.x[:, j, None] != z[:, j])
+        return self.signal * matern(np.maximum(gaps, 0))[0] + MEAN_VARIANCE
 
     def __call__(self, z):
         k = self.covariance(z)
@@ -1364,6 +1368,11 @@ def short(x):
     return f"{x:.4g}" if isinstance(x, float) else str(x)
 
 
+# standard error of a difference over the same pages, as a share of one score's: on 404 pages 0.08
+# of 0.27 points
+PAIRED = 0.3
+
+
 class Report:
     """report.md of a Record. Scores that are shares are printed in points, 0 to 100."""
 
@@ -1393,10 +1402,13 @@ class Report:
         return "-" if not math.isfinite(x) else f"{self.points * x:.{digits}f}"
 
     def fit(self):
-        """GP of the metric itself, ruined runs left out: mean and sd [m] in its units at u."""
+        """GP of the metric itself, ruined runs left out: mean and sd [m] in its units at u. What
+        the pages' interval says of a comparison's noise is known noise: few runs cannot teach it."""
         history = [{"params": t.params, "state": t.state, "history": list(t.history),
                     "epochs": self.r.epochs, "value": t.history[-1]} for t in self.all]
         value, variance = observations(history, self.sign)
+        noise = [PAIRED * (t.rows[-1][2] - t.rows[-1][1]) / 3.92 if t.rows else 0 for t in self.all]
+        variance = variance + np.nan_to_num(noise) ** 2
         keep = ~ruined(value)
         x = self.cube.features(np.array([self.cube.encode(t.params) for t in self.all]))[keep]
         value, variance = value[keep], variance[keep]
@@ -1462,12 +1474,11 @@ class Report:
 
     def ties(self):
         """Finished trials whose difference to the first is within the noise of a comparison: 1.96
-        standard errors of a paired difference, about 0.3 of those of one score (0.08 of 0.27
-        points on 404 pages); without intervals the posterior's sd stands in."""
+        standard errors of a paired difference; without intervals the posterior's sd stands in."""
         first = self.finished[0]
         low, high = first.rows[-1][1:3] if first.rows else (math.nan, math.nan)
         if math.isfinite(low):
-            noise = 0.3 * (high - low) / 2
+            noise = PAIRED * (high - low) / 2
         else:
             noise = 1.96 * np.nan_to_num(self.at(first)[1])
         return [t for t in self.finished if abs(t.history[-1] - first.history[-1]) <= noise]
@@ -1536,7 +1547,8 @@ class Report:
                 if len(v) and (label == name or bad.any()):
                     sd = v.std(ddof=1) if len(v) > 1 else math.nan
                     rows.append([label, len(v), self.show(v.mean()), self.show(np.median(v), 3),
-                                 f"{self.points * sd:.3g}", self.show(v.min()),
+                                 f"{self.points * sd:.3g}" if len(v) > 1 else "-",
+                                 self.show(v.min()),
                                  self.show(v.max())])
         rows.append(["crashed or not finite: no value", len(self.failed), *"-----"])
         return lines + table(["runs", "n", "mean", "median", "sd (sample)", "min", "max"], rows)
