@@ -1,12 +1,13 @@
-"""Receipts in, training samples out: label formats, checks, folds, augmentation, target maps, synthetic pages.
+"""Receipts in, training samples out: label formats, checks, folds, augmentation, target maps,
+synthetic pages.
 
-python data.py check DATA [--size 960]        what is in there and what will go wrong; exit code 1 on errors
+python data.py check DATA [--size 960]        what is in there, what will go wrong; exit code 1
 python data.py synth OUT --pages 64 --seed 0  draw synthetic receipts with exact labels
 python data.py split DATA --folds 5           stratified, grouped folds as one JSON with a hash
 
-DATA is a folder (train.json, val.json, test.json and images/; or an ICDAR gt_*.txt folder; or a PaddleOCR
-Label.txt) or one label file with its pictures beside it. Polygons are [P, 2] in page pixels, EXIF orientation
-applied; pixel (i, j) covers [i, i+1) x [j, j+1).
+DATA is a folder (train.json, val.json, test.json and images/; or an ICDAR gt_*.txt folder; or a
+PaddleOCR Label.txt) or one label file with its pictures beside it. Polygons are [P, 2] in page
+pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 """
 
 import argparse
@@ -30,7 +31,9 @@ SPLITS = ("train", "val", "test")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
 THRESH_RANGE = (0.3, 0.7)  # values of the threshold map (arXiv 1911.08947, section 3.4)
-NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies give 1.00, receipts of one shop up to 0.96
+NEAR_DUPLICATE = (
+    0.97  # correlation of thumbnails; copies give 1.00, receipts of one shop up to 0.96
+)
 MAX_LABEL_BYTES = 2**30
 MAX_POINTS = 10_000
 MAX_COORDINATE = 1e6
@@ -46,7 +49,8 @@ class Page:
     """One picture and its N labelled (or predicted) words, as written in the label file.
 
     polygons: N arrays [P, 2], page pixels. ignore: N bools (don't care). texts: N strings or None.
-    confidences: N floats, 1.0 for labels. size: (width, height) if the file states it or after `read_pages`.
+    confidences: N floats, 1.0 for labels. size: (width, height) if the file states it or after
+    `read_pages`.
     """
 
     name: str
@@ -74,7 +78,9 @@ def read_json(path):
     """Parse a JSON file. Raises DataError if it is missing, too large or not JSON."""
     try:
         if os.path.getsize(path) > MAX_LABEL_BYTES:
-            raise DataError(f"{path}: larger than {MAX_LABEL_BYTES >> 20} MiB; split it into several files")
+            raise DataError(
+                f"{path}: larger than {MAX_LABEL_BYTES >> 20} MiB; split it into several files"
+            )
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -113,12 +119,15 @@ def parse_polygon(points, where):
     if not 3 <= len(polygon) <= MAX_POINTS:
         raise DataError(f"{where} has {len(polygon)} points; 3 to {MAX_POINTS} are needed")
     if not (np.abs(polygon) <= MAX_COORDINATE).all():
-        raise DataError(f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:.0f} px")
+        raise DataError(
+            f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:.0f} px"
+        )
     return polygon
 
 
 def picture_path(image_dir, name, where):
-    """Path of a picture inside image_dir. Raises DataError if the name leads out of it or nothing is there."""
+    """Path of a picture inside image_dir. Raises DataError if the name leads out of it or nothing
+    is there."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
         raise DataError(f"{where}: image {name}: the name leads out of the data folder")
@@ -131,7 +140,7 @@ def picture_path(image_dir, name, where):
 
 
 def image_dir_of(label_file, image_dir=None):
-    """Where the pictures of a label file lie: --image-dir, else images/ beside it, else its own folder."""
+    """Where the pictures of a label file lie: --image-dir, images/ beside it, or its own folder."""
     beside = Path(label_file).parent
     if image_dir is None:
         return beside / "images" if (beside / "images").is_dir() else beside
@@ -141,7 +150,8 @@ def image_dir_of(label_file, image_dir=None):
 
 
 def read_competition(label_file, image_dir=None, need_pictures=True):
-    """Pages of {"images": {name: {"words": {id: {"points": [[x, y], ...], ...}}}}}, labels or predictions."""
+    """Pages of {"images": {name: {"words": {id: {"points": [[x, y], ...], ...}}}}}, labels or
+    predictions."""
     images = read_json(label_file)
     images = images.get("images") if isinstance(images, dict) else None
     if not isinstance(images, dict):
@@ -155,7 +165,9 @@ def read_competition(label_file, image_dir=None, need_pictures=True):
         words = entry.get("words") if isinstance(entry, dict) else None
         if not isinstance(words, dict):
             raise DataError(f'{where}: no "words" object; a page without text has "words": {{}}')
-        page = Page(name, picture_path(folder, name, label_file) if need_pictures else Path(folder, name))
+        page = Page(
+            name, picture_path(folder, name, label_file) if need_pictures else Path(folder, name)
+        )
         page.group = entry.get("group", meta.get(name, {}).get("group"))
         if "img_w" in entry and "img_h" in entry:
             page.size = entry["img_w"], entry["img_h"]
@@ -164,8 +176,12 @@ def read_competition(label_file, image_dir=None, need_pictures=True):
             polygon = parse_polygon(word.get("points", []), f"{where}: word {word_id}")
             confidence = word.get("confidence", 1.0)
             if not isinstance(confidence, (int, float)) or not 0 <= confidence <= 1:
-                raise DataError(f"{where}: word {word_id}: confidence {confidence!r} is not in 0..1")
-            page.add(word_id, polygon, word.get("transcription"), word.get("ignore", False), confidence)
+                raise DataError(
+                    f"{where}: word {word_id}: confidence {confidence!r} is not in 0..1"
+                )
+            page.add(
+                word_id, polygon, word.get("transcription"), word.get("ignore", False), confidence
+            )
         pages.append(page)
     return pages
 
@@ -175,9 +191,13 @@ def read_icdar(folder, image_dir=None):
     pages, image_dir = [], image_dir_of(Path(folder, "gt_.txt"), image_dir)
     for file in sorted(Path(folder).glob("gt_*.txt")):
         stem = file.stem[3:]
-        names = [p.name for p in image_dir.glob(glob_escape(stem) + ".*") if p.suffix.lower() in PICTURES]
+        names = [
+            p.name for p in image_dir.glob(glob_escape(stem) + ".*") if p.suffix.lower() in PICTURES
+        ]
         if len(names) != 1:
-            raise DataError(f"{file}: {len(names)} pictures named {stem}.* in {image_dir}; one is needed")
+            raise DataError(
+                f"{file}: {len(names)} pictures named {stem}.* in {image_dir}; one is needed"
+            )
         page = Page(names[0], picture_path(image_dir, names[0], file))
         for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
             if line.strip():
@@ -191,7 +211,8 @@ def glob_escape(text):
 
 
 def parse_icdar_line(line, where):
-    """`x1,y1,...,xn,yn,text` -> (polygon [P, 2], text). The numbers end at the first field that is not one."""
+    """`x1,y1,...,xn,yn,text` -> (polygon [P, 2], text). The numbers end at the first field that is
+    not one."""
     fields, numbers = line.strip().split(","), []
     for value in fields:
         try:
@@ -200,12 +221,15 @@ def parse_icdar_line(line, where):
             break
         if len(numbers) == 8:
             break
-    polygon = parse_polygon(np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2).tolist(), where)
+    polygon = parse_polygon(
+        np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2).tolist(), where
+    )
     return polygon, ",".join(fields[2 * len(polygon) :]) or None
 
 
 def read_paddle(label_file, image_dir=None):
-    """Pages of a PaddleOCR Label.txt: `path<TAB>[{"transcription", "points", "difficult"?}, ...]` a line."""
+    """Pages of a PaddleOCR Label.txt: `path<TAB>[{"transcription", "points", "difficult"?}, ...]` a
+    line."""
     pages, folder = [], image_dir_of(label_file, image_dir)
     for number, line in enumerate(Path(label_file).read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
@@ -227,7 +251,8 @@ def read_paddle(label_file, image_dir=None):
 
 
 def find_labels(data, split):
-    """(reader, path) of a split's labels in DATA, or None. A single file or flat folder is every split's."""
+    """(reader, path) of a split's labels in DATA, or None. A single file or flat folder is every
+    split's."""
     data = Path(data)
     if data.is_file():
         return (read_competition if data.suffix == ".json" else read_paddle), data
@@ -251,15 +276,20 @@ def flat_labels(data):
 
 
 def load_labels(data, split=None, image_dir=None):
-    """List of Pages of DATA: a folder and one of train, val, test, or one label file (then split is not used).
+    """List of Pages of DATA: a folder and one of train, val, test, or one label file (then split is
+    not used).
 
-    Raises DataError when nothing is found or anything is wrong with it, naming file, image and word.
+    Raises DataError when nothing is found or anything is wrong with it, naming file, image and
+    word.
     """
     if not Path(data).exists():
         raise DataError(f"{data}: no such file or folder")
     found = find_labels(data, split) or flat_labels(data)
     if found is None:
-        raise DataError(f"{data}: no labels of split {split or 'train, val or test'} (SPLIT.json, gt_*.txt or Label.txt)")
+        raise DataError(
+            f"{data}: no labels of split {split or 'train, val or test'} "
+            "(SPLIT.json, gt_*.txt or Label.txt)"
+        )
     pages = found[0](found[1], image_dir)
     if not pages:
         raise DataError(f"{found[1]}: no pages in it")
@@ -272,16 +302,17 @@ def has_split(data, split):
 
 
 def pages_to_json(pages):
-    """Pages as the competition's JSON object; words keep confidence and transcription where there are any."""
+    """Pages as the competition's JSON object; words keep confidence and transcription where there
+    are any."""
     images = {}
     for page in pages:
         words = {}
         for i, polygon in enumerate(page.polygons):
-            word = {"points": np.round(polygon, 2).tolist()}
+            word = {"points": np.round(polygon, 4).tolist()}
             if page.texts[i] is not None:
                 word["transcription"] = page.texts[i]
             if page.confidences[i] != 1.0:
-                word["confidence"] = round(page.confidences[i], 4)
+                word["confidence"] = round(page.confidences[i], 6)
             if page.ignore[i]:
                 word["ignore"] = True
             words[page.ids[i]] = word
@@ -297,7 +328,8 @@ def pages_to_json(pages):
 
 
 def read_image(path):
-    """uint8 RGB [H, W, 3], EXIF orientation applied. Raises DataError on a missing, broken or truncated file."""
+    """uint8 RGB [H, W, 3], EXIF orientation applied. Raises DataError on a missing, broken or
+    truncated file."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
@@ -317,7 +349,8 @@ def read_image(path):
 
 
 def map_threads(function, items, desc, workers=None):
-    """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a progress bar."""
+    """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a progress
+    bar."""
     with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
         results = pool.map(function, items)
         return list(tqdm(results, desc, len(items), leave=False, disable=not sys.stderr.isatty()))
@@ -337,7 +370,9 @@ def inspect_pages(pages):
 
 def thumbnail(image):
     """Normalised 32 x 32 high-pass picture of a page as a float32 vector [1024]."""
-    small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA
+    )
     small = small.astype(np.float32) - cv2.blur(small, (9, 9)).astype(np.float32)
     return small.ravel() / max(np.linalg.norm(small), 1e-6)
 
@@ -350,8 +385,8 @@ def near_duplicates(thumbnails):
 def repair_words(page):
     """The words of a page (with page.size) made fit for training: (polygons, ignore, counts).
 
-    Rule, in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more than half
-    of it outside the page: ignored; a part outside: cut off. counts: how many of each.
+    Rule, in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more
+    than half of it outside the page: ignored; a part outside: cut off. counts: how many of each.
     """
     counts = {"self-crossing": 0, "zero-area": 0, "outside": 0, "clipped": 0}
     if not page.polygons:
@@ -403,9 +438,9 @@ def apply_homography(matrix, polygon):
 
 
 def draw_homography(rng, hp, width, height):
-    """One 3 x 3 map from page pixels to the square of hp.size: resize, then rotate, scale, shift, perspective
-    and mirror by uniform draws within hp's strengths. All zero: the page at the top left, as in `resize_page`.
-    """
+    """One 3 x 3 map from page pixels to the square of hp.size: resize, then rotate, scale, shift,
+    perspective and mirror by uniform draws within hp's strengths. All zero: the page at the top
+    left, as in `resize_page`."""
     size, strength = hp.size, hp.aug_strength
     angle, zoom, shift_x, shift_y, tilt_x, tilt_y = rng.uniform(-strength, strength, 6)
     mirror = -1 if rng.random() < hp.aug_mirror * strength else 1
@@ -414,7 +449,9 @@ def draw_homography(rng, hp, width, height):
     cos, sin = np.cos(np.deg2rad(angle * hp.aug_rotate)), np.sin(np.deg2rad(angle * hp.aug_rotate))
     centre = np.array([width, height]) / 2
     shift = np.array([shift_x, shift_y]) * hp.aug_shift * size
-    to_origin = np.array([[zoom * mirror, 0, -zoom * mirror * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]])
+    to_origin = np.array(
+        [[zoom * mirror, 0, -zoom * mirror * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]]
+    )
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     tilt = np.eye(3)
     tilt[2, :2] = np.array([tilt_x, tilt_y]) * hp.aug_perspective / size
@@ -426,8 +463,8 @@ def draw_homography(rng, hp, width, height):
 def warp_page(image, polygons, matrix, size):
     """Page and polygons through a homography into a size x size square; words stay whole.
 
-    image: uint8 [H, W, 3] -> uint8 [size, size, 3]. Returns it, the mapped polygons and a list of bools: True
-    for words of which less than half is still on the square.
+    image: uint8 [H, W, 3] -> uint8 [size, size, 3]. Returns it, the mapped polygons and a list of
+    bools: True for words of which less than half is still on the square.
     """
     height, width = image.shape[:2]
     factor = size / max(height, width)
@@ -438,14 +475,20 @@ def warp_page(image, polygons, matrix, size):
         source = matrix @ np.diag([width / w, height / h, 1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
     image = cv2.warpPerspective(
-        image, np.linalg.inv(half) @ source @ half, (size, size), borderMode=cv2.BORDER_CONSTANT, borderValue=PAD_COLOUR
+        image,
+        np.linalg.inv(half) @ source @ half,
+        (size, size),
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=PAD_COLOUR,
     )
     polygons = [apply_homography(matrix, p) for p in polygons]
     cut = [False] * len(polygons)
     for i, polygon in enumerate(polygons):
         if polygon.min() < 0 or polygon.max() > size:
             shape = shapely.convex_hull(shapely.polygons(polygon))
-            cut[i] = bool(shapely.intersection(shape, shapely.box(0, 0, size, size)).area < shape.area / 2)
+            cut[i] = bool(
+                shapely.intersection(shape, shapely.box(0, 0, size, size)).area < shape.area / 2
+            )
     return image, polygons, cut
 
 
@@ -456,10 +499,11 @@ NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)])
 
 
 def augment_colours(image, rng, hp):
-    """Light and camera: each kind with its own strength hp.aug_* times hp.aug_strength, half of the pages each.
+    """Light and camera: each kind with its own strength hp.aug_* times hp.aug_strength, half of the
+    pages each.
 
-    image: uint8 [H, W, 3] -> uint8 [H, W, 3]. The draws are always made, so that one strength does not
-    change what the others do.
+    image: uint8 [H, W, 3] -> uint8 [H, W, 3]. The draws are always made, so that one strength does
+    not change what the others do.
     """
     on = rng.random(8) < 0.5
     amount = rng.uniform(-1, 1, 8) * hp.aug_strength
@@ -485,7 +529,9 @@ def augment_colours(image, rng, hp):
 
 def add_noise(image, seed, sigma):
     table = np.round(NORMAL * sigma).clip(-127, 127).astype(np.int8)
-    noise = np.frombuffer(np.random.default_rng(seed).bytes(image.size), np.uint8).reshape(image.shape)
+    noise = np.frombuffer(np.random.default_rng(seed).bytes(image.size), np.uint8).reshape(
+        image.shape
+    )
     return cv2.add(image, cv2.LUT(noise, table), dtype=cv2.CV_8U)
 
 
@@ -499,7 +545,11 @@ def shade(image, seed, depth):
     """Darken one side of a random straight line with a soft edge by up to `depth`."""
     height, width = image.shape[:2]
     rng = np.random.default_rng(seed)
-    angle, offset, softness = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3), rng.uniform(0.02, 0.3)
+    angle, offset, softness = (
+        rng.uniform(0, 2 * np.pi),
+        rng.uniform(-0.3, 0.3),
+        rng.uniform(0.02, 0.3),
+    )
     x = (np.arange(width, dtype=np.float32) / width - 0.5) * np.cos(angle)
     y = (np.arange(height, dtype=np.float32) / height - 0.5) * np.sin(angle)
     side = ((x + y[:, None] - offset) / softness).clip(-1, 1)
@@ -518,10 +568,10 @@ def fog(image, seed, depth):
 
 
 def distance_to_outline(polygon, left, top, width, height):
-    """Distance from pixel centres to the outline of a polygon [P, 2], in pixels, and which lie inside.
+    """Distance from pixel centres to the outline of a polygon [P, 2], in px, and which lie inside.
 
-    For the window of width x height pixels at (left, top): float32 [height, width] and bool [height, width].
-    Exact point-to-segment distance, even-odd inside test.
+    For the window of width x height pixels at (left, top): float32 [height, width] and bool
+    [height, width]. Exact point-to-segment distance, even-odd inside test.
     """
     a = polygon.astype(np.float32)
     edge = np.roll(a, -1, 0) - a
@@ -539,7 +589,9 @@ def distance_to_outline(polygon, left, top, width, height):
     across *= across
     along += across
     distance = np.sqrt(along.min(0))
-    crosses = (y >= 0) != (y >= edge[:, 1:])  # rows in which the edge crosses the pixel centres' line
+    crosses = (y >= 0) != (
+        y >= edge[:, 1:]
+    )  # rows in which the edge crosses the pixel centres' line
     with np.errstate(divide="ignore", invalid="ignore"):
         where = y * (edge[:, 0] / edge[:, 1])[:, None]
     where = np.where(crosses, where, -np.inf)
@@ -550,11 +602,11 @@ def distance_to_outline(polygon, left, top, width, height):
 def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
     """Target maps of one page, uint8 [4, height, width] (arXiv 1911.08947, section 3.4).
 
-    polygons: N arrays [P, 2] in map pixels; ignore: N bools. Channels: 0 shrink map (1 inside the outline
-    moved in by D = A (1 - r^2) / L), 1 threshold map (255 on the outline, falling linearly to 0 at distance D),
-    2 mask of the shrink map (0 on ignored words), 3 mask of the threshold map (1 within D of a word).
-    A word too thin for a shrunk outline keeps its middle line. Words are independent, so where they meet
-    the larger value counts.
+    polygons: N arrays [P, 2] in map pixels; ignore: N bools. Channels: 0 shrink map (1 inside the
+    outline moved in by D = A (1 - r^2) / L), 1 threshold map (255 on the outline, falling linearly
+    to 0 at distance D), 2 mask of the shrink map (0 on ignored words), 3 mask of the threshold map
+    (1 within D of a word). A word too thin for a shrunk outline keeps its middle line. Words are
+    independent, so where they meet the larger value counts.
     """
     maps = np.zeros((4, height, width), np.uint8)
     maps[2] = 1
@@ -564,7 +616,9 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
         shrink, thresh, _, near = maps[:, rows, columns]
         if not shrink.size or reach <= 0:
             continue
-        distance, inside = distance_to_outline(polygon, columns.start, rows.start, *shrink.shape[::-1])
+        distance, inside = distance_to_outline(
+            polygon, columns.start, rows.start, *shrink.shape[::-1]
+        )
         deepest = np.max(distance, initial=0, where=inside)
         shrink |= inside & (distance >= min(reach, deepest))
         near |= inside | (distance < reach)
@@ -575,12 +629,14 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
         rows, columns = pixel_window(polygon, 0, height, width)
         covered = maps[:, rows, columns]
         if covered.size:
-            covered[[0, 2, 3]] *= ~distance_to_outline(polygon, columns.start, rows.start, *covered.shape[:0:-1])[1]
+            covered[[0, 2, 3]] *= ~distance_to_outline(
+                polygon, columns.start, rows.start, *covered.shape[:0:-1]
+            )[1]
     return maps
 
 
 def pixel_window(polygon, margin, height, width):
-    """Slices (rows, columns) of the pixels within `margin` of a polygon's bounding box, on the page."""
+    """Slices (rows, columns) of the page's pixels within `margin` of a polygon's bounding box."""
     left, top = np.maximum(np.floor(polygon.min(0) - margin), 0).astype(int)
     right, bottom = np.minimum(np.ceil(polygon.max(0) + margin), (width, height)).astype(int)
     return slice(top, max(top, bottom)), slice(left, max(left, right))
@@ -599,10 +655,11 @@ def polygon_perimeter(polygon):
 
 
 class Receipts:
-    """Training samples, a dataset for torch's DataLoader: [(epoch, i)] -> (page uint8 [S, S, 3], target maps uint8 [4, S, S]).
+    """Training samples, a dataset for torch's DataLoader: [(epoch, i)] -> (page uint8 [S, S, 3],
+    target maps uint8 [4, S, S]).
 
-    The random draws of sample i in epoch e come from default_rng((seed, e, i)): the same in any process and in
-    any order. hp: train.py's Hparams.
+    The random draws of sample i in epoch e come from default_rng((seed, e, i)): the same in any
+    process and in any order. hp: train.py's Hparams.
     """
 
     def __init__(self, pages, hp):
@@ -626,7 +683,8 @@ class Receipts:
 
 
 def epoch_batches(n, batch, seed, epoch):
-    """Batches of (epoch, i): a permutation of n pages, its start repeated so that the last batch is full."""
+    """Batches of (epoch, i): a permutation of n pages, its start repeated so that the last batch is
+    full."""
     order = np.random.default_rng((seed, epoch)).permutation(n)
     order = np.resize(order, -(-n // batch) * batch)
     return [[(epoch, int(i)) for i in order[k : k + batch]] for k in range(0, len(order), batch)]
@@ -636,7 +694,8 @@ def epoch_batches(n, batch, seed, epoch):
 
 
 def page_groups(pages, thumbnails):
-    """Group number of each page [N]: pages that share a `group` key or are near-duplicates belong together."""
+    """Group number of each page [N]: pages that share a `group` key or are near-duplicates belong
+    together."""
     parent = list(range(len(pages)))
 
     def root(i):
@@ -661,9 +720,9 @@ def word_heights(page):
 def make_folds(pages, groups, folds, seed=0):
     """Fold 1..folds of each page [N]: whole groups, balanced in pages, words and small words.
 
-    Greedy: groups from the largest to the smallest (ties in random order), each into the fold that leaves the
-    sums of the three quantities most even. Small: shorter than the median over all pages. Raises DataError when
-    there are fewer groups than folds.
+    Greedy: groups from the largest to the smallest (ties in random order), each into the fold that
+    leaves the sums of the three quantities most even. Small: shorter than the median over all
+    pages. Raises DataError when there are fewer groups than folds.
     """
     heights = [word_heights(p) / max(p.size) for p in pages]
     median = np.median(np.concatenate(heights)) if sum(map(len, heights)) else 0
@@ -671,7 +730,9 @@ def make_folds(pages, groups, folds, seed=0):
     load /= np.maximum(load.sum(0), 1)
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise DataError(f"{folds} folds of {len(names)} groups of pages; 2 to {len(names)} are possible")
+        raise DataError(
+            f"{folds} folds of {len(names)} groups of pages; 2 to {len(names)} are possible"
+        )
     total = np.zeros((len(names), 3))
     np.add.at(total, member, load)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -699,10 +760,11 @@ def split_json(pages, groups, folds, seed=0):
 
 
 def run_pages(hp):
-    """(train pages, val pages) of a run, every picture opened once. hp: with data, val_data, image_dir, folds, fold.
+    """(train pages, val pages) of a run, every picture opened once. hp: with data, val_data,
+    image_dir, folds, fold.
 
-    A fold of the train pages where hp.folds is set; else the val split or hp.val_data; else a tenth of the train
-    pages by group. Raises DataError.
+    A fold of the train pages where hp.folds is set; else the val split or hp.val_data; else a tenth
+    of the train pages by group. Raises DataError.
     """
     folder, image_dir = resolve_data(hp.data), hp.image_dir or None
     pages = load_labels(folder, "train", image_dir)
@@ -716,44 +778,68 @@ def run_pages(hp):
     fold = hp.fold if hp.folds else 1
     if not hp.folds:
         print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
-    return [p for p, f in zip(pages, fold_of) if f != fold], [p for p, f in zip(pages, fold_of) if f == fold]
+    return [p for p, f in zip(pages, fold_of) if f != fold], [
+        p for p, f in zip(pages, fold_of) if f == fold
+    ]
 
 
 # ---------------------------------------------------------------- synthetic receipts
 
 # Latin and Hangul words by their place on a receipt; "_" is a space, "=d" the kind of value after.
 WORDS = {
-    "shop": ("Sunny Green Corner Harbour Maple Golden Olive Lucky Market Bakery House Kitchen "
-             "Garden Hardware Pharmacy Books Station Noodle Grill Deli Fresh Star River Hill Moon",
-             "햇살 초록 마을 바다 행복 하늘 가온 소담 미소 별빛 나무 우리 참좋은 큰길 한빛 모퉁이"),
-    "kind": ("Ltd. Store Co. Bistro Shop Cafe Sons_(M) Express Enterprise Mart Restaurant Trading",
-             "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점"),
-    "street": ("Lake_Road Oak_Street Mill_Lane Station_Road North_Ave. King_Street Elm_Way",
-               "중앙로 은행길 시장길 한강대로 공원로 학동로 강변로 서문길"),
-    "city": ("Newton Ashford Lowell Brookside Easton Marlow Penley Westport Harlow Kingsford",
-             "서울시_강남구 서울시_마포구 부산시 수원시 대전시_중구 경기도_성남시 역삼동 서교동"),
-    "item": ("Milk Bread Coffee Tea Rice Egg Sandwich Apple Juice Chicken Soup Noodle Salad Butter "
-             "Cheese Pen Paper A4 Battery Soap Tape 500ml 1L 12pcs Large Hot Iced Set Organic Mint "
-             "Lemon Cake Fried Fish Spicy Tofu Beef Roll Water Bag Brush Glue 2kg XL Blue w/ Sugar "
-             "No.5 Bolt Cable 3m (R) Ginger Wafer Mango",
-             "우유 식빵 커피 녹차 김밥 라면 만두 비빔밥 불고기 된장찌개 사과 바나나 주스 치킨 샐러드 "
-             "버터 볼펜 공책 건전지 비누 생수 대 소 세트 1+1 500ml 아이스 매운 국산 냉동 간장 두부 라떼"),
-    "meta": ("Date=d Time=t Receipt=n Invoice_No.=n Cashier=p Table=s Till=s Tel=f Member=n Fax=f "
-             "Counter=s Order=n Ref.=n Served_by=p Slip_No.=n Pax=s Terminal=s Tax_ID=n",
-             "일시=d 시간=t 영수증_번호=n 계산원=p 테이블=s 포스=s 전화=f 회원=n 주문=n 대표=p 담당=p "
-             "사업자_번호=n 승인_번호=n 거래일=d"),
-    "name": ("Anna Lim Jon Mei Kumar Sara Tan Paul Nina Omar", "김민준 이서연 박지훈 최유진 정하은"),
+    "shop": (
+        "Sunny Green Corner Harbour Maple Golden Olive Lucky Market Bakery House Kitchen "
+        "Garden Hardware Pharmacy Books Station Noodle Grill Deli Fresh Star River Hill Moon",
+        "햇살 초록 마을 바다 행복 하늘 가온 소담 미소 별빛 나무 우리 참좋은 큰길 한빛 모퉁이",
+    ),
+    "kind": (
+        "Ltd. Store Co. Bistro Shop Cafe Sons_(M) Express Enterprise Mart Restaurant Trading",
+        "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점",
+    ),
+    "street": (
+        "Lake_Road Oak_Street Mill_Lane Station_Road North_Ave. King_Street Elm_Way",
+        "중앙로 은행길 시장길 한강대로 공원로 학동로 강변로 서문길",
+    ),
+    "city": (
+        "Newton Ashford Lowell Brookside Easton Marlow Penley Westport Harlow Kingsford",
+        "서울시_강남구 서울시_마포구 부산시 수원시 대전시_중구 경기도_성남시 역삼동 서교동",
+    ),
+    "item": (
+        "Milk Bread Coffee Tea Rice Egg Sandwich Apple Juice Chicken Soup Noodle Salad Butter "
+        "Cheese Pen Paper A4 Battery Soap Tape 500ml 1L 12pcs Large Hot Iced Set Organic Mint "
+        "Lemon Cake Fried Fish Spicy Tofu Beef Roll Water Bag Brush Glue 2kg XL Blue w/ Sugar "
+        "No.5 Bolt Cable 3m (R) Ginger Wafer Mango",
+        "우유 식빵 커피 녹차 김밥 라면 만두 비빔밥 불고기 된장찌개 사과 바나나 주스 치킨 샐러드 "
+        "버터 볼펜 공책 건전지 비누 생수 대 소 세트 1+1 500ml 아이스 매운 국산 냉동 간장 두부 라떼",
+    ),
+    "meta": (
+        "Date=d Time=t Receipt=n Invoice_No.=n Cashier=p Table=s Till=s Tel=f Member=n Fax=f "
+        "Counter=s Order=n Ref.=n Served_by=p Slip_No.=n Pax=s Terminal=s Tax_ID=n",
+        "일시=d 시간=t 영수증_번호=n 계산원=p 테이블=s 포스=s 전화=f 회원=n 주문=n 대표=p 담당=p "
+        "사업자_번호=n 승인_번호=n 거래일=d",
+    ),
+    "name": (
+        "Anna Lim Jon Mei Kumar Sara Tan Paul Nina Omar",
+        "김민준 이서연 박지훈 최유진 정하은",
+    ),
     "title": ("Tax_Invoice Receipt Sales_Slip Cash_Bill", "영수증 매출_전표 주문서 신용_승인"),
-    "part": ("Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_excl._Tax",
-             "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료"),
+    "part": (
+        "Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_excl._Tax",
+        "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료",
+    ),
     "total": ("TOTAL Total_Due AMOUNT_DUE Grand_Total TOTAL_(incl._tax)", "합계 총_액 받을_금액"),
-    "pay": ("Cash Change Visa_Card Tendered Card_No. Approval Points Balance",
-            "현금 거스름돈 신용카드 받은_금액 카드_번호 승인_번호 포인트 잔액"),
-    "foot": ("THANK_YOU Please_come_again Goods_sold_are_not_returnable Have_a_nice_day! "
-             "Keep_this_receipt_for_exchange Follow_us_online Prices_include_tax_where_due "
-             "CUSTOMER_COPY See_you_soon Questions?_Call_our_service_desk",
-             "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 좋은_하루_되세요 "
-             "문의는_매장으로_연락_바랍니다 부가세_포함_가격입니다 이용해_주셔서_감사합니다")}
+    "pay": (
+        "Cash Change Visa_Card Tendered Card_No. Approval Points Balance",
+        "현금 거스름돈 신용카드 받은_금액 카드_번호 승인_번호 포인트 잔액",
+    ),
+    "foot": (
+        "THANK_YOU Please_come_again Goods_sold_are_not_returnable Have_a_nice_day! "
+        "Keep_this_receipt_for_exchange Follow_us_online Prices_include_tax_where_due "
+        "CUSTOMER_COPY See_you_soon Questions?_Call_our_service_desk",
+        "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 좋은_하루_되세요 "
+        "문의는_매장으로_연락_바랍니다 부가세_포함_가격입니다 이용해_주셔서_감사합니다",
+    ),
+}
 
 
 def say(till, key, n=1):
@@ -776,11 +862,14 @@ def money(till, value):
 def head_field(till):
     """A field of the receipt's head, name and value: "Date", "12/03/2024"."""
     rng, (name, kind) = till["rng"], say(till, "meta").split("=")
-    value = {"d": f"{rng.integers(1, 29):02d}/{rng.integers(1, 13):02d}/20{rng.integers(15, 30)}",
-             "t": f"{rng.integers(8, 22):02d}:{rng.integers(0, 60):02d}:{rng.integers(0, 60):02d}",
-             "s": random_digits(rng, "##", "#", "POS-##", "T##"), "p": say(till, "name"),
-             "n": random_digits(rng, "A######", "#####", "000#####", "##-####-#"),
-             "f": random_digits(rng, "0#-###-####", "0##-#######")}[kind]
+    value = {
+        "d": f"{rng.integers(1, 29):02d}/{rng.integers(1, 13):02d}/20{rng.integers(15, 30)}",
+        "t": f"{rng.integers(8, 22):02d}:{rng.integers(0, 60):02d}:{rng.integers(0, 60):02d}",
+        "s": random_digits(rng, "##", "#", "POS-##", "T##"),
+        "p": say(till, "name"),
+        "n": random_digits(rng, "A######", "#####", "000#####", "##-####-#"),
+        "f": random_digits(rng, "0#-###-####", "0##-#######"),
+    }[kind]
     return name, value
 
 
@@ -848,8 +937,14 @@ def add_sums(till, words, spent):
     rng, x, height = till["rng"], till["rng"].choice([0, 0.65]), till["rng"].uniform(1, 1.7)
     while till["count"] < 0.8 * words:
         add_text(till, (x, say(till, "part")), (1, money(till, spent * rng.random())))
-    add_text(till, (x, say(till, "total")), (1, money(till, spent)), height=height,
-             wide=rng.choice([1, 1 / height]), weight=rng.choice([0, 300]))
+    add_text(
+        till,
+        (x, say(till, "total")),
+        (1, money(till, spent)),
+        height=height,
+        wide=rng.choice([1, 1 / height]),
+        weight=rng.choice([0, 300]),
+    )
     if rng.random() < 0.3:
         till["lines"].append(("rule", 0.5, 0.75, 0, rng.choice(["=", "-"])))
     while till["count"] < 0.88 * words:
@@ -862,10 +957,19 @@ def receipt_lines(rng, words, hangul):
     """About `words` words of a receipt, a share `hangul` of them in Hangul -> lines (kind, height,
     wide, weight, cells). Kinds: text, rule, bars, code, logo, gap; only text is ever labelled."""
     small = words < 40
-    till = dict(rng=rng, hangul=hangul, lines=[], count=0, said=set(), upper=rng.random() < 0.4,
-                centre=rng.choice([0, 0.5, 0.5, 0.5]), colon=rng.choice([" : ", ": ", ":", " "]),
-                rule=str(rng.choice(["-", "-", "=", "*", "_", ".", "- "])),
-                dollar=rng.choice(["", "", "", "$"]), times=rng.choice(["", "", "x"]))
+    till = dict(
+        rng=rng,
+        hangul=hangul,
+        lines=[],
+        count=0,
+        said=set(),
+        upper=rng.random() < 0.4,
+        centre=rng.choice([0, 0.5, 0.5, 0.5]),
+        colon=rng.choice([" : ", ": ", ":", " "]),
+        rule=str(rng.choice(["-", "-", "=", "*", "_", ".", "- "])),
+        dollar=rng.choice(["", "", "", "$"]),
+        times=rng.choice(["", "", "x"]),
+    )
     if not small and rng.random() < 0.3:
         till["lines"].append(("logo", rng.uniform(1.5, 3), 0, 0, None))
     add_head(till, words, small)
@@ -885,7 +989,7 @@ def set_char(mask, char, x, base, cell, face, size, weight):
         return
     glyph = np.zeros((len(mask), w + 2 + size), np.uint8)
     cv2.putText(glyph, char, (1, base), 255, face, size, weight)
-    lay_ink(mask, cv2.resize(glyph[:, :w + 2], (int(cell), len(mask))), int(x), 0)
+    lay_ink(mask, cv2.resize(glyph[:, : w + 2], (int(cell), len(mask))), int(x), 0)
 
 
 def set_text(text, style, size, weight, stretch):
@@ -906,7 +1010,7 @@ def set_text(text, style, size, weight, stretch):
             x = float(cv2.putText(mask, word, (int(round(x)), base), 255, face, s, weight)[0][0])
         spans.append((word, max(int(start) - 2, 0), int(x) + 3))
         x += (pitch or style["space"]) * s
-    mask = mask[:, :int(x)]
+    mask = mask[:, : int(x)]
     if s < 0.9 * size:
         mask = cv2.threshold(mask, 90, 255, cv2.THRESH_BINARY)[1]
     h, w = int(round(len(mask) * size / s)), max(1, int(round(mask.shape[1] * stretch * size / s)))
@@ -930,9 +1034,9 @@ def text_width(text, style, weight):
 def lay_ink(ink, mask, x, y):
     """Lay mask [h, w] over ink [H, W] with its top left at (x, y), clipped; the darker stays."""
     x0, y0 = max(x, 0), max(y, 0)
-    view = ink[y0:max(y + mask.shape[0], 0), x0:max(x + mask.shape[1], 0)]
+    view = ink[y0 : max(y + mask.shape[0], 0), x0 : max(x + mask.shape[1], 0)]
     if view.size:
-        np.maximum(view, mask[y0 - y:, x0 - x:][:view.shape[0], :view.shape[1]], out=view)
+        np.maximum(view, mask[y0 - y :, x0 - x :][: view.shape[0], : view.shape[1]], out=view)
 
 
 def set_line(ink, cells, style, size, weight, stretch, left, y, width):
@@ -954,8 +1058,9 @@ def set_line(ink, cells, style, size, weight, stretch, left, y, width):
     for x, (mask, base, words) in zip(starts, masks):
         x, top = int(round(x)), int(round(y + size - base))
         lay_ink(ink, mask, x, top)
-        runs.append([(t, a + x - pad, b + top - pad, c + x + pad, d + top + pad)
-                     for t, a, b, c, d in words])
+        runs.append(
+            [(t, a + x - pad, b + top - pad, c + x + pad, d + top + pad) for t, a, b, c, d in words]
+        )
     return runs
 
 
@@ -983,12 +1088,12 @@ def draw_block(rng, kind, h, w):
         block = (rng.random((25, 25)) < 0.5).astype(np.uint8) * 255
         for y, x in ((0, 0), (0, 18), (18, 0)):
             for edge, value in ((0, 255), (1, 0), (2, 255)):
-                block[y + edge:y + 7 - edge, x + edge:x + 7 - edge] = value
+                block[y + edge : y + 7 - edge, x + edge : x + 7 - edge] = value
         return cv2.resize(block, (h, h), interpolation=cv2.INTER_NEAREST)
     for i in range(int(rng.integers(1, 4))):
         sides = int(rng.choice([3, 4, 5, 6, 40, 40]))
         angles = rng.uniform(0, 6) + np.arange(sides) * 2 * np.pi / sides
-        radii = h * 0.45 * 0.75 ** i * np.array([rng.uniform(1, 2), 1])
+        radii = h * 0.45 * 0.75**i * np.array([rng.uniform(1, 2), 1])
         points = np.stack([np.cos(angles), np.sin(angles)], 1) * radii + (w / 2, h / 2)
         cv2.fillPoly(block, [points.astype(np.int32)], 255 * (1 - i % 2), cv2.LINE_AA)
     return block
@@ -997,23 +1102,38 @@ def draw_block(rng, kind, h, w):
 def draw_sheet(rng, lines, w, h):
     """Set lines on a sheet of w x h pixels -> ink mask [h, w] uint8, the labelled runs (lists of
     (text, x0, y0, x1, y1) in sheet pixels) and the text size, which fills the sheet."""
-    style = dict(face=cv2.FontFace(str(rng.choice(["sans", "uni", "italic"], p=[0.6, 0.35, 0.05]))),
-                 space=rng.uniform(0.25, 0.4), pitch=rng.choice([0, rng.uniform(0.5, 0.6)]),
-                 dots=rng.choice([1, 1, 0.7, 0.55]))
+    style = dict(
+        face=cv2.FontFace(str(rng.choice(["sans", "uni", "italic"], p=[0.6, 0.35, 0.05]))),
+        space=rng.uniform(0.25, 0.4),
+        pitch=rng.choice([0, rng.uniform(0.5, 0.6)]),
+        dots=rng.choice([1, 1, 0.7, 0.55]),
+    )
     weight, leading = int(rng.choice([300, 400, 400, 500, 600])), rng.uniform(1.08, 1.3)
     margin, units = rng.uniform(0.04, 0.09) * w, sum(line[1] for line in lines) * leading + 1.6
     ink, runs = np.zeros((h, w), np.uint8), []
     width, size = w - 2 * margin, min(h / units, 0.11 * w)
-    natural = [sum(text_width(text, style, weight) for _, text in cells) * height * wide
-               for kind, height, wide, _, cells in lines if kind == "text"]
+    natural = [
+        sum(text_width(text, style, weight) for _, text in cells) * height * wide
+        for kind, height, wide, _, cells in lines
+        if kind == "text"
+    ]
     fit = width / (np.percentile(natural, 90 if len(lines) > 20 else 75) * size)
     size, stretch = size * min(1, fit / 0.66), float(np.clip(fit, 0.66, 1.2))
     y = 0.8 * size + max(0, h - size * units) * rng.uniform(0.1, 0.5)
     for kind, height, wide, bold, cells in lines:
         pitch = height * size * leading
         if kind == "text":
-            runs += set_line(ink, cells, style, size * height, weight + int(bold), stretch * wide,
-                             margin, y, width)
+            runs += set_line(
+                ink,
+                cells,
+                style,
+                size * height,
+                weight + int(bold),
+                stretch * wide,
+                margin,
+                y,
+                width,
+            )
         elif kind == "rule":
             x0, x1 = int(margin + wide * width), int(margin + width)
             draw_rule(ink, cells, x0, x1, int(y + pitch / 2), size)
@@ -1098,14 +1218,14 @@ def shade_sheet(rng, sheet, folds, level):
     for axis, at in [(0, fold[0]) for fold in folds] + upright:
         d = np.linspace(0, 1, (h, w)[axis], dtype=np.float32) - at
         crease = np.sign(d) * np.exp(-np.abs(d) / 0.1) * 0.09 * rng.choice([-1, 1])
-        crease += np.exp(-(d / 0.003) ** 2) * rng.uniform(-0.2, 0.1)
+        crease += np.exp(-((d / 0.003) ** 2)) * rng.uniform(-0.2, 0.1)
         shade *= np.expand_dims(1 + level * crease, 1 - axis).astype(np.float32)
     teeth = np.abs(np.arange(w) % (w // 40 + 2) - (w // 80 + 1)) * rng.choice([0, 0.5]) * level
     ragged = (teeth + np.abs(smooth_noise(rng, 1, w, 8)[0]) * 0.004 * h * level).astype(int)
     gone = np.arange(ragged.max() + 1)[:, None] < ragged
     out = cv2.merge([*cv2.split(shade_by(sheet, shade, cv2.CV_8U)), np.full((h, w), 255, np.uint8)])
-    out[:len(gone)][gone] = 0
-    out[::-1][:len(gone)][gone[:, ::-1]] = 0
+    out[: len(gone)][gone] = 0
+    out[::-1][: len(gone)][gone[:, ::-1]] = 0
     return out
 
 
@@ -1155,7 +1275,7 @@ def page_to_sheet(matrix, bends, w, h, page_h, page_w, step=8):
     q = cv2.perspectiveTransform(grid.reshape(1, -1, 2), np.linalg.inv(matrix)).reshape(grid.shape)
     u = (q + displacement(q, bends, w, h)).astype(np.float32)
     u = cv2.resize(u, (cols * step, rows * step))
-    return cv2.split(u[step:step + page_h, step:step + page_w])
+    return cv2.split(u[step : step + page_h, step : step + page_w])
 
 
 def background(rng, h, w, photo):
@@ -1231,8 +1351,17 @@ def place_labels(runs, unit, matrix, bends, w, h):
     """Runs of (text, x0, y0, x1, y1) on the sheet -> dicts of points [4, 2] on the page and the
     transcription, one a word or one a run."""
     if unit == "line":
-        runs = [[(" ".join(b[0] for b in r), *np.min([b[1:3] for b in r], 0),
-                  *np.max([b[3:] for b in r], 0))] for r in runs if r]
+        runs = [
+            [
+                (
+                    " ".join(b[0] for b in r),
+                    *np.min([b[1:3] for b in r], 0),
+                    *np.max([b[3:] for b in r], 0),
+                )
+            ]
+            for r in runs
+            if r
+        ]
     boxes = [box for run in runs for box in run]
     corners = np.array([((a, b), (c, b), (c, d), (a, d)) for _, a, b, c, d in boxes], float)
     quads = sheet_to_page(corners.reshape(-1, 2), matrix, bends, w, h).reshape(-1, 4, 2)
@@ -1291,12 +1420,14 @@ def describe(pages, size):
 
 
 def format_counts(counts):
-    shown = (f"{v:.0%} {k}" if k == "under 8 px" else f"{v:.4g} {k}" for k, v in counts.items() if v)
+    shown = (
+        f"{v:.0%} {k}" if k == "under 8 px" else f"{v:.4g} {k}" for k, v in counts.items() if v
+    )
     return ", ".join(shown)
 
 
 def turned_pages(pages):
-    """Names of pages whose labels leave the page as it is but fit when it is turned by 90 degrees."""
+    """Names of pages whose labels leave the page as it is but fit when it is turned."""
     names = []
     for page in (p for p in pages if p.polygons):
         reach = np.concatenate(page.polygons).max(0)
@@ -1313,17 +1444,26 @@ def check_split(pages, label, size):
     counts = describe(pages, size)
     print(f"{label:5s} {format_counts(counts)}")
     if counts["words"] and counts["height px"] < 10:
-        print(f"warning: {label}: median word height {counts['height px']:.1f} px at --size {size}; use a larger page")
+        print(
+            f"warning: {label}: median word height {counts['height px']:.1f} px at --size {size}; "
+            "use a larger page"
+        )
     for name in turned_pages(pages):
-        print(f"warning: {label}: {name}: labels fit the page only when it is turned; check its EXIF orientation")
+        print(
+            f"warning: {label}: {name}: labels fit the page only when it is turned; "
+            "check its EXIF orientation"
+        )
     for page, size_stated in zip(pages, stated):
         if size_stated and tuple(size_stated) != page.size:
-            print(f"warning: {label}: {page.name}: is {page.size}, the label file says {tuple(size_stated)}")
+            print(
+                f"warning: {label}: {page.name}: is {page.size}, "
+                f"the label file says {tuple(size_stated)}"
+            )
     return thumbnails
 
 
 def check(data, size, image_dir):
-    """Print what DATA holds and what will go wrong. Raises DataError on what training would refuse."""
+    """Print what DATA holds and what will go wrong. Raises DataError as training would."""
     splits = [s for s in SPLITS if has_split(data, s)] or [None]
     pages = {s or "all": load_labels(data, s, image_dir) for s in splits}
     thumbnails = {name: check_split(p, name, size) for name, p in pages.items()}
@@ -1351,14 +1491,18 @@ def synth(out, count, seed, **kind):
     if made.is_file() and read_json(made) == spec:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not this synthetic set; choose another folder or remove it")
+        raise DataError(
+            f"{out}: exists and is not this synthetic set; choose another folder or remove it"
+        )
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     (partial / "images").mkdir(parents=True)
 
     def draw(i):
         name = f"synth_{i:05d}.jpg"
         image, words = synthetic_page((seed, i), **kind)
-        cv2.imwrite(str(partial / "images" / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        cv2.imwrite(
+            str(partial / "images" / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]
+        )
         page = Page(name, None, size=image.shape[1::-1], group=f"synth {i}")
         for k, word in enumerate(words, 1):
             page.add(f"{k:04d}", word["points"], word["transcription"])
@@ -1374,38 +1518,50 @@ def synth(out, count, seed, **kind):
     os.replace(partial, out)
 
 
-# what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn in minutes
+# what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn
 SYNTH_SETS = {
     "synth": dict(count=320, seed=0, size=1280, words=117),
-    "synth-small": dict(count=160, seed=0, size=320, words=18),
+    "synth-small": dict(count=160, seed=0, size=256, words=12, difficulty=0.3),
 }
 
 
 def resolve_data(data):
-    """Folder or file of a --data value; `synth` and `synth-small` are drawn under data/ on first use."""
+    """Folder or file of a --data value; SYNTH_SETS are drawn under data/ on first use."""
     if data not in SYNTH_SETS or Path(data).exists():
         return Path(data)
     folder = Path("data", data)
     if not (folder / "synth.json").is_file():
-        print(f"drawing {SYNTH_SETS[data]['count']} synthetic receipts into {folder}", file=sys.stderr)
+        print(
+            f"drawing {SYNTH_SETS[data]['count']} synthetic receipts into {folder}", file=sys.stderr
+        )
     synth(folder, **SYNTH_SETS[data])
     return folder
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("check", help="what is in DATA and what will go wrong")
     sub.add_argument("data")
-    sub.add_argument("--size", type=int, default=960, help="longer page side in training (default 960)")
-    sub.add_argument("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
+    sub.add_argument(
+        "--size", type=int, default=960, help="longer page side in training (default 960)"
+    )
+    sub.add_argument(
+        "--image-dir", help="where the pictures lie, if not in images/ or beside the labels"
+    )
     sub = commands.add_parser("synth", help="draw synthetic receipts")
     sub.add_argument("out")
-    sub.add_argument("--pages", type=int, default=64, help="how many, a quarter of them val (default 64)")
+    sub.add_argument(
+        "--pages", type=int, default=64, help="how many, a quarter of them val (default 64)"
+    )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--size", type=int, default=1280, help="longer page side (default 1280)")
     sub.add_argument("--words", type=int, default=117, help="words a page, about (default 117)")
-    sub.add_argument("--unit", choices=("word", "line"), default="word", help="what a label is (default word)")
+    sub.add_argument(
+        "--unit", choices=("word", "line"), default="word", help="what a label is (default word)"
+    )
     sub = commands.add_parser("split", help="stratified, grouped folds")
     sub.add_argument("data")
     sub.add_argument("--folds", type=int, default=5)
@@ -1423,7 +1579,9 @@ def main(argv=None):
             check(resolve_data(args.data), args.size, args.image_dir)
         elif args.command == "synth":
             if args.pages < 2 or args.size < 64 or args.words < 1:
-                raise DataError("synth: --pages of at least 2, --size of at least 64 and --words of at least 1")
+                raise DataError(
+                    "synth: --pages of at least 2, --size of at least 64 and --words of at least 1"
+                )
             synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=args.unit)
             print(f"{args.out}: {args.pages} synthetic receipts")
         else:

@@ -1,13 +1,13 @@
 """Maps to polygons: contours, scores, rotated boxes and polygons. Numpy in, numpy out, no torch.
 
-Post-processing of Differentiable Binarization (Liao et al. 2020, arXiv 1911.08947, section 3.5). One
-page follows `polygons_from_map`: a probability map is thresholded, every blob becomes a candidate
-with a score, candidates are filtered, and each survivor grows back by the distance that the training
-targets shrank it.
+Post-processing of Differentiable Binarization (Liao et al. 2020, arXiv 1911.08947, section 3.5).
+One page follows `polygons_from_map`: a probability map is thresholded, every blob becomes a
+candidate with a score, candidates are filtered, and each survivor grows back by the distance that
+the training targets shrank it.
 
 Two steps, because they cost differently: `find_candidates` depends on the map and `thresh` alone;
-`decode_candidates` holds everything else (box_thresh, unclip_ratio, max_candidates, min_size, mode),
-so a search over thresholds pays for the contours once.
+`decode_candidates` holds everything else (box_thresh, unclip_ratio, max_candidates, min_size,
+mode), so a search over thresholds pays for the contours once.
 
 Coordinates are (x, y) and pixel (i, j) covers [i, i+1) x [j, j+1).
 """
@@ -40,8 +40,9 @@ def offset_polygon(polygon, distance):
     """Move the outline of a polygon [P, 2] outwards (distance > 0) or inwards (< 0), in pixels.
 
     Shrinking and unclipping are this one operation with opposite sign. Corners are mitred, so the
-    offset of a quad is a quad and growing undoes shrinking. Returns a list of polygons [P', 2]: empty
-    when nothing is left, several when a narrow waist parts. Vatti clipping by the library pyclipper.
+    offset of a quad is a quad and growing undoes shrinking. Returns a list of polygons [P', 2]:
+    empty when nothing is left, several when a narrow waist parts. Vatti clipping by the library
+    pyclipper.
     """
     path = np.round(np.asarray(polygon, np.float64) * CLIPPER_SCALE).astype(np.int64)
     clipper = pyclipper.PyclipperOffset()
@@ -51,7 +52,7 @@ def offset_polygon(polygon, distance):
 
 
 def shrink_distance(area, perimeter, shrink_ratio=SHRINK_RATIO):
-    """How far a label's outline moves inwards, in pixels: A (1 - r^2) / L (arXiv 1911.08947, eq. 4)."""
+    """How far a label's outline moves inwards, in px: A (1 - r^2) / L (arXiv 1911.08947, eq. 4)."""
     return area * (1 - shrink_ratio**2) / perimeter
 
 
@@ -85,7 +86,7 @@ def find_candidates(prob, thresh):
 
 
 def contour_score(prob, contour):
-    """Mean of the map inside one contour (PaddleOCR's `slow` score), drawn on its bounding box only."""
+    """Mean of the map inside one contour, as PaddleOCR's `slow` score, on its bounding box only."""
     x, y, w, h = cv2.boundingRect(contour)
     mask = np.zeros((h, w), np.uint8)
     cv2.drawContours(mask, [contour], 0, 1, cv2.FILLED, offset=(-x, -y))
@@ -136,7 +137,14 @@ def cv2_area(polygon):
 
 
 def decode_candidates(
-    candidates, *, box_thresh, unclip_ratio, max_candidates, min_size, mode, shrink_ratio=SHRINK_RATIO
+    candidates,
+    *,
+    box_thresh,
+    unclip_ratio,
+    max_candidates,
+    min_size,
+    mode,
+    shrink_ratio=SHRINK_RATIO,
 ):
     """Polygons (list of N [P, 2]) and scores [N] of candidates, best score first, in map pixels.
 
@@ -156,7 +164,9 @@ def decode_candidates(
         rects[:, 2:4] += 2 * distance[:, None]
         return list(rect_corners(rects[large])), scores[large]
     contours = candidates.contours
-    return [unclip_contour(contours[i], rects[i], unclip_ratio, shrink_ratio) for i in large], scores[large]
+    return [
+        unclip_contour(contours[i], rects[i], unclip_ratio, shrink_ratio) for i in large
+    ], scores[large]
 
 
 def polygons_from_map(prob, *, thresh, **decoding):

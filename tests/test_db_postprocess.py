@@ -1,4 +1,4 @@
-"""Geometry: offsets against shapely and closed forms, decoding against drawn shapes, round trips."""
+"""Geometry: offsets against closed forms, decoding against drawn shapes, round trips."""
 
 import cv2
 import numpy as np
@@ -26,7 +26,9 @@ def iou(a, b):
 
 def random_quad(rng, centre, low=12, angle=12):
     width, height = rng.uniform(2 * low, 160), rng.uniform(low, 30)
-    return rect_corners(np.array([[*centre, width, height, np.deg2rad(rng.uniform(-angle, angle))]]))[0]
+    return rect_corners(
+        np.array([[*centre, width, height, np.deg2rad(rng.uniform(-angle, angle))]])
+    )[0]
 
 
 def test_offset_of_rectangle_is_exact():
@@ -50,7 +52,22 @@ def test_offset_undoes_itself_on_convex_polygons():
 
 
 def test_offset_parts_a_waist():
-    bell = np.array([(0, 0), (40, 0), (40, 18), (60, 18), (60, 0), (100, 0), (100, 40), (60, 40), (60, 22), (40, 22), (40, 40), (0, 40)])
+    bell = np.array(
+        [
+            (0, 0),
+            (40, 0),
+            (40, 18),
+            (60, 18),
+            (60, 0),
+            (100, 0),
+            (100, 40),
+            (60, 40),
+            (60, 22),
+            (40, 22),
+            (40, 40),
+            (0, 40),
+        ]
+    )
     assert len(offset_polygon(bell, -4)) == 2
 
 
@@ -103,7 +120,9 @@ def test_filters_and_order():
 
 
 def test_uint8_and_float_maps_agree():
-    prob = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (200, 200), np.uint8), (0, 0), 3)
+    prob = cv2.GaussianBlur(
+        np.random.default_rng(3).integers(0, 256, (200, 200), np.uint8), (0, 0), 3
+    )
     prob = cv2.normalize(prob, None, 0, 255, cv2.NORM_MINMAX)
     a = polygons_from_map(prob, **DECODE, mode="polygon")
     b = polygons_from_map(prob.astype(np.float64) / 255, **DECODE, mode="polygon")
@@ -121,7 +140,8 @@ def test_holes_are_not_words_but_islands_in_them_are():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_round_trip_through_target_maps(mode):
-    """Polygons -> targets -> polygons with the exact inverse: IoU >= 0.85 from 12 px on, none lost at 8 px."""
+    """Polygons -> targets -> polygons with the exact inverse: IoU >= 0.85 from 12 px on, none lost
+    at 8 px."""
     rng = np.random.default_rng(4)
     quads = [random_quad(rng, (120 + 200 * c, 40 + 62 * r)) for r in range(15) for c in range(4)]
     shrink = make_targets(quads, [False] * len(quads), 960, 960)[0]
@@ -130,8 +150,12 @@ def test_round_trip_through_target_maps(mode):
     best = [max(iou(q, f) for f in found if abs(q.mean(0) - f.mean(0)).max() < 20) for q in quads]
     assert np.mean(best) >= 0.85, np.mean(best)
 
-    small = [random_quad(rng, (120 + 200 * c, 40 + 62 * r), 8, 5) for r in range(15) for c in range(4)]
-    small = [rect_corners(np.array([[*q.mean(0), rng.uniform(8, 150), 8.0, 0.0]]))[0] for q in small]
+    small = [
+        random_quad(rng, (120 + 200 * c, 40 + 62 * r), 8, 5) for r in range(15) for c in range(4)
+    ]
+    small = [
+        rect_corners(np.array([[*q.mean(0), rng.uniform(8, 150), 8.0, 0.0]]))[0] for q in small
+    ]
     shrink = make_targets(small, [False] * len(small), 960, 960)[0]
     assert len(polygons_from_map(shrink * 255, **DECODE, mode=mode)[0]) == len(small)
 

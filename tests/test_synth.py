@@ -123,7 +123,7 @@ def test_blocks_and_separators_carry_no_label():
     ink, runs, _ = data.draw_sheet(np.random.default_rng(1), lines, 800, 1200)
     assert [[box[0] for box in run] for run in runs] == [["Milk"], ["2.50"]]
     y0, y1 = runs[0][0][2], runs[0][0][4]
-    assert (ink[:int(y0)] > 0).sum() > 1000 and (ink[int(y1) + 1:] > 0).any(1).sum() >= 6
+    assert (ink[: int(y0)] > 0).sum() > 1000 and (ink[int(y1) + 1 :] > 0).any(1).sum() >= 6
 
 
 def test_quads_follow_perspective_curl_and_folds():

@@ -1,0 +1,287 @@
+"""The network: timm backbone -> feature pyramid -> DB head; its loss; its checkpoints.
+
+Differentiable Binarization, Liao et al. 2020, arXiv 1911.08947. Letters: B batch, C channels, H W
+input size, h w = H/4 W/4.
+"""
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+K = 50  # steepness of the differentiable step, eq. 2
+STRIDES = (4, 8, 16, 32)
+
+
+class NetworkError(ValueError):
+    """A backbone, weights or a checkpoint that does not work: the message says which, why and the
+    remedy."""
+
+
+class DBNet(nn.Module):
+    """Pages in, logits of the shrink map (and in training of the threshold map) out.
+
+    backbone: a timm name with features at strides 4 to 32. neck: channels of the feature pyramid, a
+    multiple of 4. pretrained: "timm" (its download), "none" or the path of a state dict. Raises
+    NetworkError when the backbone is unknown, lacks a stride or its weights cannot be had.
+    """
+
+    def __init__(self, backbone="efficientnet_b4", neck=256, pretrained="none"):
+        super().__init__()
+        self.backbone, self.levels, channels = make_backbone(backbone, pretrained)
+        config = self.backbone.default_cfg
+        self.register_buffer(
+            "mean", 255 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", 255 * torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False
+        )
+        self.lateral = nn.ModuleList(nn.Conv2d(c, neck, 1, bias=False) for c in channels)
+        self.smooth = nn.ModuleList(
+            nn.Conv2d(neck, neck // 4, 3, padding=1, bias=False) for _ in channels
+        )
+        for conv in (*self.lateral, *self.smooth):
+            nn.init.kaiming_normal_(conv.weight)
+        self.shrink_head = make_head(neck, bias=-2.0)
+        self.thresh_head = make_head(neck, bias=0.0)
+
+    def forward(self, pages):
+        """uint8 [B, H, W, 3], H and W multiples of 32 -> logits [B, 2, H, W] in training (shrink,
+        threshold), [B, 1, H, W] otherwise."""
+        x = (pages.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std  # [B, 3, H, W]
+        features = self.backbone(x)
+        fused = self.fuse([features[i] for i in self.levels])
+        if not self.training:
+            return self.shrink_head(fused)
+        return torch.cat([self.shrink_head(fused), self.thresh_head(fused)], 1)
+
+    def fuse(self, features):
+        """Four maps [B, C_i, H/s, W/s] of STRIDES s -> one [B, neck, h, w] (Lin et al. 2017)."""
+        maps = [lateral(f) for lateral, f in zip(self.lateral, features)]
+        for i in (2, 1, 0):
+            maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[2:], mode="nearest")
+        size = maps[0].shape[2:]
+        maps = [smooth(m) for smooth, m in zip(self.smooth, maps)]
+        return torch.cat([F.interpolate(m, size=size, mode="nearest") for m in maps], 1)
+
+
+def make_head(channels, bias):
+    """[B, neck, h, w] -> logits [B, 1, H, W]. bias: the last layer's start, so that nothing is text
+    at first."""
+    inner = channels // 4
+    last = nn.ConvTranspose2d(inner, 1, 2, 2)
+    nn.init.constant_(last.bias, bias)
+    return nn.Sequential(
+        nn.Conv2d(channels, inner, 3, padding=1, bias=False),
+        nn.BatchNorm2d(inner),
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(inner, inner, 2, 2, bias=False),
+        nn.BatchNorm2d(inner),
+        nn.ReLU(inplace=True),
+        last,
+    )
+
+
+def make_backbone(name, pretrained):
+    """(timm feature extractor, which of its outputs have STRIDES, their channels [4])."""
+    import timm  # takes seconds, and --help and --print-hparams do without
+
+    if not timm.is_model(name):
+        near = (
+            ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:4]) or "see timm.list_models()"
+        )
+        raise NetworkError(f"backbone {name!r} is not a timm model; near names: {near}")
+    try:
+        model = timm.create_model(name, features_only=True)
+    except (RuntimeError, AttributeError, TypeError, KeyError) as error:
+        raise NetworkError(f"backbone {name}: timm cannot give its features ({error})") from None
+    strides = model.feature_info.reduction()
+    missing = [s for s in STRIDES if s not in strides]
+    if missing:
+        raise NetworkError(
+            f"backbone {name} has features at strides {strides}; {missing} are missing"
+        )
+    levels = [max(i for i, s in enumerate(strides) if s == stride) for stride in STRIDES]
+    if pretrained == "timm":
+        load_timm_weights(model, name)
+    elif pretrained != "none":
+        load_backbone(model, pretrained)
+    channels = model.feature_info.channels()
+    return model, levels, [channels[i] for i in levels]
+
+
+def load_timm_weights(model, name):
+    import timm
+
+    try:
+        source = timm.create_model(name, features_only=True, pretrained=True)
+    except Exception as error:  # the hub's client raises its own many kinds, offline or not
+        reason = (
+            str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        )
+        raise NetworkError(
+            f"weights of {name} cannot be downloaded ({reason}); "
+            "use --pretrained PATH (a state dict on disk) or --no-pretrained (random weights)"
+        ) from None
+    model.load_state_dict(source.state_dict())
+
+
+def load_backbone(model, path):
+    """Load a plain timm state dict into a feature extractor; unused head layers may be left over.
+
+    Raises NetworkError naming the file when tensors are missing or have other shapes.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise NetworkError(f"--pretrained {path}: no such file") from None
+    except Exception as error:
+        raise NetworkError(
+            f"--pretrained {path}: not a PyTorch state dict ({type(error).__name__})"
+        ) from None
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or wrong:
+        raise NetworkError(
+            f"--pretrained {path}: not weights of this backbone: {len(missing)} tensors missing, "
+            f"{len(wrong)} of another shape (first: {(missing + wrong)[0]})"
+        )
+    model.load_state_dict({k: state[k].float() for k in own if k in state}, strict=False)
+
+
+# ---------------------------------------------------------------- loss
+
+
+def db_loss(logits, maps):
+    """Loss of a batch and its parts: 5 BCE(shrink, hard negatives 3:1) + 10 L1(threshold) +
+    Dice(binary).
+
+    logits: [B, 2, H, W] (shrink, threshold), any float type. maps: uint8 [B, 4, H, W] of
+    data.make_targets. Returns a scalar and a tensor [3] (BCE, L1, Dice). Each page has its own loss
+    with its own negatives, a batch is their mean. float32 throughout, no host sync. arXiv
+    1911.08947, eq. 2, 6, 7, 8.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        shrink_logit, thresh_logit = logits.float().flatten(2).unbind(1)  # [B, HW] each
+        shrink, thresh, mask, near = maps.flatten(2).float().unbind(1)
+        bce = balanced_bce(shrink_logit, shrink, mask)
+        prob, border = shrink_logit.sigmoid(), thresh_logit.sigmoid()
+        error = (border - (0.3 + 0.4 / 255 * thresh)).abs()
+        l1 = (error * near).sum(1) / (near.sum(1) + 1)
+        binary = (K * (prob - border)).sigmoid() * mask
+        overlap = 2 * (binary * shrink).sum(1) + 1
+        dice = 1 - overlap / (binary.sum(1) + (shrink * mask).sum(1) + 1)
+        parts = torch.stack([bce, l1, dice]).mean(1)
+    return 5 * parts[0] + 10 * parts[1] + parts[2], parts.detach()
+
+
+def balanced_bce(logit, target, mask, ratio=3, floor=1000):
+    """Per-page binary cross-entropy [B] over all positives and the `ratio` times as many hardest
+    negatives.
+
+    logit, target, mask: [B, N]. A page without positives keeps its `floor` hardest negatives.
+    """
+    loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none") * mask
+    positive, negative = target * mask, (1 - target) * mask
+    n_positive = positive.sum(1)
+    n_negative = torch.minimum((ratio * n_positive).clamp(min=floor), negative.sum(1))
+    kept = largest_weights(loss.detach() * negative, n_negative)
+    total = (loss * positive).sum(1) + (loss * negative * kept).sum(1)
+    return total / (n_positive + n_negative).clamp(min=1)
+
+
+def largest_weights(values, count):
+    """Weights [B, N] that pick the `count` [B] largest of `values` [B, N] >= 0, ties shared evenly.
+
+    Bisection on the bits of the float, which order like its value: exact in 31 passes without
+    sorting.
+    """
+    bits = values.contiguous().view(torch.int32)
+    low = torch.zeros_like(
+        count, dtype=torch.int32
+    )  # invariant: at least `count` values are >= low
+    for shift in range(30, -1, -1):
+        trial = low + (1 << shift)
+        low = torch.where((bits >= trial[:, None]).sum(1) >= count, trial, low)
+    above, level = bits > low[:, None], bits == low[:, None]
+    left = (count - above.sum(1)) / level.sum(1).clamp(min=1)
+    return above + level * left.clamp(0, 1)[:, None]
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(path, state):
+    """Write plain dicts of tensors and JSON types to `path`, whole or not at all, with
+    `path`.sha256 beside it.
+
+    While the file is replaced the side file names both the new and the old digest, so that a kill
+    at any moment leaves a pair that verifies.
+    """
+    path, side = Path(path), Path(f"{path}.sha256")
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    old = side.read_text().splitlines()[:1] if side.exists() else []
+    replace_file(side, "\n".join([f"{digest}  {path.name}", *old]).encode() + b"\n")
+    replace_file(path, buffer.getbuffer())
+    replace_file(side, f"{digest}  {path.name}\n".encode())
+
+
+def replace_file(path, data):
+    """Write bytes to a temporary name, fsync, rename; the old file survives any failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path, keys=("model", "hparams")):
+    """A checkpoint's dict on the CPU. Raises NetworkError if it is missing, damaged or not ours."""
+    path, side = Path(path), Path(f"{path}.sha256")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise NetworkError(f"{path}: cannot be read ({error.strerror})") from None
+    if side.exists():
+        known = [line.split()[0] for line in side.read_text().splitlines() if line.strip()]
+        if hashlib.sha256(data).hexdigest() not in known:
+            raise NetworkError(
+                f"{path}: damaged (its SHA-256 is not the one in {side.name}); "
+                "use prev.pt or a copy"
+            )
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+        raise NetworkError(f"{path}: not a checkpoint ({type(error).__name__})") from None
+    missing = [k for k in keys if not isinstance(state, dict) or k not in state]
+    if missing:
+        raise NetworkError(f"{path}: not a checkpoint of train.py (it lacks {', '.join(missing)})")
+    return state
+
+
+def load_network(path, device="cpu"):
+    """DBNet in eval mode with the weights of a checkpoint (EMA's where there are any), its hparams
+    and its whole dict. Raises NetworkError as `load_checkpoint`, and when the weights do not fit
+    the hparams."""
+    state = load_checkpoint(path)
+    hp = state["hparams"]
+    try:
+        model = DBNet(hp["backbone"], hp["neck"], "none")
+        model.load_state_dict(state.get("ema") or state["model"])
+    except (KeyError, RuntimeError) as error:
+        raise NetworkError(
+            f"{path}: weights do not fit its hparams ({str(error).splitlines()[0]})"
+        ) from None
+    model = model.to(device, memory_format=torch.channels_last)
+    return model.eval(), hp, state

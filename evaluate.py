@@ -1,0 +1,908 @@
+"""How good is a detector: CLEval and IoU metrics, prediction, intervals, pictures.
+
+python evaluate.py runs/x/best.pt                score a checkpoint on what its run validated on
+python evaluate.py runs/x/best.pt --data DATA    on labelled pages; flags override its thresholds
+python evaluate.py predictions.json --data DATA  any detector's output, in the competition's JSON
+python evaluate.py a.pt --compare b.pt           paired difference with its interval
+
+`hmean` is the receipt competition's CLEval (mean over pages); official CLEval (micro) and IoU 0.5
+are named as such.
+"""
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import shapely
+import torch
+from tqdm import tqdm
+
+import data
+from db_postprocess import polygons_from_map
+from dbnet import NetworkError, load_checkpoint, load_network
+
+DECODING = (
+    "thresh",
+    "box_thresh",
+    "unclip_ratio",
+    "max_candidates",
+    "min_size",
+    "mode",
+    "shrink_ratio",
+)
+
+AREA_PRECISION = 0.3  # share of a detection's area that has to lie on a label
+MAX_DETECTIONS = 500  # the competition scores the first 500 detections of a page
+COUNTS = (
+    "num_char_gt",
+    "num_char_det",
+    "num_char_tp_recall",
+    "num_char_tp_precision",
+    "gran_score_recall",
+    "gran_score_precision",
+    "num_char_fp",
+    "num_splitted",
+    "num_merged",
+    "num_char_overlapped",
+)
+
+
+def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"):
+    """
+    Character-level detection metric of one page (Baek et al. 2020, arXiv 2006.06244).
+    gt_polygons: N x [P, 2], det_polygons: M x [P, 2], in pixels of the page; P may differ
+    ignore: N flags of don't-care labels; texts: N strings or None, "###" = don't care
+    variant: "page", the receipt competition's: a label has as many characters as its aspect
+      ratio says, a false alarm costs as many, detections after the first 500 do not count;
+      "official", the clovaai package's: a label has the characters of its text (by its aspect
+      where texts or the text is None), a false alarm costs 1 unless it is upright, 10 at most
+    returns: dict of the counts COUNTS and of recall, precision, hmean; a page without labels
+      scores 0, 0, 0. Counts add up over pages, see micro() and mean_over_pages().
+    Polygons are taken as written, not clipped and not rounded. The loops of one that crosses
+    itself are united; one without area (a line, fewer than 3 points, NaN) matches nothing, and
+    by shape it has 100 characters, as in the reference.
+    raises ValueError when the variant is unknown or the lengths differ.
+    """
+    if variant not in ("page", "official"):
+        raise ValueError(f'variant {variant!r} is unknown; use "page" or "official"')
+    gt = as_points(gt_polygons)
+    det = as_points(det_polygons)[: MAX_DETECTIONS if variant == "page" else None]
+    texts = [None] * len(gt) if texts is None else texts
+    ignore = np.zeros(len(gt), bool) if ignore is None else np.asarray(ignore, bool)
+    if not len(gt) == len(texts) == len(ignore):
+        raise ValueError(
+            f"{len(gt)} labels, {len(texts)} texts and {len(ignore)} ignore flags; "
+            "give one of each a label"
+        )
+    ignore = ignore | np.array([text == "###" for text in texts], bool)
+    num_chars = label_chars(gt, texts, ignore, variant)
+    centres = char_centres(gt, num_chars, variant)
+    label, char, hit, match, valid = match_page(gt, det, num_chars, centres, ignore)
+    alarms = [det[m] for m in np.flatnonzero(valid & ~match.any(0))]
+    found = char[match[label, hit]]  # a character once for each detection that has it
+    counts = count_page(
+        match,
+        num_chars[~ignore].sum(),
+        len(np.unique(found)),
+        len(found),
+        alarm_chars(alarms, variant).sum(),
+    )
+    precision, recall, hmean = scores(counts)
+    return counts | {"recall": recall, "precision": precision, "hmean": hmean}
+
+
+def count_page(match, num_chars, tp, covered, fp):
+    """Matches [N, M], characters of the labels, of them found, found with repeats, charged for
+    false alarms -> dict of COUNTS."""
+    dets_a_label, labels_a_det = match.sum(1), match.sum(0)
+    values = (
+        num_chars,
+        covered + fp,
+        tp,
+        tp,
+        np.maximum(dets_a_label - 1, 0).sum(),
+        np.maximum(labels_a_det - 1, 0).sum(),
+        fp,
+        (dets_a_label > 1).sum(),
+        (labels_a_det > 1).sum(),
+        covered - tp,
+    )
+    return {key: int(value) for key, value in zip(COUNTS, values)}
+
+
+def iou_matches(gt_polygons, det_polygons, ignore=None):
+    """
+    One-to-one matching at IoU > 0.5 of one page, labels and detections in the order given; a
+    detection with more than half of its area on a don't-care label is left out (ICDAR 2015,
+    task 4.1). Polygons and ignore as in cleval.
+    returns: pairs (label, detection), [M] whether a detection counts
+    raises ValueError when the lengths differ.
+    """
+    gt, det = (
+        make_shapes(to_shapely(as_points(polygons))) for polygons in (gt_polygons, det_polygons)
+    )
+    ignore = np.zeros(len(gt.area), bool) if ignore is None else np.asarray(ignore, bool)
+    if len(ignore) != len(gt.area):
+        raise ValueError(f"{len(gt.area)} labels, {len(ignore)} ignore flags; give one a label")
+    i, j = touching(gt.box, det.box)
+    overlap = overlap_area(gt, i, det, j)
+    valid = np.ones(len(det.area), bool)
+    valid[j[ignore[i] & (overlap > 0.5 * det.area[j])]] = False
+    close = overlap > 0.5 * (gt.area[i] + det.area[j] - overlap)
+    pairs, gt_free, det_free = [], ~ignore, valid.copy()
+    for n, m in zip(i[close].tolist(), j[close].tolist()):
+        if gt_free[n] and det_free[m]:
+            gt_free[n] = det_free[m] = False
+            pairs.append((n, m))
+    return pairs, valid
+
+
+def iou50(gt_polygons, det_polygons, ignore=None):
+    """As iou_matches, returns only counts without don't care: pairs, labels, detections."""
+    pairs, valid = iou_matches(gt_polygons, det_polygons, ignore)
+    num_ignored = 0 if ignore is None else int(np.sum(ignore))
+    return len(pairs), len(gt_polygons) - num_ignored, int(valid.sum())
+
+
+def ratio_scores(hits_det, num_det, hits_gt, num_gt):
+    """Hits and totals [...] of precision and recall -> precision, recall, hmean [..., 3] in
+    0..1; hits below 0 and x / 0 count as 0."""
+    precision = np.maximum(hits_det, 0) / np.where(num_det > 0, num_det, np.inf)
+    recall = np.maximum(hits_gt, 0) / np.where(num_gt > 0, num_gt, np.inf)
+    total = precision + recall
+    hmean = 2 * precision * recall / np.where(total > 0, total, np.inf)
+    return np.stack([precision, recall, hmean], -1)
+
+
+def micro_scores(sums):
+    """Summed counts [..., 10] in the order of COUNTS -> precision, recall, hmean [..., 3]."""
+    num_gt, num_det, tp_gt, tp_det, gran_gt, gran_det = np.moveaxis(sums, -1, 0)[:6]
+    return ratio_scores(tp_det - gran_det, num_det, tp_gt - gran_gt, num_gt)
+
+
+def mean_scores(sums):
+    """Sums over pages [..., 4] of precision, recall, hmean and 1 -> their means [..., 3]."""
+    return sums[..., :3] / sums[..., 3:]
+
+
+def iou_scores(sums):
+    """Summed pairs, labels, detections [..., 3] -> precision, recall, hmean [..., 3]."""
+    tp, num_gt, num_det = np.moveaxis(sums, -1, 0)
+    return ratio_scores(tp, num_det, tp, num_gt)
+
+
+def micro_rows(counts):
+    """cleval's counts of n pages -> [n, 10] in the order of COUNTS, for micro_scores."""
+    return np.array([[page[key] for key in COUNTS] for page in counts], float).reshape(-1, 10)
+
+
+def mean_rows(counts):
+    """cleval's counts of n pages -> [n, 4] precision, recall, hmean and 1, for mean_scores."""
+    return np.array([[*scores(page), 1.0] for page in counts], float).reshape(-1, 4)
+
+
+def scores(counts):
+    """cleval's counts, of a page or summed -> precision, recall, hmean in 0..1."""
+    return micro([counts])
+
+
+def micro(counts):
+    """cleval's counts of n pages -> precision, recall, hmean of their sum (official CLEval)."""
+    return tuple(micro_scores(micro_rows(counts).sum(0)).tolist())
+
+
+def mean_over_pages(counts):
+    """cleval's counts of n >= 1 pages -> mean precision, recall, hmean (the competition's)."""
+    return tuple(mean_scores(mean_rows(counts).sum(0)).tolist())
+
+
+def bootstrap(rows, to_scores, *, minus=None, groups=None, draws=4000, seed=0):
+    """
+    Percentile bootstrap of corpus scores over pages, or over groups of pages.
+    rows: [n, k] of each page and to_scores: sums [..., k] -> scores [..., s], one of the pairs
+      mean_rows, mean_scores; micro_rows, micro_scores; iou50's counts, iou_scores
+    minus: rows [n, k] of other predictions on the same pages, for the paired difference
+    groups: n hashable names; pages of a group are drawn together, None = each page alone
+    returns: 95 % interval [s, 2], low and high
+    raises ValueError without pages, or when the numbers of rows differ.
+    (Efron and Tibshirani 1993, chapter 13)
+    """
+    rows = np.asarray(rows, float)
+    other = np.zeros_like(rows) if minus is None else np.asarray(minus, float)
+    names = range(len(rows)) if groups is None else groups
+    if not len(rows) == len(names) == len(other) or not len(rows):
+        raise ValueError(
+            f"{len(rows)} pages, {len(names)} groups, {len(other)} pages to compare "
+            "with; give the same pages to all, at least one"
+        )
+    index = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    group, size = [index[name] for name in names], len(index)
+    draw = np.random.default_rng(seed).integers(size, size=(draws, size))
+    draw += size * np.arange(draws)[:, None]
+    weight = np.bincount(draw.ravel(), minlength=draws * size).reshape(draws, size).astype(float)
+    sums = np.zeros((2, size, rows.shape[1]))  # [rows or minus, G, k]
+    np.add.at(sums[0], group, rows)
+    sample = to_scores(weight @ sums[0])  # [draws, s]
+    if minus is not None:
+        np.add.at(sums[1], group, other)
+        sample = sample - to_scores(weight @ sums[1])
+    return np.percentile(sample, [2.5, 97.5], axis=0).T
+
+
+# ---------------------------------------------------------------- characters of a polygon
+
+
+def as_points(polygons):
+    """Polygons, any nested sequence -> list of float arrays [P, 2], [0, 2] where points are
+    not finite or fewer than 3."""
+    polygons = [np.asarray(polygon, float).reshape(-1, 2) for polygon in polygons]
+    none = np.zeros((0, 2))
+    if not np.isfinite(np.concatenate([none, *polygons])).all():
+        polygons = [points if np.isfinite(points).all() else none for points in polygons]
+    return [points if len(points) > 2 else none for points in polygons]
+
+
+def min_area_sides(points):
+    """Polygon [P, 2] -> sides of its smallest rotated rectangle, the one nearer to the
+    horizontal first; 0, 0 without points."""
+    if not len(points):
+        return 0.0, 0.0
+    _, (width, height), angle = cv2.minAreaRect(points.astype(np.float32))
+    return (width, height) if abs(angle) <= 45 else (height, width)
+
+
+def pseudo_chars(polygons):
+    """
+    N polygons -> [N] characters by shape: min(round(0.5 + long side / short side), 100), sides
+    of the smallest rotated rectangle. A square has 2 (halves round to even); another whole
+    ratio is its own count, since rounding errors of the reference mostly keep it below.
+    """
+    sides = np.array([min_area_sides(points) for points in polygons]).reshape(-1, 2)
+    long, short = sides.max(1), sides.min(1)
+    aspect = np.where(short > 1e-6, long / np.maximum(short, 1e-6), 100)
+    return np.clip(np.ceil(aspect - 1e-5), 2, 100).astype(int)
+
+
+def reading_aspect(polygons):
+    """N polygons -> [N] width / height: of a quad by the means of its opposite sides, first
+    vertex at the top left; of others by the smallest rotated rectangle."""
+    sides = np.zeros((len(polygons), 2))
+    quads = np.array([len(points) == 4 for points in polygons], bool)
+    if quads.any():
+        corners = np.stack([points for points in polygons if len(points) == 4])  # [Q, 4, 2]
+        edge = corners[:, [1, 2, 3, 0]] - corners
+        length = np.hypot(edge[..., 0], edge[..., 1])
+        sides[quads] = (length[:, :2] + length[:, 2:]) / 2
+    for n in np.flatnonzero(~quads):
+        sides[n] = min_area_sides(polygons[n])
+    return (sides[:, 0] + 1e-5) / (sides[:, 1] + 1e-5)
+
+
+def label_chars(polygons, texts, ignore, variant):
+    """N labels -> [N] number of characters; of don't care they only say where it reaches."""
+    if variant == "page":
+        return pseudo_chars(polygons)
+    count = np.array([0 if text is None else len(text) for text in texts], int)
+    untold = [n for n, text in enumerate(texts) if text is None]
+    count[untold] = pseudo_chars([polygons[n] for n in untold])
+    if ignore.any():
+        aspect = reading_aspect([polygons[n] for n in np.flatnonzero(ignore)])
+        count[ignore] = np.minimum(np.rint(0.5 + np.maximum(aspect, 1 / aspect)), 10)
+    return count
+
+
+def alarm_chars(polygons, variant):
+    """Detections without a match -> [M] characters that each costs."""
+    if variant == "page":
+        return pseudo_chars(polygons)
+    return np.minimum(np.rint(0.5 + 1 / (1e-5 + reading_aspect(polygons))), 10).astype(int)
+
+
+def char_centres(polygons, num_chars, variant):
+    """
+    N polygons, [N] numbers of characters -> [C, 2] centres, label after label. The first half
+    of the vertices is the top of the word, the second half its bottom, read backwards; each
+    section between vertices has the same number of steps, and a centre is the mean of four
+    steps. "page" cuts the steps between vertices to whole pixels as the competition does;
+    "official" reads quads taller than twice their width along their longer side.
+    """
+    if not len(polygons):
+        return np.zeros((0, 2))
+    triangle = [0, 1, 2, 2]  # a word whose bottom shrinks to a point
+    polygons = [
+        points if len(points) > 3 else points[triangle] if len(points) else np.full((4, 2), np.nan)
+        for points in polygons
+    ]
+    if variant == "official":
+        upright = reading_aspect(polygons) < 0.5
+        polygons = [
+            points[[3, 0, 1, 2]] if flag and len(points) == 4 else points
+            for points, flag in zip(polygons, upright)
+        ]
+    size = np.array([len(points) for points in polygons])
+    xy, first = np.concatenate(polygons), np.cumsum(size) - size
+    label, k = expand(num_chars)
+    first, size, steps = first[label], size[label], num_chars[label]
+    half = size // 2
+    section, part = np.divmod(np.stack([k, k + 1]) * (half - 1), steps)  # [2, C]
+    after = np.minimum(section + 1, half - 1)
+    end = np.where(section < half - 1, size - 1 - section, half)
+    start = xy.T.take(first + np.stack([section, end]), 1)  # [x or y, top or bottom, 2, C]
+    stop = xy.T.take(first + np.stack([after, size - 1 - after]), 1)
+    point = start + (stop - start) / steps * part
+    if variant == "page":
+        point = np.where(part > 0, np.trunc(point), point)
+    return point.reshape(2, 4, -1).mean(1).T
+
+
+# ---------------------------------------------------------------- matching of labels, detections
+
+
+def match_page(gt, det, num_chars, centres, ignore):
+    """
+    Polygons N and M, characters [N] and their centres [C, 2], don't care [N] -> label [T],
+    character [T], detection [T] of each centre inside a detection, matches [N, M], valid [M].
+    """
+    areas = to_shapely(gt + det)
+    shapes = make_shapes(areas)
+    gt_shapes, det_shapes = subset(shapes, slice(len(gt))), subset(shapes, slice(len(gt), None))
+    label, char, hit = hits(gt_shapes, det_shapes, centres, num_chars)
+    inside = np.bincount(label * len(det) + hit, minlength=len(gt) * len(det))
+    inside = inside.reshape(len(gt), len(det))  # characters of n inside m
+    share = area_precision(gt_shapes, det_shapes, inside, ignore)
+    if ignore.any():
+        share[ignore] = dont_care_share(areas[: len(gt)], ignore, det_shapes)
+    valid = ~ignored_detections(share, inside, ignore)
+    return label, char, hit, match_matrix(share, inside, ~ignore, valid), valid
+
+
+def hits(gt, det, centres, num_chars):
+    """Shapes N and M, centres [C, 2], [N] numbers of characters -> label [T], character [T],
+    detection [T] for each character inside a detection, its left and upper edges included."""
+    first = np.cumsum(num_chars) - num_chars
+    i, j = touching(gt.box + (-1, -1, 1, 1), det.box)  # whole pixels may lie just outside
+    pair, k = expand(num_chars[i])
+    label, hit, char = i[pair], j[pair], first[i][pair] + k
+    inside = contains(det, hit, centres[char])
+    return label[inside], char[inside], hit[inside]
+
+
+def area_precision(gt, det, inside, ignore):
+    """Shapes N and M, characters inside [N, M], don't care [N] -> share [N, M] of a detection's
+    area that lies on a label, computed only where characters of a valid label lie inside."""
+    share = np.zeros(inside.shape, np.float32)  # 32 bits, so that 0.3 exactly is 0.3
+    i, j = np.nonzero(inside * ~ignore[:, None])
+    share[i, j] = overlap_area(gt, i, det, j) / det.area[j]
+    return share
+
+
+def dont_care_share(areas, ignore, det):
+    """[N] shapely labels, don't care [N] of which D are set, shapes M -> share [D, M] of a
+    detection's area on a don't-care label, less what other labels cover of that label."""
+    regions, others = areas[ignore], areas[~ignore]
+    for n, m in zip(*touching(shapely.bounds(regions), shapely.bounds(others))):
+        regions[n] = shapely.difference(regions[n], others[m])
+    regions = make_shapes(regions)
+    share = np.zeros((len(regions.area), len(det.area)), np.float32)
+    i, j = touching(regions.box, det.box)
+    share[i, j] = overlap_area(regions, i, det, j) / det.area[j]
+    return share
+
+
+def ignored_detections(share, inside, ignore):
+    """Shares [N, M], characters inside [N, M], don't care [N] -> [M] detections that lie on one
+    don't-care label, or on several together."""
+    share, inside = share[ignore], inside[ignore]
+    together = np.where(inside > 0, share, 0).sum(0)
+    return (share >= AREA_PRECISION).any(0) | (together >= np.float32(AREA_PRECISION))
+
+
+def match_matrix(share, inside, gt_valid, det_valid):
+    """Shares [N, M], characters inside [N, M], valid [N], [M] -> matches [N, M]: one to one,
+    one label to many detections, many labels to one detection (CLEval's instance matching)."""
+    valid = gt_valid[:, None] & det_valid
+    close = (share >= AREA_PRECISION) & (inside > 0)
+    match = close & (close.sum(1) == 1)[:, None] & (close.sum(0) == 1) & valid
+    split = close & valid
+    match |= split & (split.sum(1) >= 2)[:, None]
+    merge = (inside > 0) & valid
+    covered = np.where(merge, share, 0).sum(0, dtype=float)
+    return match | merge & ((merge.sum(0) >= 2) & (covered >= AREA_PRECISION))
+
+
+# ---------------------------------------------------------------- areas and inclusion, vectorised
+
+
+class Shapes(NamedTuple):
+    """N areas by their edges, horizontal ones left out."""
+
+    edges: np.ndarray  # [5, E] upper y, lower y, x at the upper y, dx / dy, side: +1 or -1
+    first: np.ndarray  # [N] index of an area's first edge
+    count: np.ndarray  # [N] its number of edges
+    area: np.ndarray  # [N] in square pixels
+    box: np.ndarray  # [N, 4] x0 y0 x1 y1; NaN, which touches nothing, where there is no area
+
+
+def expand(counts):
+    """Counts [N] -> owner [sum], offset [sum]: for each n the pairs (n, 0) to (n, count - 1)."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def touching(a, b):
+    """Boxes [N, 4], [M, 4] as x0 y0 x1 y1 -> index pairs [K], [K] of those that overlap."""
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.T[..., None], b.T
+    return np.nonzero((ax0 < bx1) & (bx0 < ax1) & (ay0 < by1) & (by0 < ay1))
+
+
+def to_shapely(polygons):
+    """N polygons [P, 2] -> [N] valid shapely areas; loops of a crossed one are united, and what
+    has no points or under 1e-6 square pixels is empty."""
+    rings = [points if len(points) else np.zeros((3, 2)) for points in polygons]
+    owner = np.repeat(np.arange(len(rings)), [len(points) for points in rings])
+    xy = np.concatenate([*rings, np.zeros((0, 2))])
+    areas = shapely.polygons(shapely.linearrings(xy, indices=owner))
+    wrong = ~shapely.is_valid(areas)
+    areas[wrong] = shapely.make_valid(areas[wrong], method="structure", keep_collapsed=False)
+    tiny = shapely.area(areas) < 1e-6
+    if tiny.any():
+        areas[tiny] = shapely.Polygon()
+    return areas
+
+
+def make_shapes(areas):
+    """[N] valid shapely areas, several parts and holes allowed -> Shapes."""
+    parts, part_of = shapely.get_parts(shapely.normalize(areas), return_index=True)
+    rings, ring_of = shapely.get_rings(parts, return_index=True)  # holes run the other way
+    xy, point_of = shapely.get_coordinates(rings, return_index=True)
+    y = xy[:, 1]
+    start = np.flatnonzero((np.diff(point_of) == 0) & (np.abs(np.diff(y)) > 1e-9))
+    (x0, y0), (x1, y1) = xy.T.take(start, 1), xy.T.take(start + 1, 1)
+    down = y1 > y0
+    edges = np.stack(
+        [
+            np.minimum(y0, y1),
+            np.maximum(y0, y1),
+            np.where(down, x0, x1),
+            (x1 - x0) / (y1 - y0),
+            np.where(down, -1, 1),
+        ]
+    )
+    count = np.bincount(part_of[ring_of[point_of[start]]], minlength=len(areas))
+    return Shapes(
+        edges, np.cumsum(count) - count, count, shapely.area(areas), shapely.bounds(areas)
+    )
+
+
+def subset(shapes, part):
+    """Shapes and a slice -> Shapes of that part, the edges are shared."""
+    return Shapes(shapes.edges, *(values[part] for values in shapes[1:]))
+
+
+def contains(shapes, n, points):
+    """Shapes, indices [T], points [T, 2] -> [T] whether shape n[t] holds point t: an odd number
+    of its edges lie to the right."""
+    t, e = expand(shapes.count[n])
+    upper, lower, x, slope, _ = shapes.edges.take(shapes.first[n][t] + e, 1)
+    px, py = points.T.take(t, 1)
+    right = (upper <= py) & (py < lower) & (px < x + (py - upper) * slope)
+    return np.bincount(t[right], minlength=len(n)) % 2 == 1
+
+
+def overlap_area(a, i, b, j):
+    """
+    Shapes a and b, indices [K], [K] -> [K] area of shape i[k] of a inside shape j[k] of b.
+    An area is the signed sum over its edges of the strips that reach from x = -infinity to the
+    edge, and two strips share, in the rows common to both, what lies left of the nearer edge.
+    """
+    k, e = expand(a.count[i] * b.count[j])
+    count = b.count[j][k]
+    ea, eb = a.first[i][k] + e // count, b.first[j][k] + e % count
+    top = np.maximum(a.edges[0].take(ea), b.edges[0].take(eb))
+    rows = np.minimum(a.edges[1].take(ea), b.edges[1].take(eb)) - top
+    common = rows > 0
+    k, top, rows = k[common], top[common], rows[common]
+    upper_a, _, xa, slope_a, side_a = a.edges.take(ea[common], 1)
+    upper_b, _, xb, slope_b, side_b = b.edges.take(eb[common], 1)
+    xa, xb = xa + (top - upper_a) * slope_a, xb + (top - upper_b) * slope_b
+    start, stop = xa - xb, xa - xb + rows * (slope_a - slope_b)
+    gap = np.abs(start) + np.abs(stop)
+    cross = np.maximum(-start * stop, 0) / np.maximum(gap, 1e-300)  # the edges change places
+    width = xa + xb + rows * (slope_a + slope_b) / 2 + cross - gap / 2
+    return np.bincount(k, side_a * side_b * rows * width / 2, len(i))
+
+
+# ---------------------------------------------------------------- prediction
+
+
+def amp_dtype(amp, device):
+    """Type to compute in, or None for float32: `auto` is bf16 where the GPU has it, else fp16; CPUs
+    use float32."""
+    if device.type != "cuda" or amp == "off":
+        return None
+    if amp == "auto":
+        amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+@torch.no_grad()
+def predict_maps(model, pages, size, amp, device, batch=8):
+    """Probability maps of pages, in an order of their shapes: yields (index, uint8 [h, w], scale).
+
+    Each page is resized so that its longer side is `size` (data.resize_page); pages of one padded
+    shape share a batch, so no page sees padding that it would not have alone. page xy = map xy /
+    scale.
+    """
+    dtype, batch = amp_dtype(amp, device), batch if device.type == "cuda" else 1
+    queues = {}
+
+    def load(i):
+        image = data.read_image(pages[i].path)
+        return i, *data.resize_page(image, size), image.shape[:2]
+
+    def run(items):
+        stack = torch.from_numpy(np.stack([image for _, image, _, _ in items])).to(
+            device, non_blocking=True
+        )
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            logits = model(stack)  # [B, 1, H, W]
+        maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
+        for (i, _, scale, (height, width)), prob in zip(items, maps):
+            yield i, prob[: round(height * scale[1]), : round(width * scale[0])], scale
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(pages), 64):  # bounds how many decoded pages wait in memory
+            for item in pool.map(load, range(start, min(start + 64, len(pages)))):
+                queue = queues.setdefault(item[1].shape, [])
+                queue.append(item)
+                if len(queue) == batch:
+                    yield from run(queues.pop(item[1].shape))
+        for queue in queues.values():
+            yield from run(queue)
+
+
+def decode_page(prob, scale, page_size, hp):
+    """Polygons (page px, inside the page) and scores of one map [h, w]; hp: dict with the
+    decoding's keys."""
+    polygons, scores = polygons_from_map(prob, **{k: hp[k] for k in DECODING})
+    return [np.clip(p / scale, 0, page_size) for p in polygons], scores
+
+
+def predict(model, pages, hp, device, progress=False):
+    """What the network finds: a list of (polygons [P, 2] in page px, scores [N]) a page, in the
+    order of pages.
+
+    hp: dict with size, amp and the decoding's keys (DECODING). Sets page.size where it is not
+    known.
+    """
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # shapes vary
+    found = [None] * len(pages)
+    bar = tqdm(
+        total=len(pages),
+        desc="predicting",
+        leave=False,
+        disable=not (progress and sys.stderr.isatty()),
+    )
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for i, prob, scale in predict_maps(model, pages, hp["size"], hp["amp"], device):
+                page_size = np.array(prob.shape[::-1]) / scale
+                found[i] = pool.submit(decode_page, prob, scale, page_size, hp)
+                bar.update()
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        bar.close()
+    return [f.result() for f in found]
+
+
+# ---------------------------------------------------------------- scores of a set of pages
+
+METRICS = {
+    "page": ("CLEval, competition's: pseudo characters, mean over pages", mean_scores),
+    "micro": ("CLEval, official: characters of transcriptions, micro", micro_scores),
+    "iou50": ("IoU 0.5, one to one", iou_scores),
+}
+
+
+def metric_rows(metric, pages, found):
+    """Addable numbers of each page [n, k] for one of METRICS; found: as `predict` returns."""
+    rows = []
+    for page, (polygons, _) in zip(pages, found):
+        if metric == "iou50":
+            rows.append(iou50(page.polygons, polygons, page.ignore))
+            continue
+        variant = "page" if metric == "page" else "official"
+        texts = page.texts if metric == "micro" else None
+        counts = cleval(page.polygons, polygons, ignore=page.ignore, texts=texts, variant=variant)
+        rows.append([*scores(counts), 1.0] if metric == "page" else [counts[key] for key in COUNTS])
+    return np.array(rows, float)
+
+
+def page_groups(pages):
+    """Names to draw by in a bootstrap: the group where there is one, else the page itself."""
+    return [p.name if p.group is None else f"group {p.group}" for p in pages]
+
+
+def summary(metric, rows, groups):
+    """precision, recall, hmean and the 95 % bootstrap interval of hmean over groups, as a dict of
+    floats."""
+    to_scores = METRICS[metric][1]
+    precision, recall, hmean = map(float, to_scores(rows.sum(0)))
+    low, high = map(float, bootstrap(rows, to_scores, groups=groups)[2])
+    return {"precision": precision, "recall": recall, "hmean": hmean, "interval": [low, high]}
+
+
+def score_all(pages, found):
+    """All of METRICS: ({metric: rows}, the --json object)."""
+    rows = {metric: metric_rows(metric, pages, found) for metric in METRICS}
+    groups = page_groups(pages)
+    result = {metric: summary(metric, rows[metric], groups) for metric in METRICS}
+    result = {**result.pop("page"), **result}
+    result["pages"] = len(pages)
+    result["pages_without_labels"] = sum(not p.polygons for p in pages)
+    return rows, result
+
+
+# ---------------------------------------------------------------- pictures
+
+COLOURS = {
+    "label": (60, 90, 255),
+    "hit": (0, 150, 0),
+    "miss": (230, 0, 0),
+    "false alarm": (255, 120, 0),
+}
+
+
+def draw_page(page, polygons, height=1400):
+    """A page with its labels (thin blue), hits (green), misses (red) and false alarms (orange),
+    matched at IoU 0.5: uint8 RGB [H, W, 3], enlarged to at least `height` and a strip on top that
+    counts them."""
+    image = data.read_image(page.path)
+    zoom = max(1.0, height / max(image.shape[:2]))
+    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    image = cv2.addWeighted(image, 0.75, np.full_like(image, 255), 0.25, 0)
+    pairs, valid = iou_matches(page.polygons, polygons, page.ignore)
+    hit_labels, hits = {n for n, _ in pairs}, {m for _, m in pairs}
+    lost = [n for n in range(len(page.polygons)) if n not in hit_labels and not page.ignore[n]]
+    known = [n for n in range(len(page.polygons)) if n in hit_labels or page.ignore[n]]
+    alarms = [m for m in range(len(polygons)) if m not in hits and valid[m]]
+    layers = [
+        ("hit", 3, [polygons[m] for m in sorted(hits)]),
+        ("label", 1, [page.polygons[n] for n in known]),
+        ("false alarm", 3, [polygons[m] for m in alarms]),
+        ("miss", 3, [page.polygons[n] for n in lost]),
+    ]
+    for kind, thickness, outlines in layers:
+        outlines = [np.round(p * zoom).astype(np.int32) for p in outlines]
+        cv2.polylines(image, outlines, True, COLOURS[kind], thickness, cv2.LINE_AA)
+    strip, x = np.full((40, image.shape[1], 3), 255, np.uint8), 8
+    for kind, _, outlines in (layers[0], *layers[2:]):
+        text = (
+            f"{len(outlines)} {kind}{'' if len(outlines) == 1 else 'es' if kind == 'miss' else 's'}"
+        )
+        cv2.putText(
+            strip, text, (x, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, COLOURS[kind], 2, cv2.LINE_AA
+        )
+        x += 16 * len(text) + 20
+    return np.concatenate([strip, image])
+
+
+def draw_pictures(pages, found, folder):
+    """Write folder/NAME.jpg for each page, see `draw_page`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+
+    def write(item):
+        page, (polygons, _) = item
+        sharp = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        file = Path(folder, Path(page.name).stem + ".jpg")
+        cv2.imwrite(str(file), draw_page(page, polygons)[..., ::-1], sharp)
+
+    data.map_threads(write, list(zip(pages, found)), "drawing pages")
+
+
+# ---------------------------------------------------------------- command line
+
+
+def predictions_of(source, pages, overrides, device):
+    """What a checkpoint (predicted now) or a predictions.json found on pages, as `predict` returns,
+    and the hparams it used (None for a file). Raises ValueError when a file lacks one of the pages.
+    """
+    if str(source).endswith(".json"):
+        by_name = {p.name: p for p in data.read_competition(source, need_pictures=False)}
+        missing = [p.name for p in pages if p.name not in by_name]
+        if missing:
+            raise data.DataError(
+                f"{source}: {len(missing)} of {len(pages)} pages are not in it, first {missing[0]}; "
+                "only the same pages can be compared, and a page without detections needs an "
+                "entry without words"
+            )
+        found = [by_name[p.name] for p in pages]
+        return [(p.polygons, np.array(p.confidences)) for p in found], None
+    model, hp, _ = load_network(source, device)
+    hp = {**hp, **overrides}
+    return predict(model, pages, hp, device, progress=True), hp
+
+
+def write_predictions(path, pages, found):
+    """predictions.json in the competition's form, with confidences, whole or not at all."""
+    result = []
+    for page, (polygons, confidences) in zip(pages, found):
+        out = data.Page(page.name, page.path, size=page.size)
+        for i, (polygon, confidence) in enumerate(zip(polygons, confidences), 1):
+            out.add(f"{i:04d}", polygon, confidence=confidence)
+        result.append(out)
+    data.write_json(path, data.pages_to_json(result))
+
+
+def own_pages(hp):
+    """The pages a run validated on, from the hparams in its checkpoint."""
+    return data.run_pages(SimpleNamespace(**hp))[1]
+
+
+def print_scores(result):
+    for metric, (name, _) in METRICS.items():
+        r = result if metric == "page" else result[metric]
+        low, high = r["interval"]
+        print(
+            f"precision {r['precision']:.4f}  recall {r['recall']:.4f}  hmean {r['hmean']:.4f} "
+            f"[{low:.4f}, {high:.4f}]  {name}"
+        )
+    print(
+        f"{result['pages']} pages, {result['pages_without_labels']} without labels (these score 0 "
+        "in the competition's); intervals: bootstrap 95 % over groups of pages"
+    )
+
+
+def compare(pages, rows, other_rows):
+    """Paired difference of two predictions on the same pages, {metric: {difference, interval}}."""
+    result, groups = {}, page_groups(pages)
+    for metric, (_, to_scores) in METRICS.items():
+        difference = to_scores(rows[metric].sum(0))[2] - to_scores(other_rows[metric].sum(0))[2]
+        low, high = bootstrap(rows[metric], to_scores, minus=other_rows[metric], groups=groups)[2]
+        result[metric] = {"difference": float(difference), "interval": [float(low), float(high)]}
+    return result
+
+
+def print_comparison(difference, other):
+    for metric, (name, _) in METRICS.items():
+        low, high = difference[metric]["interval"]
+        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
+        print(
+            f"hmean {difference[metric]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  "
+            f"{verdict}, vs {other}: {name}"
+        )
+
+
+OVERRIDES = dict(
+    size=int,
+    thresh=float,
+    box_thresh=float,
+    unclip_ratio=float,
+    max_candidates=int,
+    min_size=float,
+    mode=str,
+    amp=str,
+)
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", help="checkpoint (best.pt) or predictions.json of any detector")
+    parser.add_argument("--data", help="folder or label file (default: what the run validated on)")
+    parser.add_argument("--split", default="val", choices=data.SPLITS, help="of DATA (default val)")
+    parser.add_argument(
+        "--image-dir", help="where the pictures lie, if not in images/ or beside the labels"
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="OTHER",
+        help="checkpoint or predictions.json: print the paired difference",
+    )
+    parser.add_argument("--out", metavar="JSON", help="write the predictions with confidences")
+    parser.add_argument(
+        "--pictures",
+        metavar="DIR",
+        help="write pages with labels, hits, misses and false alarms drawn",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument(
+        "--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)"
+    )
+    group = parser.add_argument_group("instead of the values in the checkpoint")
+    for key, kind in OVERRIDES.items():
+        group.add_argument(
+            *dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}")),
+            type=kind,
+            metavar=kind.__name__.upper(),
+        )
+    return parser.parse_args(argv)
+
+
+def choose_pages(args):
+    """The labelled pages to score on. Raises ValueError."""
+    if args.data:
+        return data.load_labels(data.resolve_data(args.data), args.split, args.image_dir)
+    if args.source.endswith(".json"):
+        raise data.DataError(f"{args.source}: which labels? add --data")
+    hp = load_checkpoint(args.source)["hparams"]
+    if args.compare and not args.compare.endswith(".json"):
+        other = load_checkpoint(args.compare)["hparams"]
+        for key in ("data", "val_data", "folds", "fold"):
+            if hp[key] != other[key]:
+                raise data.DataError(
+                    f"--compare: {args.compare} validated on other pages ({key} {other[key]!r}, "
+                    f"here {hp[key]!r}) and may have trained on these; name pages that neither "
+                    "has seen by --data"
+                )
+    return own_pages(hp)
+
+
+def run(args):
+    device = choose_device(args.device)
+    overrides = {k: getattr(args, k) for k in OVERRIDES if getattr(args, k) is not None}
+    if args.source.endswith(".json") and overrides:
+        raise data.DataError(f"--{next(iter(overrides))}: a predictions file is decoded already")
+    pages = choose_pages(args)
+    found, hp = predictions_of(args.source, pages, overrides, device)
+    rows, result = score_all(pages, found)
+    if hp and not args.json:
+        print(", ".join(f"{k} {hp[k]}" for k in ("size", *DECODING)))
+    if args.compare:
+        other, _ = predictions_of(args.compare, pages, {}, device)
+        result["compare"] = compare(
+            pages, rows, {metric: metric_rows(metric, pages, other) for metric in METRICS}
+        )
+    if args.out:
+        write_predictions(args.out, pages, found)
+    if args.pictures:
+        draw_pictures(pages, found, args.pictures)
+    if args.json:
+        print(json.dumps(result))
+        return
+    print_scores(result)
+    if args.compare:
+        print_comparison(result["compare"], args.compare)
+
+
+def choose_device(name):
+    """torch.device of --device; `auto` is CUDA where there is one. Raises ValueError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise data.DataError(f"--device {name}: not a device; use cuda, cuda:1 or cpu") from None
+    if (
+        device.type not in ("cpu", "cuda")
+        or device.type == "cuda"
+        and not torch.cuda.is_available()
+    ):
+        raise data.DataError(f"--device {name}: not here; use cpu")
+    return device
+
+
+def main(argv=None):
+    try:
+        run(parse_args(argv))
+    except (data.DataError, NetworkError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

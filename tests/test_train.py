@@ -1,0 +1,425 @@
+"""Training: values in, exact resume, kills at bad moments, one line for whatever goes wrong."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import ROOT
+
+import data
+import evaluate
+import train
+
+TINY = (
+    "--data s --backbone mobilenetv3_small_050 --pretrained none --neck 64 --size 96 --batch 2 "
+    "--epochs 4 --T_max 4 --lr 0.003 --thresh 0.2 --box-thresh 0.2 --unclip-ratio 0 --aug-strength 0.5"
+).split()
+TIMES = {"seconds", "images_s", "wait", "peak_gib"}
+
+
+def run(*flags):
+    return train.main([*TINY, *map(str, flags)])
+
+
+def last(work, name):
+    return train.load_checkpoint(work / "runs" / name / "last.pt")
+
+
+def flat(value, path=""):
+    """Nested dicts and lists as {path: leaf}."""
+    if isinstance(value, dict):
+        return {k: v for key, x in value.items() for k, v in flat(x, f"{path}/{key}").items()}
+    if isinstance(value, list):
+        return {k: v for i, x in enumerate(value) for k, v in flat(x, f"{path}/{i}").items()}
+    return {path: value}
+
+
+def assert_same_run(a, b):
+    """Two last.pt are equal bit for bit, but for clock times and the run's name."""
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    for key in a:
+        if key.split("/")[-1] in TIMES | {"name", "stop_epoch", "workers"} or "timing" in key:
+            continue
+        same = torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key]
+        assert same, key
+
+
+@pytest.fixture
+def undisturbed(work):
+    assert run("--name", "whole") == 0
+    return last(work, "whole")
+
+
+# ---------------------------------------------------------------- resume
+
+
+def test_two_and_two_epochs_equal_four_bit_for_bit(work, undisturbed, capsys):
+    assert run("--name", "parts", "--stop-epoch", 2) == 0
+    assert (
+        "paused after epoch 2 of 4; go on: python train.py --name parts --resume"
+        in capsys.readouterr().out
+    )
+    assert train.main(["--name", "parts", "--resume"]) == 0
+    assert_same_run(undisturbed, last(work, "parts"))
+    rows = list(csv.DictReader(open("runs/parts/log.csv")))
+    assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"] and list(rows[0]) == list(
+        train.COLUMNS
+    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith("best hmean ")
+
+
+def test_signal_inside_an_epoch_resumes_exactly(work, undisturbed, monkeypatch, capsys):
+    step, calls = train.Trainer.train_step, []
+
+    def signalled(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    monkeypatch.setattr(train.Trainer, "train_step", signalled)
+    assert run("--name", "stopped") == 128 + signal.SIGTERM
+    assert "go on: python train.py --name stopped --resume" in capsys.readouterr().out
+    assert (last(work, "stopped")["epoch"], last(work, "stopped")["step"]) == (1, 2)
+    assert train.main(["--name", "stopped", "--resume"]) == 0
+    assert_same_run(undisturbed, last(work, "stopped"))
+
+
+@pytest.mark.parametrize("write", [1, 2, 3])
+def test_sigkill_while_a_checkpoint_is_written(work, undisturbed, write, capsys):
+    """The process kills itself with half of a file written, at each file of the save after epoch 2."""
+    program = f"""
+    import os, signal, sys
+    sys.path.insert(0, {str(ROOT)!r})
+    import dbnet, train
+    replace, seen = dbnet.replace_file, []
+    def dying(path, data):
+        if path.name.startswith("last.pt"):
+            seen.append(path)
+            if len(seen) == 3 + {write}:
+                path.with_name("." + path.name + ".0.tmp").write_bytes(bytes(data)[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+        replace(path, data)
+    dbnet.replace_file = dying
+    train.main(sys.argv[1:])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), *TINY, "--name", "killed"]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert train.main(["--name", "killed", "--resume"]) == 0
+    assert "resuming runs/killed after epoch " in capsys.readouterr().out
+    assert_same_run(undisturbed, last(work, "killed"))
+
+
+def test_damaged_last_falls_back_to_prev(work, undisturbed, capsys):
+    assert run("--name", "flip", "--stop-epoch", 3) == 0
+    path = work / "runs/flip/last.pt"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 4
+    path.write_bytes(raw)
+    assert train.main(["--name", "flip", "--resume"]) == 0
+    assert "last.pt: damaged" in (out := capsys.readouterr().out) and "prev.pt, epoch 2" in out
+    assert_same_run(undisturbed, last(work, "flip"))
+
+
+def test_resume_before_the_first_checkpoint_starts_over(work, undisturbed, capsys):
+    run("--name", "early", "--stop-epoch", 1)
+    for file in (work / "runs/early").glob("*.pt"):
+        file.unlink()
+    assert train.main(["--name", "early", "--resume"]) == 0
+    assert "has no checkpoint yet" in capsys.readouterr().out
+    assert_same_run(undisturbed, last(work, "early"))
+
+
+def test_workers_do_not_change_the_run(work, undisturbed):
+    assert run("--name", "workers", "--workers", 2) == 0
+    assert_same_run(undisturbed, last(work, "workers"))
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def test_evaluate_prints_the_digits_of_the_log(work, capsys):
+    assert run("--name", "learned", "--epochs", 14, "--T_max", 14, "--aug-strength", 0) == 0
+    rows = list(csv.DictReader(open("runs/learned/log.csv")))
+    best = last(work, "learned")["best"]
+    row = rows[best["epoch"] - 1]
+    assert float(row["hmean"]) == best["hmean"] == max(float(r["hmean"]) for r in rows) > 0.1
+    assert f"best hmean {best['hmean']:.4f} epoch {best['epoch']}" in capsys.readouterr().out
+    assert evaluate.main(["runs/learned/best.pt", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    for key in ("precision", "recall", "hmean"):
+        assert result[key] == float(row[key])
+    assert result["interval"] == [float(row[k]) for k in ("hmean_lo", "hmean_hi")]
+
+
+def test_run_folder(work, undisturbed):
+    folder = work / "runs/whole"
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"hparams.json", "log.csv", "pictures"} | {
+        f"{n}.pt{s}" for n in ("last", "prev", "best") for s in ("", ".sha256")
+    }
+    assert len(list((folder / "pictures").glob("*.jpg"))) == 2
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert set(best) == {"model", "hparams", "epoch", "scores"}
+    assert best["hparams"] == json.loads((folder / "hparams.json").read_text())
+    assert set(best["scores"]["pages"]) == {p.name for p in data.load_labels("s", "val")}
+
+
+def test_names_count_up_from_the_hparams_file(work):
+    (work / "small.json").write_text(json.dumps({"epochs": 1}))
+    for expected in ("small", "small-2"):
+        assert train.main(["--hparams", "small.json", *TINY, "--epochs", "1"]) == 0
+        assert (
+            json.loads((work / "runs" / expected / "hparams.json").read_text())["name"] == expected
+        )
+
+
+def test_baseline_difference_is_printed(work, undisturbed, capsys):
+    capsys.readouterr()
+    assert run("--name", "again", "--baseline", "runs/whole", "--stop-epoch", 1) == 0
+    assert "vs baseline +0.0000" in capsys.readouterr().out
+
+
+def test_init_starts_from_a_checkpoint(work, undisturbed, capsys):
+    assert (
+        run(
+            "--name",
+            "fine",
+            "--init",
+            "runs/whole/best.pt",
+            "--stop-epoch",
+            1,
+            "--lr",
+            1e-9,
+            "--eta-min",
+            0,
+        )
+        == 0
+    )
+    before = train.load_checkpoint(work / "runs/whole/best.pt")["model"]["shrink_head.0.weight"]
+    torch.testing.assert_close(
+        last(work, "fine")["model"]["shrink_head.0.weight"], before, atol=1e-6, rtol=0
+    )
+    assert run("--name", "other", "--init", "runs/whole/best.pt", "--neck", 32) == 2
+    assert "weights of another network" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- parts of a step
+
+
+@pytest.mark.parametrize("t_max", [20, 22, 24])
+def test_schedule_is_torchs_cosine(t_max):
+    hp = train.Hparams(lr=5e-4, eta_min=6e-6, T_max=t_max)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, t_max, 6e-6)
+    for epoch in range(22):
+        assert train.learning_rate(hp, epoch, epoch + 1) == pytest.approx(
+            schedule.get_last_lr()[0], rel=1e-9
+        )
+        optimizer.step(), schedule.step()
+
+
+def test_warm_up_is_linear():
+    hp = train.Hparams(lr=1e-3, warmup=2.0)
+    assert train.learning_rate(hp, 0, 0.5) == pytest.approx(train.learning_rate(hp, 0, 9) / 4)
+
+
+def test_ema_is_a_moving_average():
+    ema, weight = [torch.zeros(2)], [torch.ones(2)]
+    expected = 0.0
+    for step in range(200):
+        train.update_ema(ema, weight, step)
+        decay = min(0.999, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay)
+    assert ema[0].tolist() == pytest.approx([expected] * 2)
+
+
+def test_gradient_clipping_limits_the_step(work):
+    hp = train.Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16, clip=1e-3)
+    trainer = train.Trainer(hp, torch.device("cpu"))
+    trainer.model.train()
+    maps = torch.ones(2, 4, 64, 64, dtype=torch.uint8)
+    trainer.train_step(torch.zeros(2, 64, 64, 3, dtype=torch.uint8), maps, 1e-3, 0)
+    norm = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+# ---------------------------------------------------------------- values
+
+
+def resolved(capsys, *flags):
+    assert train.main([*flags, "--print-hparams"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_order_of_values_and_spellings(work, capsys):
+    (work / "h.json").write_text('{"lr": 1e-3, "batch": 4, "T_max": 9}')
+    hp = resolved(capsys, "--hparams", "h.json", "--batch", "16", "--weight_decay=0.5", "--T-max=3")
+    assert (hp["lr"], hp["batch"], hp["weight_decay"], hp["T_max"]) == (1e-3, 16, 0.5, 3)
+    assert resolved(capsys, "--weight-decay", "0.25")["weight_decay"] == 0.25
+    assert resolved(capsys, "--ema=false")["ema"] is False
+    assert resolved(capsys, "--ema=true", "--compile")["compile"] is True
+    assert resolved(capsys, "--no-ema", "--no-pretrained")["ema"] is False
+    assert resolved(capsys, "--no-pretrained")["pretrained"] == "none"
+    assert set(resolved(capsys)) == set(train.FIELDS)
+
+
+@pytest.mark.parametrize("name", ["baseline", "run8", "run3", "run7", "quickstart"])
+def test_shipped_hparams_are_valid(name, capsys):
+    hp = resolved(capsys, "--hparams", str(ROOT / "hparams" / f"{name}.json"))
+    assert hp["backbone"] == "efficientnet_b4"
+    if name == "run8":
+        assert hp["lr"] == 0.0005134333170096499 and hp["weight_decay"] == 6.797303101020006e-05
+        assert hp["eta_min"] == 6.388390006720873e-06 and (hp["T_max"], hp["epochs"]) == (24, 22)
+        assert (hp["thresh"], hp["box_thresh"], hp["max_candidates"], hp["mode"]) == (
+            0.29,
+            0.25,
+            600,
+            "polygon",
+        )
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"learning_rat": 1}', ["h.json", "unknown key 'learning_rat'"]),
+        ('{"weigth_decay": 1}', ["unknown key", "did you mean 'weight_decay'"]),
+        ('{"lr": "fast"}', ["h.json", "lr = 'fast'", "a number"]),
+        ('{"lr": -1}', ["lr = -1.0", "not within"]),
+        ('{"lr": NaN}', ["lr = nan", "not within"]),
+        ('{"batch": 2.5}', ["batch = 2.5", "a whole number"]),
+        ('{"ema": 1}', ["ema = 1", "true or false"]),
+        ('{"mode": "quad"}', ["mode = 'quad'", "polygon, box"]),
+        ('{"size": 100}', ["size = 100", "multiple of 32"]),
+        ('{"lr": 1e-6}', ["eta_min", "above lr"]),
+        ('{"folds": 3, "fold": 4}', ["fold = 4 of folds = 3"]),
+        ('{"name": "../x"}', ["leads out of runs/"]),
+        ("{oops", ["h.json", "not a JSON file"]),
+        ("[1]", ["h.json", "not a JSON object"]),
+    ],
+)
+def test_bad_values_are_one_line(work, text, words, capsys):
+    (work / "h.json").write_text(text)
+    assert train.main(["--hparams", "h.json"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert all(word in line for word in words), line
+    assert not (work / "runs").exists()
+
+
+# ---------------------------------------------------------------- what goes wrong later
+
+
+def error_line(capsys):
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error:")]
+    return line
+
+
+def test_existing_name_is_an_error(work, undisturbed, capsys):
+    assert run("--name", "whole") == 2
+    assert "runs/whole exists; choose another name, or --resume" in error_line(capsys)
+    assert train.main(["--name", "whole", "--resume", "--lr", "1"]) == 2
+    assert "--resume: lr is 0.003 in run whole and cannot become 1.0" in error_line(capsys)
+    assert train.main(["--resume"]) == 2
+
+
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_epoch(work, monkeypatch, capsys):
+    real = train.db_loss
+
+    def poisoned(logits, maps):
+        poisoned.calls += 1
+        loss, parts = real(logits, maps)
+        return (loss * float("nan"), parts) if poisoned.calls > 4 else (loss, parts)
+
+    poisoned.calls = 0
+    monkeypatch.setattr(train, "db_loss", poisoned)
+    assert run("--name", "nan") == 4
+    assert "loss is nan in epoch 2, step 2 of 3; lower --lr" in error_line(capsys)
+    assert last(work, "nan")["epoch"] == 1
+
+
+def test_loss_outliers_are_flagged(capsys):
+    trainer = train.Trainer.__new__(train.Trainer)
+    trainer.epoch, trainer.losses = 0, []
+    train.fetch_losses(trainer, [torch.ones(4)] * 20 + [torch.full((4,), 3.5)], 21)
+    assert (
+        "loss 3.500 in epoch 1, step 21 is above 3 times its running median"
+        in capsys.readouterr().out
+    )
+
+
+def test_out_of_memory_is_one_line_with_the_remedy(work, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "db_loss", full)
+    assert run("--name", "oom") == 3
+    assert "out of memory: lower --batch or --size" in error_line(capsys)
+
+
+def test_full_disk_is_one_line_and_keeps_what_was_written(work, monkeypatch, capsys):
+    real = train.save_checkpoint
+
+    def full(path, state):
+        if state["epoch"] == 2 and path.name == "last.pt":
+            raise OSError(28, "No space left on device", str(path))
+        real(path, state)
+
+    monkeypatch.setattr(train, "save_checkpoint", full)
+    assert run("--name", "full") == 1
+    assert "No space left on device" in error_line(capsys)
+    assert last(work, "full")["epoch"] == 1
+
+
+def test_nothing_to_learn_is_an_error_before_any_folder_is_made(work, capsys):
+    labels = json.loads((work / "s/train.json").read_text())
+    for entry in labels["images"].values():
+        for word in entry["words"].values():
+            word["ignore"] = True
+    (work / "none.json").write_text(json.dumps(labels))
+    assert run("--data", "none.json", "--val-data", "s/val.json", "--image-dir", "s/images") == 2
+    assert "no positive pixel in 6 train pages" in error_line(capsys)
+    assert not (work / "runs").exists()
+
+
+def test_hub_out_of_reach(tmp_path, script, one_line, receipts):
+    flags = [*TINY[2:], "--data", receipts, "--pretrained", "timm"]
+    result = script("train.py", *flags)
+    one_line(result, "cannot be downloaded", "--pretrained PATH", "--no-pretrained")
+
+
+def test_command_line_errors(script, one_line):
+    one_line(
+        script("train.py", "--weigth-decay", "1"), "unrecognized", "did you mean --weight_decay"
+    )
+    one_line(script("train.py", "--data", "nowhere"), "nowhere: no such file or folder")
+
+
+def test_sigterm_to_a_real_process_saves_and_says_how_to_go_on(work):
+    command = [
+        sys.executable,
+        "-u",
+        str(ROOT / "train.py"),
+        *TINY,
+        "--epochs",
+        "400",
+        "--name",
+        "long",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    for line in process.stdout:
+        if line.startswith("epoch   2/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    tail = process.stdout.read()
+    assert process.wait(60) == 143
+    assert "go on: python train.py --name long --resume" in tail
+    assert last(work, "long")["epoch"] >= 2
