@@ -13,6 +13,7 @@ pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -567,35 +568,49 @@ def fog(image, seed, depth):
 # ---------------------------------------------------------------- target maps
 
 
-def distance_to_outline(polygon, left, top, width, height):
-    """Distance from pixel centres to the outline of a polygon [P, 2], in px, and which lie inside.
+def edge_tables(polygons):
+    """What `distance_to_outline` needs of each polygon's edges: list of float32 arrays [9, P, 1].
 
-    For the window of width x height pixels at (left, top): float32 [height, width] and bool
-    [height, width]. Exact point-to-segment distance, even-odd inside test.
+    For an edge a -> b of length L and direction (ux, uy): ux, uy, -a.u - L / 2, L / 2,
+    a_y ux - a_x uy, a_y, b_y, and the line x = slope y + start. All polygons at once, since numpy's
+    small calls would cost more than the pixels.
     """
-    a = polygon.astype(np.float32)
-    edge = np.roll(a, -1, 0) - a
-    length = np.maximum(np.hypot(edge[:, 0], edge[:, 1]), 1e-6)
-    ux, uy = (edge / length[:, None]).T
-    x = left + 0.5 + np.arange(width, dtype=np.float32) - a[:, :1]  # [P, width]
-    y = top + 0.5 + np.arange(height, dtype=np.float32) - a[:, 1:]  # [P, height]
-    along = (x * ux[:, None])[:, None] + (y * uy[:, None])[:, :, None]  # [P, height, width]
-    across = (y * ux[:, None])[:, :, None] - (x * uy[:, None])[:, None]
+    a = np.concatenate(polygons)
+    b = np.concatenate([np.concatenate([p[1:], p[:1]]) for p in polygons])
+    edge = b - a
+    half = np.hypot(*edge.T) / 2
+    ux, uy = (edge / np.maximum(2 * half, 1e-9)[:, None]).T
+    slope = edge[:, 0] / np.where(edge[:, 1] == 0, 1, edge[:, 1])
+    along, across = -(a[:, 0] * ux + a[:, 1] * uy) - half, a[:, 1] * ux - a[:, 0] * uy
+    start = a[:, 0] - slope * a[:, 1]
+    table = np.array([ux, uy, along, half, across, a[:, 1], b[:, 1], slope, start], np.float32)
+    return np.split(table[:, :, None], np.cumsum([len(p) for p in polygons])[:-1], 1)
+
+
+def distance_to_outline(edges, left, top, width, height):
+    """Distance from pixel centres to the outline of a polygon, in px, and which lie inside.
+
+    edges: [9, P, 1] of `edge_tables`. For the window of width x height pixels at (left, top):
+    float32 [height, width] and bool [height, width]. Exact point-to-segment distance, even-odd
+    inside test.
+    """
+    ux, uy, along0, half, across0, a_y, b_y, slope, start = edges
+    x = np.arange(left, left + width, dtype=np.float32) + np.float32(0.5)
+    y = np.arange(top, top + height, dtype=np.float32) + np.float32(0.5)
+    along = (x * ux + along0)[:, None] + (y * uy)[:, :, None]  # [P, height, width], 0 at mid-edge
+    across = (x * uy + across0)[:, None] - (y * ux)[:, :, None]
     # beyond an end of the edge, the overshoot is the other leg of the triangle
-    np.abs(along - length[:, None, None] / 2, out=along)
-    along -= length[:, None, None] / 2
-    np.maximum(along, 0, out=along)
+    np.abs(along, out=along)
+    along -= half[:, None]
+    flat = along.reshape(-1, width)
+    cv2.max(flat, 0, flat)
     along *= along
     across *= across
     along += across
     distance = np.sqrt(along.min(0))
-    crosses = (y >= 0) != (
-        y >= edge[:, 1:]
-    )  # rows in which the edge crosses the pixel centres' line
-    with np.errstate(divide="ignore", invalid="ignore"):
-        where = y * (edge[:, 0] / edge[:, 1])[:, None]
-    where = np.where(crosses, where, -np.inf)
-    inside = np.logical_xor.reduce(x[:, None] < where[:, :, None], 0)
+    crosses = (y >= a_y) != (y >= b_y)  # [P, height], rows in which the edge crosses pixel centres
+    where = np.where(crosses, y * slope + start, np.float32(-np.inf))
+    inside = np.logical_xor.reduce(x < where[:, :, None], 0)
     return distance, inside
 
 
@@ -610,45 +625,46 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
     """
     maps = np.zeros((4, height, width), np.uint8)
     maps[2] = 1
-    for polygon in (p for p, skip in zip(polygons, ignore) if not skip):
+    tables = edge_tables(polygons) if polygons else []
+    for polygon, edges, skip in zip(polygons, tables, ignore):
         reach = shrink_distance(polygon_area(polygon), polygon_perimeter(polygon), shrink_ratio)
         rows, columns = pixel_window(polygon, reach, height, width)
         shrink, thresh, _, near = maps[:, rows, columns]
-        if not shrink.size or reach <= 0:
+        if skip or not shrink.size or reach <= 0:
             continue
         distance, inside = distance_to_outline(
-            polygon, columns.start, rows.start, *shrink.shape[::-1]
+            edges, columns.start, rows.start, *shrink.shape[::-1]
         )
-        deepest = np.max(distance, initial=0, where=inside)
+        deepest = (distance * inside).max()
         shrink |= inside & (distance >= min(reach, deepest))
         near |= inside | (distance < reach)
         distance *= -255 / reach
         distance += 255.5
-        np.maximum(thresh, np.maximum(distance, 0, out=distance).astype(np.uint8), out=thresh)
-    for polygon in (p for p, skip in zip(polygons, ignore) if skip):
+        cv2.max(distance, 0, distance)
+        np.maximum(thresh, distance.astype(np.uint8), out=thresh)
+    for polygon, edges in ((p, e) for p, e, skip in zip(polygons, tables, ignore) if skip):
         rows, columns = pixel_window(polygon, 0, height, width)
         covered = maps[:, rows, columns]
         if covered.size:
-            covered[[0, 2, 3]] *= ~distance_to_outline(
-                polygon, columns.start, rows.start, *covered.shape[:0:-1]
-            )[1]
+            size = covered.shape[:0:-1]
+            covered[[0, 2, 3]] *= ~distance_to_outline(edges, columns.start, rows.start, *size)[1]
     return maps
 
 
 def pixel_window(polygon, margin, height, width):
     """Slices (rows, columns) of the page's pixels within `margin` of a polygon's bounding box."""
-    left, top = np.maximum(np.floor(polygon.min(0) - margin), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(polygon.max(0) + margin), (width, height)).astype(int)
+    (left, top), (right, bottom) = polygon.min(0).tolist(), polygon.max(0).tolist()
+    left, right = max(math.floor(left - margin), 0), min(math.ceil(right + margin), width)
+    top, bottom = max(math.floor(top - margin), 0), min(math.ceil(bottom + margin), height)
     return slice(top, max(top, bottom)), slice(left, max(left, right))
 
 
 def polygon_area(polygon):
-    x, y = polygon.T
-    return abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+    return cv2.contourArea(polygon.astype(np.float32))
 
 
 def polygon_perimeter(polygon):
-    return float(np.hypot(*(np.roll(polygon, -1, 0) - polygon).T).sum())
+    return cv2.arcLength(polygon.astype(np.float32), True)
 
 
 # ---------------------------------------------------------------- samples
@@ -760,7 +776,7 @@ def split_json(pages, groups, folds, seed=0):
 
 
 def run_pages(hp):
-    """(train pages, val pages) of a run, every picture opened once. hp: with data, val_data,
+    """(train pages, val pages, split or None) of a run, every picture opened once. hp: with data, val_data,
     image_dir, folds, fold.
 
     A fold of the train pages where hp.folds is set; else the val split or hp.val_data; else a tenth
@@ -771,16 +787,36 @@ def run_pages(hp):
     if not hp.folds and (hp.val_data or has_split(folder, "val")):
         val = load_labels(hp.val_data or folder, "val", image_dir)
         inspect_pages(pages + val)
-        return pages, val
+        return pages, val, None
     groups = page_groups(pages, inspect_pages(pages))
     folds = hp.folds or min(10, len(set(groups.tolist())))
-    fold_of = make_folds(pages, groups, folds)
+    split = split_json(pages, groups, folds)
     fold = hp.fold if hp.folds else 1
     if not hp.folds:
         print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
-    return [p for p, f in zip(pages, fold_of) if f != fold], [
-        p for p, f in zip(pages, fold_of) if f == fold
-    ]
+    held = [split["images"][page.name]["fold"] == fold for page in pages]
+    train = [page for page, out in zip(pages, held) if not out]
+    return train, [page for page, out in zip(pages, held) if out], split
+
+
+def pseudo_pages(hp, known):
+    """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
+
+    Pictures lie beside the file or with hp.data. Left out: pages that `known`, the run's own train
+    and val pages, hold already, by name or as a near-duplicate. Raises DataError.
+    """
+    beside = Path(hp.pseudo_labels).parent / "images"
+    folder = beside if beside.is_dir() else Path(resolve_data(hp.data)) / "images"
+    pages = read_competition(hp.pseudo_labels, folder)
+    names = {page.name for page in known}
+    pages = [page for page in pages if page.name not in names]
+    if not pages:
+        raise DataError(f"{hp.pseudo_labels}: every page of it is labelled in {hp.data} already")
+    own, other = inspect_pages(pages), inspect_pages(known)
+    new = (own @ other.T).max(1) <= NEAR_DUPLICATE
+    for page in pages:
+        page.ignore = [c < hp.min_confidence for c in page.confidences]
+    return [page for page, keep in zip(pages, new) if keep]
 
 
 # ---------------------------------------------------------------- synthetic receipts

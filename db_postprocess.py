@@ -39,14 +39,14 @@ class Candidates(NamedTuple):
 def offset_polygon(polygon, distance):
     """Move the outline of a polygon [P, 2] outwards (distance > 0) or inwards (< 0), in pixels.
 
-    Shrinking and unclipping are this one operation with opposite sign. Corners are mitred, so the
-    offset of a quad is a quad and growing undoes shrinking. Returns a list of polygons [P', 2]:
-    empty when nothing is left, several when a narrow waist parts. Vatti clipping by the library
-    pyclipper.
+    Shrinking and unclipping are this one operation with opposite sign. Corners that move outwards
+    are rounded to a quarter of a pixel: blobs end in points, and mitred points grow into spikes.
+    Returns a list of polygons [P', 2]: empty when nothing is left, several when a narrow waist
+    parts. Vatti clipping by the library pyclipper.
     """
     path = np.round(np.asarray(polygon, np.float64) * CLIPPER_SCALE).astype(np.int64)
-    clipper = pyclipper.PyclipperOffset()
-    clipper.AddPath(path.tolist(), pyclipper.JT_MITER, pyclipper.ET_CLOSEDPOLYGON)
+    clipper = pyclipper.PyclipperOffset(arc_tolerance=0.25 * CLIPPER_SCALE)
+    clipper.AddPath(path.tolist(), pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON)
     paths = clipper.Execute(distance * CLIPPER_SCALE)
     return [np.array(p, np.float64) / CLIPPER_SCALE for p in paths]
 

@@ -180,6 +180,15 @@ def db_loss(logits, maps):
     return 5 * parts[0] + 10 * parts[1] + parts[2], parts.detach()
 
 
+def teacher_loss(logits, target):
+    """Cross-entropy of the shrink map with the teachers' mean map, float32 (Hinton et al. 2015).
+
+    logits: [B, 2, H, W]; target: probabilities [B, H, W]. Returns a scalar.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), target)
+
+
 def balanced_bce(logit, target, mask, ratio=3, floor=1000):
     """Per-page binary cross-entropy [B] over all positives and the `ratio` times as many hardest
     negatives.

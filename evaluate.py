@@ -10,10 +10,17 @@ are named as such.
 """
 
 import argparse
+import hashlib
+import io
 import json
+import multiprocessing
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import zipfile
+import zlib
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -25,8 +32,13 @@ import torch
 from tqdm import tqdm
 
 import data
-from db_postprocess import polygons_from_map
-from dbnet import NetworkError, load_checkpoint, load_network
+from db_postprocess import (
+    decode_candidates,
+    find_candidates,
+    polygons_from_map,
+    unclip_distance,
+)
+from dbnet import NetworkError, load_checkpoint, load_network, replace_file, save_checkpoint
 
 DECODING = (
     "thresh",
@@ -350,6 +362,14 @@ def match_page(gt, det, num_chars, centres, ignore):
     Polygons N and M, characters [N] and their centres [C, 2], don't care [N] -> label [T],
     character [T], detection [T] of each centre inside a detection, matches [N, M], valid [M].
     """
+    label, char, hit, inside, share = page_overlap(gt, det, num_chars, centres, ignore)
+    valid = ~ignored_detections(share, inside, ignore)
+    return label, char, hit, match_matrix(share, inside, ~ignore, valid), valid
+
+
+def page_overlap(gt, det, num_chars, centres, ignore):
+    """As match_page, returns label [T], character [T], detection [T] of each centre inside a
+    detection, characters inside [N, M], shares of the detections' areas [N, M]."""
     areas = to_shapely(gt + det)
     shapes = make_shapes(areas)
     gt_shapes, det_shapes = subset(shapes, slice(len(gt))), subset(shapes, slice(len(gt), None))
@@ -359,8 +379,7 @@ def match_page(gt, det, num_chars, centres, ignore):
     share = area_precision(gt_shapes, det_shapes, inside, ignore)
     if ignore.any():
         share[ignore] = dont_care_share(areas[: len(gt)], ignore, det_shapes)
-    valid = ~ignored_detections(share, inside, ignore)
-    return label, char, hit, match_matrix(share, inside, ~ignore, valid), valid
+    return label, char, hit, inside, share
 
 
 def hits(gt, det, centres, num_chars):
@@ -707,6 +726,363 @@ def draw_pictures(pages, found, folder):
     data.map_threads(write, list(zip(pages, found)), "drawing pages")
 
 
+# ---------------------------------------------------------------- threshold tuning
+
+TUNED = ("thresh", "box_thresh", "unclip_ratio", "mode", "min_size")  # the axes of the grid
+GRID = dict(
+    thresh=(0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45),
+    box_thresh=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    unclip_ratio=(0.0, 1.4, 1.7, 2.0, 2.3, 2.6),
+    mode=("polygon", "box"),
+    min_size=(0.0, 3.0, 5.0, 7.0),
+)
+
+
+def picture_digest(page):
+    return hashlib.sha256(Path(page.path).read_bytes()).hexdigest()
+
+
+def cached_maps(source, pages, hp, device):
+    """
+    Maps of a checkpoint on pages: list of (uint8 [h, w], scale [2]), in the order of pages.
+    Kept in maps/ beside the checkpoint under a name made of the SHA-256 of the checkpoint, of the
+    pictures and of what else the maps depend on: another of these never meets an old file.
+    """
+    made_of = [hashlib.sha256(Path(source).read_bytes()).hexdigest(), hp["size"]]
+    made_of += [str(amp_dtype(hp["amp"], device)), [(p.name, picture_digest(p)) for p in pages]]
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    path = Path(source).parent / "maps" / f"{Path(source).stem}-{key}.npz"
+    if path.exists():
+        try:
+            with np.load(path) as file:
+                return [(file[str(i)], scale) for i, scale in enumerate(file["scales"])]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            print(f"warning: {path}: damaged, predicting again", file=sys.stderr)
+    model = load_network(source, device)[0]
+    maps = [None] * len(pages)
+    bar = tqdm(total=len(pages), desc=source, leave=False, disable=not sys.stderr.isatty())
+    with bar:
+        for i, prob, scale in predict_maps(model, pages, hp["size"], hp["amp"], device):
+            maps[i] = np.ascontiguousarray(prob), scale
+            bar.update()
+    arrays = {str(i): prob for i, (prob, _) in enumerate(maps)}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, scales=np.array([scale for _, scale in maps]), **arrays)
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, buffer.getbuffer())
+    return maps
+
+
+def held_out_pages(sources, folder=None, image_dir=None):
+    """
+    Pages that each of several fold runs held out, by the record in its checkpoint: a list of lists.
+    folder: where the data lie now, if not where the runs found them
+    raises DataError when the runs are not different folds of one split or the pages are not there.
+    """
+    states = [load_checkpoint(source, ("model", "hparams", "scores")) for source in sources]
+    first, labels, owner, parts = states[0]["hparams"], None, {}, []
+    for source, state in zip(sources, states):
+        hp = state["hparams"]
+        for key in ("data", "image_dir", "folds", "split", "size", "shrink_ratio"):
+            if hp.get(key) != first.get(key):
+                raise data.DataError(
+                    f"{source}: {key} is {hp.get(key)!r}, in {sources[0]} {first.get(key)!r}; "
+                    "out-of-fold maps need folds of one split"
+                )
+        if not hp["folds"]:
+            raise data.DataError(f"{source}: not a fold run; tune one checkpoint or the folds")
+        if labels is None:
+            found = data.load_labels(
+                data.resolve_data(folder or hp["data"]),
+                "train",
+                image_dir or hp["image_dir"] or None,
+            )
+            labels = {page.name: page for page in found}
+        held = sorted(state["scores"].get("pages", ()))
+        for name in held:
+            if name not in labels:
+                raise data.DataError(f"{source}: its held-out page {name} is not in the data")
+            if owner.setdefault(name, source) != source:
+                raise data.DataError(
+                    f"{source}: page {name} is held out by {owner[name]} too; give one run a fold"
+                )
+        if not held:
+            raise data.DataError(f"{source}: no record of held-out pages; let an epoch finish")
+        parts.append([labels[name] for name in held])
+    return parts
+
+
+def score_page(item, grid, hp):
+    """
+    A page at every setting of a grid. item: ((map uint8 [h, w], scale [2]), page)
+    returns: precision, recall, hmean (cleval "page") as [*lengths of the axes TUNED, 3]
+    Contours are found once a thresh, shapes grown and compared with the labels once a thresh,
+    unclip_ratio and mode; box_thresh and min_size choose among these.
+    """
+    (prob, scale), page = item
+    gt, ignore = as_points(page.polygons), np.array(page.ignore, bool)
+    num_chars = label_chars(gt, [None] * len(gt), ignore, "page")
+    centres = char_centres(gt, num_chars, "page")
+    page_size, rules = np.array(prob.shape[::-1]) / scale, list(product(*map(grid.get, TUNED[2:4])))
+    result = np.zeros([len(grid[key]) for key in TUNED] + [3])
+    for t, thresh in enumerate(grid["thresh"]):
+        candidates = find_candidates(prob, thresh)
+        for n, (unclip_ratio, mode) in enumerate(rules):
+            polygons, confidence = decode_candidates(
+                candidates,
+                box_thresh=min(grid["box_thresh"]),
+                unclip_ratio=unclip_ratio,
+                max_candidates=hp["max_candidates"],
+                min_size=0,
+                mode=mode,
+                shrink_ratio=hp["shrink_ratio"],
+            )
+            det = as_points([np.clip(p / scale, 0, page_size) for p in polygons])
+            overlap = page_overlap(gt, det, num_chars, centres, ignore)
+            alarms, seen = pseudo_chars(det), {}
+            sides = candidates.rects[: len(det), 2:4]
+            grown = unclip_distance(
+                sides.prod(1), 2 * sides.sum(1), unclip_ratio, hp["shrink_ratio"]
+            )
+            short = sides.min(1) + 2 * grown
+            for b, box_thresh in enumerate(grid["box_thresh"]):
+                for s, min_size in enumerate(grid["min_size"]):
+                    keep = np.flatnonzero((confidence >= box_thresh) & (short >= min_size))
+                    key = keep[:MAX_DETECTIONS].tobytes()
+                    if key not in seen:
+                        seen[key] = score_kept(
+                            overlap, alarms, num_chars, ignore, keep[:MAX_DETECTIONS]
+                        )
+                    result[t, b, n // len(grid["mode"]), n % len(grid["mode"]), s] = seen[key]
+    return result
+
+
+def score_kept(overlap, alarms, num_chars, ignore, keep):
+    """cleval's precision, recall, hmean of the detections keep [K], from page_overlap of M >= K."""
+    label, char, hit, inside, share = overlap
+    valid = ~ignored_detections(share[:, keep], inside[:, keep], ignore)
+    match = np.zeros(inside.shape, bool)
+    match[:, keep] = match_matrix(share[:, keep], inside[:, keep], ~ignore, valid)
+    found = char[match[label, hit]]
+    fp = alarms[keep][valid & ~match[:, keep].any(0)].sum()
+    tp = len(np.unique(found))
+    return scores(count_page(match, num_chars[~ignore].sum(), tp, len(found), fp))
+
+
+def score_grid(maps, pages, grid, hp):
+    """score_page of n pages, on all cores -> [n, *lengths of the axes TUNED, 3]."""
+    job, items = partial(score_page, grid=grid, hp=hp), list(zip(maps, pages))
+    workers = min(os.cpu_count() or 1, 16, len(items) // 4)
+    if workers < 2:
+        return np.array([job(item) for item in items])
+    context = multiprocessing.get_context("forkserver")  # OpenCV's threads do not survive a fork
+    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+        bar = tqdm(
+            pool.map(job, items),
+            "tuning",
+            len(items),
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        return np.array(list(bar))
+
+
+def mean_hmeans(sums):
+    """Sums over pages [..., S + 1] of S H-means and of 1 -> their means [..., S], for bootstrap."""
+    return sums[..., :-1] / sums[..., -1:]
+
+
+def with_ones(hmeans):
+    return np.concatenate([hmeans, np.ones((len(hmeans), 1))], 1)
+
+
+def choose_setting(hmeans, groups, grid):
+    """
+    hmeans: [n, S] of n pages at the S settings of a grid, in C order of the axes TUNED
+    returns: the best setting, the recommended one, [S] whether a setting is on the plateau
+    The plateau has the settings that a paired bootstrap does not tell from the best one. The
+    recommended setting is its middle: the least sum of grid steps to its other settings of the
+    best one's mode and kind of unclip (by ratio or exact); ties by score.
+    """
+    mean = hmeans.mean(0)
+    best = int(mean.argmax())
+    difference = with_ones(hmeans - hmeans[:, [best]])
+    plateau = bootstrap(difference, mean_hmeans, groups=groups, draws=1000)[:, 1] >= 0
+    index = np.array(np.unravel_index(range(len(mean)), [len(grid[key]) for key in TUNED])).T
+    exact = np.array(grid["unclip_ratio"])[index[:, 2]] == 0
+    alike = np.flatnonzero(plateau & (index[:, 3] == index[best, 3]) & (exact == exact[best]))
+    steps = np.abs(index[alike, None] - index[alike]).sum((1, 2))
+    return best, int(alike[np.lexsort((-mean[alike], steps))[0]]), plateau
+
+
+def crossfit(hmeans, parts, groups, grid):
+    """H-means [n, 2] of pages at the settings (best, recommended) chosen on the pages of other
+    parts. hmeans: [n, S]; parts: [n]."""
+    result, groups = np.zeros((len(hmeans), 2)), np.array(groups, object)
+    for part in set(parts.tolist()):
+        rest = parts != part
+        best, middle, _ = choose_setting(hmeans[rest], groups[rest], grid)
+        result[~rest] = hmeans[~rest][:, [best, middle]]
+    return result
+
+
+def halves(groups, seed=0):
+    """Part 0 or 1 of each page [n]: half of the groups each. Raises DataError with one group."""
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise data.DataError("--tune: all pages are of one group; cross-fitting needs two")
+    order = np.random.default_rng(seed).permutation(len(names))
+    part = {names[n]: k % 2 for k, n in enumerate(order)}
+    return np.array([part[name] for name in groups])
+
+
+def setting_values(grid, setting):
+    """{key: value} of a setting's number in the C order of the axes TUNED."""
+    index = np.unravel_index(setting, [len(grid[key]) for key in TUNED])
+    return {key: grid[key][i] for key, i in zip(TUNED, index)}
+
+
+def tune(maps, pages, parts, grid, hp):
+    """The --tune object, mean H-means [*lengths of the axes TUNED]. parts: [n] to cross-fit over."""
+    groups = page_groups(pages)
+    table = score_grid(maps, pages, grid, hp)[..., 2]
+    hmeans = table.reshape(len(pages), -1)
+    best, middle, plateau = choose_setting(hmeans, groups, grid)
+    fitted = crossfit(hmeans, parts, groups, grid)
+    found = [
+        decode_page(prob, scale, np.array(prob.shape[::-1]) / scale, hp) for prob, scale in maps
+    ]
+    own = metric_rows("page", pages, found)[:, [2]]
+    low, high = bootstrap(with_ones(fitted), mean_hmeans, groups=groups).T
+    less, more = bootstrap(with_ones(fitted[:, [1]] - own), mean_hmeans, groups=groups)[0]
+    return {
+        "pages": len(pages),
+        "settings": hmeans.shape[1],
+        "before": {**{k: hp[k] for k in TUNED}, "hmean": float(own.mean())},
+        "best": {**setting_values(grid, best), "in_sample": float(hmeans[:, best].mean())},
+        "recommended": {
+            **setting_values(grid, middle),
+            "in_sample": float(hmeans[:, middle].mean()),
+        },
+        "plateau": int(plateau.sum()),
+        "crossfitted_best": {"hmean": float(fitted[:, 0].mean()), "interval": [low[0], high[0]]},
+        "crossfitted": {"hmean": float(fitted[:, 1].mean()), "interval": [low[1], high[1]]},
+        "gain": {"hmean": float((fitted[:, [1]] - own).mean()), "interval": [less, more]},
+    }, table.mean(0)
+
+
+def print_tuning(result):
+    def line(values, hmean, what):
+        shown = "  ".join(f"{key} {values[key]}" for key in TUNED)
+        print(f"hmean {hmean:.4f}  {shown}  {what}")
+
+    count, (low, high) = result["settings"], result["crossfitted"]["interval"]
+    line(result["before"], result["before"]["hmean"], "before")
+    line(result["best"], result["best"]["in_sample"], f"best of {count} on these same pages")
+    what = f"recommended, middle of {result['plateau']} not told from the best; on these same pages"
+    line(result["recommended"], result["recommended"]["in_sample"], what)
+    print(
+        f"hmean {result['crossfitted']['hmean']:.4f} [{low:.4f}, {high:.4f}]  cross-fitted: what "
+        f"to expect; by the best setting instead {result['crossfitted_best']['hmean']:.4f}"
+    )
+    low, high = result["gain"]["interval"]
+    print(f"hmean {result['gain']['hmean']:+.4f} [{low:+.4f}, {high:+.4f}]  gain, cross-fitted")
+
+
+def draw_landscape(path, table, grid, chosen):
+    """PNG of mean H-means over thresh x box_thresh at a setting's other values; a frame around it.
+
+    table: [*lengths of the axes TUNED]; chosen: {key: value}
+    """
+    at = [grid[key].index(chosen[key]) for key in TUNED]
+    table = table[:, :, *at[2:]]  # [thresh, box_thresh]
+    cell, left, top = 64, 110, 60
+    rows, columns = table.shape
+    level = (table - table.min()) / max(table.max() - table.min(), 1e-9) * 255
+    heat = cv2.applyColorMap(level.round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    heat = cv2.resize(heat, None, fx=cell, fy=cell, interpolation=cv2.INTER_NEAREST)
+    image = cv2.copyMakeBorder(heat, top, 40, left, 20, cv2.BORDER_CONSTANT, value=(255,) * 3)
+
+    def write(text, x, y, colour=(0, 0, 0)):
+        cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
+
+    for t, b in np.ndindex(rows, columns):
+        colour = (255,) * 3 if level[t, b] < 128 else (0,) * 3
+        write(f"{100 * table[t, b]:.2f}", left + b * cell + 8, top + t * cell + 36, colour)
+    for t, value in enumerate(grid["thresh"]):
+        write(f"{value:g}", left - 40, top + t * cell + 36)
+    for b, value in enumerate(grid["box_thresh"]):
+        write(f"{value:g}", left + b * cell + 20, top - 8)
+    write("box_thresh", left, 20)
+    write("thresh", 8, top + 16)
+    others = ", ".join(f"{key} {chosen[key]}" for key in TUNED[2:])
+    write(f"hmean %, {others}", 8, image.shape[0] - 12)
+    corner = left + at[1] * cell, top + at[0] * cell
+    cv2.rectangle(image, corner, (corner[0] + cell, corner[1] + cell), (0, 0, 255), 3)
+    replace_file(Path(path), cv2.imencode(".png", image)[1].tobytes())
+
+
+def check_target(path, sources):
+    """Raises DataError when --write cannot put values into path."""
+    path = Path(path)
+    if path.suffix not in (".pt", ".json"):
+        raise data.DataError(f"--write {path}: give a .pt or a .json file")
+    if path.suffix == ".pt" and (len(sources) > 1 or path.exists()):
+        raise data.DataError(f"--write {path}: give a new file, .json for several checkpoints")
+
+
+def write_setting(path, sources, values):
+    """Put values into a copy of the checkpoint (.pt) or an hparams file (.json), new or not."""
+    check_target(path, sources)
+    if Path(path).suffix == ".pt":
+        state = load_checkpoint(sources[0])
+        save_checkpoint(path, {**state, "hparams": {**state["hparams"], **values}})
+        return
+    if Path(path).exists():
+        hp = data.read_json(path)
+    else:
+        hp = load_checkpoint(sources[0])["hparams"]
+        hp = {key: hp[key] for key in hp if key not in ("name", "fold", "stop_epoch")}
+    data.write_json(path, {**hp, **values}, indent=1)
+
+
+def run_tune(args, overrides, device):
+    """evaluate.py --tune. Raises DataError, NetworkError."""
+    for source in args.sources:
+        if source.endswith(".json"):
+            raise data.DataError(f"{source}: has no maps to tune on; give checkpoints")
+    if args.write:
+        check_target(args.write, args.sources)
+    hp = {**load_checkpoint(args.sources[0])["hparams"], **overrides}
+    if len(args.sources) > 1:
+        page_lists = held_out_pages(args.sources, args.data, args.image_dir)
+    else:
+        page_lists = [choose_pages(args)]
+    pages = [page for page_list in page_lists for page in page_list]
+    if not any(page.polygons for page in pages):
+        raise data.DataError("--tune: the pages have no labels")
+    parts = np.repeat(range(len(page_lists)), [len(page_list) for page_list in page_lists])
+    if len(page_lists) == 1:
+        parts = halves(page_groups(pages))
+    maps = [
+        one
+        for source, page_list in zip(args.sources, page_lists)
+        for one in cached_maps(source, page_list, hp, device)
+    ]
+    grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
+    result, table = tune(maps, pages, parts, grid, hp)
+    chosen = {key: result["recommended"][key] for key in TUNED}
+    picture = Path(args.sources[0]).parent / "tune.png"
+    draw_landscape(picture, table, grid, chosen)
+    if args.write:
+        write_setting(args.write, args.sources, chosen)
+    if args.json:
+        print(json.dumps(result))
+        return
+    print_tuning(result)
+    print(f"{len(pages)} pages, cross-fitted over {len(set(parts.tolist()))} parts; {picture}")
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -798,7 +1174,20 @@ def parse_args(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", help="checkpoint (best.pt) or predictions.json of any detector")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="checkpoint (best.pt) or predictions.json of any detector; --tune takes all folds",
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="search the thresholds, out of fold and cross-fitted"
+    )
+    parser.add_argument(
+        "--write",
+        metavar="PATH",
+        help="put the tuned values into a copy of the checkpoint (.pt) or an hparams file (.json)",
+    )
     parser.add_argument("--data", help="folder or label file (default: what the run validated on)")
     parser.add_argument("--split", default="val", choices=data.SPLITS, help="of DATA (default val)")
     parser.add_argument(
@@ -826,7 +1215,9 @@ def parse_args(argv):
             type=kind,
             metavar=kind.__name__.upper(),
         )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.source = args.sources[0]
+    return args
 
 
 def choose_pages(args):
@@ -851,6 +1242,10 @@ def choose_pages(args):
 def run(args):
     device = choose_device(args.device)
     overrides = {k: getattr(args, k) for k in OVERRIDES if getattr(args, k) is not None}
+    if args.tune:
+        return run_tune(args, overrides, device)
+    if len(args.sources) > 1 or args.write:
+        raise data.DataError("several sources and --write are for --tune; see also --compare")
     if args.source.endswith(".json") and overrides:
         raise data.DataError(f"--{next(iter(overrides))}: a predictions file is decoded already")
     pages = choose_pages(args)

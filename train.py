@@ -3,6 +3,7 @@ H-mean.
 
 python train.py --hparams hparams/quickstart.json        minutes on a CPU, on synthetic receipts
 python train.py --hparams hparams/run8.json --data DATA  the published best run on your receipts
+python train.py --hparams hparams/run8.json --data DATA --folds 5 --fold all  cross-validation
 python train.py --name run8 --resume                     go on after a stop; exact
 python train.py --lr 5e-4 --print-hparams                print the resolved values, train nothing
 
@@ -36,7 +37,15 @@ from tqdm import tqdm
 
 import data
 from db_postprocess import MODES, SHRINK_RATIO
-from dbnet import DBNet, NetworkError, db_loss, load_checkpoint, save_checkpoint
+from dbnet import (
+    DBNet,
+    NetworkError,
+    db_loss,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+    teacher_loss,
+)
 from evaluate import (
     amp_dtype,
     choose_device,
@@ -96,7 +105,14 @@ class Hparams:
     seed: int = value(0, "of weights, order and augmentation", 0, 2**31 - 1)
     workers: int = value(-1, "loader processes (-1: by the machine)", -1, 256)
     folds: int = value(0, "cross-validation: part the train pages in this many (0: off)", 0, 100)
-    fold: int = value(1, "which fold to validate on, from 1", 1, 100)
+    fold: int = value(
+        1, "which fold to validate on, from 1; `--fold all` runs each in turn", 1, 100
+    )
+    split: str = value("", "hash of the folds, filled in by the run")
+    pseudo_labels: str = value("", "predictions.json whose pages are added to training")
+    min_confidence: float = value(0.8, "pseudo labels under this are don't care", 0, 1)
+    teacher: str = value("", "checkpoints, comma-separated, whose mean map is learned too")
+    teacher_weight: float = value(5.0, "of the loss towards the teachers' map", 0, 1000)
     shrink_ratio: float = value(SHRINK_RATIO, "of the shrink map", 0.1, 0.95)
     aug_strength: float = value(1.0, "scales all augmentation; 0 is none", 0, 4)
     aug_rotate: float = value(2.0, "degrees", 0, 45)
@@ -212,6 +228,7 @@ def make_parser():
         allow_abbrev=False,
     )
     parser.add_argument("--hparams", metavar="JSON", help="values to start from")
+    parser.add_argument("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run that --name names"
     )
@@ -322,6 +339,19 @@ def check_pages(train, val, hp):
     )
 
 
+def keep_split(hp, split):
+    """hp with the hash of its split, which is written to runs/. Raises DataError when a resumed
+    run's pages would fall into other folds than before."""
+    if hp.split not in ("", split["hash"]):
+        raise data.DataError(
+            f"{hp.data}: its pages make another split ({split['hash']}) than when run {hp.name} "
+            f"began ({hp.split}); put the data back or start a new run"
+        )
+    data.write_json(Path("runs", f"split-{split['hash']}.json"), split, indent=1)
+    print(f"fold {hp.fold} of {hp.folds}, split {split['hash']}")
+    return dataclasses.replace(hp, split=split["hash"])
+
+
 def start_worker(_):
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -388,6 +418,8 @@ class Trainer:
                     f"--init {hp.init}: weights of another network ({str(error).splitlines()[0]})"
                 ) from None
         self.model.to(device, memory_format=torch.channels_last)
+        paths = [path for path in hp.teacher.split(",") if path]
+        self.teachers = [load_network(path, device)[0] for path in paths]
         self.ema = copy.deepcopy(self.model).eval() if hp.ema else None
         self.averaged = [float_tensors(self.ema), float_tensors(self.model)] if hp.ema else None
         self.forward = torch.compile(self.model) if hp.compile else self.model
@@ -410,12 +442,16 @@ class Trainer:
         self.writer = None
 
     def train_step(self, pages, maps, lr, number):
-        """pages: uint8 [B, S, S, 3], maps: uint8 [B, 4, S, S] -> losses [4] (sum, BCE, L1, Dice)."""
+        """pages uint8 [B, S, S, 3], maps uint8 [B, 4, S, S] -> losses [4] (sum, BCE, L1, Dice)."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             logits = self.forward(pages)  # [B, 2, H, W]
+            with torch.no_grad():
+                taught = [teacher(pages)[:, 0].float().sigmoid() for teacher in self.teachers]
         loss, parts = db_loss(logits, maps)
+        if taught:
+            loss = loss + self.hp.teacher_weight * teacher_loss(logits, sum(taught) / len(taught))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.hp.clip:
@@ -714,8 +750,14 @@ def finish_epoch(trainer, val, steps):
 def run(hp, folder, resume, device, baseline, stop):
     """Train to hp.epochs (or hp.stop_epoch). Returns the exit code."""
     begin = time.perf_counter()
-    train, val = data.run_pages(hp)
+    train, val, split = data.run_pages(hp)
+    if hp.pseudo_labels:
+        pseudo = data.pseudo_pages(hp, train + val)
+        print(f"pseudo {data.format_counts(data.describe(pseudo, hp.size))}")
+        train = train + pseudo
     check_pages(train, val, hp)
+    if hp.folds:
+        hp = keep_split(hp, split)
     trainer = Trainer(hp, device)
     if not resume:
         folder.mkdir(parents=True)
@@ -780,33 +822,128 @@ def resume_command(hp):
     return f"python train.py --name {hp.name} --resume"
 
 
+# ---------------------------------------------------------------- folds and replicas
+
+
+def members(hp, stem, all_folds, seeds):
+    """Hparams of each run of `--fold all` and `--seeds N`, named STEM-fold2-seed1."""
+    result = []
+    for fold in range(1, hp.folds + 1) if all_folds else [hp.fold]:
+        for seed in range(hp.seed, hp.seed + seeds) if seeds else [hp.seed]:
+            name = (hp.name or stem) + f"-fold{fold}" * all_folds + f"-seed{seed}" * bool(seeds)
+            result.append(dataclasses.replace(hp, name=name, fold=fold, seed=seed))
+    return result
+
+
+def is_finished(hp, folder):
+    """Whether a run folder holds all epochs. Raises UsageError when it is a run of other values."""
+    saved = Hparams(**read_hparams(folder / "hparams.json"))
+    for key in FIELDS:
+        if key not in ("stop_epoch", "workers", "split") and getattr(saved, key) != getattr(
+            hp, key
+        ):
+            raise UsageError(
+                f"{folder}: {key} is {getattr(saved, key)!r}, not {getattr(hp, key)!r}"
+            )
+    return (folder / "log.csv").exists() and hp.epochs in read_log(folder)
+
+
+def run_members(runs, resume, device, baseline):
+    """Train several runs in turn; a failure is named and the others go on. Returns the exit code."""
+    by_name = {hp.name: hp for hp in runs}
+    made = [name for name in by_name if Path("runs", name).exists()]
+    if made and not resume:
+        raise UsageError(f"runs/{made[0]} exists; choose another name, or --resume to go on")
+    finished = {name for name in made if is_finished(by_name[name], Path("runs", name))}
+    stop, failed = Stop(), []
+    for hp in runs:
+        folder = Path("runs", hp.name)
+        if hp.name in finished:
+            print(f"{folder} is finished")
+            continue
+        try:
+            split = read_hparams(folder / "hparams.json")["split"] if folder.exists() else ""
+            hp = dataclasses.replace(hp, split=split)
+            code = run(hp, folder, folder.exists(), device, baseline, stop)
+            if code:
+                return code
+        except FAILURES as error:
+            explain(error, folder)
+            failed.append(hp.name)
+    report_members([hp for hp in runs if hp.name not in failed])
+    for name in failed:
+        print(f"failed: {name}; go on with --resume")
+    return 1 if failed else 0
+
+
+def report_members(runs):
+    """Print each run's last H-mean, their mean and standard deviation, and over folds the H-mean of
+    all pages, each scored by the run that held it out."""
+    scores = {}
+    for hp in runs:
+        state = load_last(Path("runs", hp.name))
+        scores[hp.name] = state["rows"][-1]["hmean"]
+        print(f"{hp.name}  last hmean {scores[hp.name]:.4f}")
+    if len(scores) > 1:
+        values = list(scores.values())
+        mean, sd = statistics.mean(values), statistics.stdev(values)
+        print(f"last hmean of {len(values)} runs: mean {mean:.4f}, standard deviation {sd:.4f}")
+    folds = {hp.fold: hp for hp in runs}
+    if len(folds) > 1 and len(folds) == runs[0].folds == len(runs):
+        pages = {}
+        for hp in runs:
+            pages |= load_last(Path("runs", hp.name))["scores"]["pages"]
+        print(f"out of fold: hmean {statistics.mean(pages.values()):.4f} over {len(pages)} pages")
+
+
+FAILURES = (UsageError, data.DataError, NetworkError, NotFinite, torch.OutOfMemoryError, OSError)
+
+
 def main(argv=None):
     args = make_parser().parse_args(argv)
-    folder = None
+    all_folds, folder = args.fold == "all", None
+    if all_folds:
+        args.fold = None
     try:
-        hp = resolve_hparams(args)
+        several = all_folds or args.seeds
+        hp = resolve_hparams(args) if not several else several_hparams(args, all_folds)
         if args.print_hparams:
             print(json.dumps(dataclasses.asdict(hp), indent=1))
             return 0
         device = choose_device(args.device)
         baseline = read_log(args.baseline) if args.baseline else {}
+        stem = Path(args.hparams).stem if args.hparams else "run"
+        if several:
+            runs = members(hp, stem, all_folds, args.seeds)
+            return run_members(runs, args.resume, device, baseline)
         if args.resume:
             folder = Path("runs", hp.name)
         else:
-            folder, hp = choose_run_folder(hp, Path(args.hparams).stem if args.hparams else "run")
+            folder, hp = choose_run_folder(hp, stem)
         return run(hp, folder, args.resume, device, baseline, Stop())
-    except (
-        UsageError,
-        data.DataError,
-        NetworkError,
-        NotFinite,
-        torch.OutOfMemoryError,
-        OSError,
-    ) as error:
-        return explain(error, folder, args)
+    except FAILURES as error:
+        return explain(error, folder)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # how PyTorch says it on a CPU
+            raise
+        return explain(torch.OutOfMemoryError(), folder)
+    except KeyboardInterrupt:
+        print(f"error: interrupted; {folder} keeps the last whole epoch", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
-def explain(error, folder, args):
+def several_hparams(args, all_folds):
+    """Values shared by the runs of --fold all and --seeds. Raises UsageError."""
+    args = argparse.Namespace(**{**vars(args), "resume": False})
+    hp = resolve_hparams(args)
+    if all_folds and not hp.folds:
+        raise UsageError("--fold all: of how many? add --folds 5")
+    if args.seeds is not None and args.seeds < 1:
+        raise UsageError(f"--seeds = {args.seeds} is not at least 1")
+    return hp
+
+
+def explain(error, folder):
     """One line about a failure on stderr; returns the exit code."""
     if isinstance(error, torch.OutOfMemoryError):
         line, code = (

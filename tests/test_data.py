@@ -447,7 +447,7 @@ def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
     hp = SimpleNamespace(
         data=str(tmp_path / "train.json"), val_data="", image_dir="", folds=0, fold=1
     )
-    train, val = data.run_pages(hp)
+    train, val, split = data.run_pages(hp)
     assert (
         len(val) == 2 and len(train) == 18 and not {p.group for p in train} & {p.group for p in val}
     )

@@ -423,3 +423,97 @@ def test_sigterm_to_a_real_process_saves_and_says_how_to_go_on(work):
     assert process.wait(60) == 143
     assert "go on: python train.py --name long --resume" in tail
     assert last(work, "long")["epoch"] >= 2
+
+
+# ---------------------------------------------------------------- folds, replicas, teachers
+
+
+def test_all_folds_hold_each_page_out_once_and_go_on_after_a_failure(work, monkeypatch, capsys):
+    real = data.run_pages
+
+    def failing(hp):
+        if hp.fold == 2 and not failing.mended:
+            raise data.DataError("s: fold 2 is cursed")
+        return real(hp)
+
+    failing.mended = False
+    monkeypatch.setattr(data, "run_pages", failing)
+    flags = ["--epochs", 1, "--folds", 3, "--fold", "all", "--name", "cv"]
+    assert run(*flags) == 1
+    assert "failed: cv-fold2" in capsys.readouterr().out
+    failing.mended = True
+    assert run(*flags) == 2  # exists
+    assert "--resume to go on" in capsys.readouterr().err
+    assert run(*flags, "--resume") == 0
+    out = capsys.readouterr().out
+    assert "runs/cv-fold1 is finished" in out and "runs/cv-fold3 is finished" in out
+    assert "last hmean of 3 runs: mean " in out and "over 6 pages" in out
+    states = [last(work, f"cv-fold{k}") for k in (1, 2, 3)]
+    held = [set(s["scores"]["pages"]) for s in states]
+    assert set.union(*held) == {p.name for p in data.load_labels("s", "train")}
+    assert sum(map(len, held)) == 6
+    (digest,) = {s["hparams"]["split"] for s in states}
+    split = json.loads((work / f"runs/split-{digest}.json").read_text())
+    assert all(
+        split["images"][name]["fold"] == k for k, names in enumerate(held, 1) for name in names
+    )
+    assert run(*flags, "--resume", "--lr", 0.1) == 2
+    assert "lr is 0.003, not 0.1" in capsys.readouterr().err
+
+
+def test_changed_pages_are_not_resumed_as_the_same_folds(work, capsys):
+    labels = json.loads((work / "s/train.json").read_text())
+    (work / "labels.json").write_text(json.dumps(labels))
+    flags = ["--data", "labels.json", "--image-dir", "s/images", "--folds", 2, "--name", "f"]
+    assert run(*flags, "--stop-epoch", 1) == 0
+    labels["images"].popitem()
+    (work / "labels.json").write_text(json.dumps(labels))
+    assert train.main(["--name", "f", "--resume"]) == 2
+    assert "make another split" in error_line(capsys)
+
+
+def test_replicas_differ_by_seed_alone(work, capsys):
+    assert run("--epochs", 1, "--seeds", 2, "--name", "r") == 0
+    assert "last hmean of 2 runs: mean " in capsys.readouterr().out
+    a, b = last(work, "r-seed0"), last(work, "r-seed1")
+    assert a["hparams"] | {"seed": 1, "name": "r-seed1"} == b["hparams"]
+    assert not torch.equal(a["model"]["shrink_head.0.weight"], b["model"]["shrink_head.0.weight"])
+
+
+def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
+    extra = work / "extra"
+    data.synth(extra, 4, 7, size=96, words=4)
+    images = {}
+    for page in data.load_labels(extra, "train"):
+        words = {
+            i: {"points": p.tolist(), "confidence": 0.9 if k else 0.5}
+            for k, (i, p) in enumerate(zip(page.ids, page.polygons))
+        }
+        (extra / "images" / page.name).rename(extra / "images" / f"new_{page.name}")
+        images[f"new_{page.name}"] = {"words": words}
+    (extra / "p.json").write_text(json.dumps({"images": images}))
+    assert run("--pseudo-labels", "extra/p.json", "--epochs", 1, "--name", "p") == 0
+    out = capsys.readouterr().out
+    assert "pseudo 3 pages" in out and "3 ignored" in out
+    assert last(work, "p")["hparams"]["pseudo_labels"] == "extra/p.json"
+    own = {n: {"words": {}} for n in json.loads((work / "s/val.json").read_text())["images"]}
+    (work / "own.json").write_text(json.dumps({"images": own}))
+    assert run("--pseudo-labels", "own.json", "--epochs", 1, "--name", "q") == 2
+    assert "labelled in s already" in error_line(capsys)
+
+
+def test_teacher_pulls_the_student_towards_its_map(work, undisturbed):
+    """With the teacher's weights as a start the loss towards it is its own entropy: the least there is."""
+    logits, target = torch.randn(2, 2, 8, 8), torch.rand(2, 8, 8)
+    direct = -(
+        target * logits[:, 0].sigmoid().log() + (1 - target) * (1 - logits[:, 0].sigmoid()).log()
+    )
+    torch.testing.assert_close(train.teacher_loss(logits, target), direct.mean())
+    flags = ["--teacher", "runs/whole/best.pt,runs/whole/last.pt", "--epochs", 1]
+    assert run(*flags, "--name", "taught") == 0
+    a, b = last(work, "taught"), undisturbed
+    assert a["hparams"]["teacher"] == "runs/whole/best.pt,runs/whole/last.pt"
+    assert (
+        a["rows"][0]["loss"] > b["rows"][0]["loss"]
+    )  # the same first step, plus the teacher's part
+    assert run("--teacher", "none.pt", "--name", "untaught") == 2
