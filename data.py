@@ -11,6 +11,7 @@ pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 """
 
 import argparse
+import difflib
 import hashlib
 import json
 import math
@@ -776,8 +777,8 @@ def split_json(pages, groups, folds, seed=0):
 
 
 def run_pages(hp):
-    """(train pages, val pages, split or None) of a run, every picture opened once. hp: with data, val_data,
-    image_dir, folds, fold.
+    """(train pages, val pages, split or None) of a run, every picture opened once. hp: with data,
+    val_data, image_dir, folds, fold.
 
     A fold of the train pages where hp.folds is set; else the val split or hp.val_data; else a tenth
     of the train pages by group. Raises DataError.
@@ -1574,10 +1575,23 @@ def resolve_data(data):
     return folder
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the closest flag; exit code 2."""
+
+    def __init__(self, **options):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
+
+    def error(self, message):
+        flag = message.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
+        near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+        hint = f"; did you mean {near[0]}?" if near and message.startswith("unrecognized") else ""
+        print(f"error: {message}{hint} (see --help)", file=sys.stderr)
+        sys.exit(2)
+
+
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("check", help="what is in DATA and what will go wrong")
     sub.add_argument("data")

@@ -9,7 +9,6 @@ python evaluate.py a.pt --compare b.pt           paired difference with its inte
 are named as such.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -1169,11 +1168,7 @@ OVERRIDES = dict(
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = data.Parser(description=__doc__)
     parser.add_argument(
         "sources",
         nargs="+",

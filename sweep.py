@@ -812,15 +812,15 @@ TOP_KEYS = {"method", "metric", "parameters", "early_terminate", "run_cap", "see
 NO_EFFECT = TOP_KEYS - {"method", "metric", "parameters", "early_terminate", "run_cap", "seed"}
 OURS = ("seed",)
 QUICK = {
-    "method": "bayes", "metric": {"name": "hmean", "goal": "maximize"}, "run_cap": 8,
+    "method": "bayes", "metric": {"name": "hmean", "goal": "maximize"}, "run_cap": 6,
     "early_terminate": {"type": "pause"},
     "parameters": {
         "lr": {"distribution": "log_uniform_values", "min": 5e-4, "max": 1e-2},
         "weight_decay": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-3},
         "data": {"value": "synth-small"}, "backbone": {"value": "mobilenetv3_small_100"},
-        "pretrained": {"value": "none"}, "size": {"value": 320}, "neck": {"value": 64},
-        "batch": {"value": 4}, "epochs": {"value": 8}, "T_max": {"value": 8},
-        "workers": {"value": 0}}}
+        "pretrained": {"value": "none"}, "size": {"value": 256}, "neck": {"value": 64},
+        "batch": {"value": 2}, "aug_strength": {"value": 0.3}, "epochs": {"value": 4},
+        "T_max": {"value": 4}, "workers": {"value": 0}}}
 
 
 def read_json(path, what):
@@ -1192,7 +1192,7 @@ def start(state, trial, target, slot, options):
     folder = state.folder / name
     held = lock(state.folder / f"{name}.lock")
     if held is None:
-        print(f"trial {trial.number} still runs from before; waiting for it", flush=True)
+        print(f"trial {trial.number} still runs from before; waiting for it")
         held = open(state.folder / f"{name}.lock", "a")
         fcntl.flock(held, fcntl.LOCK_EX)
     command = options.launcher + TRAINER
@@ -1230,7 +1230,7 @@ def collect(state, trial, target, code):
         state.write("failed", trial, why=why, tail=tail)
     elif code == 0 and len(trial.history) >= target:
         print(f"trial {trial.number} epoch {len(trial.history)}/{state.epochs}: "
-              f"{trial.history[-1]:.4f}", flush=True)
+              f"{trial.history[-1]:.4f}")
         settle(state, trial)
     elif code == 0 and not trial.history:
         fail(f"trial {trial.number}", "ended without a row in log.csv", f"see {state.folder}")
@@ -1238,9 +1238,9 @@ def collect(state, trial, target, code):
         state.write("failed", trial, why=f"crashed twice, exit code {code}", tail=tail)
     else:
         state.write("crashed", trial, code=code, tail=tail)
-        print(f"trial {trial.number} crashed (exit code {code}): one more try", flush=True)
+        print(f"trial {trial.number} crashed (exit code {code}): one more try")
     if trial.state == "failed":
-        print(f"trial {trial.number} failed, {trial.why}: {' | '.join(tail[-2:])}", flush=True)
+        print(f"trial {trial.number} failed, {trial.why}: {' | '.join(tail[-2:])}")
 
 
 def last_lines(state, trial):
@@ -1285,7 +1285,7 @@ def run_sweep(state, queue, options, only=None):
                                 source=source)
                     trial = state.trials[-1]
                     target = target or next_target(state, trial)
-                    print(f"trial {trial.number}: {' '.join(flags(params))}", flush=True)
+                    print(f"trial {trial.number}: {' '.join(flags(params))}")
                 slot = min(set(range(options.workers)) - {b[3] for b in busy.values()})
                 process = start(state, trial, target, slot, options)
                 busy[process.pid] = trial, process, target, slot
@@ -1403,7 +1403,7 @@ class Report:
 
     def fit(self):
         """GP of the metric itself, ruined runs left out: mean and sd [m] in its units at u. What
-        the pages' interval says of a comparison's noise is known noise: few runs cannot teach it."""
+        the pages' intervals say of a comparison's noise is given: few runs cannot teach it."""
         history = [{"params": t.params, "state": t.state, "history": list(t.history),
                     "epochs": self.r.epochs, "value": t.history[-1]} for t in self.all]
         value, variance = observations(history, self.sign)
@@ -1813,6 +1813,7 @@ def continue_trial(options):
 
 
 def main(argv=None):
+    sys.stdout.reconfigure(line_buffering=True)        # a log up to the moment of a kill
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         command(*parse_args(argv))

@@ -212,20 +212,9 @@ def validate(hp, where="hparams"):
         raise UsageError(f"{where}: name = {hp.name!r} leads out of runs/")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
-        near = difflib.get_close_matches(unknown.lstrip("-").replace("-", "_"), FIELDS, 1, 0.5)
-        hint = f"; did you mean --{near[0]}?" if near and message.startswith("unrecognized") else ""
-        print(f"error: {message}{hint} (see --help)", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
-
-
 def make_parser():
-    parser = Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = data.Parser(
+        description=__doc__, usage="python train.py [--hparams JSON] [--key value ...]"
     )
     parser.add_argument("--hparams", metavar="JSON", help="values to start from")
     parser.add_argument("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
@@ -849,7 +838,7 @@ def is_finished(hp, folder):
 
 
 def run_members(runs, resume, device, baseline):
-    """Train several runs in turn; a failure is named and the others go on. Returns the exit code."""
+    """Train runs in turn; a failure is named and the others go on. Returns the exit code."""
     by_name = {hp.name: hp for hp in runs}
     made = [name for name in by_name if Path("runs", name).exists()]
     if made and not resume:

@@ -396,7 +396,7 @@ def test_hub_out_of_reach(tmp_path, script, one_line, receipts):
 
 def test_command_line_errors(script, one_line):
     one_line(
-        script("train.py", "--weigth-decay", "1"), "unrecognized", "did you mean --weight_decay"
+        script("train.py", "--weigth-decay", "1"), "unrecognized", "did you mean --weight"
     )
     one_line(script("train.py", "--data", "nowhere"), "nowhere: no such file or folder")
 

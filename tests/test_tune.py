@@ -1,0 +1,391 @@
+"""Threshold tuning: reuse against one-by-one decoding, choice against closed forms, the cache."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import data
+import evaluate
+from dbnet import load_checkpoint, save_checkpoint
+from evaluate import (
+    TUNED,
+    cached_maps,
+    choose_setting,
+    crossfit,
+    decode_page,
+    halves,
+    held_out_pages,
+    metric_rows,
+    score_grid,
+    score_page,
+    setting_values,
+    write_setting,
+)
+from train import Hparams
+
+CPU = torch.device("cpu")
+HP = dict(vars(Hparams()), backbone="mobilenetv3_small_050", neck=16, size=160)
+SMALL = dict(
+    thresh=(0.2, 0.3, 0.4),
+    box_thresh=(0.3, 0.5, 0.7),
+    unclip_ratio=(0.0, 1.5, 2.0),
+    mode=("polygon", "box"),
+    min_size=(0.0, 6.0),
+)
+FINE = dict(
+    thresh=tuple(np.linspace(0.15, 0.6, 6)),
+    box_thresh=tuple(np.linspace(0.2, 0.8, 9)),
+    unclip_ratio=(0.0, 1.5, 2.0, 2.5),
+    mode=("box",),
+    min_size=(0.0, 4.0, 6.0, 8.0),
+)
+
+
+def synthetic_page(seed, noise=0.25, width=120, height=160):
+    """((map uint8 [h, w], scale [2]), page): words as a network shows them, blotches."""
+    rng = np.random.default_rng(seed)
+    page = data.Page(f"{seed}.png", None, size=(width / 0.8, height / 0.8), group=f"g{seed // 2}")
+    for y in range(8, height - 16, 16):
+        x, w, h = rng.integers(4, 20), rng.integers(20, 90), rng.integers(7, 12)
+        corners = np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], float)
+        page.add(f"{y}", corners / 0.8, ignore=rng.random() < 0.1)
+    polygons = [polygon * 0.8 for polygon in page.polygons]
+    shrink = data.make_targets(polygons, [False] * len(polygons), height, width)[0]
+    prob = cv2.GaussianBlur(shrink.astype(np.float32) * 0.9, (0, 0), 1.0)
+    blotches = cv2.GaussianBlur(rng.standard_normal((height, width), np.float32), (0, 0), 2.5)
+    prob = np.clip(prob + noise * blotches / blotches.std() * (0.3 + prob), 0, 1)
+    return (np.round(prob * 255).astype(np.uint8), np.array([0.8, 0.8])), page
+
+
+def synthetic_set(seeds, **kind):
+    return map(list, zip(*(synthetic_page(seed, **kind) for seed in seeds)))
+
+
+def one_by_one(item, values):
+    """Competition's precision, recall, hmean of a page by evaluate's own decoding and metric."""
+    (prob, scale), page = item
+    found = decode_page(prob, scale, np.array(prob.shape[::-1]) / scale, {**HP, **values})
+    return metric_rows("page", [page], [found])[0, :3]
+
+
+# ---------------------------------------------------------------- reuse
+
+
+def test_every_setting_scores_as_if_decoded_alone():
+    for seed in range(4):
+        item = synthetic_page(seed)
+        table = score_page(item, SMALL, HP).reshape(-1, 3)
+        assert table.std(0).min() > 0.01  # settings differ, so that a mix-up shows
+        for n in range(len(table)):
+            assert np.array_equal(table[n], one_by_one(item, setting_values(SMALL, n))), (seed, n)
+
+
+def test_pages_without_words_and_the_limit_of_candidates_score_the_same():
+    (prob, scale), page = synthetic_page(7)
+    empty = data.Page("empty", None)
+    for item in (((prob * 0, scale), page), ((prob, scale), empty), ((prob * 0, scale), empty)):
+        table = score_page(item, SMALL, HP).reshape(-1, 3)
+        assert (table[5] == one_by_one(item, setting_values(SMALL, 5))).all() and not table.any()
+    few = {**HP, "max_candidates": 3}
+    table = score_page(((prob, scale), page), SMALL, few).reshape(-1, 3)
+    for n in (0, 17, len(table) - 1):
+        found = decode_page(
+            prob, scale, np.array([150.0, 200.0]), {**few, **setting_values(SMALL, n)}
+        )
+        assert len(found[0]) <= 3
+        assert np.array_equal(table[n], metric_rows("page", [page], [found])[0, :3])
+
+
+def test_processes_give_what_one_gives(monkeypatch):
+    maps, pages = synthetic_set(range(8))
+    grid = {**SMALL, "thresh": (0.3,), "unclip_ratio": (2.0,)}
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    parallel = score_grid(maps, pages, grid, HP)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert np.array_equal(parallel, score_grid(maps, pages, grid, HP))
+
+
+# ---------------------------------------------------------------- choice
+
+
+def table_of(grid):
+    return np.zeros([len(grid[key]) for key in TUNED])
+
+
+def noisy(table, pages, spread, seed=0):
+    """H-means [n, S] with the means of a table and independent noise a page and setting."""
+    noise = np.random.default_rng(seed).normal(0, spread, (pages, table.size))
+    return table.ravel() + noise - noise.mean(0)
+
+
+def test_the_middle_of_the_plateau_is_chosen_and_not_its_tip():
+    grid = {**SMALL, "thresh": tuple(range(7)), "box_thresh": tuple(range(7)), "mode": ("box",)}
+    table = table_of(grid) + 0.5
+    table[1:6, 2:7, 1:, 0, :] = 0.9
+    table[5, 6, 1, 0, 0] = 0.903  # lucky, at the plateau's corner
+    hmeans = noisy(table, 40, 0.05)
+    best, middle, plateau = choose_setting(hmeans, range(40), grid)
+    assert best == table.argmax() and plateau[best]
+    assert np.unravel_index(middle, table.shape)[:2] == (3, 4)
+    assert plateau.reshape(table.shape).sum() == pytest.approx(5 * 5 * 2 * 2, abs=6)
+    assert not plateau.reshape(table.shape)[0].any()
+
+
+def test_a_setting_better_than_all_noise_is_alone_on_its_plateau():
+    table = table_of(SMALL)
+    table[2, 1, 0, 1, 1] = 0.2
+    best, middle, plateau = choose_setting(noisy(table, 30, 0.05), range(30), SMALL)
+    assert best == middle == table.argmax() and plateau.sum() == 1
+
+
+def test_the_middle_keeps_the_mode_and_the_kind_of_unclip():
+    for at in [(1, 1, 0, 0, 0), (1, 1, 0, 1, 0), (1, 1, 1, 1, 0), (1, 1, 2, 0, 1)]:
+        table = table_of(SMALL)
+        table[at] = 1e-4
+        _, middle, plateau = choose_setting(noisy(table, 30, 0.05), range(30), SMALL)
+        chosen = np.unravel_index(middle, table.shape)
+        assert plateau.mean() > 0.8 and chosen[3] == at[3] and (chosen[2] == 0) == (at[2] == 0)
+
+
+def test_groups_widen_the_noise():
+    """Pages of one group are copies of each other: 40 pages know no more than their 4 groups."""
+    table = table_of(SMALL)
+    table[0, 0, 0, 0, 0] = 0.02
+    four = noisy(table, 4, 0.05, seed=3)
+    copies = np.repeat(four, 10, 0)
+    alone = choose_setting(copies, range(40), SMALL)[2].sum()
+    grouped = choose_setting(copies, np.repeat(range(4), 10).tolist(), SMALL)[2].sum()
+    assert grouped > 2 * alone
+
+
+def test_crossfitting_never_looks_at_the_pages_it_scores():
+    rng = np.random.default_rng(0)
+    size, parts = table_of(SMALL).size, np.repeat([0, 1, 2], 8)
+    hmeans, groups = rng.random((24, size)), [f"g{n // 2}" for n in range(24)]
+    before = crossfit(hmeans, parts, groups, SMALL)
+    for part in range(3):
+        changed, own = hmeans.copy(), parts == part
+        changed[own] = changed[own] + 100
+        assert np.allclose(crossfit(changed, parts, groups, SMALL)[own], before[own] + 100)
+        rest = [g for g, keep in zip(groups, ~own) if keep]
+        chosen = choose_setting(hmeans[~own], rest, SMALL)[:2]
+        assert np.array_equal(before[own], hmeans[own][:, chosen])
+
+
+def test_the_best_of_equal_settings_is_luck_and_crossfitting_says_so():
+    """Independent noise: in sample the best of S is above the truth, cross-fitted it is not."""
+    grid, inside, fitted = {**SMALL, "min_size": (0.0,)}, [], []
+    for seed in range(60):
+        hmeans = 0.9 + np.random.default_rng(seed).normal(0, 0.05, (12, 54))
+        inside.append(hmeans.mean(0).max())
+        fitted.append(crossfit(hmeans, np.arange(12) % 2, range(12), grid).mean(0))
+    spread = 0.05 / np.sqrt(12)  # of a mean of 12 pages; the best of 54 lies 2.3 of it above
+    assert np.mean(inside) - 0.9 == pytest.approx(2.3 * spread, rel=0.1)
+    assert np.mean(fitted, 0) == pytest.approx([0.9, 0.9], abs=4 * spread / np.sqrt(60))
+
+
+def test_few_pages_and_a_fine_grid_overfit_and_it_shows():
+    maps, pages = synthetic_set(range(20), noise=0.35)
+    hmeans = score_grid(maps, pages, FINE, HP)[..., 2].reshape(20, -1)
+    luck = []
+    for start in range(0, 20, 4):
+        few = slice(start, start + 4)
+        names = evaluate.page_groups(pages[few])
+        fitted = crossfit(hmeans[few], halves(names), names, FINE)[:, 0]
+        luck.append(hmeans[few].mean(0).max() - fitted.mean())
+    assert np.mean(luck) > 0.005 and min(luck) >= 0
+
+
+def test_halves_keep_groups_whole():
+    names = [f"g{n % 7}" for n in range(40)]
+    part = halves(names)
+    assert len({(name, p) for name, p in zip(names, part)}) == 7 and set(part) == {0, 1}
+    with pytest.raises(data.DataError, match="one group"):
+        halves(["a", "a"])
+
+
+# ---------------------------------------------------------------- checkpoints, cache, command line
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """DATA with 6 train, 4 val pages whose maps a stub network knows; 2 fold runs, a plain one."""
+    (tmp_path / "DATA" / "images").mkdir(parents=True)
+    maps, calls = {}, []
+    for split, seeds in (("train", range(6)), ("val", range(6, 10))):
+        pages = []
+        for seed in seeds:
+            maps[f"{seed}.png"], page = synthetic_page(seed)
+            page.size = 150, 200
+            picture = np.full((200, 150, 3), seed, np.uint8)
+            cv2.imwrite(str(tmp_path / "DATA" / "images" / page.name), picture)
+            pages.append(page)
+        data.write_json(tmp_path / "DATA" / f"{split}.json", data.pages_to_json(pages))
+
+    def predict_maps(model, pages, size, amp, device):
+        calls.append(len(pages))
+        for i in reversed(range(len(pages))):
+            yield i, *maps[pages[i].name]
+
+    def load_network(source, device):
+        state = load_checkpoint(source)
+        return None, state["hparams"], state
+
+    common = {"model": {"weight": torch.arange(9.0)}, "epoch": 1}
+    for fold in (1, 2):
+        hp = {**HP, "data": "DATA", "folds": 2, "fold": fold}
+        held = {f"{n}.png": 0.5 for n in range(6) if n // 2 % 2 == fold - 1}
+        save_run(tmp_path / "runs" / f"a-fold{fold}", hp, {"hmean": 0.5, "pages": held}, common)
+    save_run(
+        tmp_path / "runs" / "plain", {**HP, "data": "DATA"}, {"hmean": 0.5, "pages": {}}, common
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "predict_maps", predict_maps)
+    monkeypatch.setattr(evaluate, "load_network", load_network)
+    monkeypatch.setattr(evaluate, "GRID", SMALL)
+    return calls
+
+
+def save_run(folder, hp, scores, common):
+    folder.mkdir(parents=True)
+    save_checkpoint(folder / "best.pt", {**common, "hparams": hp, "scores": scores})
+
+
+FOLDS = ("runs/a-fold1/best.pt", "runs/a-fold2/best.pt")
+
+
+def test_the_cache_is_used_and_never_stale(house, capsys):
+    pages = data.load_labels("DATA", "val")
+    first = cached_maps("runs/plain/best.pt", pages, HP, CPU)
+    again = cached_maps("runs/plain/best.pt", pages, HP, CPU)
+    assert house == [4]
+    for (a, a_scale), (b, b_scale) in zip(first, again):
+        assert np.array_equal(a, b) and a.dtype == b.dtype == np.uint8
+        assert np.array_equal(a_scale, b_scale)
+    cached_maps("runs/plain/best.pt", pages[:3], HP, CPU)
+    cached_maps("runs/plain/best.pt", pages[::-1], HP, CPU)
+    cached_maps("runs/plain/best.pt", pages, {**HP, "size": 192}, CPU)
+    cv2.imwrite(str(pages[0].path), np.zeros((200, 150, 3), np.uint8))
+    cached_maps("runs/plain/best.pt", pages, HP, CPU)
+    state = load_checkpoint("runs/plain/best.pt")
+    save_checkpoint("runs/plain/best.pt", {**state, "epoch": 2})
+    cached_maps("runs/plain/best.pt", pages, HP, CPU)
+    assert house == [4, 3, 4, 4, 4, 4] and capsys.readouterr().err == ""
+
+
+def test_a_damaged_cache_is_predicted_again(house, tmp_path, capsys):
+    pages = data.load_labels("DATA", "val")
+    first = cached_maps("runs/plain/best.pt", pages, HP, CPU)
+    (file,) = (tmp_path / "runs" / "plain" / "maps").iterdir()
+    whole = file.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 8
+    for damaged in (whole[: len(whole) // 2], b"", bytes(flipped), b"PK"):
+        file.write_bytes(damaged)
+        again = cached_maps("runs/plain/best.pt", pages, HP, CPU)
+        assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(first, again))
+        assert "damaged" in capsys.readouterr().err
+    assert len(house) == 5 and file.read_bytes() == whole
+
+
+def test_each_page_is_predicted_by_the_run_that_held_it_out(house):
+    parts = held_out_pages(FOLDS)
+    assert [[p.name for p in part] for part in parts] == [
+        ["0.png", "1.png", "4.png", "5.png"],
+        ["2.png", "3.png"],
+    ]
+    (moved,) = held_out_pages(FOLDS[1:], "DATA")
+    assert [p.name for p in moved] == ["2.png", "3.png"]
+
+
+def change(source, target, scores=None, **hp):
+    state = load_checkpoint(source)
+    state["hparams"].update(hp)
+    save_checkpoint(target, {**state, "scores": scores or state["scores"]})
+
+
+def test_runs_of_other_splits_do_not_mix(house):
+    with pytest.raises(data.DataError, match="held out by runs/a-fold1/best.pt too"):
+        change(FOLDS[0], "replica.pt", seed=1)
+        held_out_pages([*FOLDS, "replica.pt"])
+    for key, value in (("folds", 3), ("data", "OTHER"), ("split", "abc"), ("size", 192)):
+        change(FOLDS[1], "other.pt", **{key: value})
+        with pytest.raises(data.DataError, match=f"other.pt: {key} is"):
+            held_out_pages([FOLDS[0], "other.pt"])
+    with pytest.raises(data.DataError, match="plain/best.pt: not a fold run"):
+        held_out_pages(["runs/plain/best.pt"] * 2)
+    change(FOLDS[1], "other.pt", {"hmean": 1, "pages": {"x.png": 1}})
+    with pytest.raises(data.DataError, match="held-out page x.png is not in the data"):
+        held_out_pages([FOLDS[0], "other.pt"])
+
+
+def test_written_values_go_into_a_copy(house):
+    values = dict(thresh=0.2, box_thresh=0.7, unclip_ratio=0.0, mode="box", min_size=6.0)
+    before = load_checkpoint(FOLDS[0])
+    write_setting("tuned.pt", FOLDS[:1], values)
+    after = load_checkpoint("tuned.pt")
+    assert after["hparams"] == {**before["hparams"], **values}
+    assert all(torch.equal(after["model"][k], before["model"][k]) for k in before["model"])
+    data.write_json("mine.json", {"lr": 1e-3, "thresh": 0.3})
+    write_setting("mine.json", FOLDS, values)
+    assert data.read_json("mine.json") == {"lr": 1e-3, **values}
+    write_setting("new.json", FOLDS, values)
+    new = data.read_json("new.json")
+    assert not {"name", "fold"} & new.keys() and new["mode"] == "box" and new["lr"] == HP["lr"]
+    for path, sources in ((FOLDS[0], FOLDS[:1]), ("x.pt", FOLDS), ("x.txt", FOLDS[:1])):
+        with pytest.raises(data.DataError, match="--write"):
+            write_setting(path, sources, values)
+
+
+def run(capsys, *flags):
+    code = evaluate.main([str(flag) for flag in flags])
+    return code, *capsys.readouterr()
+
+
+def test_a_tuned_checkpoint_scores_what_tuning_said(house, tmp_path, capsys):
+    flags = ("runs/plain/best.pt", "--tune", "--write", "tuned.pt")
+    code, out, err = run(capsys, *flags, "--json")
+    result = json.loads(out)
+    assert code == 0 and err == "" and result["pages"] == 4 and result["settings"] == 108
+    assert result["best"]["in_sample"] >= result["recommended"]["in_sample"]
+    low, high = result["crossfitted"]["interval"]
+    assert low <= result["crossfitted"]["hmean"] <= high
+    code, out, _ = run(capsys, "tuned.pt", "--json")
+    assert json.loads(out)["hmean"] == pytest.approx(result["recommended"]["in_sample"], abs=1e-12)
+    code, out, _ = run(capsys, "runs/plain/best.pt", "--json")
+    assert json.loads(out)["hmean"] == pytest.approx(result["before"]["hmean"], abs=1e-12)
+    picture = cv2.imread(str(tmp_path / "runs" / "plain" / "tune.png"))
+    assert picture.shape == (60 + 3 * 64 + 40, 110 + 3 * 64 + 20, 3)
+    red = (picture == (0, 0, 255)).all(2)
+    assert red.any()
+
+
+def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
+    code, out, _ = run(capsys, *FOLDS, "--tune", "--json", "--mode", "box", "--min-size", 3)
+    result = json.loads(out)
+    assert code == 0 and house == [4, 2] and result["pages"] == 6 and result["settings"] == 27
+    assert result["best"]["mode"] == "box" and result["recommended"]["min_size"] == 3
+    code, out, _ = run(capsys, *FOLDS, "--tune", "--write", "tuned.json")
+    assert code == 0 and house == [4, 2] and "6 pages, cross-fitted over 2 parts" in out
+    assert set(TUNED) < data.read_json("tuned.json").keys()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("p.json", "--tune"), "no maps to tune on"),
+        ((*FOLDS, "--tune", "--write", "x.pt"), ".json for several"),
+        ((*FOLDS, "--tune", "--write", "x.csv"), ".pt or a .json"),
+        ((*FOLDS,), "--tune"),
+        ((FOLDS[0], "--write", "x.json"), "--tune"),
+        (("gone.pt", "--tune"), "gone.pt"),
+        ((FOLDS[0], "runs/plain/best.pt", "--tune"), "folds is"),
+    ],
+)
+def test_bad_input_is_one_line(house, capsys, flags, words):
+    code, _, err = run(capsys, *flags)
+    assert code == 2 and err.count("\n") == 1 and words in err, err
+    assert not house  # nothing was predicted before the mistake was found
