@@ -1457,10 +1457,12 @@ def describe(pages, size):
 
 
 def format_counts(counts):
-    shown = (
-        f"{v:.0%} {k}" if k == "under 8 px" else f"{v:.4g} {k}" for k, v in counts.items() if v
-    )
-    return ", ".join(shown)
+    def shown(key, value):
+        if key == "under 8 px":
+            return f"{value:.0%} {key}"
+        return f"{value if isinstance(value, int) else round(value, 1)} {key}"
+
+    return ", ".join(shown(key, value) for key, value in counts.items() if value)
 
 
 def turned_pages(pages):
