@@ -1586,7 +1586,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         flag = message.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
-        near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+        near = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.75)
         hint = f"; did you mean {near[0]}?" if near and message.startswith("unrecognized") else ""
         print(f"error: {message}{hint} (see --help)", file=sys.stderr)
         sys.exit(2)
@@ -1628,12 +1628,13 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         if args.command == "check":
+            if args.size < 32 or args.size % 32:
+                raise DataError(f"--size {args.size}: not a multiple of 32, as in training")
             check(resolve_data(args.data), args.size, args.image_dir)
         elif args.command == "synth":
-            if args.pages < 2 or args.size < 64 or args.words < 1:
-                raise DataError(
-                    "synth: --pages of at least 2, --size of at least 64 and --words of at least 1"
-                )
+            for flag, least in (("pages", 2), ("size", 64), ("words", 1)):
+                if getattr(args, flag) < least:
+                    raise DataError(f"--{flag} {getattr(args, flag)}: at least {least} is needed")
             synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=args.unit)
             print(f"{args.out}: {args.pages} synthetic receipts")
         else:
@@ -1646,6 +1647,9 @@ def main(argv=None):
             print(f"{out}: {args.folds} folds of {sizes.tolist()} pages, hash {split['hash']}")
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

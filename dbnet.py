@@ -4,8 +4,10 @@ Differentiable Binarization, Liao et al. 2020, arXiv 1911.08947. Letters: B batc
 input size, h w = H/4 W/4.
 """
 
+import difflib
 import hashlib
 import io
+import logging
 import os
 from pathlib import Path
 
@@ -91,10 +93,8 @@ def make_backbone(name, pretrained):
     import timm  # takes seconds, and --help and --print-hparams do without
 
     if not timm.is_model(name):
-        near = (
-            ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:4]) or "see timm.list_models()"
-        )
-        raise NetworkError(f"backbone {name!r} is not a timm model; near names: {near}")
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 4, 0.4))
+        raise NetworkError(f"backbone {name!r} is not a timm model; near names: {near or 'none'}")
     try:
         model = timm.create_model(name, features_only=True)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
@@ -115,8 +115,11 @@ def make_backbone(name, pretrained):
 
 
 def load_timm_weights(model, name):
+    """Download ImageNet weights into a feature extractor. Raises NetworkError with the remedies."""
     import timm
 
+    print(f"fetching the ImageNet weights of {name} (--no-pretrained does without)", flush=True)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it logs every retry
     try:
         source = timm.create_model(name, features_only=True, pretrained=True)
     except Exception as error:  # the hub's client raises its own many kinds, offline or not
@@ -271,8 +274,10 @@ def load_checkpoint(path, keys=("model", "hparams")):
             )
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise NetworkError(f"{path}: not a checkpoint ({type(error).__name__})") from None
+    except Exception:  # torch.load raises whatever the damaged bytes lead to
+        raise NetworkError(
+            f"{path}: not a checkpoint that PyTorch can read; name a best.pt or last.pt of train.py"
+        ) from None
     missing = [k for k in keys if not isinstance(state, dict) or k not in state]
     if missing:
         raise NetworkError(f"{path}: not a checkpoint of train.py (it lacks {', '.join(missing)})")

@@ -679,7 +679,13 @@ def parse_args(argv):
     add("--flip", action="store_true", help="predict the mirrored page too")
     add("--best", type=int, metavar="N", help="keep the N best members by recorded score")
     add("--drop-worst", action="store_true", help="leave out the worst by recorded score")
-    add("--decide", nargs=2, type=float, metavar=("SUCCESS", "ACCEPTABLE"))
+    add(
+        "--decide",
+        nargs=2,
+        type=float,
+        metavar=("SUCCESS", "ACCEPTABLE"),
+        help="say which of these H-means the interval reaches",
+    )
     add(
         "--submission", metavar="CSV", help="write filename,polygons; and JSON beside it, see --out"
     )
@@ -862,6 +868,8 @@ def run(args):
         write_predictions(out, pages, found)
     if args.submission:
         write_submission(args.submission, pages, found)
+        count = sum(len(polygons) for polygons, _ in found)
+        print(f"{args.submission}: {len(pages)} pages, {count} regions found", file=sys.stderr)
     return code
 
 

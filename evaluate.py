@@ -1041,7 +1041,8 @@ def write_setting(path, sources, values):
         hp = data.read_json(path)
     else:
         hp = load_checkpoint(sources[0])["hparams"]
-        hp = {key: hp[key] for key in hp if key not in ("name", "fold", "stop_epoch")}
+        own = ("name", "folds", "fold", "split", "stop_epoch", "workers", "init")
+        hp = {key: hp[key] for key in hp if key not in own}
     data.write_json(path, {**hp, **values}, indent=1)
 
 

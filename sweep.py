@@ -890,7 +890,8 @@ def resolve(spec, extra):
                               capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
-            fail("train.py refuses the sweep's parameters", lines[-1], "correct the sweep file")
+            fail("train.py refuses the sweep's values", lines[-1].removeprefix("error: "),
+                 "correct the sweep file or the flag")
     return json.loads(done.stdout)
 
 
@@ -995,13 +996,14 @@ def lock(path):
 def open_sweep(folder, spec, extra):
     """Lock and read the sweep folder, making it when it is not there; raises ValueError when it
     belongs to another space or another process."""
+    path, wanted = folder / "sweep.json", {"sweep": spec, "extra": extra}
+    hparams = None if path.exists() else resolve(spec, extra)    # refused: no folder is left behind
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder / "lock")
     if held is None:
         fail(folder, "another sweep is running on this folder", "wait for it, or stop it")
-    path, wanted = folder / "sweep.json", {"sweep": spec, "extra": extra}
     if not path.exists():
-        write_whole(path, json.dumps({**wanted, "hparams": resolve(spec, extra)}, indent=1))
+        write_whole(path, json.dumps({**wanted, "hparams": hparams}, indent=1))
     found = read_json(path, "sweep folder")
     for key in ("method", "metric", "parameters", "early_terminate", "seed"):
         if found["sweep"].get(key) != spec.get(key):
@@ -1011,7 +1013,14 @@ def open_sweep(folder, spec, extra):
              "give the same, or --name NEW")
     if found["sweep"] != spec:
         write_whole(path, json.dumps({**found, "sweep": spec}, indent=1))
+    cut_half_line(folder / "state.jsonl")
     return State(folder), held
+
+
+def cut_half_line(path):
+    """Drop what a kill left behind the last newline; only for the process that holds the lock."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def write_whole(path, text):
@@ -1340,7 +1349,7 @@ def read_record(path):
         return Record(path.stem, check_spec(data["sweep"]), int(data["epochs"]), trials,
                       Path("runs") / path.stem)
     except (KeyError, TypeError) as error:
-        fail(path, f"is no history file ({error!r})", "it needs sweep, epochs and trials")
+        fail(path, f"is no history file (key {error})", "it needs sweep, epochs and trials")
 
 
 def expected_maximum(n):

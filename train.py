@@ -154,7 +154,7 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def checked(key, raw, where):
     """One value as its field's type. Raises UsageError with key, value and what is allowed."""
     if key not in FIELDS:
-        near = difflib.get_close_matches(key, FIELDS, 1, 0.5)
+        near = difflib.get_close_matches(key, FIELDS, 1, 0.7)
         raise UsageError(
             f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         )
@@ -397,9 +397,9 @@ class Trainer:
     def __init__(self, hp, device):
         self.hp, self.device = hp, device
         torch.manual_seed(hp.seed)
-        self.model = DBNet(hp.backbone, hp.neck, hp.pretrained)
-        if hp.init:
-            state = load_checkpoint(hp.init)
+        state = load_checkpoint(hp.init) if hp.init else None
+        self.model = DBNet(hp.backbone, hp.neck, "none" if state else hp.pretrained)
+        if state:
             try:
                 self.model.load_state_dict(state.get("ema") or state["model"])
             except RuntimeError as error:
@@ -894,7 +894,7 @@ def main(argv=None):
     if all_folds:
         args.fold = None
     try:
-        several = all_folds or args.seeds
+        several = all_folds or args.seeds is not None
         hp = resolve_hparams(args) if not several else several_hparams(args, all_folds)
         if args.print_hparams:
             print(json.dumps(dataclasses.asdict(hp), indent=1))
