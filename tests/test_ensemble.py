@@ -532,7 +532,7 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run, house):
     (house / "sample.csv").write_text("filename,polygons\n" + "".join(f"{n},\n" for n in sample))
     flags = ("runs/a-fold1/best.pt", "--data", "DATA", "--flip", "--scales", "64,96")
     code, _, err = run(*flags, "--sample", "sample.csv", "--submission", "out.csv")
-    assert code == 0 and err == ""
+    assert code == 0 and err == "out.csv: 3 pages, 3 regions found\n"
     regions, problems = read_submission("out.csv", sample, ordered=True)
     assert problems == [] and sum(map(len, regions.values()))
     beside = data.read_competition("out.json", need_pictures=False)

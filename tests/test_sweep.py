@@ -533,7 +533,7 @@ def cli(tmp_path):
             env={**os.environ, "OMP_NUM_THREADS": "1", **env})
         if not wait:
             return process
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
     call.folder = tmp_path
     return call
@@ -545,7 +545,7 @@ def events(folder, *kinds):
 
 
 def wait_for(path):
-    for _ in range(400):
+    for _ in range(1200):
         if path.exists():
             return
         time.sleep(0.05)
@@ -579,9 +579,9 @@ def test_killed_at_any_moment_it_ends_like_the_undisturbed_sweep(cli):
     cli("s.json", "--epochs=8", sweep_=sweep_)
     calm = outcome(cli.folder)
     (cli.folder / "runs").rename(cli.folder / "calm")
-    for delay in (0.5, 0.9, 1.3):
-        process = cli("s.json", "--epochs=8", wait=False, SLOW="0.03")
-        time.sleep(delay)
+    for seen in ("trial-001/hparams.json", "trial-002/log.csv", "trial-003.log"):
+        process = cli("s.json", "--epochs=8", wait=False, SLOW="0.05")
+        wait_for(cli.folder / "runs/s" / seen)
         process.kill()
         process.communicate()
     with open(cli.folder / "runs/s/state.jsonl", "a") as file:
@@ -591,7 +591,7 @@ def test_killed_at_any_moment_it_ends_like_the_undisturbed_sweep(cli):
 
 
 def test_interrupted_it_stops_its_trial_and_goes_on(cli):
-    process = cli("s.json", wait=False, sweep_=spec(run_cap=2), SLOW="0.2")
+    process = cli("s.json", wait=False, sweep_=spec(run_cap=2), SLOW="0.5")
     wait_for(cli.folder / "runs/s/trial-001/log.csv")
     process.send_signal(signal.SIGINT)
     assert process.communicate()[0] and process.returncode == 130
@@ -684,12 +684,12 @@ def test_a_folder_of_another_space_and_a_second_sweep_are_refused(cli):
     code, _, err = cli("s.json", sweep_=other)
     assert code == 2 and "other parameters" in err
     assert cli("s.json", sweep_=spec(run_cap=2))[0] == 0          # a larger cap is the same sweep
-    process = cli("s.json", wait=False, sweep_=spec(run_cap=4), SLOW="0.1")
-    wait_for(cli.folder / "runs/s/trial-003/log.csv")
+    held = sweep.lock(cli.folder / "runs/s/lock")
     code, _, err = cli("s.json")
     assert code == 2 and "another sweep is running" in err
     assert "a sweep is running" in cli("--status", "runs/s")[1]
-    process.communicate()
+    held.close()
+    assert cli("s.json")[0] == 0
 
 
 def test_a_full_disk_leaves_the_state_whole(cli, monkeypatch):
