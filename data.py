@@ -36,6 +36,7 @@ THRESH_RANGE = (0.3, 0.7)  # values of the threshold map (arXiv 1911.08947, sect
 NEAR_DUPLICATE = (
     0.97  # correlation of thumbnails; copies give 1.00, receipts of one shop up to 0.96
 )
+ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 MAX_LABEL_BYTES = 2**30
 MAX_POINTS = 10_000
 MAX_COORDINATE = 1e6
@@ -440,9 +441,9 @@ def apply_homography(matrix, polygon):
 
 
 def draw_homography(rng, hp, width, height):
-    """One 3 x 3 map from page pixels to the square of hp.size: resize, then rotate, scale, shift,
-    perspective and mirror by uniform draws within hp's strengths. All zero: the page at the top
-    left, as in `resize_page`."""
+    """One 3 x 3 map from page pixels to a page of longer side hp.size: resize, then rotate, scale,
+    shift (by a share of the page's own sides), perspective and mirror by uniform draws within hp's
+    strengths. All zero: the page at the top left, as in `resize_page`."""
     size, strength = hp.size, hp.aug_strength
     angle, zoom, shift_x, shift_y, tilt_x, tilt_y = rng.uniform(-strength, strength, 6)
     mirror = -1 if rng.random() < hp.aug_mirror * strength else 1
@@ -450,7 +451,7 @@ def draw_homography(rng, hp, width, height):
     zoom = fit * (1 + hp.aug_scale) ** zoom
     cos, sin = np.cos(np.deg2rad(angle * hp.aug_rotate)), np.sin(np.deg2rad(angle * hp.aug_rotate))
     centre = np.array([width, height]) / 2
-    shift = np.array([shift_x, shift_y]) * hp.aug_shift * size
+    shift = np.array([shift_x, shift_y]) * hp.aug_shift * 2 * centre * fit
     to_origin = np.array(
         [[zoom * mirror, 0, -zoom * mirror * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]]
     )
@@ -462,14 +463,14 @@ def draw_homography(rng, hp, width, height):
     return back @ tilt @ turn @ to_origin
 
 
-def warp_page(image, polygons, matrix, size):
-    """Page and polygons through a homography into a size x size square; words stay whole.
+def warp_page(image, polygons, matrix, shape):
+    """Page and polygons through a homography onto a canvas of `shape` (h, w); words stay whole.
 
-    image: uint8 [H, W, 3] -> uint8 [size, size, 3]. Returns it, the mapped polygons and a list of
-    bools: True for words of which less than half is still on the square.
+    image: uint8 [H, W, 3] -> uint8 [h, w, 3]. Returns it, the mapped polygons and a list of bools:
+    True for words of which less than half is still on the canvas.
     """
     height, width = image.shape[:2]
-    factor = size / max(height, width)
+    factor = max(shape) / max(height, width)
     source = matrix
     if factor < 0.5:  # bilinear sampling of much larger pages would skip pixels
         w, h = round(width * factor), round(height * factor)
@@ -479,18 +480,17 @@ def warp_page(image, polygons, matrix, size):
     image = cv2.warpPerspective(
         image,
         np.linalg.inv(half) @ source @ half,
-        (size, size),
+        shape[::-1],
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=PAD_COLOUR,
     )
     polygons = [apply_homography(matrix, p) for p in polygons]
     cut = [False] * len(polygons)
     for i, polygon in enumerate(polygons):
-        if polygon.min() < 0 or polygon.max() > size:
-            shape = shapely.convex_hull(shapely.polygons(polygon))
-            cut[i] = bool(
-                shapely.intersection(shape, shapely.box(0, 0, size, size)).area < shape.area / 2
-            )
+        if polygon.min() < 0 or (polygon.max(0) > shape[::-1]).any():
+            hull = shapely.convex_hull(shapely.polygons(polygon))
+            left = shapely.intersection(hull, shapely.box(0, 0, *shape[::-1]))
+            cut[i] = bool(left.area < hull.area / 2)
     return image, polygons, cut
 
 
@@ -672,8 +672,8 @@ def polygon_perimeter(polygon):
 
 
 class Receipts:
-    """Training samples, a dataset for torch's DataLoader: [(epoch, i)] -> (page uint8 [S, S, 3],
-    target maps uint8 [4, S, S]).
+    """Training samples, a dataset for torch's DataLoader: [(epoch, i, H, W)] -> (page uint8
+    [H, W, 3], target maps uint8 [4, H, W]).
 
     The random draws of sample i in epoch e come from default_rng((seed, e, i)): the same in any
     process and in any order. hp: train.py's Hparams.
@@ -687,24 +687,39 @@ class Receipts:
         return len(self.pages)
 
     def __getitem__(self, key):
-        epoch, i = key
+        epoch, i, *shape = key
         hp, rng = self.hp, np.random.default_rng((self.hp.seed, epoch, i))
         image = read_image(self.pages[i].path)
         polygons, ignore = self.words[i]
         matrix = draw_homography(rng, hp, image.shape[1], image.shape[0])
-        image, polygons, cut = warp_page(image, polygons, matrix, hp.size)
+        image, polygons, cut = warp_page(image, polygons, matrix, tuple(shape))
         image = augment_colours(image, rng, hp)
         ignore = [a or b for a, b in zip(ignore, cut)]
-        maps = make_targets(polygons, ignore, hp.size, hp.size, hp.shrink_ratio)
+        maps = make_targets(polygons, ignore, *shape, hp.shrink_ratio)
         return image, maps
 
 
-def epoch_batches(n, batch, seed, epoch):
-    """Batches of (epoch, i): a permutation of n pages, its start repeated so that the last batch is
-    full."""
-    order = np.random.default_rng((seed, epoch)).permutation(n)
-    order = np.resize(order, -(-n // batch) * batch)
-    return [[(epoch, int(i)) for i in order[k : k + batch]] for k in range(0, len(order), batch)]
+def epoch_batches(pages, hp, epoch):
+    """Batches of (epoch, i, H, W): a permutation of the pages, its start repeated so that the last
+    batch is full.
+
+    Pages of like shape go together, on the smallest canvas [H, W] (multiples of 32) that holds
+    each at hp.size: a receipt fills half of a square, and the rest would be computed for nothing.
+    Only ALIKE batches in a row are sorted by shape, so that the batches differ in each epoch.
+    """
+    rng = np.random.default_rng((hp.seed, epoch))
+    sides = np.array([page.size for page in pages], float)  # [N, 2] (width, height)
+    sides = np.round(sides * hp.size / sides.max(1, keepdims=True)).clip(1)
+    sides = np.ceil(sides / 32).astype(int) * 32
+    order = np.resize(rng.permutation(len(pages)), -(-len(pages) // hp.batch) * hp.batch)
+    for k in range(0, len(order), ALIKE * hp.batch):
+        part = order[k : k + ALIKE * hp.batch]
+        part[:] = part[np.lexsort(sides[part].T)]
+    batches = rng.permutation(order.reshape(-1, hp.batch))
+    canvases = sides[batches].max(1)
+    return [
+        [(epoch, int(i), int(h), int(w)) for i in batch] for batch, (w, h) in zip(batches, canvases)
+    ]
 
 
 # ---------------------------------------------------------------- splits and folds

@@ -348,11 +348,7 @@ def start_worker(_):
 
 def make_loader(train, hp, device, start_epoch, start_step):
     """One stream of batches over all epochs that are left: no epoch begins with an empty queue."""
-    batches = [
-        b
-        for e in range(start_epoch, hp.epochs)
-        for b in data.epoch_batches(len(train), hp.batch, hp.seed, e)
-    ]
+    batches = [b for e in range(start_epoch, hp.epochs) for b in data.epoch_batches(train, hp, e)]
     workers = hp.workers
     if workers < 0:
         workers = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
@@ -431,7 +427,7 @@ class Trainer:
         self.writer = None
 
     def train_step(self, pages, maps, lr, number):
-        """pages uint8 [B, S, S, 3], maps uint8 [B, 4, S, S] -> losses [4] (sum, BCE, L1, Dice)."""
+        """pages uint8 [B, H, W, 3], maps uint8 [B, 4, H, W] -> losses [4] (sum, BCE, L1, Dice)."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):

@@ -219,7 +219,7 @@ def bench_samples():
     def sample():
         rng = np.random.default_rng(0)
         matrix = data.draw_homography(rng, hp, image.shape[1], image.shape[0])
-        warped, mapped, cut = data.warp_page(image, polygons, matrix, hp.size)
+        warped, mapped, cut = data.warp_page(image, polygons, matrix, (hp.size, hp.size))
         warped = data.augment_colours(warped, rng, hp)
         data.make_targets(mapped, cut, hp.size, hp.size)
 

@@ -125,7 +125,7 @@ def test_every_word_keeps_its_colour_and_corners(mirror):
     kept = 0
     for seed in range(30):
         matrix = data.draw_homography(np.random.default_rng(seed), hp, 400, 400)
-        warped, mapped, cut = data.warp_page(image, quads, matrix, hp.size)
+        warped, mapped, cut = data.warp_page(image, quads, matrix, (hp.size, hp.size))
         assert len(mapped) == len(quads)
         for quad, colour, gone in zip(mapped, colours, cut):
             visible = shapely.Polygon(quad).intersection(shapely.box(0, 0, 384, 384)).area
@@ -185,20 +185,38 @@ def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
     data.inspect_pages(pages)
     receipts = data.Receipts(pages, HP)
     again = data.Receipts(pages, HP)
-    a, b = receipts[3, 2], [again[0, 1], again[3, 2]][1]
+    a, b = receipts[3, 2, 256, 128], [again[0, 1, 256, 256], again[3, 2, 256, 128]][1]
     assert all((x == y).all() for x, y in zip(a, b, strict=True))
-    assert (receipts[4, 2][0] != a[0]).any()
-    assert a[0].shape == (256, 256, 3) and a[1].shape == (4, 256, 256)
+    assert (receipts[4, 2, 256, 128][0] != a[0]).any()
+    assert a[0].shape == (256, 128, 3) and a[1].shape == (4, 256, 128)
 
 
 def test_epochs_visit_every_page_and_fill_the_last_batch():
-    batches = data.epoch_batches(10, 4, seed=0, epoch=5)
+    hp = dataclasses.replace(HP, batch=4)
+    pages = [data.Page(str(i), None, size=(100, 100)) for i in range(10)]
+    batches = data.epoch_batches(pages, hp, epoch=5)
     assert [len(b) for b in batches] == [4, 4, 4]
-    assert {i for b in batches for _, i in b} == set(range(10)) and {
-        e for b in batches for e, _ in b
-    } == {5}
-    assert batches != data.epoch_batches(10, 4, seed=0, epoch=6)
-    assert [len(b) for b in data.epoch_batches(3, 8, 0, 0)] == [8]
+    assert {key[1] for b in batches for key in b} == set(range(10))
+    assert {(e, h, w) for b in batches for e, _, h, w in b} == {(5, hp.size, hp.size)}
+    assert batches != data.epoch_batches(pages, hp, epoch=6)
+    assert [len(b) for b in data.epoch_batches(pages[:3], hp, 0)] == [4]
+
+
+def test_a_batch_is_the_smallest_canvas_that_holds_its_pages():
+    rng = np.random.default_rng(0)
+    hp = dataclasses.replace(HP, batch=4, size=640)
+    pages = [data.Page(str(i), None, size=tuple(rng.integers(200, 2000, 2))) for i in range(128)]
+    keys = [b for epoch in range(3) for b in data.epoch_batches(pages, hp, epoch)]
+    for batch in keys:
+        shapes = [
+            data.resize_page(np.zeros((*pages[i].size[::-1], 3), np.uint8), 640)[0].shape
+            for _, i, _, _ in batch
+        ]
+        assert {key[2:] for key in batch} == {tuple(np.max(shapes, 0)[:2])}
+    square = 640**2 * len(keys)
+    alone = np.mean([min(p.size) / max(p.size) for p in pages])
+    used = sum(b[0][2] * b[0][3] for b in keys) / square
+    assert alone < used < 1.2 * alone, (alone, used)
 
 
 # ---------------------------------------------------------------- repairs
