@@ -20,18 +20,23 @@ import pyclipper
 
 SHRINK_RATIO = 0.4
 MODES = ("polygon", "box")
+SOLID = 0.6  # a blob that fills less of its convex hull is curved or branched
 CLIPPER_SCALE = 256  # clipper works on integers; 1/256 px is far below what a label resolves
 
 
 class Candidates(NamedTuple):
     """Blobs of one thresholded map, best score first.
 
-    contours: N int arrays [P, 2], the centres of each blob's outermost pixels. rects: [N, 5] as
-    (centre x, centre y, width, height, angle in radians within 45 degrees of upright), the smallest
-    rectangle around the blob's pixels. scores: [N], mean probability inside the contour.
+    outlines: N arrays [P, 2] through the centres of a blob's outermost pixels, clockwise on the
+    screen: its convex hull, which evens out ragged edges, where `convex` [N], else its contour.
+    sizes: [2, N] area and perimeter of the pixels. rects: [N, 5] as (centre x, centre y, width,
+    height, angle in radians within 45 degrees of upright), the smallest rectangle around them.
+    scores: [N], mean probability inside the contour.
     """
 
-    contours: list
+    outlines: list
+    convex: np.ndarray
+    sizes: np.ndarray
     rects: np.ndarray
     scores: np.ndarray
 
@@ -73,16 +78,45 @@ def unclip_distance(area, perimeter, unclip_ratio, shrink_ratio=SHRINK_RATIO):
 def find_candidates(prob, thresh):
     """Blobs of a probability map [H, W] (float in 0..1 or uint8 in 0..255) above `thresh` (0..1).
 
-    Blobs inside the hole of another count, holes themselves do not.
+    Blobs inside the hole of another count; holes themselves and single pixels do not.
     """
     scale = 255 if prob.dtype == np.uint8 else 1
     binary = (prob > thresh * scale).view(np.uint8)
     contours, tree = cv2.findContours(binary, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    contours = [c for c, node in zip(contours, tree[0]) if node[3] < 0] if contours else []
+    if contours:
+        outer = tree[0, :, 3] < 0
+        contours = [c for c, keep in zip(contours, outer) if keep and len(c) > 1]
     scores = np.array([contour_score(prob, c) for c in contours]) / scale
     order = np.argsort(-scores, kind="stable")
-    contours = [contours[i] for i in order]
-    return Candidates([c[:, 0] for c in contours], min_area_rects(contours), scores[order])
+    contours = [contours[i][:, 0] for i in order]
+    outlines = [cv2.convexHull(c)[:, 0] + 0.5 for c in contours]
+    sizes, own = measure(outlines), measure(contours)
+    convex = own[0] >= SOLID * sizes[0]
+    for i in np.flatnonzero(~convex):
+        outlines[i] = cv2.approxPolyDP(contours[i], 0.002 * own[1, i], True)[:, 0] + 0.5
+    sizes = np.where(convex, sizes, own)
+    return Candidates(outlines, convex, sizes, min_area_rects(contours), scores[order])
+
+
+def measure(outlines):
+    """Outlines N x [P, 2] through pixel centres -> [2, N] area and perimeter of the pixels, whose
+    edges lie half a pixel outside: a blob one pixel thin is one pixel thick, not nothing."""
+    if not outlines:
+        return np.zeros((2, 0))
+    xy, before, start = join_outlines(outlines)
+    edge = xy - xy[before]
+    area = np.add.reduceat(xy[before, 0] * xy[:, 1] - xy[:, 0] * xy[before, 1], start)
+    length = np.add.reduceat(np.hypot(edge[:, 0], edge[:, 1]), start)
+    return np.stack([np.abs(area) / 2 + length / 2 + 1, length + 4])
+
+
+def join_outlines(outlines):
+    """N >= 1 outlines [P, 2] -> all vertices [V, 2], index [V] of the one before each, index [N] of
+    each outline's first."""
+    end = np.cumsum([len(outline) for outline in outlines])
+    before, start = np.arange(-1, end[-1] - 1), np.r_[0, end[:-1]]
+    before[start] = end - 1
+    return np.concatenate(outlines).astype(float), before, start
 
 
 def contour_score(prob, contour):
@@ -94,11 +128,7 @@ def contour_score(prob, contour):
 
 
 def min_area_rects(contours):
-    """Smallest rotated rectangle of each contour as [N, 5], see `Candidates`.
-
-    A contour runs through pixel centres, so its rectangle moves by half a pixel and grows by half a
-    pixel on each side: a blob one pixel thin is one pixel thick, not nothing.
-    """
+    """Smallest rotated rectangle of each contour's pixels as [N, 5], see `Candidates`."""
     rects = [cv2.minAreaRect(c) for c in contours]
     rects = np.array([(x, y, w, h, a) for (x, y), (w, h), a in rects]).reshape(-1, 5)
     rects[:, :2] += 0.5
@@ -117,19 +147,43 @@ def rect_corners(rects):
     return rects[:, None, :2] + np.stack(turned, -1)
 
 
-def unclip_contour(contour, rect, unclip_ratio, shrink_ratio):
-    """Polygon [P, 2] of one contour [P', 2] grown back. A blob too thin for an outline of its own
-    takes its rectangle's [5]."""
-    outline = cv2.approxPolyDP(contour, 0.002 * cv2.arcLength(contour, True), True)[:, 0]
-    area, perimeter = cv2.contourArea(outline), cv2.arcLength(outline, True)
-    if len(outline) < 3 or area < 1:
-        outline, grow = rect_corners(rect[None])[0], 0.0
-        area, perimeter = rect[2] * rect[3], 2 * (rect[2] + rect[3])
-    else:  # the half pixel from the pixels' centres to their edges, as in min_area_rects
-        outline, grow = outline + 0.5, 0.5
-        area, perimeter = area + perimeter / 2 + 1, perimeter + 4
-    grow += unclip_distance(area, perimeter, unclip_ratio, shrink_ratio)
-    return max(offset_polygon(outline, grow), key=cv2_area)
+def offset_convex(outlines, distance):
+    """Convex outlines N x [P >= 2, 2], clockwise on the screen, moved outwards by distances [N].
+
+    Each edge moves along its normal and neighbours meet; a corner sharper than a right angle is cut
+    by one more edge, so that none moves further than 1.42 distances. Returns N arrays [P', 2].
+    """
+    if not outlines:
+        return []
+    xy, before, start = join_outlines(outlines)
+    edge = xy - xy[before]
+    angle = np.arctan2(edge[:, 1], edge[:, 0])  # of the edge that ends in a vertex
+    turn = np.empty_like(angle)
+    turn[before] = (angle - angle[before] + 1e-9) % (2 * np.pi)
+    points = 1 + (turn > np.pi / 2 + 1e-6)
+    vertex = np.repeat(np.arange(len(xy)), points)
+    second = np.r_[False, vertex[1:] == vertex[:-1]]
+    half = (turn / points / 2)[vertex]
+    normal = angle[vertex] - np.pi / 2 + half * np.where(second, 3, 1)
+    reach = np.repeat(distance, np.add.reduceat(points, start)) / np.cos(half)
+    moved = xy[vertex] + reach[:, None] * np.stack([np.cos(normal), np.sin(normal)], 1)
+    return split_outlines(moved, np.add.reduceat(points, start))
+
+
+def split_outlines(xy, size):
+    """Vertices [V, 2] and their numbers [N] -> N arrays [P, 2]."""
+    end = np.cumsum(size).tolist()
+    return [xy[a:b] for a, b in zip([0, *end], end)]
+
+
+def unclip_blobs(blobs, unclip_ratio, shrink_ratio):
+    """Polygons N x [P, 2] of Candidates grown back."""
+    distance = unclip_distance(*blobs.sizes, unclip_ratio, shrink_ratio) + 0.5  # to pixels' edges
+    hulls = [outline for outline, convex in zip(blobs.outlines, blobs.convex) if convex]
+    polygons = offset_convex(hulls, distance[blobs.convex])
+    for i in np.flatnonzero(~blobs.convex):
+        polygons.insert(i, max(offset_polygon(blobs.outlines[i], distance[i]), key=cv2_area))
+    return polygons
 
 
 def cv2_area(polygon):
@@ -163,10 +217,9 @@ def decode_candidates(
     if mode == "box":
         rects[:, 2:4] += 2 * distance[:, None]
         return list(rect_corners(rects[large])), scores[large]
-    contours = candidates.contours
-    return [
-        unclip_contour(contours[i], rects[i], unclip_ratio, shrink_ratio) for i in large
-    ], scores[large]
+    outlines, convex, sizes = candidates[:3]
+    blobs = Candidates([outlines[i] for i in large], convex[large], sizes[:, large], rects, scores)
+    return unclip_blobs(blobs, unclip_ratio, shrink_ratio), scores[large]
 
 
 def polygons_from_map(prob, *, thresh, **decoding):

@@ -19,7 +19,6 @@ import zipfile
 import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -35,6 +34,7 @@ from db_postprocess import (
     decode_candidates,
     find_candidates,
     polygons_from_map,
+    split_outlines,
     unclip_distance,
 )
 from dbnet import NetworkError, load_checkpoint, load_network, replace_file, save_checkpoint
@@ -93,39 +93,11 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
             "give one of each a label"
         )
     ignore = ignore | np.array([text == "###" for text in texts], bool)
-    num_chars = label_chars(gt, texts, ignore, variant)
-    centres = char_centres(gt, num_chars, variant)
-    label, char, hit, match, valid = match_page(gt, det, num_chars, centres, ignore)
-    alarms = [det[m] for m in np.flatnonzero(valid & ~match.any(0))]
-    found = char[match[label, hit]]  # a character once for each detection that has it
-    counts = count_page(
-        match,
-        num_chars[~ignore].sum(),
-        len(np.unique(found)),
-        len(found),
-        alarm_chars(alarms, variant).sum(),
-    )
-    precision, recall, hmean = scores(counts)
+    labels = prepare_labels(gt, texts, ignore, variant)
+    (counts,) = count_kept(labels, page_pairs(labels, det), np.ones((1, len(det)), bool), variant)
+    precision, recall, hmean = micro_scores(counts).tolist()
+    counts = dict(zip(COUNTS, counts.tolist()))
     return counts | {"recall": recall, "precision": precision, "hmean": hmean}
-
-
-def count_page(match, num_chars, tp, covered, fp):
-    """Matches [N, M], characters of the labels, of them found, found with repeats, charged for
-    false alarms -> dict of COUNTS."""
-    dets_a_label, labels_a_det = match.sum(1), match.sum(0)
-    values = (
-        num_chars,
-        covered + fp,
-        tp,
-        tp,
-        np.maximum(dets_a_label - 1, 0).sum(),
-        np.maximum(labels_a_det - 1, 0).sum(),
-        fp,
-        (dets_a_label > 1).sum(),
-        (labels_a_det > 1).sum(),
-        covered - tp,
-    )
-    return {key: int(value) for key, value in zip(COUNTS, values)}
 
 
 def iou_matches(gt_polygons, det_polygons, ignore=None):
@@ -356,83 +328,101 @@ def char_centres(polygons, num_chars, variant):
 # ---------------------------------------------------------------- matching of labels, detections
 
 
-def match_page(gt, det, num_chars, centres, ignore):
-    """
-    Polygons N and M, characters [N] and their centres [C, 2], don't care [N] -> label [T],
-    character [T], detection [T] of each centre inside a detection, matches [N, M], valid [M].
-    """
-    label, char, hit, inside, share = page_overlap(gt, det, num_chars, centres, ignore)
-    valid = ~ignored_detections(share, inside, ignore)
-    return label, char, hit, match_matrix(share, inside, ~ignore, valid), valid
+class Labels(NamedTuple):
+    """N labels of a page, ready to be compared with many sets of detections."""
+
+    num_chars: np.ndarray  # [N]
+    centres: np.ndarray  # [C, 2] of their characters, label after label
+    ignore: np.ndarray  # [N] don't care
+    shapes: "Shapes"
+    free: "Shapes"  # the same, don't-care ones less what other labels cover of them
 
 
-def page_overlap(gt, det, num_chars, centres, ignore):
-    """As match_page, returns label [T], character [T], detection [T] of each centre inside a
-    detection, characters inside [N, M], shares of the detections' areas [N, M]."""
-    areas = to_shapely(gt + det)
-    shapes = make_shapes(areas)
-    gt_shapes, det_shapes = subset(shapes, slice(len(gt))), subset(shapes, slice(len(gt), None))
-    label, char, hit = hits(gt_shapes, det_shapes, centres, num_chars)
-    inside = np.bincount(label * len(det) + hit, minlength=len(gt) * len(det))
-    inside = inside.reshape(len(gt), len(det))  # characters of n inside m
-    share = area_precision(gt_shapes, det_shapes, inside, ignore)
+class Pairs(NamedTuple):
+    """T pairs of a label and one of M detections whose boxes touch."""
+
+    det: list  # M polygons
+    valid: np.ndarray  # [M] not on don't-care labels
+    n: np.ndarray  # [T] label
+    m: np.ndarray  # [T] detection
+    inside: np.ndarray  # [T] number of characters of n inside m
+    char: np.ndarray  # [H] each of these
+    pair: np.ndarray  # [H] and its pair
+    close: np.ndarray  # [T] m lies on n
+    single: np.ndarray  # [T] and on no other label; matches if n has no other close detection
+    split: np.ndarray  # [T] matches if n has others
+    merged: np.ndarray  # [T] matches: m lies on several labels together
+
+
+def prepare_labels(polygons, texts, ignore, variant):
+    num_chars, areas = label_chars(polygons, texts, ignore, variant), to_shapely(polygons)
+    shapes = free = make_shapes(areas)
     if ignore.any():
-        share[ignore] = dont_care_share(areas[: len(gt)], ignore, det_shapes)
-    return label, char, hit, inside, share
+        regions, mine, others = areas.copy(), np.flatnonzero(ignore), np.flatnonzero(~ignore)
+        for n, m in zip(*touching(shapes.box[mine], shapes.box[others])):
+            regions[mine[n]] = shapely.difference(regions[mine[n]], areas[others[m]])
+        free = make_shapes(regions)
+    return Labels(num_chars, char_centres(polygons, num_chars, variant), ignore, shapes, free)
 
 
-def hits(gt, det, centres, num_chars):
-    """Shapes N and M, centres [C, 2], [N] numbers of characters -> label [T], character [T],
-    detection [T] for each character inside a detection, its left and upper edges included."""
-    first = np.cumsum(num_chars) - num_chars
-    i, j = touching(gt.box + (-1, -1, 1, 1), det.box)  # whole pixels may lie just outside
-    pair, k = expand(num_chars[i])
-    label, hit, char = i[pair], j[pair], first[i][pair] + k
-    inside = contains(det, hit, centres[char])
-    return label[inside], char[inside], hit[inside]
+def page_pairs(labels, det):
+    """Labels and M polygons -> Pairs. What they say of a detection does not depend on which others
+    are kept; CLEval's instance matching in `count_kept` adds what does."""
+    shapes, num_det = make_shapes(to_shapely(det)), len(det)
+    n, m = touching(labels.shapes.box + (-1, -1, 1, 1), shapes.box)  # whole pixels may lie outside
+    first = np.cumsum(labels.num_chars) - labels.num_chars
+    pair, k = expand(labels.num_chars[n])
+    char = first[n][pair] + k
+    found = contains(shapes, m[pair], labels.centres[char])
+    char, pair = char[found], pair[found]
+    inside, ignore = np.bincount(pair, minlength=len(n)), labels.ignore[n]
+    share = np.zeros(len(n), np.float32)  # 32 bits, so that 0.3 exactly is 0.3
+    some = np.flatnonzero((inside > 0) | ignore)
+    share[some] = overlap_area(labels.free, n[some], shapes, m[some]) / shapes.area[m[some]]
+    close = share >= AREA_PRECISION
+    together = np.bincount(m, share * (ignore & (inside > 0)), num_det)
+    valid = (together < np.float32(AREA_PRECISION)) & (np.bincount(m, close & ignore, num_det) == 0)
+    both, close = ~ignore & valid[m], close & (inside > 0)
+    merge = both & (inside > 0)
+    merged = merge & (np.bincount(m, merge, num_det) >= 2)[m]
+    merged &= (np.bincount(m, share * merge, num_det) >= AREA_PRECISION)[m]
+    single = both & close & (np.bincount(m, close, num_det) == 1)[m]
+    return Pairs(det, valid, n, m, inside, char, pair, close, single, both & close, merged)
 
 
-def area_precision(gt, det, inside, ignore):
-    """Shapes N and M, characters inside [N, M], don't care [N] -> share [N, M] of a detection's
-    area that lies on a label, computed only where characters of a valid label lie inside."""
-    share = np.zeros(inside.shape, np.float32)  # 32 bits, so that 0.3 exactly is 0.3
-    i, j = np.nonzero(inside * ~ignore[:, None])
-    share[i, j] = overlap_area(gt, i, det, j) / det.area[j]
-    return share
+def tally(flags, index, size):
+    """Flags [S, T], index [T] below size -> [S, size] how many flags each index has."""
+    s, t = np.nonzero(flags)
+    return np.bincount(s * size + index[t], minlength=len(flags) * size).reshape(len(flags), size)
 
 
-def dont_care_share(areas, ignore, det):
-    """[N] shapely labels, don't care [N] of which D are set, shapes M -> share [D, M] of a
-    detection's area on a don't-care label, less what other labels cover of that label."""
-    regions, others = areas[ignore], areas[~ignore]
-    for n, m in zip(*touching(shapely.bounds(regions), shapely.bounds(others))):
-        regions[n] = shapely.difference(regions[n], others[m])
-    regions = make_shapes(regions)
-    share = np.zeros((len(regions.area), len(det.area)), np.float32)
-    i, j = touching(regions.box, det.box)
-    share[i, j] = overlap_area(regions, i, det, j) / det.area[j]
-    return share
-
-
-def ignored_detections(share, inside, ignore):
-    """Shares [N, M], characters inside [N, M], don't care [N] -> [M] detections that lie on one
-    don't-care label, or on several together."""
-    share, inside = share[ignore], inside[ignore]
-    together = np.where(inside > 0, share, 0).sum(0)
-    return (share >= AREA_PRECISION).any(0) | (together >= np.float32(AREA_PRECISION))
-
-
-def match_matrix(share, inside, gt_valid, det_valid):
-    """Shares [N, M], characters inside [N, M], valid [N], [M] -> matches [N, M]: one to one,
-    one label to many detections, many labels to one detection (CLEval's instance matching)."""
-    valid = gt_valid[:, None] & det_valid
-    close = (share >= AREA_PRECISION) & (inside > 0)
-    match = close & (close.sum(1) == 1)[:, None] & (close.sum(0) == 1) & valid
-    split = close & valid
-    match |= split & (split.sum(1) >= 2)[:, None]
-    merge = (inside > 0) & valid
-    covered = np.where(merge, share, 0).sum(0, dtype=float)
-    return match | merge & ((merge.sum(0) >= 2) & (covered >= AREA_PRECISION))
+def count_kept(labels, pairs, keep, variant):
+    """Labels, Pairs and S choices [S, M] of detections -> counts [S, 10] in the order of COUNTS.
+    Matches are one to one, one label to many detections, many labels to one detection."""
+    n, num_gt = pairs.n, len(labels.num_chars)
+    kept = keep[:, pairs.m]  # [S, T]
+    alone = tally(kept & pairs.close, n, num_gt) == 1
+    several = tally(kept & pairs.split, n, num_gt) >= 2
+    match = kept & (pairs.single & alone[:, n] | pairs.split & several[:, n] | pairs.merged)
+    dets_a_label, labels_a_det = tally(match, n, num_gt), tally(match, pairs.m, keep.shape[1])
+    tp = (tally(match[:, pairs.pair], pairs.char, len(labels.centres)) > 0).sum(1)
+    covered = match @ pairs.inside  # a character once for each detection that has it
+    alarms = keep & pairs.valid & (labels_a_det == 0)
+    some = np.flatnonzero(alarms.any(0))
+    fp = alarms[:, some] @ alarm_chars([pairs.det[m] for m in some], variant)
+    columns = (
+        labels.num_chars[~labels.ignore].sum() + 0 * tp,
+        covered + fp,
+        tp,
+        tp,
+        np.maximum(dets_a_label - 1, 0).sum(1),
+        np.maximum(labels_a_det - 1, 0).sum(1),
+        fp,
+        (dets_a_label > 1).sum(1),
+        (labels_a_det > 1).sum(1),
+        covered - tp,
+    )
+    return np.stack(columns, 1)
 
 
 # ---------------------------------------------------------------- areas and inclusion, vectorised
@@ -497,11 +487,6 @@ def make_shapes(areas):
     return Shapes(
         edges, np.cumsum(count) - count, count, shapely.area(areas), shapely.bounds(areas)
     )
-
-
-def subset(shapes, part):
-    """Shapes and a slice -> Shapes of that part, the edges are shared."""
-    return Shapes(shapes.edges, *(values[part] for values in shapes[1:]))
 
 
 def contains(shapes, n, points):
@@ -590,7 +575,13 @@ def decode_page(prob, scale, page_size, hp):
     """Polygons (page px, inside the page) and scores of one map [h, w]; hp: dict with the
     decoding's keys."""
     polygons, scores = polygons_from_map(prob, **{k: hp[k] for k in DECODING})
-    return [np.clip(p / scale, 0, page_size) for p in polygons], scores
+    return to_page(polygons, scale, page_size), scores
+
+
+def to_page(polygons, scale, page_size):
+    """Polygons in map pixels -> in page pixels, inside the page."""
+    xy = np.concatenate([np.zeros((0, 2)), *polygons]) / scale
+    return split_outlines(xy.clip(0, page_size), [len(points) for points in polygons])
 
 
 def predict(model, pages, hp, device, progress=False):
@@ -815,57 +806,34 @@ def score_page(item, grid, hp):
     """
     A page at every setting of a grid. item: ((map uint8 [h, w], scale [2]), page)
     returns: precision, recall, hmean (cleval "page") as [*lengths of the axes TUNED, 3]
-    Contours are found once a thresh, shapes grown and compared with the labels once a thresh,
-    unclip_ratio and mode; box_thresh and min_size choose among these.
+    Contours are found once a thresh, blobs grown and compared with the labels once a thresh,
+    unclip_ratio and mode; box_thresh and min_size only choose among these, all choices at once.
     """
     (prob, scale), page = item
-    gt, ignore = as_points(page.polygons), np.array(page.ignore, bool)
-    num_chars = label_chars(gt, [None] * len(gt), ignore, "page")
-    centres = char_centres(gt, num_chars, "page")
-    page_size, rules = np.array(prob.shape[::-1]) / scale, list(product(*map(grid.get, TUNED[2:4])))
+    ignore = np.array(page.ignore, bool)
+    labels = prepare_labels(as_points(page.polygons), [None] * len(ignore), ignore, "page")
+    page_size, box_thresh = np.array(prob.shape[::-1]) / scale, np.array(grid["box_thresh"])
+    fixed = dict(box_thresh=box_thresh.min(), min_size=0, max_candidates=hp["max_candidates"])
     result = np.zeros([len(grid[key]) for key in TUNED] + [3])
-    for t, thresh in enumerate(grid["thresh"]):
-        candidates = find_candidates(prob, thresh)
-        for n, (unclip_ratio, mode) in enumerate(rules):
-            polygons, confidence = decode_candidates(
-                candidates,
-                box_thresh=min(grid["box_thresh"]),
-                unclip_ratio=unclip_ratio,
-                max_candidates=hp["max_candidates"],
-                min_size=0,
-                mode=mode,
-                shrink_ratio=hp["shrink_ratio"],
-            )
-            det = as_points([np.clip(p / scale, 0, page_size) for p in polygons])
-            overlap = page_overlap(gt, det, num_chars, centres, ignore)
-            alarms, seen = pseudo_chars(det), {}
-            sides = candidates.rects[: len(det), 2:4]
-            grown = unclip_distance(
-                sides.prod(1), 2 * sides.sum(1), unclip_ratio, hp["shrink_ratio"]
-            )
-            short = sides.min(1) + 2 * grown
-            for b, box_thresh in enumerate(grid["box_thresh"]):
-                for s, min_size in enumerate(grid["min_size"]):
-                    keep = np.flatnonzero((confidence >= box_thresh) & (short >= min_size))
-                    key = keep[:MAX_DETECTIONS].tobytes()
-                    if key not in seen:
-                        seen[key] = score_kept(
-                            overlap, alarms, num_chars, ignore, keep[:MAX_DETECTIONS]
-                        )
-                    result[t, b, n // len(grid["mode"]), n % len(grid["mode"]), s] = seen[key]
+    for t, u, r in np.ndindex(result.shape[0], *result.shape[2:4]):
+        if u == r == 0:
+            candidates = find_candidates(prob, grid["thresh"][t])
+        rule = grid["unclip_ratio"][u], hp["shrink_ratio"]
+        polygons, confidence = decode_candidates(
+            candidates, unclip_ratio=rule[0], mode=grid["mode"][r], shrink_ratio=rule[1], **fixed
+        )
+        pairs = page_pairs(labels, as_points(to_page(polygons, scale, page_size)))
+        sides = candidates.rects[: len(polygons), 2:4]
+        short = sides.min(1) + 2 * unclip_distance(sides.prod(1), 2 * sides.sum(1), *rule)
+        keep = confidence >= box_thresh[:, None, None]  # [box_thresh, min_size, M]
+        keep = np.concatenate(keep & (short >= np.array(grid["min_size"])[:, None]))
+        keep &= keep.cumsum(1) <= MAX_DETECTIONS
+        kinds = {}
+        kind = [kinds.setdefault(row.tobytes(), len(kinds)) for row in keep]
+        one_of_each = [kind.index(k) for k in range(len(kinds))]
+        found = micro_scores(count_kept(labels, pairs, keep[one_of_each], "page"))
+        result[t, :, u, r] = found[kind].reshape(len(box_thresh), -1, 3)
     return result
-
-
-def score_kept(overlap, alarms, num_chars, ignore, keep):
-    """cleval's precision, recall, hmean of the detections keep [K], from page_overlap of M >= K."""
-    label, char, hit, inside, share = overlap
-    valid = ~ignored_detections(share[:, keep], inside[:, keep], ignore)
-    match = np.zeros(inside.shape, bool)
-    match[:, keep] = match_matrix(share[:, keep], inside[:, keep], ~ignore, valid)
-    found = char[match[label, hit]]
-    fp = alarms[keep][valid & ~match[:, keep].any(0)].sum()
-    tp = len(np.unique(found))
-    return scores(count_page(match, num_chars[~ignore].sum(), tp, len(found), fp))
 
 
 def score_grid(maps, pages, grid, hp):
@@ -942,7 +910,7 @@ def setting_values(grid, setting):
 
 
 def tune(maps, pages, parts, grid, hp):
-    """The --tune object, mean H-means [*lengths of the axes TUNED]. parts: [n] to cross-fit over."""
+    """The --tune object, mean H-means [*lengths of axes TUNED]. parts: [n] to cross-fit over."""
     groups = page_groups(pages)
     table = score_grid(maps, pages, grid, hp)[..., 2]
     hmeans = table.reshape(len(pages), -1)
@@ -1095,9 +1063,8 @@ def predictions_of(source, pages, overrides, device):
         missing = [p.name for p in pages if p.name not in by_name]
         if missing:
             raise data.DataError(
-                f"{source}: {len(missing)} of {len(pages)} pages are not in it, first {missing[0]}; "
-                "only the same pages can be compared, and a page without detections needs an "
-                "entry without words"
+                f"{source}: {len(missing)} of {len(pages)} pages are not in it (first: "
+                f"{missing[0]}); a page without detections needs an entry without words"
             )
         found = [by_name[p.name] for p in pages]
         return [(p.polygons, np.array(p.confidences)) for p in found], None

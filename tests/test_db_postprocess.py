@@ -9,6 +9,7 @@ from data import make_targets, polygon_area, polygon_perimeter
 from db_postprocess import (
     MODES,
     SHRINK_RATIO,
+    offset_convex,
     offset_polygon,
     polygons_from_map,
     rect_corners,
@@ -64,6 +65,41 @@ def test_offset_parts_a_waist():
     assert len(offset_polygon(bell, -4)) == 2
 
 
+def test_convex_outlines_move_as_half_planes():
+    """Against the intersection of half-planes; a sharp corner and both ends of a line are cut."""
+    rng, hulls = np.random.default_rng(0), []
+    for n in (3, 4, 5, 9, 30):
+        hulls.append(cv2.convexHull(rng.uniform(0, 50, (n, 2)).astype(np.float32))[:, 0])
+    distance = rng.uniform(0.5, 20, len(hulls))
+    for hull, d, moved in zip(hulls, distance, offset_convex(hulls, distance)):
+        exact = shapely.box(-99, -99, 200, 200)
+        edges = np.stack([hull, np.roll(hull, -1, 0)], 1).astype(float)  # [P, 2, 2]
+        units = np.diff(edges, axis=1)[:, 0] / np.hypot(*np.diff(edges, axis=1)[:, 0].T)[:, None]
+        sharp = [i for i in range(len(hull)) if units[i - 1] @ units[i] < 0]
+        cuts = [(units[i - 1] - units[i]) / np.hypot(*(units[i - 1] - units[i])) for i in sharp]
+        normals = [*zip(hull, units @ [[0, -1], [1, 0]]), *zip(hull[sharp], cuts)]
+        for at, normal in normals:
+            along = np.array([-normal[1], normal[0]])
+            edge = at + normal * d
+            far = [edge - 999 * along, edge + 999 * along]
+            exact &= shapely.Polygon([*far, far[1] - 999 * normal, far[0] - 999 * normal])
+        assert len(moved) == len(hull) + len(sharp) and shapely.Polygon(moved).is_valid
+        assert iou(moved, exact.exterior.coords) > 1 - 1e-9
+    (line,) = offset_convex([np.array([(5, 5), (25, 5)])], np.array([3.0]))
+    assert iou(line, shapely.box(2, 2, 28, 8).exterior.coords) > 1 - 1e-9
+
+
+def test_curved_words_keep_their_outline_and_ragged_ones_do_not():
+    prob = np.zeros((200, 400), np.uint8)
+    cv2.ellipse(prob, (200, 180), (150, 150), 0, 200, 340, 255, 16)
+    prob[20:28, 10:120] = 255
+    prob[26:28, 20:110:7] = 0
+    (arc, word), _ = polygons_from_map(prob, **DECODE, mode="polygon")
+    arc, word = sorted((arc, word), key=len)[::-1]
+    assert shapely.Polygon(arc).area < 0.6 * shapely.Polygon(arc).convex_hull.area
+    assert len(word) == 4 and shapely.Polygon(arc).contains(shapely.Point(200, 30))
+
+
 @pytest.mark.parametrize("shrink_ratio", [0.4, 0.6])
 def test_unclip_zero_inverts_the_shrink_of_every_rectangle(shrink_ratio):
     rng = np.random.default_rng(1)
@@ -82,11 +118,8 @@ def test_blob_is_measured_by_the_pixels_it_covers(mode):
     prob[20:26, 30:130] = 0.8  # 100 x 6 pixels
     (polygon,), (score,) = polygons_from_map(prob, **{**DECODE, "unclip_ratio": 1.5}, mode=mode)
     d = 1.5 * 600 / 212
-    exact = shapely.box(30.5, 20.5, 129.5, 25.5).buffer(
-        d + 0.5
-    )  # half a pixel: to the pixels' edges
-    exact = exact.envelope if mode == "box" else exact
-    assert iou(polygon, exact.exterior.coords) > 0.99
+    exact = shapely.box(30 - d, 20 - d, 130 + d, 26 + d)
+    assert iou(polygon, exact.exterior.coords) > 1 - 1e-9
     assert score == pytest.approx(0.8)
 
 
@@ -98,6 +131,9 @@ def test_blobs_of_one_pixel_height_are_kept(mode):
     x, y, w, h = cv2.boundingRect(polygon.astype(np.float32))
     assert h >= 5 and w >= 92 and scores[0] == 1.0
     assert not polygons_from_map(prob, **{**DECODE, "min_size": 20}, mode=mode)[0]
+    prob[:] = 0
+    prob[5, 5] = 255
+    assert not polygons_from_map(prob, **{**DECODE, "min_size": 0}, mode=mode)[0]  # a single pixel
 
 
 def test_filters_and_order():
