@@ -1,20 +1,24 @@
-"""Speed of each part next to its peer in the same process, one thread: python tests/bench.py
+"""Speed of each part next to its peer in the same process: python tests/bench.py [PART ...] [--growth] [--device cuda]
 
-Prints the machine, versions and for each part the median milliseconds of ours and the peer's and their ratio.
-Peers come from tests/requirements.txt; an absent one is named and skipped. Rounds alternate between the two, so a
-machine that changes its speed changes both.
+One thread, medians of alternating rounds (a machine that changes its speed changes both), the machine and versions
+first. Peers come from tests/requirements.txt; an absent one is named and skipped. Parts: targets, decode, metric,
+thresholds, optimiser, samples, inference, step. `--growth` adds how each grows with words, page size or trials.
+`--device cuda` measures inference and the training step on the GPU, at the sizes that users train.
 """
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import argparse
 import gzip
+import importlib
 import importlib.metadata
 import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,48 +26,63 @@ import cv2
 import numpy as np
 import pyclipper
 import shapely
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import data
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
-from evaluate import cleval
+from dbnet import DBNet
+from evaluate import cleval, predict
+from train import Hparams, Trainer
 
 cv2.setNumThreads(1)
+torch.set_num_threads(1)
 DECODING = dict(thresh=0.3, box_thresh=0.3, unclip_ratio=1.6, max_candidates=1000, min_size=3)
 
 
-def compare(label, ours, peer=None, rounds=9):
-    """Print medians of alternating rounds, the peer's and the ratio."""
-    times = [], []
+def median_ms(*runs, rounds=7):
+    """Median milliseconds of each function, rounds alternating between them; None stays None."""
+    times = [[] for _ in runs]
     for _ in range(rounds):
-        for run, kept in zip((ours, peer), times):
+        for run, kept in zip(runs, times):
             if run is not None:
                 begin = time.perf_counter()
                 run()
                 kept.append(1e3 * (time.perf_counter() - begin))
-    mine = statistics.median(times[0])
-    line = f"{label:42s} {mine:8.2f} ms"
+    return [statistics.median(kept) if kept else None for kept in times]
+
+
+def compare(label, ours, peer=None, rounds=7):
+    """One line: our median, the peer's and their ratio."""
+    mine, other = median_ms(ours, peer, rounds=rounds)
+    line = f"{label:46s} {mine:9.2f} ms"
     if peer is not None:
-        other = statistics.median(times[1])
-        line += f"   peer {other:8.2f} ms   {other / mine:5.1f} times faster"
+        line += f"   peer {other:9.2f} ms   {other / mine:6.1f} x"
     print(line, flush=True)
 
 
-def absent(label, package):
-    print(f"{label:42s} {package} is not installed: pip install -r tests/requirements.txt")
+def peer_module(name, package):
+    """The peer's module, or None with a line that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        print(
+            f"  {package} is not installed, its column is left out: pip install -r tests/requirements.txt"
+        )
 
 
 def page_of_lines(size=1024, rows=30, columns=4, seed=0):
-    """120 slightly turned quads on a page: list of [4, 2]."""
+    """rows x columns slightly turned quads on a page: list of [4, 2]."""
     rng = np.random.default_rng(seed)
+    wide, high = size / columns, size / rows
     rects = [
         (
-            130 + 250 * c + rng.uniform(-10, 10),
-            20 + 33 * r,
-            rng.uniform(80, 200),
-            rng.uniform(18, 26),
+            wide * (c + 0.5) + rng.uniform(-0.04, 0.04) * wide,
+            high * (r + 0.5),
+            wide * rng.uniform(0.3, 0.8),
+            min(high * rng.uniform(0.55, 0.78), 40),
             rng.uniform(-0.03, 0.03),
         )
         for r in range(rows)
@@ -75,6 +94,9 @@ def page_of_lines(size=1024, rows=30, columns=4, seed=0):
 def probability_map(quads, size=1024):
     shrink = data.make_targets(quads, [False] * len(quads), size, size)[0]
     return cv2.GaussianBlur(shrink.astype(np.float32), (0, 0), 1.5)
+
+
+WORDS = {10: (10, 1), 50: (25, 2), 120: (30, 4), 250: (42, 6), 500: (63, 8)}  # rows x columns
 
 
 # ---------------------------------------------------------------- targets
@@ -100,12 +122,8 @@ def common_targets(polygons, height, width, shrink_ratio=0.4):
         xs, ys = np.meshgrid(np.arange(low[0], high[0] + 1), np.arange(low[1], high[1] + 1))
         distances = [edge_distance(xs, ys, a, b) for a, b in zip(polygon, np.roll(polygon, -1, 0))]
         near = 1 - np.clip(np.min(distances, 0) / reach, 0, 1)
-        y0, y1, x0, x1 = (
-            max(low[1], 0),
-            min(high[1] + 1, height),
-            max(low[0], 0),
-            min(high[0] + 1, width),
-        )
+        y0, y1 = max(low[1], 0), min(high[1] + 1, height)
+        x0, x1 = max(low[0], 0), min(high[0] + 1, width)
         part = near[y0 - low[1] : y1 - low[1], x0 - low[0] : x1 - low[0]]
         border[y0:y1, x0:x1] = np.maximum(border[y0:y1, x0:x1], part)
     return shrink, border * 0.4 + 0.3, mask
@@ -120,42 +138,50 @@ def edge_distance(xs, ys, a, b):
     return np.where(cosine < 0, np.minimum(np.sqrt(to_a), np.sqrt(to_b)), distance)
 
 
-def bench_targets():
-    quads = page_of_lines()
-    ignore = [False] * len(quads)
-    compare(
-        "targets, 1024 px, 120 quads",
-        lambda: data.make_targets(quads, ignore, 1024, 1024),
-        lambda: common_targets(quads, 1024, 1024),
-    )
+def bench_targets(args):
+    for words in WORDS if args.growth else [120]:
+        quads = page_of_lines(1024, *WORDS[words])
+        compare(
+            f"targets, 1024 px, {len(quads)} quads",
+            lambda: data.make_targets(quads, [False] * len(quads), 1024, 1024),
+            lambda: common_targets(quads, 1024, 1024),
+        )
+    for size in (512, 2048) if args.growth else []:
+        quads = [q * (size / 1024) for q in page_of_lines()]
+        compare(
+            f"targets, {size} px, {len(quads)} quads",
+            lambda: data.make_targets(quads, [False] * len(quads), size, size),
+            lambda: common_targets(quads, size, size),
+            rounds=3,
+        )
 
 
 # ---------------------------------------------------------------- decoding
 
 
-def bench_decoding():
-    prob = probability_map(page_of_lines())
-    peer = None
-    try:
-        from rapidocr_onnxruntime.ch_ppocr_det.utils import DBPostProcess
+def rapid_decoder():
+    """RapidOCR's DB post-processing as a function of a map, or None."""
+    utils = peer_module("rapidocr_onnxruntime.ch_ppocr_det.utils", "rapidocr-onnxruntime")
+    if utils is None:
+        return None
+    process = utils.DBPostProcess(thresh=0.3, box_thresh=0.3, max_candidates=1000, unclip_ratio=1.6)
+    return lambda prob: process(prob[None, None], prob.shape)
 
-        process = DBPostProcess(thresh=0.3, box_thresh=0.3, max_candidates=1000, unclip_ratio=1.6)
 
-        def peer():
-            return process(prob[None, None], (1024, 1024))
-
-    except ImportError:
-        absent("decode, against RapidOCR's DBPostProcess", "rapidocr-onnxruntime")
-    compare(
-        "decode boxes, 1024 px, 120 lines",
-        lambda: polygons_from_map(prob, **DECODING, mode="box"),
-        peer,
-    )
-    compare(
-        "decode polygons (peer: its boxes)",
-        lambda: polygons_from_map(prob, **DECODING, mode="polygon"),
-        peer,
-    )
+def bench_decode(args):
+    rapid = rapid_decoder()
+    cases = [(1024, words) for words in (WORDS if args.growth else [120])]
+    for size, words in cases + ([(512, 120), (2048, 120)] if args.growth else []):
+        quads = page_of_lines(size, *WORDS[words])
+        prob = probability_map(quads, size)
+        peer = rapid and (lambda: rapid(prob))
+        for mode in ("box", "polygon"):
+            compare(
+                f"decode {mode}, {size} px, {len(quads)} lines (peer: boxes)",
+                lambda: polygons_from_map(prob, **DECODING, mode=mode),
+                peer,
+            )
+    print_round_trip()
 
 
 def print_round_trip():
@@ -180,50 +206,52 @@ def print_round_trip():
 # ---------------------------------------------------------------- metric
 
 
-def bench_cleval():
+def bench_metric(args):
     with gzip.open(ROOT / "tests/data/cleval/golden.json.gz", "rt") as file:
         cases = [c for c in json.load(file)["cases"] if c["kind"] == "quad" and len(c["gt"]) >= 40]
     pages = [(c["gt"], c["det"], c["transcriptions"]) for c in cases[:12]]
+    words = np.mean([len(p[0]) for p in pages])
+    bench_cleval(f"CLEval, {len(pages)} pages of {words:.0f} words", pages, 5)
+    for count in WORDS if args.growth else []:
+        quads = page_of_lines(1024, *WORDS[count])
+        found = [q + np.random.default_rng(0).normal(0, 1, 2) for q in quads]
+        bench_cleval(
+            f"CLEval, a page of {len(quads)} words", [(quads, found, ["words"] * len(quads))], 5
+        )
+
+
+def bench_cleval(label, pages, rounds):
+    """pages: (label quads, detected quads, transcriptions)."""
     arrays = [
         ([np.array(p, float) for p in gt], [np.array(p, float) for p in det], texts)
         for gt, det, texts in pages
     ]
-    label = f"CLEval, {len(pages)} pages of {np.mean([len(p[0]) for p in pages]):.0f} words"
-    peer = None
-    try:
-        from cleval import CLEvalMetric
+    package = peer_module("cleval", "cleval")
 
-        def peer():
-            for gt, det, texts in pages:
-                metric = CLEvalMetric()
-                flat = [np.array(boxes, np.float32).reshape(-1, 8) for boxes in (det, gt)]
-                metric(*flat, det_letters=[""] * len(det), gt_letters=texts)
+    def peer():
+        for gt, det, texts in pages:
+            flat = [np.array(boxes, np.float32).reshape(-1, 8) for boxes in (det, gt)]
+            package.CLEvalMetric()(*flat, det_letters=[""] * len(det), gt_letters=texts)
 
-    except ImportError:
-        absent(label, "cleval")
     compare(
         label,
         lambda: [cleval(g, d, texts=t, variant="official") for g, d, t in arrays],
-        peer,
-        rounds=5,
+        package and peer,
+        rounds,
     )
 
 
-def bench_samples():
-    image, words = data.synthetic_page((0, 0), size=1280, words=117)
-    polygons = [w["points"] for w in words]
-    from train import Hparams
+# ---------------------------------------------------------------- samples
 
-    hp = Hparams()
 
-    def sample():
-        rng = np.random.default_rng(0)
-        matrix = data.draw_homography(rng, hp, image.shape[1], image.shape[0])
-        warped, mapped, cut = data.warp_page(image, polygons, matrix, (hp.size, hp.size))
-        warped = data.augment_colours(warped, rng, hp)
-        data.make_targets(mapped, cut, hp.size, hp.size)
-
-    compare("sample, 960 px, 117 words (no decoding)", sample)
+def bench_samples(args):
+    """A training sample step by step: what one core of the input pipeline delivers."""
+    with tempfile.TemporaryDirectory() as folder:
+        image, words = data.synthetic_page((0, 0), size=1280, words=117)
+        path = Path(folder, "page.jpg")
+        cv2.imwrite(str(path), image[..., ::-1])
+        for size in (640, 960, 1280) if args.growth else [960]:
+            time_sample(path, [w["points"] for w in words], Hparams(size=size))
     compare(
         "draw a synthetic receipt, 1280 px",
         lambda: data.synthetic_page((0, 1), size=1280, words=117),
@@ -231,19 +259,149 @@ def bench_samples():
     )
 
 
-def main():
-    versions = {
-        p: importlib.metadata.version(p) for p in ("numpy", "opencv-python", "shapely", "pyclipper")
+def time_sample(path, polygons, hp):
+    image = data.read_image(path)
+    height, width = image.shape[:2]
+    shape = (hp.size, -(-round(hp.size * width / height) // 32) * 32)
+    rng = np.random.default_rng(0)
+    matrix = data.draw_homography(rng, hp, width, height)
+    warped, mapped, cut = data.warp_page(image, polygons, matrix, shape)
+    steps = {
+        "decode": lambda: data.read_image(path),
+        "warp": lambda: data.warp_page(image, polygons, matrix, shape),
+        "colours": lambda: data.augment_colours(warped, np.random.default_rng(1), hp),
+        "targets": lambda: data.make_targets(mapped, cut, *shape),
     }
+    times = dict(zip(steps, median_ms(*steps.values())))
+    total = sum(times.values())
+    parts = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items())
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 1 thread, python {platform.python_version()}"
+        f"sample {shape[0]} x {shape[1]}, {len(polygons)} words: {parts} ms; {1e3 / total:.1f} pages/s a core"
     )
-    print(", ".join(f"{k} {v}" for k, v in versions.items()))
-    bench_targets()
-    bench_decoding()
-    print_round_trip()
-    bench_cleval()
-    bench_samples()
+
+
+# ---------------------------------------------------------------- the training step
+
+
+def training_step(backbone, shape, device, amp="auto", compile=False):
+    """A function that runs one real step of train.py on random pages [B, H, W], the GPU waited for."""
+    hp = Hparams(backbone=backbone, pretrained="none", batch=shape[0], amp=amp, compile=compile)
+    trainer = Trainer(hp, device)
+    trainer.model.train()
+    batch, height, width = shape
+    rng = np.random.default_rng(0)
+    quads = [q * [width / 1024, height / 1024] for q in page_of_lines()]
+    maps = data.make_targets(quads, [False] * len(quads), height, width)
+    maps = torch.from_numpy(maps).expand(batch, -1, -1, -1).contiguous().to(device)
+    pages = rng.integers(0, 255, (batch, height, width, 3), np.uint8)
+    pages = torch.from_numpy(pages).to(device)
+
+    def step():
+        trainer.train_step(pages, maps, 1e-4, 1)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step, trainer
+
+
+def bench_step(args):
+    """Images/s of the step on square pages and on receipts' canvas, then where the time goes."""
+    device = torch.device(args.device)
+    gpu = device.type == "cuda"
+    backbone = "efficientnet_b4" if gpu else "tf_efficientnet_lite0"
+    print(
+        f"training step of {backbone}, {device}"
+        + (f" {torch.cuda.get_device_name()}" if gpu else "")
+    )
+    sides = ((8, 640), (16, 640), (32, 640), (8, 960)) if gpu else ((2, 320),)
+    for batch, size in sides:
+        square, receipt = (batch, size, size), (batch, size, round(0.55 * size / 32) * 32)
+        for shape in (square, receipt):
+            time_step(backbone, shape, device)
+        if gpu:
+            time_step(backbone, receipt, device, amp="off")
+            time_step(backbone, receipt, device, compile=True)
+    profile_step(backbone, receipt, device)
+
+
+def time_step(backbone, shape, device, **options):
+    begin = time.perf_counter()
+    step, _ = training_step(backbone, shape, device, **options)
+    for _ in range(3):
+        step()
+    start = time.perf_counter() - begin
+    (ms,) = median_ms(step, rounds=20 if device.type == "cuda" else 5)
+    peak = (
+        f", peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+        if device.type == "cuda"
+        else ""
+    )
+    named = " ".join(f"{k}={v}" for k, v in options.items())
+    print(
+        f"  {shape[0]} x {shape[1]} x {shape[2]} {named:14s} {ms:9.1f} ms {1e3 * shape[0] / ms:7.1f} images/s, "
+        f"first three steps {start:.0f} s{peak}",
+        flush=True,
+    )
+
+
+def profile_step(backbone, shape, device):
+    """Work of one step (matrix FLOPs, bytes of inputs and outputs if each operator ran alone) and its top operators."""
+    from torch.profiler import ProfilerActivity, profile
+    from torch.utils.flop_counter import FlopCounterMode
+
+    step, _ = training_step(backbone, shape, device)
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=kinds) as profiler:
+        step()
+    on = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, on))
+    total = sum(getattr(e, on) for e in events)
+    print(
+        f"  {counter.get_total_flops() / 1e9:.1f} GFLOP in convolutions, {total / 1e3:.0f} ms in operators:"
+    )
+    for e in events[:10]:
+        print(
+            f"    {getattr(e, on) / 1e3:9.1f} ms {getattr(e, on) / total:4.0%} {e.count:5d} calls  {e.key[:60]}"
+        )
+
+
+# ---------------------------------------------------------------- inference
+
+
+PARTS = {
+    "targets": bench_targets,
+    "decode": bench_decode,
+    "metric": bench_metric,
+    "samples": bench_samples,
+    "step": bench_step,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=", ".join(PARTS) + " (default: all)"
+    )
+    parser.add_argument("--growth", action="store_true", help="also other words, sizes, trials")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (default) or cuda, for inference and step"
+    )
+    args = parser.parse_args()
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"{unknown[0]} is not one of {', '.join(PARTS)}")
+    packages = ("torch", "numpy", "opencv-python", "shapely", "pyclipper")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, python {platform.python_version()}, "
+        + ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
+    )
+    for part in args.parts or PARTS:
+        PARTS[part](args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""What other detectors find on labelled pages, as a user would run them: python tests/peers.py PEER DATA OUT.json
+
+PEER is rapidocr-onnxruntime (1.4.4: PP-OCRv4 mobile), rapidocr (3.10: PP-OCRv6 small) or tesseract (lines of page
+segmentation mode 11). OUT.json is in the form of evaluate.py's predictions, so the same metric judges it:
+
+python evaluate.py OUT.json --data DATA
+python evaluate.py best.pt --data DATA --compare OUT.json
+"""
+
+import argparse
+import csv
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import data
+from evaluate import write_predictions
+
+DETECTION_ONLY = dict(use_det=True, use_cls=False, use_rec=False)
+
+
+def rapidocr_onnxruntime():
+    from rapidocr_onnxruntime import RapidOCR
+
+    engine = RapidOCR()
+    return lambda page: engine(data.read_image(page.path)[..., ::-1], **DETECTION_ONLY)[0] or []
+
+
+def rapidocr():
+    from rapidocr import RapidOCR
+
+    engine = RapidOCR()
+
+    def detect(page):
+        boxes = engine(data.read_image(page.path)[..., ::-1], **DETECTION_ONLY).boxes
+        return [] if boxes is None else boxes
+
+    return detect
+
+
+def tesseract():
+    def detect(page):
+        command = ["tesseract", str(page.path), "-", "--psm", "11", "tsv"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows = list(csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
+        place = ("page_num", "block_num", "par_num", "line_num")
+        read = {tuple(r[k] for k in place) for r in rows if r["level"] == "5" and r["text"].strip()}
+        lines = [r for r in rows if r["level"] == "4" and tuple(r[k] for k in place) in read]
+        boxes = [[int(r[k]) for k in ("left", "top", "width", "height")] for r in lines]
+        return [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for x, y, w, h in boxes]
+
+    return detect
+
+
+PEERS = {
+    "rapidocr-onnxruntime": rapidocr_onnxruntime,
+    "rapidocr": rapidocr,
+    "tesseract": tesseract,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("data", help="folder or label file")
+    parser.add_argument("out", help="predictions.json to write")
+    parser.add_argument("--split", default="val")
+    args = parser.parse_args()
+    pages = data.load_labels(args.data, args.split)
+    detect, found, begin = PEERS[args.peer](), [], time.perf_counter()
+    for page in tqdm(pages, disable=not sys.stderr.isatty()):
+        boxes = [np.array(box, float) for box in detect(page)]
+        found.append((boxes, np.ones(len(boxes))))
+    seconds = time.perf_counter() - begin
+    data.inspect_pages(pages)
+    write_predictions(args.out, pages, found)
+    print(f"{args.peer}: {len(pages)} pages, {len(pages) / seconds:.2f} images/s, {args.out}")
+
+
+if __name__ == "__main__":
+    main()
