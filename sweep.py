@@ -2,11 +2,9 @@
 
 python sweep.py                                        quick sweep on synthetic receipts, CPU
 python sweep.py hparams/sweep_lr_wd.json --data DATA   a sweep; further flags go to train.py
-python sweep.py hparams/sweep_lr_wd.json --workers 2 --devices 0,1 --enqueue hparams/run8.json
-python sweep.py --status runs/sweep_lr_wd              how far it is; start it again to go on
-python sweep.py runs/sweep_lr_wd --continue-trial 8    take a stopped run to its last epoch
-python sweep.py --replay hparams/history_v5inrfwe.json   what each stopping rule would have done
-python sweep.py --report runs/sweep_lr_wd              ranking, importance, luck, best configuration
+python sweep.py hparams/sweep_lr_wd.json --devices 0,1 --enqueue hparams/run8.json
+python sweep.py hparams/sweep_lr_wd.json --workers 8 --launcher "srun --gpus=1"
+python sweep.py --report runs/sweep_lr_wd --html report.html
 
 The file has W&B's sweep schema in JSON. A trial is runs/<sweep>/trial-003/, made by train.py up to
 its next band (--stop-epoch) and from there on by --resume: what is decided depends on whole epochs
@@ -15,11 +13,15 @@ only, never on when somebody looked, so a sweep killed at any moment ends like o
 
 import argparse
 import csv
+import difflib
+import errno
 import fcntl
+import html
 import itertools
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -32,19 +34,14 @@ import numpy as np
 
 # ---------------------------------------------------------------- search space
 
-RANGE, MOMENTS = {"min", "max"}, {"mu", "sigma"}
-# distribution -> the keys it takes and the law behind it, as in the schema of W&B's sweeps 0.3.0
-DISTRIBUTIONS = {
-    "constant": ({"value"}, None), "categorical": ({"values"}, None),
-    "categorical_w_probabilities": ({"values", "probabilities"}, None),
-    "int_uniform": (RANGE, "uniform"), "uniform": (RANGE, "uniform"),
-    "log_uniform": (RANGE, "log"), "log_uniform_values": (RANGE, "log"),
-    "inv_log_uniform": (RANGE, "log"), "inv_log_uniform_values": (RANGE, "log"),
-    "normal": (MOMENTS, "normal"), "log_normal": (MOMENTS, "log normal"),
-    "beta": ({"a", "b"}, "beta"), "q_uniform": (RANGE | {"q"}, "uniform"),
-    "q_log_uniform": (RANGE | {"q"}, "log"), "q_log_uniform_values": (RANGE | {"q"}, "log"),
-    "q_normal": (MOMENTS | {"q"}, "normal"), "q_log_normal": (MOMENTS | {"q"}, "log normal"),
-    "q_beta": ({"a", "b", "q"}, "beta")}
+# distribution -> the keys it takes, as in the schema of W&B's sweeps 0.3.0
+LAWS = {"normal": "mu sigma", "log_normal": "mu sigma", "beta": "a b"}
+LAWS |= dict.fromkeys(("uniform", "log_uniform", "log_uniform_values"), "min max")
+LISTS = {"constant": "value", "categorical": "values"}
+LISTS["categorical_w_probabilities"] = "values probabilities"
+EXTRA = dict.fromkeys(("int_uniform", "inv_log_uniform", "inv_log_uniform_values"), "min max")
+DISTRIBUTIONS = {**LISTS, **LAWS, **EXTRA, **{f"q_{name}": f"{LAWS[name]} q" for name in LAWS}}
+DEFAULTS = {"mu": 0, "sigma": 1, "a": 1, "b": 1}
 MAX_LEVELS = 1000
 
 
@@ -53,13 +50,18 @@ class Dimension:
     """One parameter as the unit interval. Where it has levels, level j covers edges[j] to
     edges[j + 1], its share of the probability, and the kernel sees coords[j]; else law's
     quantile at u is the value, rounded to multiples of q."""
+
     name: str
-    law: tuple = None             # (uniform | log | normal | log normal | beta, number, number)
+    law: tuple = None  # (uniform | normal | log uniform | log normal | beta, number, number)
     q: float = 0
     levels: tuple = ()
-    edges: np.ndarray = None      # [levels + 1]
-    coords: np.ndarray = None     # [levels]
+    edges: np.ndarray = None  # [levels + 1]
+    coords: np.ndarray = None  # [levels]
     category: bool = False
+
+    @property
+    def key(self):
+        return leaf(self.name)
 
     def index(self, u):
         return np.clip(np.searchsorted(self.edges, u, side="right") - 1, 0, len(self.levels) - 1)
@@ -86,15 +88,20 @@ class Dimension:
         return cumulative(self.law, value) if self.law and is_number(value) else -1.0
 
 
+def leaf(name):
+    """The last part of a dotted name, which is the hyperparameter's."""
+    return name.rsplit(".", 1)[-1]
+
+
 def identity(value):
     """A key equal for equal values: 1 and 1.0 are one value, True and 1, 0 and None are two."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return "number", float(value)
+        return "number", value
     return type(value).__name__, json.dumps(value, sort_keys=True)
 
 
 def is_number(x):
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e300
 
 
 def rounded(x, q):
@@ -114,13 +121,13 @@ def beta_cdf(x, a, b):
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):
         return 1 - beta_cdf(1 - x, b, a)
-    front = a * math.log(x) + b * math.log1p(-x) - math.log(a) \
-        + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    front = a * math.log(x) + b * math.log1p(-x) - math.log(a)
+    front += math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
     c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
     f = d
     for m in range(1, 1000):
-        for t in (m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-                  -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))):
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for t in (m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)), odd):
             d, c = 1 / (1 + t * d), 1 + t / c
             f *= c * d
         if abs(c * d - 1) < 1e-15:
@@ -136,7 +143,7 @@ def bisect(cdf, u, low, high):
 
 
 def cumulative(law, x):
-    """Value -> u under a law; a uniform or log law goes on straight beyond its range."""
+    """Value -> u under a law; a uniform law goes on straight beyond its range."""
     kind, a, b = law
     if kind == "beta":
         return beta_cdf(x, a, b)
@@ -161,27 +168,25 @@ def quantile(law, u):
 
 def parse_law(where, kind, spec):
     """A numeric parameter's (law, first number, second number); raises ValueError."""
-    law = DISTRIBUTIONS[kind][1]
-    first, second, default = {"beta": ("a", "b", (1, 1))}.get(
-        law, ("mu", "sigma", (0, 1)) if "normal" in law else ("min", "max", (None, None)))
-    a, b = spec.get(first, default[0]), spec.get(second, default[1])
-    for key, x in ((first, a), (second, b)):
-        if not is_number(x) or kind == "int_uniform" and type(x) is not int:
-            fail(where, f"{key} is {x!r}", f"{kind} needs a number, an integer if int_uniform")
+    base = "uniform" if kind == "int_uniform" else kind.removeprefix("q_").removeprefix("inv_")
+    first, second = LAWS[base].split()
+    a, b = (spec.get(key, DEFAULTS.get(key)) for key in (first, second))
+    given, whole = f"{first} {a!r}, {second} {b!r}", kind == "int_uniform"
+    if not (is_number(a) and is_number(b)) or whole and {type(a), type(b)} != {int}:
+        fail(where, given, f"{kind} needs two {'integers' if whole else 'numbers'}")
     if first == "min" and a >= b:
         fail(where, f"min {a} is not less than max {b}", "swap them or widen the range")
     if first != "min" and (b <= 0 or first == "a" and a <= 0):
-        fail(where, f"{first} {a}, {second} {b}", "a, b and sigma must be above 0")
+        fail(where, given, "a, b and sigma must be above 0")
     if kind.endswith("_values"):
         if a <= 0:
             fail(where, f"min {a} has no logarithm", "give a min above 0")
         a, b = math.log(a), math.log(b)
     if kind == "inv_log_uniform":
-        a, b = -b, -a             # 1 / x is log-uniform between e^min and e^max
-    if law in ("log", "log normal") and max(abs(a), abs(b)) > 700:
-        fail(where, f"{first} {a}, {second} {b} are exponents of e",
-             "write values with log_uniform_values")
-    return law, float(a), float(b)
+        a, b = -b, -a  # 1 / x is log-uniform between e^min and e^max
+    if "log" in base and max(abs(a), abs(b)) > 700:
+        fail(where, f"{given} are exponents of e", "write values with log_uniform_values")
+    return base.removesuffix("_values").replace("_", " "), float(a), float(b)
 
 
 def parse_dimension(name, spec):
@@ -190,12 +195,13 @@ def parse_dimension(name, spec):
     if not isinstance(spec, dict):
         fail(where, f"is {json.dumps(spec)}", 'a constant is written {"value": ...}')
     kind = spec.get("distribution") or guess_distribution(where, spec)
-    if kind not in DISTRIBUTIONS:
+    if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
         fail(where, f"unknown distribution {kind!r}", "known: " + ", ".join(DISTRIBUTIONS))
-    keys = DISTRIBUTIONS[kind][0]
-    for key in set(spec) - keys - {"distribution"}:
-        fail(where, f"key {key!r} does not belong to {kind}", f"it takes {sorted(keys)}")
-    if "value" in keys or "values" in keys:
+    keys = DISTRIBUTIONS[kind].split()
+    for key in spec:
+        if key not in (*keys, "distribution"):
+            fail(where, f"key {key!r} does not belong to {kind}", f"it takes {', '.join(keys)}")
+    if kind in LISTS:
         return parse_values(where, name, kind, spec)
     law, q = parse_law(where, kind, spec), spec.get("q", 1) if "q" in keys else 0
     if "q" in keys and not (is_number(q) and q > 0):
@@ -206,29 +212,28 @@ def parse_dimension(name, spec):
 
 def guess_distribution(where, spec):
     """The distribution W&B assumes where a parameter names none."""
-    if "value" in spec:
-        return "constant"
-    if "values" in spec:
-        return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
-    if not RANGE <= set(spec):
+    if "value" in spec or "values" in spec:
+        kind = "categorical" + "_w_probabilities" * ("probabilities" in spec)
+        return "constant" if "value" in spec else kind
+    if not {"min", "max"} <= set(spec):
         fail(where, f"has keys {sorted(spec)}", "give value, values, or min and max")
-    return "int_uniform" if all(type(spec[k]) is int for k in RANGE) else "uniform"
+    return "int_uniform" if {type(spec["min"]), type(spec["max"])} == {int} else "uniform"
 
 
 def parse_values(where, name, kind, spec):
+    """Dimension of listed values. Three numbers or more are points on a scale (the kernel sees
+    their ranks: neighbours are alike); two, and anything else, are names without an order."""
     values = [spec["value"]] if "value" in spec else spec.get("values")
     if not isinstance(values, list) or not values:
         fail(where, "values is not a list with an entry", "list what to try")
     if len({identity(v) for v in values}) < len(values):
         fail(where, "values has one value twice", "name each once")
+    share = np.full(len(values), 1 / len(values))
     if kind == "categorical_w_probabilities":
         share = spec.get("probabilities")
-        if not isinstance(share, list) or len(share) != len(values) \
-                or not all(is_number(p) and p >= 0 for p in share) or abs(sum(share) - 1) > 1e-6:
+        sound = isinstance(share, list) and all(is_number(p) and p >= 0 for p in share)
+        if not sound or len(share) != len(values) or abs(sum(share) - 1) > 1e-6:
             fail(where, f"probabilities {share} are not {len(values)} shares of 1", "correct them")
-    else:
-        share = np.full(len(values), 1 / len(values))
-    # three numbers or more are points on a scale, anything else is a set of names
     scale = len(values) > 2 and all(is_number(v) for v in values)
     ranks = np.argsort(np.argsort(values)) if scale else np.arange(len(values))
     coords = (ranks + 0.5) / len(values) if scale else ranks.astype(float)
@@ -240,17 +245,18 @@ def with_steps(name, law, q, integer):
     if not q:
         return Dimension(name, law)
     low, high = (quantile(law, u) / q for u in (0.0, 1.0))
-    first, last = (round(low), round(high)) if "normal" in law[0] else (
-        math.ceil(low - 1e-9), math.floor(high + 1e-9))
+    first, last = math.ceil(low - 1e-9), math.floor(high + 1e-9)
+    if "normal" in law[0]:
+        first, last = round(low), round(high)
     if first > last:
         fail(f"parameters: {name}", f"no multiple of q = {q} in the range", "give a smaller q")
     if last - first >= MAX_LEVELS:
         return Dimension(name, law, q)
     if integer:
         law = ("uniform", first - 0.5, last + 0.5)
-    edges = [0.0] + [cumulative(law, (k + 0.5) * q) for k in range(first, last)] + [1.0]
-    return Dimension(name, law, q, tuple(rounded(k * q, q) for k in range(first, last + 1)),
-                     np.array(edges), (np.array(edges[1:]) + edges[:-1]) / 2)
+    edges = np.array([0.0] + [cumulative(law, (k + 0.5) * q) for k in range(first, last)] + [1.0])
+    levels = tuple(rounded(k * q, q) for k in range(first, last + 1))
+    return Dimension(name, law, q, levels, edges, (edges[1:] + edges[:-1]) / 2)
 
 
 def parse_space(space):
@@ -268,7 +274,7 @@ def parse_space(space):
 
 
 def fail(where, what, remedy):
-    raise ValueError(f"{where}: {what}; {remedy}")
+    raise ValueError(f"{where}: {what[:300]}; {remedy}")
 
 
 # ---------------------------------------------------------------- Gaussian process
@@ -276,10 +282,10 @@ def fail(where, what, remedy):
 # normal priors on the logs of length scale (of a unit cube's side in d dimensions), signal
 # variance and noise variance of standardised values: mean, standard deviation
 SCALE_PRIOR, SIGNAL_PRIOR, NOISE_PRIOR = (-1.0, 0.7), (0.7, 1.0), (-10.0, 3.0)
-MEAN_VARIANCE = 1.0               # of the unknown constant mean, integrated out
+MEAN_VARIANCE = 1.0  # of the unknown constant mean, integrated out
 JITTER = 1e-8
-REACH = 0.15                      # of a failure, of the cube's side
-SMALL_SPACE = 2000                # combinations that are all scored
+REACH = 0.15  # of a failure, of the cube's side
+SMALL_SPACE = 2000  # combinations that are all scored
 
 
 def matern(squared):
@@ -311,8 +317,10 @@ def log_likelihood(theta, gaps, y, variance):
     alpha = inverse @ y
     value = -0.5 * y @ alpha - half_logdet - 0.5 * n * math.log(2 * math.pi)
     outer = np.outer(alpha, alpha) - inverse
-    grad = [signal * weights * (gaps @ (outer * slope).ravel()),
-            [signal * (outer * corr).sum(), noise * np.trace(outer)]]
+    grad = [
+        signal * weights * (gaps @ (outer * slope).ravel()),
+        [signal * (outer * corr).sum(), noise * np.trace(outer)],
+    ]
     return value, 0.5 * np.concatenate(grad)
 
 
@@ -363,10 +371,10 @@ def fit(x, y, variance, category, starts=None):
         z = (theta - mean) / sd
         return 0.5 * z @ z - value, z / sd - grad
 
-    evaluations = int(np.clip(1.2e5 / n ** 2, 12, 40))
+    evaluations = int(np.clip(1.2e5 / n**2, 12, 40))
     rough = mean + np.r_[np.full(d, -0.7), 0, 6]
-    return min((minimise(loss, start, evaluations) for start in starts or (mean, rough)),
-               key=lambda found: found[1])
+    found = [minimise(loss, start, evaluations) for start in starts or (mean, rough)]
+    return min(found, key=lambda f: f[1])
 
 
 class Posterior:
@@ -404,8 +412,8 @@ def log_ei(mean, sd, best):
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     near = np.log(np.maximum(density + z * cdf, 1e-300))
     far = np.minimum(z, -1.0)
-    tail = -0.5 * far ** 2 - 0.5 * math.log(2 * math.pi) - 2 * np.log(-far) \
-        + np.log1p(np.maximum(-3 / far ** 2, -0.9))
+    tail = -0.5 * far**2 - 0.5 * math.log(2 * math.pi) - 2 * np.log(-far)
+    tail += np.log1p(np.maximum(-3 / far**2, -0.9))
     return np.log(sd) + np.where(z > -20, near, tail)
 
 
@@ -439,7 +447,7 @@ def warps(y, variance):
     below = np.where(below > 6 * unit, 6 * unit * (1 - np.log(slope)), below)
     for power in (0.3, 1.0, 0.0):
         t = 1 + 2 * below / unit
-        z = -(t ** power - 1) / power if power else -np.log(t)
+        z = -(t**power - 1) / power if power else -np.log(t)
         rate = 2 / unit * t ** (power - 1)
         scale = max(z.std(), 1e-12)
         cost = len(y) * math.log(scale) - np.log(rate).sum()
@@ -565,9 +573,11 @@ def log_feasible(cube, z, x, failed):
     so that a failure repels near its point and nowhere else."""
     if not len(failed):
         return 0.0
+
     def votes(points):
         gaps = squared_gaps(z, points, cube.category).sum(0).reshape(len(z), len(points))
-        return np.exp(-0.5 * gaps / REACH ** 2).sum(1)
+        return np.exp(-0.5 * gaps / REACH**2).sum(1)
+
     good = 0.1 + votes(x)
     return 2 * np.log(good / (good + votes(failed)))
 
@@ -601,26 +611,28 @@ def climb(score, points, rng, stepped, rounds=14, tries=24):
 # of beating the best. The chance comes from finished runs: their gain from the band to the end,
 # by how fast they were rising there, so that a slow starter is not taken for a bad one.
 SHARES, CHANCE = (0.25, 0.375, 0.5, 0.7), 0.03
-RULE_KEYS = {
-    "hyperband": {"min_iter", "max_iter", "eta", "s", "strict"},
-    "brackets": {"max_iter", "eta"}, "pause": {"bands", "eta"}}
+RULE_KEYS = {"brackets": {"eta"}, "pause": {"bands", "eta"}}
+RULE_KEYS["hyperband"] = {"min_iter", "max_iter", "eta", "s", "strict"}
 GUARDS = {"type", "epochs", "preserve_threshold", "revive"}
 
 
 def check_rule(rule):
     """Raises ValueError for an early_terminate that is none, naming the key."""
-    where = "early_terminate"
-    if not isinstance(rule, dict) or rule.get("type") not in RULE_KEYS:
+    where, kind = "early_terminate", rule.get("type") if isinstance(rule, dict) else None
+    if not isinstance(kind, str) or kind not in RULE_KEYS:
         fail(where, f"{json.dumps(rule)[:80]} has no known type", f"known: {', '.join(RULE_KEYS)}")
-    known = RULE_KEYS[rule["type"]] | GUARDS
+    known = RULE_KEYS[kind] | GUARDS
     for key, x in rule.items():
         if key not in known:
-            fail(where, f"unknown key {key!r}", f"{rule['type']} takes {', '.join(sorted(known))}")
+            fail(where, f"unknown key {key!r}", f"{kind} takes {', '.join(sorted(known))}")
+        if key == "bands" and not (isinstance(x, list) and all(type(b) is int for b in x)):
+            fail(where, f"bands is {x!r}", "give a list of epochs")
         if key not in ("type", "strict", "bands") and not is_number(x):
             fail(where, f"{key} is {x!r}", "give a number")
-    if rule.get("eta", 3) <= 1 or min(rule.get(k, 1) for k in ("min_iter", "max_iter")) < 1:
-        fail(where, "eta must be above 1, min_iter and max_iter at least 1", "correct it")
-    if rule["type"] == "hyperband" and not ("min_iter" in rule or {"max_iter", "s"} <= set(rule)):
+    epochs = [rule.get("min_iter", 1), rule.get("max_iter", 1), *rule.get("bands", ())]
+    if not 1.01 <= rule.get("eta", 3) or min(epochs) < 1 or max(*epochs, rule.get("s", 0)) > 1e6:
+        fail(where, "eta must be above 1, min_iter, max_iter and bands at least 1", "correct it")
+    if kind == "hyperband" and not ("min_iter" in rule or {"max_iter", "s"} <= set(rule)):
         fail(where, "hyperband has no bands", "give min_iter, or max_iter and s")
 
 
@@ -632,8 +644,7 @@ def bands_of(rule, epochs):
     """early_terminate -> epochs, ascending, at which runs are judged."""
     eta = eta_of(rule)
     if rule["type"] == "brackets":
-        return sorted({r for rungs in brackets(rule.get("max_iter", epochs), eta)
-                       for _, r in rungs})
+        return sorted({rung for rungs in brackets(epochs, eta) for _, rung in rungs})
     if rule["type"] == "pause":
         return sorted(rule.get("bands") or {max(1, int(share * epochs)) for share in SHARES})
     if "max_iter" in rule:
@@ -645,22 +656,15 @@ def bands_of(rule, epochs):
     return [int(b) for b in bands]
 
 
-def ignored_keys(rule):
-    """Keys of a W&B hyperband entry that W&B's rule never reads beside the others."""
-    if rule["type"] != "hyperband":
-        return []
-    return [k for k in (("min_iter",) if "max_iter" in rule else ("s",)) if k in rule]
-
-
 def brackets(max_iter, eta):
     """Hyperband's table (Li et al. 2018, table 1): brackets, the most eager to stop first, each
     its rungs as (runs, epochs each run has had by then)."""
     deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
     table = []
     for s in range(deepest, -1, -1):
-        runs = (deepest + 1) // (s + 1) * eta ** s
-        table.append([(max(1, int(runs / eta ** i + 1e-9)),
-                       max(1, int(max_iter / eta ** (s - i) + 1e-9))) for i in range(s + 1)])
+        runs = (deepest + 1) // (s + 1) * eta**s
+        rungs = [(runs / eta**i, max_iter / eta ** (s - i)) for i in range(s + 1)]
+        table.append([tuple(max(1, int(x + 1e-9)) for x in rung) for rung in rungs])
     return table
 
 
@@ -673,17 +677,17 @@ def judge(values, others, rule, epochs):
         return None
     band = reached[-1]
     field = sorted([c[band - 1] for c in others if len(c) >= band] + [values[band - 1]])[::-1]
-    bar = field[int(len(field) / eta_of(rule)) - (rule["type"] == "brackets" and
-                                                  len(field) >= eta_of(rule))]
+    place = int(len(field) / eta_of(rule))
+    bar = field[place - (rule["type"] == "brackets" and len(field) >= eta_of(rule))]
     value = values[band - 1] if rule.get("strict", True) else max(values)
     why = ""
     if max(values) >= rule.get("preserve_threshold", math.inf):
         why = "preserve_threshold"
     elif rule["type"] == "pause" and sum(len(c) >= epochs for c in others) < 3:
         why = "fewer than 3 finished runs"
-    return {"rule": rule["type"], "epoch": band, "value": value, "bar": bar, "of": len(field),
-            "rank": 1 + sum(v > value for v in field), "stop": bool(value < bar and not why),
-            **({"why": why} if why and value < bar else {})}
+    verdict = {"rule": rule["type"], "epoch": band, "value": value, "bar": bar, "of": len(field)}
+    verdict |= {"rank": 1 + sum(v > value for v in field), "stop": bool(value < bar and not why)}
+    return verdict | ({"why": why} if why and value < bar else {})
 
 
 def should_stop(values, others, early_terminate):
@@ -715,7 +719,7 @@ def project(history, curves, epochs):
     e, half = len(history), max(len(history) // 2, 1)
 
     def recent(curve, at):
-        return float(np.mean(curve[max(at - 2, 0):at]))
+        return float(np.mean(curve[max(at - 2, 0) : at]))
 
     whole = [c for c in curves if len(c) >= epochs > e]
     if not whole:
@@ -734,7 +738,7 @@ def project(history, curves, epochs):
     here = float(np.clip((recent(history, e) - recent(history, half) - rise.mean()) / unit, -3, 3))
     prior = max(spread / 2, abs(np.median(gain)) / 20, 1e-6) ** 2
     variance = (left @ left + 2 * prior) / (len(gain) + 1)
-    variance *= 1 + 1 / len(gain) + here ** 2 / (x @ x + 2)
+    variance *= 1 + 1 / len(gain) + here**2 / (x @ x + 2)
     return recent(history, e) + float(gain.mean() + slope * here), math.sqrt(variance)
 
 
@@ -747,24 +751,22 @@ def chance_to_win(history, curves, epochs):
 
 
 def replay(curves, rule, epochs):
-    """Whole curves [n][epochs] and a rule -> verdicts of the stops [n] (None: ran through) and
-    epochs trained [n], runs taken one after the other, revived as the rule says."""
+    """Whole curves [n][epochs] and a rule -> epochs trained [n], runs taken one after the other,
+    revived as the rule says."""
     curves = [list(map(float, c)) for c in curves]
     if rule["type"] == "brackets":
         return replay_brackets(curves, rule, epochs)
-    trained, stops = [], []
+    trained, touched = [], set()
     bands = [b for b in bands_of(rule, epochs) if b < epochs]
-    for i, curve in enumerate(curves):
+    for curve in curves:
         past = [c[:k] for c, k in zip(curves, trained)]
-        verdicts = (judge(curve[:b], past, rule, epochs) for b in bands)
-        stops.append(next((v for v in verdicts if v["stop"]), None))
-        trained.append(stops[i]["epoch"] if stops[i] else epochs)
-    touched = set()
+        stops = (b for b in bands if judge(curve[:b], past, rule, epochs)["stop"])
+        trained.append(next(stops, epochs))
     while True:
         now = [c[:k] for c, k in zip(curves, trained)]
         i = to_revive(now, [k < epochs for k in trained], touched, rule, epochs)
         if i is None:
-            return stops, trained
+            return trained
         touched.add(i)
         trained[i] = next((b for b in bands if b > trained[i]), epochs)
 
@@ -781,85 +783,88 @@ def to_revive(curves, stopped, touched, rule, epochs):
 
 def replay_brackets(curves, rule, epochs):
     trained, first = [0] * len(curves), 0
-    for rungs in itertools.cycle(brackets(rule.get("max_iter", epochs), eta_of(rule))):
+    for rungs in itertools.cycle(brackets(epochs, eta_of(rule))):
         group = list(range(first, min(first + rungs[0][0], len(curves))))
         if not group:
-            return [None] * len(curves), trained
+            return trained
         first += len(group)
-        for k, (_, rung) in enumerate(rungs):
-            rung = min(rung, epochs)
+        for _, rung in rungs:
             for i in group:
                 trained[i] = rung
             ranked = sorted(group, key=lambda i: -curves[i][rung - 1])
-            group = ranked[:max(1, int(len(group) / eta_of(rule)))]
+            group = ranked[: max(1, int(len(group) / eta_of(rule)))]
 
 
 def simulate(curves, early_terminate):
-    """curves [n, epochs] of whole runs -> epochs [n] the sweep would train each (stop_bench)."""
-    rule = {k: v for k, v in early_terminate.items() if k in GUARDS | RULE_KEYS["pause"] |
-            RULE_KEYS["hyperband"]}
-    return np.array(replay(curves, rule, len(curves[0]))[1])
+    """curves [n, epochs] of whole runs -> epochs [n] the sweep would train each."""
+    return np.array(replay(curves, early_terminate, len(curves[0])))
 
 
 # ---------------------------------------------------------------- sweep file
 
 ROOT = Path(__file__).resolve().parent
 TRAINER = [sys.executable, str(ROOT / "train.py")]
-METRICS = ("loss", "loss_shrink", "loss_thresh", "loss_binary", "precision", "recall", "hmean")
-TOP_KEYS = {"method", "metric", "parameters", "early_terminate", "run_cap", "seed", "program",
-            "project", "name", "description", "command", "entity", "apiVersion", "kind",
-            "controller", "job", "image_uri", "metrics", "scheduler"}
-NO_EFFECT = TOP_KEYS - {"method", "metric", "parameters", "early_terminate", "run_cap", "seed"}
-OURS = ("seed",)
-QUICK = {
-    "method": "bayes", "metric": {"name": "hmean", "goal": "maximize"}, "run_cap": 6,
-    "early_terminate": {"type": "pause"},
-    "parameters": {
-        "lr": {"distribution": "log_uniform_values", "min": 5e-4, "max": 1e-2},
-        "weight_decay": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-3},
-        "data": {"value": "synth-small"}, "backbone": {"value": "mobilenetv3_small_100"},
-        "pretrained": {"value": "none"}, "size": {"value": 256}, "neck": {"value": 64},
-        "batch": {"value": 2}, "aug_strength": {"value": 0.3}, "epochs": {"value": 4},
-        "T_max": {"value": 4}, "workers": {"value": 0}}}
+METRIC = {"name": "hmean", "goal": "maximize"}
+USED = {"method", "metric", "parameters", "early_terminate", "run_cap", "seed", "command"}
+NO_EFFECT = set("program project name description entity apiVersion kind controller job".split())
+NO_EFFECT |= {"image_uri", "metrics", "scheduler"}
 
 
 def read_json(path, what):
-    """Parsed JSON of a file under 16 MB; raises ValueError naming file and line."""
+    """Parsed JSON of a file under 16 MB; raises ValueError naming the file."""
     try:
         if os.path.getsize(path) > 1 << 24:
             fail(path, f"is larger than 16 MB, no {what}", "check the path")
-        return json.loads(Path(path).read_text("utf-8"))
+        text = Path(path).read_text("utf-8")
     except OSError as error:
         fail(path, f"cannot be read ({error.strerror})", f"give the path of a {what}")
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError:
+        fail(path, "is not text", f"give the path of a {what}")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         fail(path, f"is not JSON ({error})", "W&B's YAML must be exported as JSON")
+
+
+def load_spec(path):
+    """Sweep file -> its dict, with defaults; raises ValueError naming file and key."""
+    spec = read_json(path, "sweep file")
+    if isinstance(spec, dict) and not {"method", "parameters"} & set(spec):
+        fail(path, "has neither method nor parameters", f"one run is: train.py --hparams {path}")
+    try:
+        return check_spec(spec)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def check_spec(spec):
     """A sweep dict -> itself, with defaults; raises ValueError naming the first wrong key."""
     if not isinstance(spec, dict):
         fail("sweep", "is not a JSON object", "see hparams/sweep_lr_wd.json")
-    for key in spec:
-        if key not in TOP_KEYS:
-            fail("sweep", f"unknown key {key!r}", f"known: {', '.join(sorted(TOP_KEYS))}")
+    for key in set(spec) - USED - NO_EFFECT:
+        near = difflib.get_close_matches(key, USED | NO_EFFECT, 1)
+        fail("sweep", f"unknown key {key!r}", f"did you mean {near[0]!r}?" if near else "remove it")
     if spec.get("method") not in ("bayes", "random", "grid"):
         fail("method", f"is {spec.get('method')!r}", "give bayes, random or grid")
-    metric = spec.get("metric", {"name": "hmean", "goal": "maximize"})
-    known = {"name", "goal", "target", "impute", "impute_while_running"}
-    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str) \
-            or set(metric) - known:
+    metric = spec.get("metric", METRIC)
+    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         fail("metric", f"is {json.dumps(metric)[:80]}", "give name and goal")
+    for key in set(metric) - {"name", "goal", "target", "impute", "impute_while_running"}:
+        fail("metric", f"unknown key {key!r}", "give name and goal")
     if metric.get("goal", "minimize") not in ("maximize", "minimize"):
         fail("metric: goal", f"is {metric['goal']!r}", "give maximize or minimize")
     for key, low in (("run_cap", 1), ("seed", 0)):
         if key in spec and (type(spec[key]) is not int or spec[key] < low):
             fail(key, f"is {spec[key]!r}", f"give an integer of at least {low}")
+    if "target" in metric and not is_number(metric["target"]):
+        fail("metric: target", f"is {metric['target']!r}", "give a number")
     if spec.get("early_terminate") is not None:
         check_rule(spec["early_terminate"])
-    names = [d.name.rsplit(".", 1)[-1] for d in parse_space(spec)]
-    for name in names:
-        if names.count(name) > 1:
-            fail("parameters", f"{name} is named twice (the last part counts)", "remove one")
+    seen = set()
+    for key in (d.key for d in parse_space(spec)):
+        if key in seen:
+            fail("parameters", f"{key} is named twice (the last part counts)", "remove one")
+        seen.add(key)
     return {**spec, "metric": metric}
 
 
@@ -867,92 +872,101 @@ def say_what_has_no_effect(spec):
     keys = sorted(NO_EFFECT & set(spec)) + [f"metric.{k}" for k in spec["metric"] if "imp" in k]
     if keys:
         print(f"without effect here: {', '.join(keys)}")
-    ignored = ignored_keys(spec.get("early_terminate") or {"type": ""})
-    if ignored:
-        print(f"early_terminate: {ignored[0]} is ignored beside "
-              f"{'max_iter' if ignored[0] == 'min_iter' else 'min_iter'}, as by W&B")
+    rule = spec.get("early_terminate") or {}
+    idle, beside = ("min_iter", "max_iter") if "max_iter" in rule else ("s", "min_iter")
+    if rule.get("type") == "hyperband" and idle in rule:
+        print(f"early_terminate: {idle} is ignored beside {beside}, as by W&B")
+
+
+def command_flags(spec):
+    """Words of a W&B `command` behind its program; macros stand for what is done anyway."""
+    words = [w for w in spec.get("command", ()) if isinstance(w, str)]
+    behind = itertools.dropwhile(lambda w: w != "${program}" and not w.endswith(".py"), words)
+    return [w for w in list(behind)[1:] if not w.startswith("${")]
 
 
 def flags(params):
     """Params -> train.py flags; of a dotted name the last part counts."""
+
     def text(x):
         return str(x).lower() if isinstance(x, bool) else x if isinstance(x, str) else json.dumps(x)
-    return [f"--{name.rsplit('.', 1)[-1]}={text(x)}" for name, x in params.items()]
+
+    return [f"--{leaf(name)}={text(x)}" for name, x in params.items()]
 
 
 def resolve(spec, extra):
     """The middle point's hparams as train.py resolves them, once it has accepted the lowest and
     the highest point too; raises ValueError with its own message."""
-    cube = Cube(parse_space(spec))
-    for u in (0.0, 1.0, 0.5):
-        params = cube.decode(np.full(len(cube.free), u))
-        done = subprocess.run(TRAINER + extra + flags(params) + ["--print-hparams"],
-                              capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            fail("train.py refuses the sweep's values", lines[-1].removeprefix("error: "),
-                 "correct the sweep file or the flag")
-    return json.loads(done.stdout)
+    cube, pipe = Cube(parse_space(spec)), subprocess.PIPE
+    points = [cube.decode(np.full(len(cube.free), u)) for u in (0.0, 1.0, 0.5)]
+    commands = [TRAINER + extra + flags(p) + ["--print-hparams"] for p in points]
+    for process in [subprocess.Popen(c, stdout=pipe, stderr=pipe, text=True) for c in commands]:
+        out, err = process.communicate()
+        if process.returncode:
+            said = (err.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+            fail("train.py refuses the sweep's values", said, "correct the sweep file or the flag")
+    return json.loads(out)
 
 
 # ---------------------------------------------------------------- state
 
 
-@dataclass
+@dataclass(eq=False)
 class Trial:
     number: int
     params: dict
-    state: str = "pending"        # pending | stopped | finished | failed
-    history: list = ()            # metric, a value an epoch
-    rows: list = ()               # [seconds, low, high] an epoch, the interval being over pages
-    judged: tuple = ()            # verdicts
+    state: str = "pending"  # pending | stopped | finished | failed
+    history: list = ()  # metric, a value an epoch
+    rows: list = ()  # [seconds, low, high] an epoch, the interval being over pages
+    judged: tuple = ()  # verdicts
     crashes: int = 0
-    whole: bool = False           # go through to the last epoch, do not judge again
+    whole: bool = False  # go through to the last epoch, do not judge again
     revived: bool = False
     why: str = ""
-    source: str = ""
+
+    @property
+    def name(self):
+        return f"trial-{self.number:03d}"
 
 
-class State:
+@dataclass
+class Sweep:
     """runs/<sweep>/: sweep.json (what is swept) and state.jsonl, a line a trial event, the
     whole state. A line counts once its newline is on the disk; half a line is cut off."""
 
-    def __init__(self, folder):
-        self.folder, self.trials = Path(folder), []
-        spec = read_json(self.folder / "sweep.json", "sweep folder")
-        self.spec, self.extra = spec["sweep"], spec["extra"]
-        self.epochs = spec["hparams"]["epochs"]
-        self.sign = 1 if maximised(self.spec) else -1
-        self.path = self.folder / "state.jsonl"
-        text = self.path.read_bytes() if self.path.exists() else b""
-        for number, line in enumerate(text[:text.rfind(b"\n") + 1].splitlines(), 1):
-            try:
-                self.apply(json.loads(line))
-            except (ValueError, KeyError, TypeError, IndexError):
-                fail(f"{self.path}: line {number}", "is damaged", "remove it, or start anew")
+    folder: Path
+    spec: dict
+    epochs: int
+    trials: list
+    extra: list = ()  # flags of every trial
+    hparams: dict = None  # as train.py resolves them, for what the sweep does not vary
 
-    def write(self, event, trial, **more):
+    def __post_init__(self):
+        self.sign = 1 if maximised(self.spec) else -1
+        self.cap = self.spec.get("run_cap", math.inf)
+        self.rule = self.spec.get("early_terminate") or {"type": ""}
+        self.metric = leaf(self.spec["metric"]["name"].replace("/", "."))
+
+    def write(self, event, trial=None, **more):
         """Append an event, on the disk before it counts; raises ValueError with the file whole."""
         data = {"event": event, "trial": trial.number if trial else 0, **more}
-        line = json.dumps(data).encode() + b"\n"
-        with open(self.path, "ab+") as file:
-            file.seek(0)
-            whole = file.read().rfind(b"\n") + 1
-            try:
-                file.truncate(whole)
-                file.write(line)
+        path = self.folder / "state.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write(json.dumps(data).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            except OSError as error:
-                os.truncate(self.path, whole)
-                fail(self.path, f"cannot be written ({error.strerror})",
-                     "make room and start the sweep again; nothing is lost")
+        except OSError as error:
+            if path.exists():
+                os.truncate(path, size)
+            fail(path, f"cannot be written ({error.strerror})", ROOM)
         self.apply(data)
 
     def apply(self, event):
         kind = event["event"]
         if kind == "new":
-            self.trials.append(Trial(event["number"], event["params"], source=event["source"]))
+            self.trials.append(Trial(event["number"], event["params"]))
             return
         trial = self.trials[event["trial"] - 1]
         if kind == "epochs":
@@ -963,70 +977,110 @@ class State:
                 trial.state = "stopped"
         elif kind == "crashed":
             trial.crashes += 1
-        elif kind in ("finished", "stopped"):
-            trial.state = kind
-        elif kind == "failed":
-            trial.state, trial.why = "failed", event["why"]
+        elif kind in ("finished", "stopped", "failed"):
+            trial.state, trial.why = kind, event["why"] if kind == "failed" else ""
         elif kind == "continued":
-            trial.state, trial.revived = "pending", True
-            trial.whole = event["whole"]
+            trial.state, trial.revived, trial.whole = "pending", True, event["whole"]
 
     def history(self):
         """The trials as suggest() wants them."""
-        return [{"params": t.params, "state": t.state, "history": list(t.history),
-                 "epochs": self.epochs, "value": t.history[-1] if t.history else None}
-                for t in self.trials]
+        return [
+            {"params": t.params, "state": t.state, "history": list(t.history)}
+            | {"epochs": self.epochs, "value": t.history[-1] if t.history else None}
+            for t in self.trials
+        ]
 
-    def curves(self, without=None):
-        return [[self.sign * v for v in t.history] for t in self.trials
-                if t is not without and t.history and t.state != "failed"]
+    def curve(self, trial):
+        """A trial's values, larger being better."""
+        return [self.sign * v for v in trial.history]
+
+    def curves(self, least=1, without=None):
+        alive = [t for t in self.trials if t is not without and t.state != "failed"]
+        return [self.curve(t) for t in alive if len(t.history) >= least]
 
 
-def lock(path):
-    """An exclusive lock on a file; None when another process holds it."""
+ROOM = "make room and start the sweep again; nothing is lost"
+
+
+def read_sweep(path):
+    """A sweep folder, or a history JSON {sweep, epochs, trials: [{number, params, value, state,
+    epoch}]}, -> Sweep; raises ValueError."""
+    path = Path(path)
+    if path.is_dir() and not (path / "sweep.json").exists():
+        fail(path, "is no sweep folder", "give runs/NAME of a sweep")
+    data = read_json(path / "sweep.json" if path.is_dir() else path, "sweep folder")
+    try:
+        if not path.is_dir():
+            trials = [Trial(r["number"], r["params"], r["state"]) for r in data["trials"]]
+            for trial, r in zip(trials, data["trials"]):
+                trial.history = [r["value"]] * int(r["epoch"])
+                trial.rows = [[math.nan] * 3] * int(r["epoch"])
+            folder = Path("runs") / path.stem
+            return Sweep(folder, check_spec(data["sweep"]), int(data["epochs"]), trials)
+        spec, hparams = check_spec(data["sweep"]), data["hparams"]
+        sweep = Sweep(path, spec, hparams["epochs"], [], data["extra"], hparams)
+    except (KeyError, TypeError, AttributeError) as error:
+        fail(path, f"holds no sweep ({error})", "give runs/NAME of a sweep, or a history file")
+    log = path / "state.jsonl"
+    text = log.read_bytes() if log.exists() else b""
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            sweep.apply(json.loads(line))
+        except (ValueError, KeyError, TypeError, IndexError):
+            fail(f"{log}: line {number}", "is damaged", "remove it, or start anew")
+    return sweep
+
+
+def lock(path, wait=False):
+    """An exclusive lock on a file; None when another process holds it and there is no waiting."""
     file = open(path, "a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         return file
     except OSError:
         file.close()
         return None
 
 
+def open_locked(folder):
+    """(Sweep, lock) of a folder for the one process that may write there; raises ValueError."""
+    held = lock(folder / "lock")
+    if held is None:
+        fail(folder, "another sweep is running on this folder", "wait for it, or stop it")
+    log = folder / "state.jsonl"
+    if log.exists():  # what a kill left behind the last newline
+        os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
+    return (read_sweep(folder) if (folder / "sweep.json").exists() else None), held
+
+
 def open_sweep(folder, spec, extra):
     """Lock and read the sweep folder, making it when it is not there; raises ValueError when it
     belongs to another space or another process."""
     path, wanted = folder / "sweep.json", {"sweep": spec, "extra": extra}
-    hparams = None if path.exists() else resolve(spec, extra)    # refused: no folder is left behind
-    folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder / "lock")
-    if held is None:
-        fail(folder, "another sweep is running on this folder", "wait for it, or stop it")
-    if not path.exists():
-        write_whole(path, json.dumps({**wanted, "hparams": hparams}, indent=1))
-    found = read_json(path, "sweep folder")
+    hparams = None if path.exists() else resolve(spec, extra)  # refused: no folder is left behind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep, held = open_locked(folder)
+    except OSError as error:
+        fail(folder, f"cannot be made ({error.strerror})", "make room, or check the path")
     for key in ("method", "metric", "parameters", "early_terminate", "seed"):
-        if found["sweep"].get(key) != spec.get(key):
+        if sweep and sweep.spec.get(key) != spec.get(key):
             fail(folder, f"holds a sweep with other {key}", "give --name NEW, or that sweep's file")
-    if found["extra"] != extra:
-        fail(folder, f"was started with train.py flags {' '.join(found['extra']) or '(none)'}",
-             "give the same, or --name NEW")
-    if found["sweep"] != spec:
-        write_whole(path, json.dumps({**found, "sweep": spec}, indent=1))
-    cut_half_line(folder / "state.jsonl")
-    return State(folder), held
-
-
-def cut_half_line(path):
-    """Drop what a kill left behind the last newline; only for the process that holds the lock."""
-    if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    if sweep and sweep.extra != extra:
+        told = " ".join(sweep.extra) or "(none)"
+        fail(folder, f"was started with train.py flags {told}", "give the same, or --name NEW")
+    if sweep is None or sweep.spec != spec:
+        wanted["hparams"] = sweep.hparams if sweep else hparams
+        write_whole(path, json.dumps(wanted, indent=1))
+        sweep = read_sweep(folder)
+    return sweep, held
 
 
 def write_whole(path, text):
     """A file that is complete or as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -1034,322 +1088,302 @@ def write_whole(path, text):
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        fail(path, f"cannot be written ({error.strerror})", "make room")
+        fail(path, f"cannot be written ({error.strerror})", ROOM)
 
 
 # ---------------------------------------------------------------- trials
 
+RETRIES = 2  # of a trial whose process or machine died, from its last checkpoint
 
-def read_rows(state, trial):
+
+def read_rows(sweep, trial):
     """Metric and [seconds, low, high] of each epoch in the trial's log.csv; raises ValueError
     when the metric is not among its columns."""
-    path = state.folder / f"trial-{trial.number:03d}" / "log.csv"
+    path = sweep.folder / trial.name / "log.csv"
     if not path.exists():
         return [], []
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    name = state.spec["metric"]["name"].rsplit("/", 1)[-1]
-    if rows and name not in rows[0]:
-        fail(f"metric {name}", f"{path} has no such column, only {', '.join(rows[0])}",
-             "name one of them in the sweep file")
-    number = lambda row, key: float(row.get(key) or "nan")
-    return [number(r, name) for r in rows], \
-        [[number(r, k) for k in ("seconds", "hmean_lo", "hmean_hi")] for r in rows]
+    if rows and sweep.metric not in rows[0]:
+        what = f"{path} has no such column, only {', '.join(rows[0])}"
+        fail(f"metric {sweep.metric}", what, "name one of them in the sweep file")
+    columns = (sweep.metric, "seconds", "hmean_lo", "hmean_hi")
+    numbers = [[float(row.get(c) or "nan") for c in columns] for row in rows]
+    return [n[0] for n in numbers], [n[1:] for n in numbers]
 
 
-def next_target(state, trial):
+def next_target(sweep, trial):
     """Epochs after which the trial's process is to end: its next band, or the last epoch."""
-    rule = state.spec.get("early_terminate")
-    bands = bands_of(rule, state.epochs) if rule and not trial.whole else []
-    return min([b for b in bands if len(trial.history) < b < state.epochs], default=state.epochs)
+    bands = bands_of(sweep.rule, sweep.epochs) if sweep.rule["type"] and not trial.whole else []
+    return min([b for b in bands if len(trial.history) < b < sweep.epochs], default=sweep.epochs)
 
 
-def settle(state, trial):
+def settle(sweep, trial):
     """What follows from the epochs a pending trial has: finished, judged, or on to the next."""
-    rule, done = state.spec.get("early_terminate"), len(trial.history)
-    if done >= state.epochs:
-        state.write("finished", trial)
-    elif not rule or trial.whole or rule["type"] == "brackets" or done not in bands_of(
-            rule, state.epochs) or done in [v["epoch"] for v in trial.judged]:
+    rule, done = sweep.rule, len(trial.history)
+    if done >= sweep.epochs:
+        sweep.write("finished", trial)
+    elif rule["type"] in ("", "brackets") or trial.whole:
+        return
+    elif done not in bands_of(rule, sweep.epochs) or done in [v["epoch"] for v in trial.judged]:
         return
     elif trial.revived:
-        state.write("stopped", trial, why="waits for its chance against the others")
+        sweep.write("stopped", trial, why="waits for its chance against the others")
     else:
-        values = [state.sign * v for v in trial.history]
-        verdict = judge(values, state.curves(trial), rule, state.epochs)
-        verdict["value"], verdict["bar"] = (state.sign * verdict[k] for k in ("value", "bar"))
-        state.write("judged", trial, verdict=verdict)
+        verdict = judge(sweep.curve(trial), sweep.curves(without=trial), rule, sweep.epochs)
+        verdict |= {k: sweep.sign * verdict[k] for k in ("value", "bar")}
+        sweep.write("judged", trial, verdict=verdict)
+        why = f" (kept: {verdict['why']})" if "why" in verdict else ""
         word = "paused" if verdict["stop"] else "goes on"
-        print(f"trial {trial.number} {word} at epoch {done}: {verdict['value']:.4f} is rank "
-              f"{verdict['rank']} of {verdict['of']}, bar {verdict['bar']:.4f}"
-              + (f" (kept: {verdict['why']})" if "why" in verdict else "") + trust(state, done))
+        print(f"trial {trial.number} {word} at epoch {done}: {explain(verdict)}{why}", end="")
+        print(f"; {trust(sweep, done)}" if len(sweep.curves(sweep.epochs)) > 2 else "")
 
 
-def trust(state, band):
+def explain(v):
+    return f"{v['value']:.4f} is rank {v['rank']} of {v['of']}, bar {v['bar']:.4f}"
+
+
+def trust(sweep, band):
     """How well the band's epoch has ranked the finished runs so far."""
-    whole = [c for c in state.curves() if len(c) >= state.epochs]
-    if len(whole) < 3:
-        return ""
-    rho = spearman([c[band - 1] for c in whole], [c[-1] for c in whole])
-    return f"; rank correlation of epoch {band} with the last {rho:+.2f} (n = {len(whole)})"
+    whole = sweep.curves(sweep.epochs)
+    rho = f"{spearman([c[band - 1] for c in whole], [c[-1] for c in whole]):+.2f}"
+    rho = rho if len(whole) > 2 else "unknown"
+    return f"rank correlation of epoch {band} with the last {rho} (n = {len(whole)})"
 
 
 def spearman(a, b):
     """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
+
     def ranks(x):
         x = np.array(x)
         return (x < x[:, None]).sum(1) + (x <= x[:, None]).sum(1)
-    a, b = (r - r.mean() for r in (ranks(a), ranks(b)))
+
+    a, b = (r - r.mean() if len(r) else r for r in (ranks(a), ranks(b)))
     return float(a @ b / math.sqrt((a @ a) * (b @ b))) if a.any() and b.any() else 0.0
 
 
-def choose(state, busy, cap):
+def choose(sweep, busy):
     """(trial, epochs to train it to) to run next; (None, 0) for a new one; None for nothing now."""
-    rule = state.spec.get("early_terminate") or {"type": ""}
-    idle = [t for t in state.trials if t not in busy]
-    if rule["type"] == "brackets":
-        return choose_bracket(state, busy, cap, rule)
-    for trial in idle:
-        if trial.state == "pending":
-            return trial, next_target(state, trial)
-    if len(state.trials) < cap:
+    if sweep.rule["type"] == "brackets":
+        return choose_bracket(sweep, busy)
+    for trial in sweep.trials:
+        if trial.state == "pending" and trial not in busy:
+            return trial, next_target(sweep, trial)
+    if len(sweep.trials) < sweep.cap:
         return None, 0
-    alive = [t for t in state.trials if t.state != "failed" and t.history]
-    if busy or not alive or not rule["type"]:
+    alive = [t for t in sweep.trials if t.state != "failed" and t.history]
+    if busy or not alive or not sweep.rule["type"]:
         return None
-    i = to_revive([[state.sign * v for v in t.history] for t in alive],
-                  [t.state == "stopped" for t in alive],
-                  {i for i, t in enumerate(alive) if t.revived}, rule, state.epochs)
+    stopped = [t.state == "stopped" for t in alive]
+    revived = {i for i, t in enumerate(alive) if t.revived}
+    i = to_revive([sweep.curve(t) for t in alive], stopped, revived, sweep.rule, sweep.epochs)
     if i is None:
         return None
-    chance = chance_to_win([state.sign * v for v in alive[i].history], [
-        c for c in state.curves() if len(c) >= state.epochs], state.epochs)
-    state.write("continued", alive[i], whole=False, why=f"could still win: chance {chance:.3f}")
-    print(f"trial {alive[i].number} goes on from epoch {len(alive[i].history)}: chance to beat the "
-          f"best {chance:.0%}")
-    return alive[i], next_target(state, alive[i])
+    trial, whole = alive[i], sweep.curves(sweep.epochs)
+    chance = chance_to_win(sweep.curve(trial), whole, sweep.epochs)
+    sweep.write("continued", trial, whole=False, why=f"could still win: chance {chance:.3f}")
+    at = f"trial {trial.number} goes on from epoch {len(trial.history)}"
+    print(f"{at}: chance to beat the best {chance:.0%}")
+    return trial, next_target(sweep, trial)
 
 
-def choose_bracket(state, busy, cap, rule):
+def choose_bracket(sweep, busy):
     """The same for type brackets, whose trials are numbered through its brackets in turn."""
     first = 0
-    for rungs in itertools.cycle(brackets(state.epochs, eta_of(rule))):
-        size = min(rungs[0][0], cap - first)
+    for rungs in itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule))):
+        size = min(rungs[0][0], sweep.cap - first)
         if size <= 0:
             return None
-        group = state.trials[first:first + size]
-        job = in_bracket(state, group, [r for _, r in rungs], busy, len(group) == size, rule)
+        group = sweep.trials[first : first + size]
+        job = in_bracket(sweep, group, [r for _, r in rungs], busy, len(group) == size)
         if job or len(group) < size:
             return job or (None, rungs[0][1])
         first += size
 
 
-def in_bracket(state, group, rungs, busy, full, rule):
+def in_bracket(sweep, group, rungs, busy, full):
     """Next (trial, rung) of one bracket; when all its runs have reached a rung the best 1/eta are
     promoted and the others wait, paused, with their checkpoints."""
     for rung in rungs:
         group = [t for t in group if t.state != "failed"]
         late = [t for t in group if len(t.history) < rung]
         ready = [t for t in late if t not in busy]
-        if late or not full or not group or rung >= state.epochs:
+        if late or not full or not group or rung >= sweep.epochs:
             return (ready[0], rung) if ready else None
-        group.sort(key=lambda t: -state.sign * t.history[rung - 1])
-        keep = max(1, int(len(group) / eta_of(rule)))
+        group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
+        keep = max(1, int(len(group) / eta_of(sweep.rule)))
+        bar = group[keep - 1].history[rung - 1]
         for rank, trial in enumerate(group, 1):
             if rung not in [v["epoch"] for v in trial.judged]:
-                state.write("judged", trial, verdict={
-                    "rule": "brackets", "epoch": rung, "value": trial.history[rung - 1],
-                    "rank": rank, "of": len(group), "bar": group[keep - 1].history[rung - 1],
-                    "stop": rank > keep})
+                verdict = {"rule": "brackets", "epoch": rung, "value": trial.history[rung - 1]}
+                verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
+                sweep.write("judged", trial, verdict=verdict)
         group = group[:keep]
     return None
 
 
-def propose(state, queue):
+def propose(sweep, queue):
     """Params and source of the next trial: what is enqueued and untried, else suggest()'s;
     drawn from (seed, trial), so that a restarted sweep proposes what it would have proposed."""
-    cube = Cube(parse_space(state.spec))
-    tried = {cube.key(t.params) for t in state.trials}
+    cube = Cube(parse_space(sweep.spec))
+    tried = {cube.key(t.params) for t in sweep.trials}
     for path, params in queue:
         if cube.key(params) not in tried:
             return params, path
-    rng = np.random.default_rng((state.spec.get("seed", 0), len(state.trials)))
-    return suggest(state.spec, state.history(), rng), "suggest"
+    rng = np.random.default_rng((sweep.spec.get("seed", 0), len(sweep.trials)))
+    return suggest(sweep.spec, sweep.history(), rng), "suggest"
 
 
-def read_enqueued(state, paths):
+def read_enqueued(sweep, paths):
     """hparams files -> [(path, params of the sweep's parameters)], missing ones from the resolved
     hparams; warns where the space leaves one out."""
-    resolved = read_json(state.folder / "sweep.json", "sweep folder")["hparams"]
     queue = []
     for path in paths:
-        values, params = {**resolved, **read_json(path, "hparams file")}, {}
-        for d in parse_space(state.spec):
-            params[d.name] = values[d.name.rsplit(".", 1)[-1]]
+        given = read_json(path, "hparams file")
+        if not isinstance(given, dict):
+            fail(path, "is not a JSON object of hyperparameters", "see hparams/run8.json")
+        values, params = {**sweep.hparams, **given}, {}
+        for d in parse_space(sweep.spec):
+            params[d.name] = values[d.key]
             if not 0 <= d.encode(params[d.name]) <= 1:
                 print(f"warning: {path}: {d.name} = {params[d.name]} lies outside the space; the "
-                      "search cannot come back to it. Widen its range")
+                      "search cannot come back to it. Widen its range")  # fmt: skip
         queue.append((str(path), params))
     return queue
 
 
-def start(state, trial, target, slot, options):
+def start(sweep, trial, target, slot, options):
     """Start train.py up to epoch target. The process inherits a lock of the trial: should the
     sweep be killed, its successor waits for the orphan to reach its band instead of running a
     second trainer into the same folder."""
-    name = f"trial-{trial.number:03d}"
-    folder = state.folder / name
-    held = lock(state.folder / f"{name}.lock")
+    folder = sweep.folder / trial.name
+    held = lock(sweep.folder / f"{trial.name}.lock")
     if held is None:
         print(f"trial {trial.number} still runs from before; waiting for it")
-        held = open(state.folder / f"{name}.lock", "a")
-        fcntl.flock(held, fcntl.LOCK_EX)
+        held = lock(sweep.folder / f"{trial.name}.lock", wait=True)
     command = options.launcher + TRAINER
     if (folder / "hparams.json").exists():
         command = command + ["--resume"]
     else:
-        shutil.rmtree(folder, ignore_errors=True)      # killed before there was anything to keep
-        command = command + state.extra + flags(trial.params)
-    command += [f"--name={state.folder.name}/{name}",
-                f"--stop-epoch={target if target < state.epochs else 0}"]
-    env = dict(os.environ)
-    if options.devices:
-        env["CUDA_VISIBLE_DEVICES"] = options.devices[slot % len(options.devices)]
-    with open(state.folder / f"{name}.log", "ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                   env=env, start_new_session=True, pass_fds=[held.fileno()])
-    held.close()
-    return process
+        shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to keep
+        command = command + sweep.extra + flags(trial.params)
+    command += [f"--name={sweep.folder.name}/{trial.name}"]
+    command += [f"--stop-epoch={target if target < sweep.epochs else 0}"]
+    env, devices = dict(os.environ), options.devices
+    if devices:
+        env["CUDA_VISIBLE_DEVICES"] = devices[slot]
+    pipes = dict(stdin=subprocess.DEVNULL, pass_fds=[held.fileno()], start_new_session=True)
+    with held, open(sweep.folder / f"{trial.name}.log", "ab") as log:
+        try:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=env, **pipes)
+        except OSError as error:
+            fail("--launcher", f"{command[0]}: {error.strerror}", "give a command that exists here")
 
 
-def collect(state, trial, target, code):
+def collect(sweep, trial, target, code):
     """Record what a trainer process that ended with this exit code has brought."""
-    if code != 2:
-        history, rows = read_rows(state, trial)
-        if history != list(trial.history):
-            state.write("epochs", trial, history=history, rows=rows)
-    tail = last_lines(state, trial)
+    tail = last_lines(sweep, trial)
     if code == 2:
-        fail(f"trial {trial.number}: train.py refuses it", tail[-1] if tail else "",
-             "correct the sweep file; the sweep goes on from here")
+        what = tail[-1].removeprefix("error: ") if tail else "no message"
+        fail(f"trial {trial.number}: train.py refuses it", what, "correct that; nothing is lost")
+    history, rows = read_rows(sweep, trial)
+    if history != list(trial.history):
+        sweep.write("epochs", trial, history=history, rows=rows)
+    if code and disk_is_full(sweep, tail):
+        fail(sweep.folder, f"trial {trial.number}: {os.strerror(errno.ENOSPC)}", ROOM)
     if not all(map(math.isfinite, trial.history)):
-        state.write("failed", trial, why="non-finite metric", tail=tail)
+        sweep.write("failed", trial, why="non-finite metric", tail=tail)
     elif code in (3, 4):
         why = "out of memory" if code == 3 else "non-finite loss"
-        state.write("failed", trial, why=why, tail=tail)
-    elif code == 0 and len(trial.history) >= target:
-        print(f"trial {trial.number} epoch {len(trial.history)}/{state.epochs}: "
-              f"{trial.history[-1]:.4f}")
-        settle(state, trial)
-    elif code == 0 and not trial.history:
-        fail(f"trial {trial.number}", "ended without a row in log.csv", f"see {state.folder}")
-    elif trial.crashes:
-        state.write("failed", trial, why=f"crashed twice, exit code {code}", tail=tail)
+        sweep.write("failed", trial, why=why, tail=tail)
+    elif code == 0 and len(history) >= target:
+        print(f"trial {trial.number} epoch {len(history)}/{sweep.epochs}: {history[-1]:.4f}")
+        settle(sweep, trial)
+    elif code == 0 and not history:
+        fail(f"trial {trial.number}", "ended without a row in log.csv", f"see {sweep.folder}")
+    elif trial.crashes >= RETRIES:
+        why = f"crashed {RETRIES + 1} times, exit code {code}"
+        sweep.write("failed", trial, why=why, tail=tail)
     else:
-        state.write("crashed", trial, code=code, tail=tail)
-        print(f"trial {trial.number} crashed (exit code {code}): one more try")
+        sweep.write("crashed", trial, code=code, tail=tail)
+        again = f"retry {trial.crashes} of {RETRIES} from epoch {len(history)}"
+        print(f"trial {trial.number} crashed (exit code {code}): {again}")
     if trial.state == "failed":
         print(f"trial {trial.number} failed, {trial.why}: {' | '.join(tail[-2:])}")
 
 
-def last_lines(state, trial):
-    path = state.folder / f"trial-{trial.number:03d}.log"
+def last_lines(sweep, trial):
+    path = sweep.folder / f"{trial.name}.log"
     text = path.read_text(errors="replace") if path.exists() else ""
     return text[-4000:].strip().splitlines()[-5:]
 
 
-def check_failures(state):
-    ended = [t for t in state.trials if t.state != "pending"]
-    if len(ended) >= 3 and all(t.state == "failed" for t in ended[-3:]):
-        fail(state.folder, f"three trials failed in a row, the last one: {ended[-1].why}",
-             f"see {state.folder}/trial-{ended[-1].number:03d}.log, then start with --name NEW")
+def disk_is_full(sweep, tail):
+    """A full disk is no fault of the trial's: it must not count as a crash."""
+    words = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
+    said = any(word in line for word in words for line in tail)
+    return said or shutil.disk_usage(sweep.folder).free < 1 << 20
 
 
-def run_sweep(state, queue, options, only=None):
+def check_failures(sweep):
+    ended = [t for t in sweep.trials if t.state != "pending"][-3:]
+    if len(ended) == 3 and all(t.state == "failed" for t in ended):
+        what = f"three trials failed in a row, the last one: {ended[-1].why}"
+        fail(sweep.folder, what, f"see {ended[-1].name}.log there, then start with --name NEW")
+
+
+def run_sweep(sweep, options, queue=(), only=None):
     """Run trials until the cap, then revive; options: workers, devices, launcher; only: just
     this trial. Raises ValueError when the sweep cannot go on."""
-    cap, busy = state.spec.get("run_cap", math.inf), {}
-    for trial in state.trials:
+    busy = {}
+    for trial in sweep.trials:
         if trial.state == "pending" and trial.history:
-            settle(state, trial)
+            settle(sweep, trial)
     try:
         while True:
             while len(busy) < options.workers:
-                running = [b[0] for b in busy.values()]
-                check_failures(state)
-                if only:
-                    job = (only, state.epochs) if only.state == "pending" and not running else None
-                else:
-                    job = None if target_met(state) else choose(state, running, cap)
+                check_failures(sweep)
+                job = next_job(sweep, queue, only, [b[0] for b in busy.values()])
                 if job is None:
                     break
-                trial, target = job
-                if trial is None:
-                    params, source = propose(state, queue)
-                    if params is None:
-                        print(f"every combination was tried: {len(state.trials)} trials")
-                        cap = len(state.trials)
-                        continue
-                    state.write("new", None, number=len(state.trials) + 1, params=params,
-                                source=source)
-                    trial = state.trials[-1]
-                    target = target or next_target(state, trial)
-                    print(f"trial {trial.number}: {' '.join(flags(params))}")
                 slot = min(set(range(options.workers)) - {b[3] for b in busy.values()})
-                process = start(state, trial, target, slot, options)
-                busy[process.pid] = trial, process, target, slot
+                process = start(sweep, *job, slot, options)
+                busy[process.pid] = job[0], process, job[1], slot
             if not busy:
                 return
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             for pid in [p for p, b in busy.items() if b[1].poll() is not None]:
                 trial, process, target, _ = busy.pop(pid)
-                collect(state, trial, target, process.returncode)
+                collect(sweep, trial, target, process.returncode)
     finally:
-        for trial, process, *_ in busy.values():
-            process.send_signal(signal.SIGTERM)        # saves exactly; the trial stays pending
-        for trial, process, *_ in busy.values():
+        for _, process, *_ in busy.values():
+            process.send_signal(signal.SIGTERM)  # saves exactly; the trial stays pending
+        for _, process, *_ in busy.values():
             process.wait()
 
 
-def target_met(state):
-    goal = state.spec["metric"].get("target")
-    return goal is not None and any(t.state == "finished" and state.sign * t.history[-1]
-                                    >= state.sign * goal for t in state.trials)
+def next_job(sweep, queue, only, running):
+    """(trial, epochs to train it to), the trial a new one where it is time; None: nothing now."""
+    if only:
+        return (only, sweep.epochs) if only.state == "pending" and not running else None
+    goal = sweep.spec["metric"].get("target", math.inf * sweep.sign)
+    if any(c[-1] >= sweep.sign * goal for c in sweep.curves(sweep.epochs)):
+        return None
+    job = choose(sweep, running)
+    if job is None or job[0]:
+        return job
+    params, source = propose(sweep, queue)
+    if params is None:
+        print(f"every combination was tried: {len(sweep.trials)} trials")
+        sweep.cap = len(sweep.trials)
+        return next_job(sweep, queue, only, running)
+    sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
+    trial = sweep.trials[-1]
+    print(f"trial {trial.number}: {' '.join(flags(params))}")
+    return trial, job[1] or next_target(sweep, trial)
 
 
 # ---------------------------------------------------------------- report
-
-
-@dataclass
-class Record:
-    """What report and replay need of a sweep, from a folder or from a history file."""
-    title: str
-    spec: dict
-    epochs: int
-    trials: list
-    out: Path
-    extra: list = ()
-
-    @property
-    def sign(self):
-        return 1 if maximised(self.spec) else -1
-
-
-def read_record(path):
-    """Sweep folder or history JSON ({sweep, epochs, trials: [{number, params, value, state,
-    epoch}]}) -> Record; raises ValueError."""
-    path = Path(path)
-    if path.is_dir() or (path / "sweep.json").exists():
-        state = State(path)
-        return Record(path.name, state.spec, state.epochs, state.trials, path, state.extra)
-    data = read_json(path, "sweep folder or history file")
-    try:
-        trials = [Trial(r["number"], r["params"], r["state"], [r["value"]] * int(r["epoch"]),
-                        [[math.nan] * 3] * int(r["epoch"])) for r in data["trials"]]
-        return Record(path.stem, check_spec(data["sweep"]), int(data["epochs"]), trials,
-                      Path("runs") / path.stem)
-    except (KeyError, TypeError) as error:
-        fail(path, f"is no history file (key {error})", "it needs sweep, epochs and trials")
 
 
 def expected_maximum(n):
@@ -1368,13 +1402,12 @@ def mean_interval(values):
     return float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
-def table(header, rows):
-    lines = [header, ["---"] * len(header)] + [[str(c) for c in row] for row in rows]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
-
-
 def short(x):
     return f"{x:.4g}" if isinstance(x, float) else str(x)
+
+
+def p(*parts):
+    return "p", " ".join(parts)
 
 
 # standard error of a difference over the same pages, as a share of one score's: on 404 pages 0.08
@@ -1383,51 +1416,55 @@ PAIRED = 0.3
 
 
 class Report:
-    """report.md of a Record. Scores that are shares are printed in points, 0 to 100."""
+    """A Sweep's report as blocks: ("#" | "##" | "p", text), ("table", header, rows), ("code",
+    language, text), ("figure", caption, svg). Shares are printed in points, 0 to 100."""
 
-    def __init__(self, record):
-        self.r, self.sign = record, record.sign
-        self.metric = record.spec["metric"]["name"].rsplit("/", 1)[-1]
+    def __init__(self, sweep):
+        self.s, self.sign, self.metric = sweep, sweep.sign, sweep.metric
         self.points = 100 if self.metric in ("hmean", "precision", "recall") else 1
-        self.cube = Cube(parse_space(record.spec))
-        by_value = lambda t: (-self.sign * t.history[-1], t.number)
-        have = [t for t in record.trials if t.history and t.state != "failed"]
-        self.finished = sorted((t for t in have if t.state == "finished"), key=by_value)
-        self.stopped = sorted((t for t in have if t.state == "stopped"), key=by_value)
-        self.failed = [t for t in record.trials if t.state == "failed"]
+        self.cube = Cube(parse_space(sweep.spec))
+        self.names = [d.key for d in self.cube.free]
+        have = [t for t in sweep.trials if t.history and t.state != "failed"]
+        have.sort(key=lambda t: (-sweep.curve(t)[-1], t.number))
+        self.finished = [t for t in have if t.state == "finished"]
+        self.stopped = [t for t in have if t.state == "stopped"]
+        self.failed = [t for t in sweep.trials if t.state == "failed"]
         self.all = sorted(self.finished + self.stopped, key=lambda t: t.number)
         # final and early values are only pooled, and said to be, where there is nothing else
         self.fair = self.finished if len(self.finished) >= 6 or not self.stopped else self.all
-        self.whole = [self.goal(t.history) for t in self.finished]
-        bad = ruined(self.goal([t.history[-1] for t in self.all])) if self.all else []
+        bad = ruined(self.sign * last(self.all)) if self.all else []
         self.ruined = [t for t, b in zip(self.all, bad) if b]
+        self.sound = [t for t in self.finished or self.stopped if t not in self.ruined]
         self.posterior = self.fit() if len(self.all) > 2 and self.cube.free else None
-
-    def goal(self, values):
-        return [self.sign * v for v in values]
+        expected = {t: np.nan_to_num(self.at(t)[0], nan=t.history[-1]) for t in self.sound}
+        self.first = max(self.sound, key=lambda t: self.sign * expected[t], default=None)
+        self.weights = self.importance() if self.posterior else None
 
     def show(self, x, digits=2):
         digits = digits if self.points == 100 else digits + 2
-        return "-" if not math.isfinite(x) else f"{self.points * x:.{digits}f}"
+        return f"{self.points * x:.{digits}f}" if math.isfinite(x) else "-"
+
+    def interval(self, low, high):
+        return f"{self.show(low)} to {self.show(high)}" if math.isfinite(low) else "-"
 
     def fit(self):
         """GP of the metric itself, ruined runs left out: mean and sd [m] in its units at u. What
         the pages' intervals say of a comparison's noise is given: few runs cannot teach it."""
-        history = [{"params": t.params, "state": t.state, "history": list(t.history),
-                    "epochs": self.r.epochs, "value": t.history[-1]} for t in self.all]
+        history = [h for h, t in zip(self.s.history(), self.s.trials) if t in self.all]
         value, variance = observations(history, self.sign)
-        noise = [PAIRED * (t.rows[-1][2] - t.rows[-1][1]) / 3.92 if t.rows else 0 for t in self.all]
+        noise = [PAIRED * float(np.ptp(pages(t))) / 3.92 for t in self.all]
         variance = variance + np.nan_to_num(noise) ** 2
         keep = ~ruined(value)
         x = self.cube.features(np.array([self.cube.encode(t.params) for t in self.all]))[keep]
         value, variance = value[keep], variance[keep]
         middle, unit = value.mean(), max(value.std(), 1e-9)
-        y, own = (value - middle) / unit, variance / unit ** 2
+        y, own = (value - middle) / unit, variance / unit**2
         model = Posterior(x, y, own, self.cube.category, fit(x, y, own, self.cube.category)[0])
 
         def at(u):
             mean, sd = model(self.cube.features(np.atleast_2d(u)))
             return self.sign * (middle + unit * mean), unit * sd
+
         return at
 
     def at(self, trial):
@@ -1436,285 +1473,507 @@ class Report:
             return math.nan, math.nan
         return tuple(float(x[0]) for x in self.posterior(self.cube.encode(trial.params)))
 
-    def text(self):
-        parts = [self.head(), self.ranking(), self.early(), self.failures(), self.luck(),
-                 self.distribution(), self.parameters(), self.stopping(), self.best()]
-        return "\n".join(line for part in parts for line in part) + "\n"
+    def project(self, trial):
+        """A stopped trial's mean and sd at the last epoch, and its chance to beat the best."""
+        curve, whole = self.s.curve(trial), [self.s.curve(t) for t in self.finished]
+        mean, sd = project(curve, whole, self.s.epochs)
+        return self.sign * mean, sd, chance_to_win(curve, whole, self.s.epochs)
 
-    def head(self):
-        r, seconds = self.r, [row[0] for t in self.r.trials for row in t.rows]
-        spent = sum(len(t.history) for t in r.trials)
-        saved = sum(r.epochs - len(t.history) for t in self.stopped)
-        lines = [f"# Sweep {r.title}", "", f"{r.spec['method']}, {self.metric}, "
-                 f"{'maximised' if self.sign > 0 else 'minimised'}; {len(r.trials)} trials of "
-                 f"{r.epochs} epochs: {len(self.finished)} finished, {len(self.stopped)} stopped "
-                 f"early (paused), {len(self.failed)} failed, "
-                 f"{sum(t.state == 'pending' for t in r.trials)} under way.", ""]
-        if seconds and np.isfinite(seconds).all():
-            pace = sum(seconds) / len(seconds)
-            lines += [f"{sum(seconds) / 3600:.2f} hours used for {spent} epochs, "
-                      f"{saved * pace / 3600:.2f} hours ({saved} epochs) saved by stopping.", ""]
-        else:
-            lines += [f"{spent} epochs used, {saved} saved by stopping (no times recorded).", ""]
-        return lines
-
-    def ranking(self):
-        if not self.finished:
-            return ["## Finished trials", "", "None yet.", ""]
-        rows, ties = [], self.ties()
-        for rank, t in enumerate(self.finished, 1):
-            low, high = t.rows[-1][1:3] if t.rows else (math.nan, math.nan)
-            mean = self.at(t)[0]
-            rows.append([rank, t.number, self.show(t.history[-1]),
-                         f"{self.show(low)} to {self.show(high)}" if math.isfinite(low) else "-",
-                         self.show(mean), len(t.history), *self.values(t)])
-        names = [d.name.rsplit(".", 1)[-1] for d in self.cube.free]
-        lines = ["## Finished trials", "", "Values are those of the last epoch, intervals 95 % "
-                 "over pages, the posterior mean is the Gaussian process's.", ""]
-        lines += table(["rank", "trial", self.metric, "interval", "posterior mean", "epochs",
-                        *names], rows)
-        if len(ties) > 1:
-            lines += [f"Near-ties with the first, not to be told apart by this sweep: trials "
-                      f"{', '.join(str(t.number) for t in ties)}.", ""]
-        return lines
+    def blocks(self):
+        yield from self.head()
+        yield from self.ranking()
+        yield from self.early()
+        if self.failed:
+            yield "##", "Failed"
+            rows = [[t.number, t.why, *self.values(t)] for t in self.failed]
+            yield "table", ["trial", "why", *self.names], rows
+        yield from self.luck()
+        yield from self.distribution()
+        yield from self.parameters()
+        yield from self.decisions()
+        if self.first:
+            yield from self.best()
 
     def values(self, trial):
         return [short(trial.params[d.name]) for d in self.cube.free]
+
+    def head(self):
+        s, seconds = self.s, [row[0] for t in self.s.trials for row in t.rows]
+        spent, pending = sum(len(t.history) for t in s.trials), len(s.trials) - len(self.failed)
+        saved = sum(s.epochs - len(t.history) for t in self.stopped)
+        yield "#", f"Sweep {s.folder.name}"
+        yield p(
+            f"{s.spec['method']}, {self.metric}, {'maximised' if self.sign > 0 else 'minimised'};",
+            f"{len(s.trials)} trials of {s.epochs} epochs: {len(self.finished)} finished,",
+            f"{len(self.stopped)} stopped early (paused), {len(self.failed)} failed,",
+            f"{pending - len(self.all)} under way.",
+        )
+        if seconds and np.isfinite(seconds).all():
+            hours = sum(seconds) / 3600
+            kept = f"{saved * hours / len(seconds):.2f} hours ({saved} epochs) saved by stopping."
+            yield p(f"{hours:.2f} hours used for {spent} epochs, {kept}")
+        else:
+            yield p(f"{spent} epochs used, {saved} saved by stopping (no times recorded).")
+        if self.all:
+            yield from figures(self)
+
+    def ranking(self):
+        yield "##", "Finished trials"
+        if not self.finished:
+            yield p("None yet.")
+            return
+        yield p(
+            "Values are those of the last epoch, intervals 95 % over pages, the posterior mean is",
+            "the Gaussian process's.",
+        )
+        rows = [
+            [rank, t.number, self.show(t.history[-1]), self.interval(*pages(t))]
+            + [self.show(self.at(t)[0]), len(t.history), *self.values(t)]
+            for rank, t in enumerate(self.finished, 1)
+        ]
+        header = ["rank", "trial", self.metric, "interval", "posterior mean", "epochs"]
+        yield "table", header + self.names, rows
+        ties = ", ".join(str(t.number) for t in self.ties())
+        if "," in ties:
+            yield p("Near-ties with the first, not to be told apart by this sweep: trials", ties)
 
     def ties(self):
         """Finished trials whose difference to the first is within the noise of a comparison: 1.96
         standard errors of a paired difference; without intervals the posterior's sd stands in."""
         first = self.finished[0]
-        low, high = first.rows[-1][1:3] if first.rows else (math.nan, math.nan)
-        if math.isfinite(low):
-            noise = PAIRED * (high - low) / 2
-        else:
+        noise = PAIRED * np.ptp(pages(first)) / 2
+        if not math.isfinite(noise):
             noise = 1.96 * np.nan_to_num(self.at(first)[1])
         return [t for t in self.finished if abs(t.history[-1] - first.history[-1]) <= noise]
 
     def early(self):
         if not self.stopped:
-            return []
+            return
         rows = []
         for t in self.stopped:
-            mean, sd = project(self.goal(t.history), self.whole, self.r.epochs)
-            mean *= self.sign
-            chance = chance_to_win(self.goal(t.history), self.whole, self.r.epochs)
+            mean, sd, chance = self.project(t)
             v = next((v for v in reversed(t.judged) if v["stop"]), None)
-            why = f"{v['rule']}: rank {v['rank']} of {v['of']}, bar {self.show(v['bar'])}" if v \
-                else "not recorded"
-            rows.append([t.number, len(t.history), self.show(t.history[-1]), why,
-                         f"{self.show(mean)} ({self.show(mean - 1.96 * sd)} to "
-                         f"{self.show(mean + 1.96 * sd)})", f"{chance:.0%}", *self.values(t)])
-        names = [d.name.rsplit(".", 1)[-1] for d in self.cube.free]
-        return ["## Stopped early", "", "Values at the epoch of the stop: not comparable with "
-                "final ones. Each run is paused; `--continue-trial N` takes it to the end.", ""] \
-            + table(["trial", "epoch", f"{self.metric} there", "stopped by",
-                     "projected final (95 %)", "chance to win", *names], rows)
-
-    def failures(self):
-        if not self.failed:
-            return []
-        return ["## Failed", ""] + table(["trial", "why", *[d.name.rsplit(".", 1)[-1] for d in
-                                          self.cube.free]],
-                                         [[t.number, t.why, *self.values(t)] for t in self.failed])
+            bar = (
+                f"{v['rule']}: rank {v['rank']} of {v['of']}, bar {self.show(v['bar'])}"
+                if v
+                else ""
+            )
+            final = f"{self.show(mean)} ({self.interval(mean - 1.96 * sd, mean + 1.96 * sd)})"
+            row = [t.number, len(t.history), self.show(t.history[-1]), bar or "not recorded", final]
+            rows.append([*row, f"{chance:.0%}", *self.values(t)])
+        yield "##", "Stopped early"
+        yield p(
+            "Values at the epoch of the stop: not comparable with final ones. Each run is paused;",
+            "`--continue-trial N` takes it to the end.",
+        )
+        header = ["trial", "epoch", f"{self.metric} there", "stopped by", "projected final (95 %)"]
+        yield "table", [*header, "chance to win", *self.names], rows
 
     def luck(self):
         """What of the best value is owed to picking it."""
-        lines = ["## How good is the best?", ""]
-        group = self.fair
-        value = np.array(self.goal([t.history[-1] for t in group]))
+        yield "##", "How good is the best?"
+        value = self.sign * last(self.fair)
         sound = value[~ruined(value)] if len(value) else value
         n = len(sound)
         if n < 3:
-            return lines + ["Fewer than 3 sound runs: cannot tell.", ""]
-        sd, mean = sound.std(ddof=1), sound.mean()
-        found = (sound.max() - mean) / max(sd, 1e-12)
-        mixed = ", stopped ones with the value at their stop" if group is not self.finished else ""
-        lines += [f"Best of {n} sound runs{mixed}: of {n} runs of equal worth the best is expected "
-                  f"at {expected_maximum(n):+.2f} sd from their mean; found at {found:+.2f} sd. "
-                  + ("That is no more than picking explains." if found < expected_maximum(n) + 1
-                     else "That is more than picking explains."), ""]
-        first = group[int(np.argmax(value))]
+            yield p("Fewer than 3 sound runs: cannot tell.")
+            return
+        expected = expected_maximum(n)
+        found = (sound.max() - sound.mean()) / max(sound.std(ddof=1), 1e-12)
+        pooled = ", stopped ones with the value at their stop" * (self.fair is not self.finished)
+        yield p(
+            f"Best of {n} sound runs{pooled}: of {n} runs of equal worth the best is expected at",
+            f"{expected:+.2f} sd from their mean; found at {found:+.2f} sd. That is",
+            f"{'no more' if found < expected + 1 else 'more'} than picking explains.",
+        )
         if self.posterior:
+            first = self.fair[int(np.argmax(value))]
             m, s = self.at(first)
-            lines += [f"Trial {first.number}: observed {self.show(first.history[-1])}, posterior "
-                      f"mean {self.show(m)} (95 % {self.show(m - 1.96 * s)} to "
-                      f"{self.show(m + 1.96 * s)}): expect the latter on a repetition.", ""]
-        return lines
+            yield p(
+                f"Trial {first.number}: observed {self.show(first.history[-1])}, posterior mean",
+                f"{self.show(m)} (95 % {self.interval(m - 1.96 * s, m + 1.96 * s)}): expect the",
+                "latter on a repetition.",
+            )
 
     def distribution(self):
-        lines, rows = ["## Distribution", ""], []
-        for name, group in (("finished, last epoch", self.finished),
-                            ("stopped, at the stop", self.stopped),
-                            ("all, each at the last epoch it had",
-                             self.all if self.fair is self.all and self.stopped else [])):
-            value = np.array([t.history[-1] for t in group])
-            bad = ruined(self.sign * value) if len(value) else np.zeros(0, bool)
-            for label, v in ((name, value), (name + ", without failures (trial " + ", ".join(
-                    str(t.number) for t, b in zip(group, bad) if b) + ")", value[~bad])):
-                if len(v) and (label == name or bad.any()):
-                    sd = v.std(ddof=1) if len(v) > 1 else math.nan
-                    rows.append([label, len(v), self.show(v.mean()), self.show(np.median(v), 3),
-                                 f"{self.points * sd:.3g}" if len(v) > 1 else "-",
-                                 self.show(v.min()),
-                                 self.show(v.max())])
+        groups = {"finished, last epoch": self.finished, "stopped, at the stop": self.stopped}
+        if self.fair is self.all and self.stopped:
+            groups["all, each at the last epoch it had"] = self.all
+        rows = []
+        for name, group in groups.items():
+            out = ", ".join(str(t.number) for t in group if t in self.ruined)
+            sound = [t for t in group if t not in self.ruined] if out else []
+            for trials, of in ((group, ""), (sound, f", without failures (trial {out})")):
+                if trials:
+                    v = last(trials)
+                    sd = f"{self.points * v.std(ddof=1):.3g}" if len(v) > 1 else "-"
+                    row = [name + of, len(v), self.show(v.mean()), self.show(np.median(v), 3), sd]
+                    rows.append([*row, self.show(v.min()), self.show(v.max())])
         rows.append(["crashed or not finite: no value", len(self.failed), *"-----"])
-        return lines + table(["runs", "n", "mean", "median", "sd (sample)", "min", "max"], rows)
+        yield "##", "Distribution"
+        yield "table", ["runs", "n", "mean", "median", "sd (sample)", "min", "max"], rows
 
     def parameters(self):
         """Score by parameter: groups over every run with a value, rank correlation, importance."""
-        lines, weights = ["## Score by parameter", ""], self.importance()
-        group, final = self.fair, self.fair is self.finished
-        value = [t.history[-1] for t in group]
-        lines += [f"Over the {len(group)} " + ("finished runs." if final else "runs with a value, "
-                  "each at the last epoch it had (too few finished): a hint, no comparison."), ""]
-        if len(group) < 3:
-            return lines + ["Too few runs.", ""]
-        bad = ruined(self.goal(value))
-        for i, d in enumerate(self.cube.free):
-            name = d.name.rsplit(".", 1)[-1]
-            share = f", importance {weights[i]:.0%}" if weights is not None else ""
-            lines += [f"**{name}**{share}. {self.correlation(d, group, value, bad)}", ""]
+        group, pooled = self.fair, "runs with a value, each at the last epoch it had (too few "
+        pooled = "finished runs." if group is self.finished else pooled + "finished): a hint."
+        yield "##", "Score by parameter"
+        yield p(f"Over the {len(group)} {pooled}" if len(group) > 2 else "Too few runs.")
+        for i, d in enumerate(self.cube.free if len(group) > 2 else ()):
+            share = f", importance {self.weights[i]:.0%}" if self.weights else ""
+            yield p(f"**{d.key}**{share}. {self.correlation(d)}")
+            yield "figure", *parameter_plot(self, i, d)
             rows = []
-            for label, member in self.ranges(d, group):
-                v = [x for x, m in zip(value, member) if m]
+            for label, trials in self.ranges(d):
+                v = last(trials)
                 mean, half = mean_interval(v)
-                rows.append([label, len(v), f"{self.show(mean)} ± {self.show(half)}" if len(v) > 1
-                             else self.show(mean), self.show(float(np.median(v)))])
-            lines += table([name, "n", "mean ± 95 %", "median"], rows)
-        return lines
+                mean = self.show(mean) + f" ± {self.show(half)}" * (len(v) > 1)
+                rows.append([label, len(v), mean, self.show(float(np.median(v)))])
+            yield "table", [d.key, "n", "mean ± 95 %", "median"], rows
 
-    def ranges(self, d, group):
-        """(label, membership) of a parameter's groups: its values, or three ranges of like size."""
-        values = [t.params[d.name] for t in group]
-        if d.levels and len({identity(v) for v in values}) <= 8 or not all(map(is_number, values)):
-            keys = {identity(v): v for v in sorted(values, key=str)}
-            return [(short(v), [identity(x) == k for x in values]) for k, v in keys.items()]
-        order = sorted(values)
+    def ranges(self, d):
+        """(label, trials) of a parameter's groups: its values, or three ranges of like size."""
+        pairs = [(t.params[d.name], t) for t in self.fair]
+        keys = {identity(v): v for v in sorted((v for v, _ in pairs), key=str)}
+        if d.levels and len(keys) <= 8 or not all(is_number(v) for v, _ in pairs):
+            return [(short(v), [t for x, t in pairs if identity(x) == k]) for k, v in keys.items()]
+        order, groups = sorted(v for v, _ in pairs), []
         cuts = [order[0], order[len(order) // 3], order[2 * len(order) // 3], order[-1]]
-        groups = [(f"{short(a)} to {short(b)}", [a <= x < b or last and x == b for x in values])
-                  for a, b, last in zip(cuts, cuts[1:], (False, False, True))]
-        return [g for g in groups if any(g[1])]
+        for a, b, end in zip(cuts, cuts[1:], (False, False, True)):
+            member = [t for x, t in pairs if a <= x < b or end and x == b]
+            groups += [(f"{short(a)} to {short(b)}", member)] if member else []
+        return groups
 
-    def correlation(self, d, group, value, bad):
-        x = [t.params[d.name] for t in group]
+    def correlation(self, d):
+        x = [t.params[d.name] for t in self.fair]
         if d.category or not all(map(is_number, x)):
             return "Categories have no ranks."
-        rho, n = spearman(x, value), len(x)
-        real = abs(rho) > 1.96 / math.sqrt(n - 1)
-        return (f"Rank correlation with the score {rho:+.2f} (n = {n})" if real else
-                f"No rank correlation with the score ({rho:+.2f}, n = {n}; below "
-                f"{1.96 / math.sqrt(n - 1):.2f} it is chance): the means below are no trend.")
+        rho, n = spearman(x, last(self.fair)), len(x)
+        chance = 1.96 / math.sqrt(n - 1)
+        if abs(rho) > chance:
+            return f"Rank correlation with the score {rho:+.2f} (n = {n})"
+        why = f"({rho:+.2f}, n = {n}; below {chance:.2f} it is chance)"
+        return f"No rank correlation with the score {why}: the means below are no trend."
 
     def importance(self):
         """Share of each parameter's main effect in the variance of the posterior mean [d]."""
-        if not self.posterior:
-            return None
-        rng, d = np.random.default_rng(0), len(self.cube.free)
-        base, effect = rng.random((128, d)), []
+        rng, effect = np.random.default_rng(0), []
+        base = rng.random((128, len(self.names)))
         total = float(self.posterior(base)[0].var())
-        for i in range(d):
+        for i in range(len(self.names)):
             curve = []
             for u in np.linspace(0.02, 0.98, 16):
                 points = base.copy()
                 points[:, i] = u
                 curve.append(self.posterior(points)[0].mean())
             effect.append(float(np.var(curve)))
-        return [e / max(total, 1e-18) if total > 1e-18 else 0.0 for e in effect]
+        return [e / total if total > 1e-18 else 0.0 for e in effect]
 
-    def stopping(self):
-        rows = [v for t in self.r.trials for v in t.judged]
-        lines = ["## Decisions", ""] if rows else []
+    def decisions(self):
+        rows = [v for t in self.s.trials for v in t.judged]
+        if rows:
+            yield "##", "Decisions"
         for band in sorted({v["epoch"] for v in rows}):
-            stops = sum(v["stop"] for v in rows if v["epoch"] == band)
-            whole = [c for c in self.whole if len(c) >= self.r.epochs]
-            rho = f"{spearman([c[band - 1] for c in whole], [c[-1] for c in whole]):+.2f}" \
-                if len(whole) > 2 else "unknown"
-            lines += [f"Epoch {band}: {sum(v['epoch'] == band for v in rows)} judged, {stops} "
-                      f"paused; rank correlation with the last epoch {rho} (n = {len(whole)})."]
-        return lines + [""] if rows else []
+            stops = [v["stop"] for v in rows if v["epoch"] == band]
+            told = f"{len(stops)} judged, {sum(stops)} paused; {trust(self.s, band)}."
+            yield p(f"Epoch {band}:", told)
 
     def best(self):
-        if not self.all:
-            return []
-        sound = [t for t in self.finished or self.stopped if t not in self.ruined]
-        first = max(sound, key=lambda t: self.sign * np.nan_to_num(
-            self.at(t)[0], nan=t.history[-1]))
         kind = "finished" if self.finished else "stopped (none finished)"
-        lines = ["## Best configuration", "", f"Trial {first.number}, the best posterior mean of "
-                 f"the {kind} trials" + ("." if first is sound[0] else "; the highest value had "
-                 f"trial {sound[0].number}."), ""]
-        rivals = [t for t in self.stopped if self.finished and chance_to_win(
-            self.goal(t.history), self.whole, self.r.epochs) > 0.2]
+        other = f"; the highest value had trial {self.sound[0].number}"
+        other *= self.first is not self.sound[0]
+        yield "##", "Best configuration"
+        yield p(f"Trial {self.first.number}, the best posterior mean of the {kind} trials{other}.")
+        rivals = [t for t in self.stopped if self.finished and self.project(t)[2] > 0.2]
         if rivals:
-            lines += ["Stopped trials that may well be better: " + ", ".join(
-                str(t.number) for t in rivals) + "; --continue-trial tells.", ""]
-        plain = {k.rsplit(".", 1)[-1]: v for k, v in first.params.items()}
-        command = ["python", "train.py", *self.r.extra, *flags(first.params)]
-        return lines + ["```", shlex.join(command), "```", "", "```json",
-                        json.dumps(plain, indent=1), "```"]
+            numbers = ", ".join(str(t.number) for t in rivals)
+            yield p(f"Stopped trials that may well be better: {numbers}; --continue-trial tells.")
+        params = self.first.params
+        yield "code", "", shlex.join(["python", "train.py", *self.s.extra, *flags(params)])
+        yield "code", "json", json.dumps({leaf(k): v for k, v in params.items()}, indent=1)
 
 
-def write_report(record):
-    text = Report(record).text()
-    record.out.mkdir(parents=True, exist_ok=True)
-    write_whole(record.out / "report.md", text)
+def last(trials):
+    return np.array([t.history[-1] for t in trials])
+
+
+def pages(trial):
+    """Interval of the last value over the pages; NaN where none was recorded."""
+    return trial.rows[-1][1:3] if trial.rows else (math.nan, math.nan)
+
+
+def markdown(blocks):
+    text = ""
+    for kind, *body in blocks:
+        if kind == "table":
+            lines = [body[0], ["---"] * len(body[0]), *body[1]]
+            text += "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines) + "\n"
+        elif kind == "code":
+            text += f"```{body[0]}\n{body[1]}\n```\n\n"
+        elif kind != "figure":
+            text += f"{kind} {body[0]}\n\n".removeprefix("p ")
     return text
 
 
-def print_replay(record):
+# ---------------------------------------------------------------- report as a page
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>%s</title><style>
+:root { color-scheme: light dark; --fg: #1d2126; --bg: #fff; --muted: #68707a; --accent: #0a62c4;
+ --grid: #e1e5ea }
+@media (prefers-color-scheme: dark) {
+ :root { --fg: #e4e7ea; --bg: #14171a; --muted: #98a1ab; --accent: #62a8ff; --grid: #30363d } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
+ max-width: 960px; margin: 0 auto; padding: 16px }
+h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
+h2, th, td { border-bottom: 1px solid var(--grid) } table { border-collapse: collapse }
+.scroll { overflow-x: auto } table { font-variant-numeric: tabular-nums }
+th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap } th { color: var(--muted) }
+pre { background: var(--grid); padding: 10px; overflow-x: auto; border-radius: 4px }
+figure { margin: 1em 0 } figcaption { color: var(--muted); font-size: 13px }
+svg { display: block; width: 100%%; height: auto; font: 12px system-ui, sans-serif }
+.wide { min-width: 680px } .narrow { max-width: 560px } text { fill: var(--muted) }
+path { fill: none; stroke: var(--muted); stroke-width: 1.2; stroke-linejoin: round }
+.axis { stroke: var(--grid) } .best { stroke: var(--accent); stroke-width: 2.2 }
+.band { fill: var(--accent); opacity: .15; stroke: none } .bar { fill: var(--accent) }
+.stopped { stroke-dasharray: 4 3 } circle { fill: var(--accent); stroke: var(--bg) }
+circle.stopped { fill: var(--bg); stroke: var(--fg); stroke-dasharray: none }
+</style>
+%s</html>
+"""
+
+
+class Plot:
+    """An SVG with axes: ranges (low, high) of x and y in data units; parts in drawing order."""
+
+    def __init__(self, xs, ys, width=920, height=300):
+        self.xs, self.ys, self.width, self.height, self.parts = xs, ys, width, height, []
+
+    def at(self, x, y):
+        """Data units -> pixels; what lies outside is drawn at the edge."""
+        x, y = (
+            min(max((v - low) / (high - low or 1), 0), 1)
+            for v, (low, high) in ((x, self.xs), (y, self.ys))
+        )
+        return (
+            f"{56 + x * (self.width - 76):.1f}",
+            f"{self.height - 40 - y * (self.height - 56):.1f}",
+        )
+
+    def line(self, points, kind, tip=""):
+        path = "L".join(" ".join(self.at(*point)) for point in points)
+        self.parts.append(f'<path class="{kind}" d="M{path}"><title>{tip}</title></path>')
+
+    def dot(self, x, y, trial):
+        """A trial's mark; its numbers, unrounded, are in the attributes and rounded in the tip."""
+        (left, top), value = self.at(x, y), trial.history[-1]
+        data = f'data-trial="{trial.number}" data-state="{trial.state}" data-value="{value!r}"'
+        tip = f"trial {trial.number}, {trial.state}, {value:.4f}, {' '.join(flags(trial.params))}"
+        mark = f'<circle class="{trial.state}" cx="{left}" cy="{top}" r="4.5" {data}>'
+        self.parts.append(f"{mark}<title>{html.escape(tip)}</title></circle>")
+
+    def text(self, x, y, text, anchor="middle", dx=0, dy=0):
+        left, top = (float(v) + d for v, d in zip(self.at(x, y), (dx, dy)))
+        where = f'x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}"'
+        self.parts.append(f"<text {where}>{html.escape(str(text))}</text>")
+
+    def axes(self, xticks, xlabel, points):
+        """Grid, tick labels (y in points) and the name of x."""
+        (left, right), (low, high) = self.xs, self.ys
+        step = 10 ** math.floor(math.log10(max(high - low, 1e-12)))
+        step *= next(m for m in (0.2, 0.5, 1, 2) if (high - low) / (m * step) <= 6)
+        for k in range(math.ceil(low / step), math.floor(high / step) + 1):
+            self.line([(left, k * step), (right, k * step)], "axis")
+            self.text(left, k * step, f"{k * step * points:.6g}", "end", -6, 4)
+        for x, label in xticks:
+            self.text(x, low, label, dy=16)
+        self.text((left + right) / 2, low, xlabel, dy=34)
+
+    def svg(self, label, size="wide"):
+        head = f'class="{size}" viewBox="0 0 {self.width} {self.height}" role="img"'
+        return f'<svg {head} aria-label="{html.escape(label)}">{"".join(self.parts)}</svg>'
+
+
+def span(values, margin=0.08):
+    low, high = min(values), max(values)
+    pad = margin * (high - low) or abs(high) * 0.01 or 1
+    return low - pad, high + pad
+
+
+def every(n, most=12):
+    """Tick marks 1..n, thinned out."""
+    return [(k, k) for k in range(1, n + 1, -(-n // most))]
+
+
+def figures(r):
+    """History, learning curves, parallel coordinates and importance of a Report as blocks."""
+    sound = [t for t in r.all if t not in r.ruined]
+    edge = "Values far below the rest stand at the lower edge." * bool(r.ruined)
+    plot = Plot((0.5, len(r.s.trials) + 0.5), span(last(sound or r.all)))
+    plot.axes(every(len(r.s.trials)), "trial", r.points)
+    tops, best = [], -math.inf
+    for t in r.all:
+        best = max(best, r.s.curve(t)[-1] if t.state == "finished" else best)
+        tops += [(t.number, r.sign * best)] if best > -math.inf else []
+    plot.line(tops or [(1, 0)], "best", "best so far of the finished")
+    for t in r.all:
+        plot.dot(t.number, t.history[-1], t)
+    caption = f"{r.metric} by trial; hollow: stopped early, at the stop; line: the best finished."
+    yield "figure", f"{caption} {edge}", plot.svg("optimisation history")
+    early = [v for t in sound or r.all for v in t.history[len(t.history) // 4 :]]
+    plot = Plot((1, max(r.s.epochs, 2)), span(early, 0.03))
+    plot.axes(every(r.s.epochs), "epoch", r.points)
+    for t in sorted(r.all, key=lambda t: t is r.first):
+        kind = "best" if t is r.first else t.state
+        plot.line(list(enumerate(t.history, 1)), kind, f"trial {t.number}")
+        if t.state == "stopped":
+            plot.dot(len(t.history), t.history[-1], t)
+    caption = "Learning curves; a circle marks a stop, the blue one is the best configuration."
+    yield "figure", f"{caption} {edge}", plot.svg("learning curves")
+    if r.cube.free:
+        yield "figure", *parallel(r, sound or r.all)
+    if r.weights:
+        plot = Plot((0, 1), (0, len(r.weights)), height=56 + 30 * len(r.weights))
+        for i, (d, share) in enumerate(zip(r.cube.free, r.weights)):
+            y, x = len(r.weights) - i, 0.2 + 0.7 * share
+            corners = [(0.2, y - 0.2), (x, y - 0.2), (x, y - 0.8), (0.2, y - 0.8)]
+            plot.line(corners, "bar", d.key)
+            plot.text(0.19, y - 0.5, d.key, "end", dy=4)
+            plot.text(x, y - 0.5, f"{share:.0%}", "start", 6, 4)
+        yield (
+            "figure",
+            "Importance: share in the posterior mean's variance.",
+            plot.svg("importance"),
+        )
+
+
+def parallel(r, trials):
+    """Parallel coordinates of trials: a line each, the better the darker."""
+    n = len(r.names)
+    plot, ys = Plot((-0.3, n + 0.3), (0, 1)), span(last(trials), 0)
+    for i, d in enumerate(r.cube.free):
+        ends = [short(d.value(u)) for u in (0.0, 1.0)]
+        plot.line([(i, 0), (i, 1)], "axis")
+        for text, y, dy in zip((*ends, d.key), (0, 1, 0), (16, -4, 34)):
+            plot.text(i, y, text, dy=dy)
+    plot.line([(n, 0), (n, 1)], "axis")
+    for text, y, dy in zip((*map(r.show, ys), r.metric), (0, 1, 0), (16, -4, 34)):
+        plot.text(n, y, text, dy=dy)
+    for t in sorted(trials, key=lambda t: (t is r.first, r.s.curve(t)[-1])):
+        score = (t.history[-1] - ys[0]) / (ys[1] - ys[0] or 1)
+        points = [*enumerate(r.cube.encode(t.params)), (n, score)]
+        good = 0.15 + 0.85 * (score if r.sign > 0 else 1 - score) ** 2
+        kind = "best" if t is r.first else f'{t.state}" style="opacity: {good:.2f}'
+        plot.line(points, kind, f"trial {t.number}")
+    return "Parallel coordinates; dashed: stopped early, value at the stop.", plot.svg("parameters")
+
+
+def parameter_plot(r, i, d):
+    """(caption, svg): the score against parameter i, with the GP's mean and 95 % band along it
+    through the best configuration."""
+    ys, u = (
+        span(last([t for t in r.all if t not in r.ruined] or r.all), 0.25),
+        np.linspace(0, 1, 81),
+    )
+    plot = Plot((0, 1), ys, 560, 260)
+    ticks = [(x, short(d.value(x))) for x in (0, 0.25, 0.5, 0.75, 1)]
+    if 0 < len(d.levels) <= 8:
+        ticks = [((a + b) / 2, short(v)) for a, b, v in zip(d.edges, d.edges[1:], d.levels)]
+    plot.axes(ticks, d.key, r.points)
+    if r.posterior and r.first:
+        points = np.repeat([r.cube.encode(r.first.params)], len(u), 0)
+        points[:, i] = u
+        mean, sd = r.posterior(points)
+        band = [*zip(u, mean + 1.96 * sd), *zip(u[::-1], (mean - 1.96 * sd)[::-1])]
+        plot.line(band, "band", "95 %")
+        plot.line(list(zip(u, mean)), "best", "posterior mean")
+    for t in r.all:
+        plot.dot(d.encode(t.params[d.name]), t.history[-1], t)
+    caption = f"{r.metric} against {d.key}; the GP's mean and 95 % band through the best."
+    return caption, plot.svg(f"{r.metric} against {d.key}", "narrow")
+
+
+def page(title, blocks):
+    """Blocks as one HTML page that needs nothing else."""
+    text, cells = "", "<tr>" + "<{0}>%s</{0}>" + "</tr>"
+    for kind, *body in blocks:
+        if kind == "figure":
+            text += f'<figure><div class="scroll">{body[1]}</div>'
+            text += f"<figcaption>{html.escape(body[0])}</figcaption></figure>\n"
+        elif kind == "table":
+            rows = [("th", body[0]), *(("td", row) for row in body[1])]
+            lines = [
+                (tag, f"</{tag}><{tag}>".join(html.escape(str(c)) for c in r)) for tag, r in rows
+            ]
+            table = "\n".join(cells.format(tag) % line for tag, line in lines)
+            text += f'<div class="scroll"><table>{table}</table></div>\n'
+        else:
+            tag = {"#": "h1", "##": "h2", "code": "pre"}.get(kind, kind)
+            line = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(body[-1]))
+            line = re.sub(r"`(.+?)`", r"<code>\1</code>", line)
+            text += f"<{tag}>{line}</{tag}>\n"
+    return PAGE % (html.escape(title), text)
+
+
+def write_report(sweep, path=None):
+    """Write report.md, and the page where a path is given; returns the former's text."""
+    blocks = list(Report(sweep).blocks())
+    text = markdown(blocks)
+    write_whole(sweep.folder / "report.md", text)
+    if path:
+        write_whole(Path(path), page(blocks[0][1], blocks))
+    return text
+
+
+def print_replay(sweep):
     """What each stopping rule would have done: a line a rule."""
-    n, epochs, sign = len(record.trials), record.epochs, record.sign
-    whole = [[sign * v for v in t.history] for t in record.trials if t.state == "finished"]
-    curves, numbers, made_up = [], [], 0
-    for t in record.trials:
-        if t.history and t.state != "failed":
-            curve = [sign * v for v in t.history]
-            flat = len(set(curve)) == 1
-            end = curve[-1] if flat or len(curve) >= epochs else project(curve, whole, epochs)[0]
-            made_up += len(curve) < epochs
-            curves.append((curve + [end] * epochs)[:epochs])
-            numbers.append(t.number)
+    epochs, whole = sweep.epochs, [sweep.curve(t) for t in sweep.trials if t.state == "finished"]
+    alive = [t for t in sweep.trials if t.history and t.state != "failed"]
+    curves = [sweep.curve(t) for t in alive]
     if not curves:
-        fail(record.title, "has no trial with a value yet", "replay it later")
+        fail(sweep.folder.name, "has no trial with a value yet", "replay it later")
+    for i, curve in enumerate(curves):
+        known = len(curve) >= epochs or len(set(curve)) == 1
+        end = curve[-1] if known else project(curve, whole, epochs)[0]
+        curves[i] = (curve + [end] * epochs)[:epochs]
+    made_up = sum(len(t.history) < epochs for t in alive)
     if made_up:
         print(f"{made_up} of {len(curves)} curves end early: their missing epochs stand at the "
-              "recorded value where there is one, else at the projected final one")
-    best = int(np.argmax([c[-1] for c in curves]))
-    own = record.spec.get("early_terminate")
+              "recorded value where there is one, else at the projected final one")  # fmt: skip
     rules = {"hyperband": {"type": "hyperband", "min_iter": max(1, epochs * 10 // 22), "eta": 2}}
-    if own:
-        rules[own["type"]] = own
-    rules = {**rules, "hyperband, strict false": {**rules["hyperband"], "strict": False},
-             "pause": rules.get("pause", {"type": "pause"}), "brackets": {"type": "brackets"}}
+    if sweep.rule["type"]:
+        rules[sweep.rule["type"]] = sweep.rule
+    rules["hyperband, strict false"] = {**rules["hyperband"], "strict": False}
+    for name in ("pause", "brackets"):
+        rules[name] = rules.pop(name, {"type": name})
+    best, total = int(np.argmax([c[-1] for c in curves])), len(curves) * epochs
     for name, rule in rules.items():
-        stops, trained = replay(curves, rule, epochs)
-        groups = {}
-        for number, k in zip(numbers, trained):
-            groups.setdefault(k, []).append(str(number))
-        text = "; ".join(f"{', '.join(g)} at epoch {k}" for k, g in sorted(groups.items())
-                         if k < epochs)
-        saved = len(curves) * epochs - sum(trained)
-        print(f"{name}: stopped {text or 'none'}. {saved} of {len(curves) * epochs} epochs saved "
-              f"({saved / len(curves) / epochs:.0%}), best run {numbers[best]} "
-              f"{'kept' if trained[best] == epochs else 'lost'}")
+        groups, trained = {}, replay(curves, rule, epochs)
+        for trial, k in zip(alive, trained):
+            groups.setdefault(k, []).append(str(trial.number))
+        stops = [f"{', '.join(g)} at epoch {k}" for k, g in sorted(groups.items()) if k < epochs]
+        saved = total - sum(trained)
+        print(f"{name}: stopped {'; '.join(stops) or 'none'}. {saved} of {total} epochs saved "
+              f"({saved / total:.0%}), best run {alive[best].number} "
+              f"{'kept' if trained[best] == epochs else 'lost'}")  # fmt: skip
 
 
-def print_status(state, running):
-    counts = {k: sum(t.state == k for t in state.trials)
-              for k in ("finished", "stopped", "failed", "pending")}
-    cap = state.spec.get("run_cap", "no cap")
-    print(f"{state.folder}: {len(state.trials)} trials of {cap}, "
-          + ", ".join(f"{v} {k}" for k, v in counts.items())
-          + (", a sweep is running" if running else ", no sweep is running"))
-    for t in state.trials:
+def print_status(sweep):
+    path = sweep.folder / "lock"
+    running = "a" if path.exists() and lock(path) is None else "no"
+    states = ("finished", "stopped", "failed", "pending")
+    counts = ", ".join(f"{sum(t.state == k for t in sweep.trials)} {k}" for k in states)
+    cap = sweep.spec.get("run_cap", "no cap")
+    print(
+        f"{sweep.folder}: {len(sweep.trials)} trials of {cap}, {counts}, {running} sweep is running"
+    )
+    for t in sweep.trials:
         value = f"{t.history[-1]:.4f}" if t.history else "-"
-        notes = [t.why] if t.why else []
-        notes += [f"{v['rule']} at {v['epoch']}: {v['value']:.4f}, rank {v['rank']} of {v['of']}, "
-                  f"bar {v['bar']:.4f}" for v in t.judged[-1:]]
-        print(f"  {t.number:3d} {t.state:8s} epoch {len(t.history):3d}/{state.epochs}  {value}  "
-              f"{' '.join(f[2:] for f in flags(t.params))}  {'; '.join(notes)}")
+        notes = [t.why] * bool(t.why)
+        notes += [f"{v['rule']} at {v['epoch']}: {explain(v)}" for v in t.judged[-1:]]
+        given = " ".join(f[2:] for f in flags(t.params))
+        at = f"{len(t.history):3d}/{sweep.epochs}  {value}"
+        print(f"  {t.number:3d} {t.state:8s} epoch {at}  {given}  {'; '.join(notes)}")
 
 
 # ---------------------------------------------------------------- command line
@@ -1722,110 +1981,122 @@ def print_status(state, running):
 
 def wandb_form(spec):
     """The sweep without what W&B's schema refuses, and what was dropped."""
-    form = {k: v for k, v in spec.items() if k not in OURS and v is not None}
-    rule, dropped = form.get("early_terminate"), [k for k in OURS if k in spec]
-    if rule and rule["type"] != "hyperband":
-        del form["early_terminate"]
-        dropped.append(f"early_terminate of type {rule['type']}")
+    form = {k: v for k, v in spec.items() if k != "seed" and v is not None}
+    rule, dropped = form.pop("early_terminate", None), ["seed"] * ("seed" in spec)
+    if rule and rule["type"] == "hyperband":
+        ours = {k for k in rule if k in GUARDS - {"type"}}
+        form["early_terminate"] = {k: v for k, v in rule.items() if k not in ours}
+        dropped += [f"early_terminate.{k}" for k in sorted(ours)]
     elif rule:
-        form["early_terminate"] = {k: v for k, v in rule.items() if k in RULE_KEYS["hyperband"]
-                                   | {"type"}}
-        dropped += [f"early_terminate.{k}" for k in rule if k in GUARDS - {"type"}]
+        dropped.append(f"early_terminate of type {rule['type']}")
     return {**form, "program": "train.py"}, dropped
 
 
-def parse_args(argv):
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("sweep", nargs="?", help="sweep JSON; with --continue-trial the sweep's folder")
-    p.add_argument("--name", help="folder under runs/ (default: the sweep file's stem)")
-    p.add_argument("--workers", type=int, default=1, help="trials side by side")
-    p.add_argument("--devices", type=lambda s: s.split(","), default=[],
-                   help="GPUs to pin trials to, as 0,1")
-    p.add_argument("--launcher", type=shlex.split, default=[],
-                   help='prefix of each trial\'s command, as "srun --gpus=1"')
-    p.add_argument("--enqueue", nargs="+", default=[], metavar="JSON",
-                   help="hparams files to try first")
-    p.add_argument("--status", metavar="DIR", help="print the trials of a sweep folder")
-    p.add_argument("--continue-trial", type=int, metavar="N", help="take a trial to its last epoch")
-    p.add_argument("--replay", metavar="DIR|FILE", help="what each stopping rule would have done")
-    p.add_argument("--report", metavar="DIR|FILE", help="print report.md and write it")
-    p.add_argument("--wandb", action="store_true", help="print the sweep file in W&B's form")
-    return p.parse_known_args(argv)
+def whole_number(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
 
 
-def load_spec(options):
-    """Sweep dict and folder name of the command line."""
-    if options.sweep is None:
-        return check_spec(QUICK), options.name or "quick"
-    spec = check_spec(read_json(options.sweep, "sweep file"))
-    return spec, options.name or Path(options.sweep).stem
+def make_parser():
+    form = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(
+        usage="python sweep.py [SWEEP] [flags]", description=__doc__, allow_abbrev=False,
+        formatter_class=form)  # fmt: skip
+    p.add_argument("sweep", nargs="?", metavar="SWEEP", help="sweep JSON (default: a quick sweep)")
+    g = p.add_argument_group("run")
+    g.add_argument("--name", help="folder under runs/ (default: the file's stem)")
+    g.add_argument("--enqueue", nargs="+", default=[], metavar="JSON", help="hparams to try first")
+    g.add_argument("--workers", type=whole_number, metavar="N", help="trials side by side, from 1 "
+                   "(default: one a device)")  # fmt: skip
+    g.add_argument("--devices", type=lambda s: s.split(","), default=[], metavar="0,1",
+                   help="GPUs of this host, one trial on each")  # fmt: skip
+    g.add_argument("--launcher", type=shlex.split, default=[], metavar="COMMAND",
+                   help='prefix of each trial\'s command, as "srun --gpus=1"')  # fmt: skip
+    g.add_argument("--continue-trial", type=whole_number, metavar="N",
+                   help="take trial N of the folder SWEEP to its last epoch")  # fmt: skip
+    g = p.add_argument_group("look; DIR is a sweep's folder, FILE a history (hparams/history_*)")
+    g.add_argument("--status", metavar="DIR", help="its trials, one a line")
+    g.add_argument("--report", metavar="DIR|FILE", help="print report.md and write it: ranking, "
+                   "importance, luck, best configuration")  # fmt: skip
+    g.add_argument("--html", metavar="FILE", help="with --report: the same with plots, one page")
+    g.add_argument("--replay", metavar="DIR|FILE", help="what each stopping rule would have done")
+    g.add_argument("--wandb", action="store_true", help="print SWEEP as W&B's schema has it")
+    return p
 
 
 def command(options, extra):
-    if options.workers < 1:
-        fail("--workers", f"is {options.workers}", "give at least 1")
+    looks = (options.report, options.replay, options.status, options.wandb, options.continue_trial)
+    if extra and any(looks):
+        fail(extra[0], "is not known here", "see --help")
+    if options.html and not options.report:
+        fail("--html", "belongs to --report", "give --report DIR --html FILE")
+    if options.devices and (options.workers or 1) > len(options.devices):
+        fail("--workers", f"{options.workers} on {len(options.devices)} devices", "one a device")
+    options.workers = options.workers or len(options.devices) or 1
     if options.report:
-        print(write_report(read_record(options.report)), end="")
+        print(write_report(read_sweep(options.report), options.html), end="")
     elif options.replay:
-        print_replay(read_record(options.replay))
+        print_replay(read_sweep(options.replay))
     elif options.status:
-        held = lock(Path(options.status) / "lock") if Path(options.status).is_dir() else None
-        print_status(State(options.status), held is None)
+        print_status(read_sweep(options.status))
     elif options.wandb:
-        form, dropped = wandb_form(load_spec(options)[0])
+        form, dropped = wandb_form(load_spec(options.sweep or QUICK))
         print(json.dumps(form, indent=1))
         if dropped:
             print(f"dropped, W&B has no such key: {', '.join(dropped)}", file=sys.stderr)
-    elif options.continue_trial is not None:
+    elif options.continue_trial:
         continue_trial(options)
     else:
-        sweep(options, extra)
+        start_sweep(options, extra)
 
 
-def sweep(options, extra):
-    spec, name = load_spec(options)
-    spec_keys = {d.name.rsplit(".", 1)[-1] for d in parse_space(spec)}
+QUICK = ROOT / "hparams" / "sweep_quick.json"
+
+
+def start_sweep(options, extra):
+    spec = load_spec(options.sweep or QUICK)
+    name = options.name or (Path(options.sweep).stem if options.sweep else "quick")
+    keys = {d.key for d in parse_space(spec)} | {"stop_epoch", "resume", "name"}
     for word in extra:
         key = word.lstrip("-").split("=")[0].replace("-", "_")
-        if word.startswith("--") and key in spec_keys | {"stop_epoch", "resume"}:
+        if word.startswith("--") and key in keys:
             fail(f"--{key}", "is set by the sweep", "leave it out")
     say_what_has_no_effect(spec)
-    state, held = open_sweep(Path("runs") / name, spec, extra)
-    queue = read_enqueued(state, options.enqueue)
-    run_sweep(state, queue, options)
-    print(f"{state.folder}/report.md")
-    report = Report(read_record(state.folder))
-    write_report(report.r)
-    best = report.finished[0] if report.finished else None
-    print(f"best {report.metric} {best.history[-1]:.4f} trial {best.number}" if best
-          else "no trial finished")
-    held.close()
+    sweep, held = open_sweep(Path("runs") / name, spec, command_flags(spec) + extra)
+    with held:
+        run_sweep(sweep, options, read_enqueued(sweep, options.enqueue))
+        write_report(sweep)
+    print(f"{sweep.folder}/report.md")
+    finished = Report(sweep).finished
+    best = f"{finished[0].history[-1]:.4f} trial {finished[0].number}" if finished else ""
+    print(f"best {sweep.metric} {best}" if finished else "no trial finished")
 
 
 def continue_trial(options):
     folder = Path(options.sweep or "")
-    held = lock(folder / "lock") if (folder / "sweep.json").exists() else \
+    if not (folder / "sweep.json").exists():
         fail(folder, "is no sweep folder", "python sweep.py runs/NAME --continue-trial N")
-    if held is None:
-        fail(folder, "another sweep is running on this folder", "wait for it, or stop it")
-    state = State(folder)
-    trial = next((t for t in state.trials if t.number == options.continue_trial), None)
+    sweep, held = open_locked(folder)
+    trial = next((t for t in sweep.trials if t.number == options.continue_trial), None)
     if trial is None:
-        fail(folder, f"has no trial {options.continue_trial}", f"it has 1 to {len(state.trials)}")
+        what = f"has no trial {options.continue_trial}"
+        fail(folder, what, f"it has 1 to {len(sweep.trials)}")
     if trial.state == "finished":
         print(f"trial {trial.number} is finished: {trial.history[-1]:.4f}")
         return
-    state.write("continued", trial, whole=True, why="--continue-trial")
-    run_sweep(state, [], options, only=trial)
-    write_report(read_record(folder))
+    with held:
+        sweep.write("continued", trial, whole=True, why="--continue-trial")
+        run_sweep(sweep, options, only=trial)
+        write_report(sweep)
 
 
 def main(argv=None):
-    sys.stdout.reconfigure(line_buffering=True)        # a log up to the moment of a kill
+    sys.stdout.reconfigure(line_buffering=True)  # a log up to the moment of a kill
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        command(*parse_args(argv))
+        command(*make_parser().parse_known_args(argv))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -203,10 +203,10 @@ def test_every_key_of_the_schema_is_accepted_and_others_refused():
         assert sweep.check_spec(spec(early_terminate=rule))
     with pytest.raises(ValueError, match="patience"):
         sweep.check_spec(spec(early_terminate={"type": "hyperband", "min_iter": 3, "patience": 5}))
-    for name, (keys, _) in sweep.DISTRIBUTIONS.items():
+    for name, keys in sweep.DISTRIBUTIONS.items():
         good = dict(value=1, values=[1, 2], probabilities=[0.5, 0.5], min=1, max=9, mu=1, sigma=1,
                     a=1, b=2, q=1)
-        chosen = {"distribution": name, **{k: good[k] for k in keys}}
+        chosen = {"distribution": name, **{k: good[k] for k in keys.split()}}
         assert sweep.parse_dimension("x", chosen)
         with pytest.raises(ValueError, match="'width'"):
             sweep.parse_dimension("x", {**chosen, "width": 1})
@@ -390,7 +390,7 @@ def test_pending_trials_are_believed():
 
 
 def test_after_run_8_of_the_published_sweep_the_search_stays_near_it():
-    record = sweep.read_record(ROOT / "hparams" / "history_v5inrfwe.json")
+    record = sweep.read_sweep(ROOT / "hparams" / "history_v5inrfwe.json")
     history = [entry(t.params, t.history[-1]) for t in record.trials[:8]]
     cube = sweep.Cube(sweep.parse_space(record.spec))
     keep = [i for i, d in enumerate(cube.free) if d.name != "T_max"]
@@ -494,7 +494,7 @@ def test_projection_recovers_a_gain_that_depends_on_the_rise():
 
 
 def test_replay_of_the_published_sweep(capsys):
-    sweep.print_replay(sweep.read_record(ROOT / "hparams" / "history_v5inrfwe.json"))
+    sweep.print_replay(sweep.read_sweep(ROOT / "hparams" / "history_v5inrfwe.json"))
     out = capsys.readouterr().out
     assert "hyperband: stopped 5, 9, 10, 11, 12 at epoch 10; 6 at epoch 20. 62 of 264" in out
     assert "best run 8 kept" in out
@@ -560,7 +560,7 @@ def outcome(folder):
 def test_a_sweep_from_start_to_report(cli):
     pause = {"type": "pause"}
     code, out, err = cli("s.json", "--epochs=8", sweep_=spec(early_terminate=pause))
-    assert code == 0 and err == ""
+    assert (code, err) == (0, "")
     assert out.splitlines()[-1].startswith("best hmean 0.9")
     report = (cli.folder / "runs/s/report.md").read_text()
     assert "## Finished trials" in report and "python train.py --epochs=8 --optim" not in report
@@ -694,15 +694,16 @@ def test_a_folder_of_another_space_and_a_second_sweep_are_refused(cli):
 
 def test_a_full_disk_leaves_the_state_whole(cli, monkeypatch):
     assert cli("s.json", sweep_=spec(run_cap=1))[0] == 0
-    state = sweep.State(cli.folder / "runs/s")
-    before = state.path.read_bytes()
+    state = sweep.read_sweep(cli.folder / "runs/s")
+    path = state.folder / "state.jsonl"
+    before = path.read_bytes()
 
     def full(_):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(sweep.os, "fsync", full)
     with pytest.raises(ValueError, match="No space left"):
         state.write("crashed", state.trials[0])
-    assert state.path.read_bytes() == before and state.trials[0].crashes == 0
+    assert path.read_bytes() == before and state.trials[0].crashes == 0
 
 
 def test_report_of_the_published_sweep(cli):
