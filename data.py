@@ -13,6 +13,7 @@ pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 import argparse
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -837,250 +838,131 @@ def pseudo_pages(hp, known):
 
 # ---------------------------------------------------------------- synthetic receipts
 
-# Latin and Hangul words by their place on a receipt; "_" is a space, "=d" the kind of value after.
+# What receipts say, Latin and Hangul: "_" is a space, "#" a digit, "|" parts a line's cells.
 WORDS = {
     "shop": (
-        "Sunny Green Corner Harbour Maple Golden Olive Lucky Market Bakery House Kitchen "
-        "Garden Hardware Pharmacy Books Station Noodle Grill Deli Fresh Star River Hill Moon",
-        "햇살 초록 마을 바다 행복 하늘 가온 소담 미소 별빛 나무 우리 참좋은 큰길 한빛 모퉁이",
+        "Sunny_Corner Green_Harbour Maple Golden_Olive Lucky_Star Fresh_Garden Moon_River 99_Hill",
+        "햇살_초록 바다 행복_하늘 가온 소담 별빛_나무 우리 참좋은 큰길 한빛_모퉁이",
     ),
     "kind": (
-        "Ltd. Store Co. Bistro Shop Cafe Sons_(M) Express Enterprise Mart Restaurant Trading",
+        "Ltd. Store Co. Bistro Cafe Sons_(M) Express Enterprise Mart Restaurant Trading Pharmacy",
         "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점",
     ),
-    "street": (
-        "Lake_Road Oak_Street Mill_Lane Station_Road North_Ave. King_Street Elm_Way",
-        "중앙로 은행길 시장길 한강대로 공원로 학동로 강변로 서문길",
-    ),
-    "city": (
-        "Newton Ashford Lowell Brookside Easton Marlow Penley Westport Harlow Kingsford",
-        "서울시_강남구 서울시_마포구 부산시 수원시 대전시_중구 경기도_성남시 역삼동 서교동",
-    ),
-    "item": (
-        "Milk Bread Coffee Tea Rice Egg Sandwich Apple Juice Chicken Soup Noodle Salad Butter "
-        "Cheese Pen Paper A4 Battery Soap Tape 500ml 1L 12pcs Large Hot Iced Set Organic Mint "
-        "Lemon Cake Fried Fish Spicy Tofu Beef Roll Water Bag Brush Glue 2kg XL Blue w/ Sugar "
-        "No.5 Bolt Cable 3m (R) Ginger Wafer Mango",
-        "우유 식빵 커피 녹차 김밥 라면 만두 비빔밥 불고기 된장찌개 사과 바나나 주스 치킨 샐러드 "
-        "버터 볼펜 공책 건전지 비누 생수 대 소 세트 1+1 500ml 아이스 매운 국산 냉동 간장 두부 라떼",
+    "place": (
+        "1##,_Lake_Road ##,_Oak_Street,_#####_Ashford Lot_1##_&_2##,_Station_Road,_Easton Newton "
+        "(######-K) GST_ID_No:_00######## Tel:_0#-###_####_Fax:_0#-###_#### Lowell,_#####_Marlow",
+        "서울시_강남구_중앙로_## 부산시_은행길_1## 성남시 대표:_김민준 02-###-#### 역삼동_2##",
     ),
     "meta": (
-        "Date=d Time=t Receipt=n Invoice_No.=n Cashier=p Table=s Till=s Tel=f Member=n Fax=f "
-        "Counter=s Order=n Ref.=n Served_by=p Slip_No.=n Pax=s Terminal=s Tax_ID=n",
-        "일시=d 시간=t 영수증_번호=n 계산원=p 테이블=s 포스=s 전화=f 회원=n 주문=n 대표=p 담당=p "
-        "사업자_번호=n 승인_번호=n 거래일=d",
-    ),
-    "name": (
-        "Anna Lim Jon Mei Kumar Sara Tan Paul Nina Omar",
-        "김민준 이서연 박지훈 최유진 정하은",
+        "Date|1#/0#/201# Time|1#:2#:4# Receipt|A###### Invoice_No.|000##### Cashier|Anna Table|## "
+        "Till|POS-## Tel|0##-####### Member|##-####-# Served_by|Kumar Pax|# Tax_ID|0####### Ref.|",
+        "일시|202#-0#-1# 시간|1#:3#:5# 영수증_번호|A###### 계산원|이서연 테이블|# 사업자|###-#####",
     ),
     "title": ("Tax_Invoice Receipt Sales_Slip Cash_Bill", "영수증 매출_전표 주문서 신용_승인"),
+    "heads": ("Item|Qty|Price|Amount Description|No|U.Price|Total", "상품명|수량|단가|금액"),
+    "item": (
+        "Milk Bread Coffee Tea Rice Egg_Sandwich Apple Juice Chicken Soup Noodle Butter Cheese A4 "
+        "Paper Battery Soap 500ml 12pcs Large Hot Set Mint Lemon Cake Fried_Fish Tofu Bolt 2kg w/ "
+        "Beef Roll Water Bag Brush XL Sugar No.5 Cable_3m (R) Ginger",
+        "우유 식빵 커피 녹차 김밥 라면 만두 비빔밥 불고기 된장_찌개 사과 주스 치킨 샐러드 버터 대 "
+        "볼펜 건전지 비누 생수 소 세트 1+1 500ml 아이스 매운 국산 냉동_만두 간장 두부",
+    ),
     "part": (
-        "Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_excl._Tax",
+        "Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_Sales_(excl._Tax)",
         "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료",
     ),
     "total": ("TOTAL Total_Due AMOUNT_DUE Grand_Total TOTAL_(incl._tax)", "합계 총_액 받을_금액"),
     "pay": (
-        "Cash Change Visa_Card Tendered Card_No. Approval Points Balance",
-        "현금 거스름돈 신용카드 받은_금액 카드_번호 승인_번호 포인트 잔액",
+        "Cash Change Visa_Card Tendered Card_**#### Approval_###### Points Balance",
+        "현금 거스름돈 신용카드 받은_금액 카드_**#### 승인_###### 포인트 잔액",
     ),
     "foot": (
-        "THANK_YOU Please_come_again Goods_sold_are_not_returnable Have_a_nice_day! "
-        "Keep_this_receipt_for_exchange Follow_us_online Prices_include_tax_where_due "
-        "CUSTOMER_COPY See_you_soon Questions?_Call_our_service_desk",
-        "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 좋은_하루_되세요 "
-        "문의는_매장으로_연락_바랍니다 부가세_포함_가격입니다 이용해_주셔서_감사합니다",
+        "THANK_YOU Please_come_again Goods_sold_are_not_returnable,_thank_you Have_a_nice_day! "
+        "Keep_this_receipt_for_exchange_within_7_days Questions?_Call_our_service_desk",
+        "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 부가세_포함_가격",
     ),
 }
 
 
-def say(till, key, n=1):
-    """n words of a kind in the receipt's mixture of scripts, seldom any that was said before."""
-    rng, options = till["rng"], WORDS[key][till["rng"].random() < till["hangul"]].split()
-    fresh = [o for o in options if o not in till["said"]]
-    words = rng.choice(fresh if len(fresh) >= n else options, n, replace=False).tolist()
-    till["said"].update(words)
-    return " ".join(words).replace("_", " ")
+class Till:
+    """Writes a receipt of about `words` words, a share `hangul` of them in Hangul, to `lines`:
+    tuples (kind, height, weight, cells). A cell (x, text) begins at x if that is left of 0.5, and
+    ends there if right of it. Kinds: text, rule, gap, bars, code, logo; only text is labelled."""
 
+    def __init__(self, rng, words, hangul):
+        self.rng, self.words, self.hangul, self.large = rng, words, hangul, words >= 40
+        self.lines, self.count, self.upper = [], 0, rng.random() < 0.4
+        pairs = {kind: [rng.permutation(s.split()) for s in pair] for kind, pair in WORDS.items()}
+        self.sayings = {kind: [itertools.cycle(s) for s in pair] for kind, pair in pairs.items()}
+        self.rule = str(rng.choice(["-", "-", "=", "*", "_", ".", "- "]))
+        self.colon = str(rng.choice([" : ", ": ", ":", " "]))
+        self.head_x, self.name_x = rng.choice([0, 0.5, 0.5, 0.5]), rng.choice([0, 0.65])
+        self.columns = [0.58, 0.78] if self.large and rng.random() < 0.75 else [0.72]
+        self.value_x, self.two_rows = rng.choice([0, 0, 0.3]), rng.random() < 0.6 and self.large
 
-def random_digits(rng, *patterns):
-    return "".join(str(rng.integers(0, 10)) if c == "#" else c for c in rng.choice(patterns))
+    def say(self, kind):
+        text = next(self.sayings[kind][int(self.rng.random() < self.hangul)]).replace("_", " ")
+        return "".join(str(self.rng.integers(10)) if c == "#" else c for c in text)
 
+    def money(self):
+        value = self.rng.lognormal(2.5, 1.2)
+        return f"{int(value) * 100:,}" if self.hangul > 0.5 else f"{value:,.2f}"
 
-def money(till, value):
-    return f"{int(value) * 100:,}" if till["hangul"] > 0.5 else f"{till['dollar']}{value:,.2f}"
+    def add(self, *cells, height=1.0, weight=0):
+        cells = [(x, text.upper() if self.upper else text) for x, text in cells if text]
+        self.lines.append(("text", height, weight, cells))
+        self.count += sum(len(text.split()) for _, text in cells)
 
+    def block(self, kind, chance, height, cells=None):
+        if self.rng.random() < chance:
+            self.lines.append((kind, height, 0, cells))
 
-def head_field(till):
-    """A field of the receipt's head, name and value: "Date", "12/03/2024"."""
-    rng, (name, kind) = till["rng"], say(till, "meta").split("=")
-    value = {
-        "d": f"{rng.integers(1, 29):02d}/{rng.integers(1, 13):02d}/20{rng.integers(15, 30)}",
-        "t": f"{rng.integers(8, 22):02d}:{rng.integers(0, 60):02d}:{rng.integers(0, 60):02d}",
-        "s": random_digits(rng, "##", "#", "POS-##", "T##"),
-        "p": say(till, "name"),
-        "n": random_digits(rng, "A######", "#####", "000#####", "##-####-#"),
-        "f": random_digits(rng, "0#-###-####", "0##-#######"),
-    }[kind]
-    return name, value
+    def until(self, share, rule, write):
+        while self.count < share * self.words:
+            write()
+        self.block("rule", rule, 0.6, self.rule)
+        self.block("gap", 0.3, self.rng.uniform(0.2, 1))
 
+    def meta(self):
+        name, value = self.say("meta").split("|")
+        apart = [(0, name), (self.value_x, f": {value}")]
+        cells = apart if self.value_x and self.large else [(0, name + self.colon + value)]
+        other = self.say("meta").replace("|", self.colon)
+        self.add(*cells, *[(1, other)] * (self.large and self.rng.random() < 0.5))
 
-def add_text(till, *cells, height=1.0, wide=1.0, weight=0):
-    """Append a line of cells (x, text): left of 0.5 they begin at x, right of it they end there."""
-    cells = [(x, text.upper() if till["upper"] else text) for x, text in cells]
-    till["lines"].append(("text", height, wide, weight, cells))
-    till["count"] += sum(len(text.split()) for _, text in cells)
+    def item(self):
+        names = self.rng.integers(1, 6) if self.large else 1
+        name = " ".join(self.say("item") for _ in range(names))
+        if self.two_rows:
+            self.add((0, name))
+            name = "88" + str(self.rng.integers(10**8))
+        count = str(int(self.rng.integers(1, 10) ** 0.7)) + self.rng.choice(["", "", "x"])
+        middle = zip(self.columns, (count, self.money()))
+        self.add((0, name), *(middle if self.large else ()), (1, self.money()))
 
+    def sum(self, kind, **style):
+        self.add((self.name_x, self.say(kind)), (1, self.money()), **style)
 
-def add_break(till, p):
-    if till["rng"].random() < p:
-        till["lines"].append(("rule", 0.6, 0, 0, till["rule"]))
-    elif till["rng"].random() < 0.5:
-        till["lines"].append(("gap", till["rng"].uniform(0.2, 0.8), 0, 0, None))
-
-
-def add_head(till, words, small):
-    """The shop's name and address, then fields such as the date."""
-    rng, x, height = till["rng"], till["centre"], till["rng"].uniform(1, 1.8)
-    shop = say(till, "shop", 1 if small else 2) + " " + say(till, "kind")
-    wide = rng.choice([1, 1, 1.3, 1 / height])
-    add_text(till, (x, shop), height=height, wide=wide, weight=rng.choice([0, 300]))
-    while till["count"] < 0.15 * words:
-        street = f"{rng.integers(1, 300)}, {say(till, 'street')}"
-        town = f"{random_digits(rng, '#####')} {say(till, 'city')}"
-        number_line = random_digits(rng, "(######-K)", "(######-T)", "No. 00########")
-        places = [street, town] if small else [street, town, f"{street}, {town}", number_line]
-        add_text(till, (x, str(rng.choice(places))))
-    add_break(till, 0.4)
-    if not small:
-        add_text(till, (x, say(till, "title")), height=rng.uniform(1, 1.5), weight=200)
-    columns, paired = rng.random() < 0.4 and not small, 0 if small else 0.5
-    while till["count"] < 0.32 * words:
-        (name, value), other = head_field(till), till["colon"].join(head_field(till))
-        cells = [(0, name), (0.3, f": {value}")] if columns else [(0, name + till["colon"] + value)]
-        add_text(till, *cells, *[(1, other)] * (rng.random() < paired))
-    add_break(till, 0.8)
-
-
-def add_items(till, words, small):
-    """The table of items, on one or two lines each; returns what they cost together."""
-    rng, spent, two_rows = till["rng"], 0, till["rng"].random() < 0.4 and not small
-    columns = [0.58, 0.78] if not small and rng.random() < 0.75 else [0.72]
-    if not small and rng.random() < 0.8:
-        head = ["Item Qty Price Amount", "상품명 수량 단가 금액"][till["hangul"] > 0.5].split()
-        add_text(till, (0, head[0]), *zip(columns, head[1:]), (1, head[3]), weight=100)
-        add_break(till, 0.7)
-    while till["count"] < 0.68 * words:
-        count, price = int(rng.integers(1, 10) ** 0.7), np.exp(rng.uniform(0.5, 4.5)).round(2)
-        name, cost = say(till, "item", 1 if small else int(rng.integers(1, 4))), count * price
-        spent += cost
-        if two_rows:
-            add_text(till, (0, name))
-            name = random_digits(rng, "88########")
-        middle = zip(columns, (f"{count}{till['times']}", money(till, price)))
-        shown = not small or rng.random() < 0.3
-        add_text(till, (0, name), *(middle if shown else ()), (1, money(till, cost)))
-    add_break(till, 0.8)
-    return spent
-
-
-def add_sums(till, words, spent):
-    """Sums, the total in larger type, and the payment."""
-    rng, x, height = till["rng"], till["rng"].choice([0, 0.65]), till["rng"].uniform(1, 1.7)
-    while till["count"] < 0.8 * words:
-        add_text(till, (x, say(till, "part")), (1, money(till, spent * rng.random())))
-    add_text(
-        till,
-        (x, say(till, "total")),
-        (1, money(till, spent)),
-        height=height,
-        wide=rng.choice([1, 1 / height]),
-        weight=rng.choice([0, 300]),
-    )
-    if rng.random() < 0.3:
-        till["lines"].append(("rule", 0.5, 0.75, 0, rng.choice(["=", "-"])))
-    while till["count"] < 0.88 * words:
-        paid, card = money(till, spent * rng.uniform(0, 2)), random_digits(rng, "**####")
-        add_text(till, (x, say(till, "pay")), (1, card if rng.random() < 0.3 else paid))
-    add_break(till, 0.6)
-
-
-def receipt_lines(rng, words, hangul):
-    """About `words` words of a receipt, a share `hangul` of them in Hangul -> lines (kind, height,
-    wide, weight, cells). Kinds: text, rule, bars, code, logo, gap; only text is ever labelled."""
-    small = words < 40
-    till = dict(
-        rng=rng,
-        hangul=hangul,
-        lines=[],
-        count=0,
-        said=set(),
-        upper=rng.random() < 0.4,
-        centre=rng.choice([0, 0.5, 0.5, 0.5]),
-        colon=rng.choice([" : ", ": ", ":", " "]),
-        rule=str(rng.choice(["-", "-", "=", "*", "_", ".", "- "])),
-        dollar=rng.choice(["", "", "", "$"]),
-        times=rng.choice(["", "", "x"]),
-    )
-    if not small and rng.random() < 0.3:
-        till["lines"].append(("logo", rng.uniform(1.5, 3), 0, 0, None))
-    add_head(till, words, small)
-    add_sums(till, words, add_items(till, words, small))
-    while till["count"] < 0.97 * words:
-        add_text(till, (0.5, say(till, "foot")), weight=rng.choice([0, 0, 200]))
-    if not small and rng.random() < 0.35:
-        till["lines"].append((rng.choice(["bars", "code"]), rng.uniform(1.5, 3.5), 0, 0, None))
-    return till["lines"]
-
-
-def set_char(mask, char, x, base, cell, face, size, weight):
-    """Draw a character amid its cell of a fixed-pitch line, narrower if it is too wide."""
-    w = cv2.getTextSize((0, 0), char, (0, 0), face, size, weight)[2]
-    if w <= cell:
-        cv2.putText(mask, char, (int(round(x + (cell - w) / 2)), base), 255, face, size, weight)
-        return
-    glyph = np.zeros((len(mask), w + 2 + size), np.uint8)
-    cv2.putText(glyph, char, (1, base), 255, face, size, weight)
-    lay_ink(mask, cv2.resize(glyph[:, : w + 2], (int(cell), len(mask))), int(x), 0)
-
-
-def set_text(text, style, size, weight, stretch):
-    """Set a run of words -> ink mask [h, w] uint8, the row of its baseline, and each word's (text,
-    x0, y0, x1, y1) around its ink, from cap height to baseline at least. Coarse styles are set
-    small and magnified, as a printer's own bitmaps are."""
-    face, pitch = style["face"], style["pitch"]
-    s = max(7, int(round(size * min(1.0, max(style["dots"], 14 / size)))))
-    base, x, spans = int(1.25 * s) + 2, 2.0 + s // 8, []
-    mask = np.zeros((int(1.7 * s) + 4, int(1.3 * s * len(text)) + 3 * s), np.uint8)
-    for word in text.split():
-        start = x
-        for char in word if pitch else ():
-            cell = pitch * s * (1 + 0.7 * (char > "ᄀ"))
-            set_char(mask, char, x, base, cell, face, s, weight)
-            x += cell
-        if not pitch:
-            x = float(cv2.putText(mask, word, (int(round(x)), base), 255, face, s, weight)[0][0])
-        spans.append((word, max(int(start) - 2, 0), int(x) + 3))
-        x += (pitch or style["space"]) * s
-    mask = mask[:, : int(x)]
-    if s < 0.9 * size:
-        mask = cv2.threshold(mask, 90, 255, cv2.THRESH_BINARY)[1]
-    h, w = int(round(len(mask) * size / s)), max(1, int(round(mask.shape[1] * stretch * size / s)))
-    kx, ky, words = w / mask.shape[1], h / len(mask), []
-    for word, a, b in spans:
-        ink = mask[:, a:b] > 60
-        cols, rows = a + np.flatnonzero(ink.any(0)), np.flatnonzero(ink.any(1))
-        if len(cols):
-            top, bottom = min(rows[0], base - 0.66 * s), max(rows[-1] + 1, base)
-            words.append((word, cols[0] * kx, top * ky, (cols[-1] + 1) * kx, bottom * ky))
-    return cv2.resize(mask, (w, h)), base * ky, words
-
-
-def text_width(text, style, weight):
-    """Natural width of a run, and a gap, in units of the text size."""
-    if style["pitch"]:
-        return style["pitch"] * sum(1 + 0.7 * (char > "ᄀ") for char in text) + 0.5
-    return cv2.getTextSize((0, 0), text, (0, 0), style["face"], 20, weight)[2] / 20 + 0.5
+    def write(self):
+        """The receipt from its logo to its bar code."""
+        rng, large = self.rng, self.large
+        self.block("logo", 0.3 * large, rng.uniform(1.5, 3))
+        shop, title = f"{self.say('shop')} {self.say('kind')}", self.say("title") * large
+        self.add((self.head_x, shop), height=rng.uniform(1, 1.8), weight=int(rng.choice([0, 300])))
+        self.until(0.2, 0.4, lambda: self.add((self.head_x, self.say("place"))))
+        if large:
+            self.add((self.head_x, title), height=rng.uniform(1, 1.5), weight=200)
+        self.until(0.36, 0.8, self.meta)
+        if large and rng.random() < 0.8:
+            heads = self.say("heads").split("|")
+            self.add((0, heads[0]), *zip(self.columns, heads[1:]), (1, heads[3]), weight=100)
+        self.until(0.62, 0.8, self.item)
+        self.until(0.72, 0.3, lambda: self.sum("part"))
+        self.sum("total", height=rng.uniform(1, 1.7), weight=int(rng.choice([0, 300])))
+        self.until(0.8, 0.6, lambda: self.sum("pay"))
+        self.until(0.97, 0.1, lambda: self.add((0.5, self.say("foot"))))
+        self.block(str(rng.choice(["bars", "code"])), 0.35 * large, rng.uniform(1.5, 3.5))
+        return self.lines
 
 
 def lay_ink(ink, mask, x, y):
@@ -1091,110 +973,126 @@ def lay_ink(ink, mask, x, y):
         np.maximum(view, mask[y0 - y :, x0 - x :][: view.shape[0], : view.shape[1]], out=view)
 
 
-def set_line(ink, cells, style, size, weight, stretch, left, y, width):
-    """Set a line's cells into ink. A name that meets the next cell loses words, as tills cut them;
-    others get narrower. Returns the line's runs, a list of (text, x0, y0, x1, y1) a cell."""
-    for _ in range(9):
-        masks = [set_text(text, style, size, weight, stretch) for _, text in cells]
-        widths = [mask.shape[1] for mask, _, _ in masks]
-        aligns = [(np.sign(x - 0.5) + 1) / 2 for x, _ in cells]
-        starts = [left + c[0] * width - w * a for c, w, a in zip(cells, widths, aligns)]
-        meet = [a + w > b for a, w, b in zip(starts, widths, starts[1:] + [left + width + 1])]
-        if not any(meet) and starts[0] > left - 1:
-            break
-        if meet[0] and len(cells) > 1 and cells[0][0] == 0 and " " in cells[0][1]:
-            cells = [(0, cells[0][1].rsplit(" ", 1)[0])] + cells[1:]
-        else:
-            stretch *= 0.87
-    runs, pad = [], 0.09 * size
-    for x, (mask, base, words) in zip(starts, masks):
-        x, top = int(round(x)), int(round(y + size - base))
-        lay_ink(ink, mask, x, top)
-        runs.append(
-            [(t, a + x - pad, b + top - pad, c + x + pad, d + top + pad) for t, a, b, c, d in words]
+class Printer:
+    """A type face as a till prints it: natural width, or fixed pitch; coarse ones are set small and
+    magnified. Sizes are in pixels; a set line's baseline is row 1.25 s + 2 of its mask."""
+
+    def __init__(self, rng):
+        self.face = cv2.FontFace(str(rng.choice(["sans", "uni", "italic"], p=[0.6, 0.35, 0.05])))
+        self.pitch, self.space = rng.choice([0, rng.uniform(0.5, 0.6)]), rng.uniform(0.25, 0.4)
+        self.dots, self.weight = (
+            rng.choice([1, 1, 0.7, 0.55]),
+            int(rng.choice([3, 4, 4, 5, 6])) * 100,
         )
-    return runs
+        self.stretch, self.glyphs = 1.0, {}
 
+    def glyph(self, char, s, weight):
+        """Ink mask of a character, its pen 1 px from the left, and how far the pen moves on."""
+        if (char, s, weight) not in self.glyphs:
+            w = cv2.getTextSize((0, 0), char, (0, 0), self.face, s, weight)[2]
+            cell = self.pitch * s * (1.7 if char > "ᄀ" else 1) if self.pitch else w
+            mask = np.zeros((int(1.7 * s) + 4, max(w, int(cell)) + s), np.uint8)
+            left = 1 + max(0, int((cell - w) / 2))
+            cv2.putText(mask, char, (left, int(1.25 * s) + 2), 255, self.face, s, weight)
+            if cell < w:
+                mask = cv2.resize(mask, None, fx=cell / w, fy=1)
+            self.glyphs[char, s, weight] = mask, cell
+        return self.glyphs[char, s, weight]
 
-def draw_rule(ink, char, x0, x1, y, size):
-    """Draw an unlabelled separator: one line or two, or a row of dashes, dots or asterisks."""
-    t, step = max(1, int(size / 14)), size * (0.9 if char == "- " else 0.45)
-    if char in "_=":
-        for k in range(1 + (char == "=")):
-            cv2.line(ink, (x0, y + 3 * t * k), (x1, y + 3 * t * k), 255, t)
-        return
-    for x in np.arange(x0, x1 - step, step).astype(int).tolist():
-        cv2.line(ink, (x, y), (x + int(step * (0.1 if char == "." else 0.6)), y), 255, t)
-        for dx in (-1, 1) if char == "*" else ():
-            r, mid = max(1, int(size * 0.08)), x + int(step * 0.3)
-            cv2.line(ink, (mid - dx * r, y - 2 * r), (mid + dx * r, y + 2 * r), 255, t)
+    def set_text(self, text, s, weight):
+        """A run of words -> ink mask [h, w] uint8 and each word's (text, x0, y0, x1, y1) around its
+        ink, from cap height to baseline at least."""
+        glyphs = [[self.glyph(char, s, weight) for char in word] for word in text.split()]
+        space = (self.pitch or self.space) * s
+        width = sum(space + sum(cell for _, cell in word) for word in glyphs)
+        mask, base = np.zeros((int(1.7 * s) + 4, int(width) + 2 + s // 4), np.uint8), 1.25 * s + 2
+        x, words = 2.0 + s // 8, []
+        for word, characters in zip(text.split(), glyphs):
+            start = int(x) - 2
+            for glyph, cell in characters:
+                lay_ink(mask, glyph, round(x) - 1, 0)
+                x += cell
+            ink = mask[:, start : int(x) + 3] > 60
+            cols, rows = start + np.flatnonzero(ink.any(0)), np.flatnonzero(ink.any(1))
+            if len(cols):
+                top, bottom = min(rows[0], base - 0.66 * s), max(rows[-1] + 1, int(base))
+                words.append((word, cols[0], top, cols[-1] + 1, bottom))
+            x += space
+        return mask, words
+
+    def set_line(self, ink, cells, size, weight, left, y, width):
+        """Set cells into ink, narrower where they would meet; where that is too narrow, the first
+        cell loses a word, as tills cut names. Returns the words (text, x0, y0, x1, y1)."""
+        s = max(7, round(size * min(1.0, max(self.dots, 14 / size))))
+        scale, texts = size / s, [self.set_text(text, s, weight) for _, text in cells]
+        at = np.array([x for x, _ in cells]) * width
+        align = (np.sign(at / width - 0.5) + 1) / 2
+        widths = scale * np.array([mask.shape[1] for mask, _ in texts])
+        before, after = widths * align, widths * (1 - align)  # of a cell, left and right of its x
+        need = np.array([before[0], *(after[:-1] + before[1:]), after[-1]]) + 1e-9
+        fit = min(self.stretch, *((np.diff(at, prepend=0, append=width) + 1) / need))
+        if fit < 0.7 * self.stretch and cells[0][0] == 0 and " " in cells[0][1]:
+            cells = [(0, cells[0][1].rsplit(" ", 1)[0])] + cells[1:]
+            return self.set_line(ink, cells, size, weight, left, y, width)
+        words, pad, top = [], 0.09 * size, int(round(y - (0.25 + 2 / s) * size))
+        for start, (mask, boxes) in zip((left + at - before * fit).astype(int).tolist(), texts):
+            mask = cv2.threshold(mask, 90, 255, cv2.THRESH_BINARY)[1] if s < 0.9 * size else mask
+            lay_ink(ink, cv2.resize(mask, None, fx=scale * fit, fy=scale), start, top)
+            for word, *box in boxes:
+                x0, y0, x1, y1 = np.array(box) * scale * (fit, 1, fit, 1) + (start, top) * 2
+                words.append((word, x0 - pad, y0 - pad, x1 + pad, y1 + pad))
+        return words
 
 
 def draw_block(rng, kind, h, w):
     """An unlabelled block [h, about w] uint8: bar code, square code or a logo of plain shapes."""
     if kind == "bars":
-        bars = np.repeat(rng.random((1, w // 3 + 1)) < 0.5, 3, 1)
-        return np.repeat(bars, h, 0).astype(np.uint8) * 255
-    block = np.zeros((h, w), np.uint8)
+        return 255 * np.tile(rng.random(w // 3 + 1) < 0.5, (h, 1)).repeat(3, 1).astype(np.uint8)
     if kind == "code":
-        block = (rng.random((25, 25)) < 0.5).astype(np.uint8) * 255
-        for y, x in ((0, 0), (0, 18), (18, 0)):
-            for edge, value in ((0, 255), (1, 0), (2, 255)):
-                block[y + edge : y + 7 - edge, x + edge : x + 7 - edge] = value
-        return cv2.resize(block, (h, h), interpolation=cv2.INTER_NEAREST)
+        block = np.pad(rng.random((23, 23)) < 0.5, 1, constant_values=True)
+        block[:8, :8] = block[:8, -8:] = block[-8:, :8] = np.pad(np.ones((4, 4)), 2) > 0
+        return cv2.resize(block.astype(np.uint8) * 255, (h, h), interpolation=cv2.INTER_NEAREST)
+    block = np.zeros((h, w), np.uint8)
     for i in range(int(rng.integers(1, 4))):
-        sides = int(rng.choice([3, 4, 5, 6, 40, 40]))
+        sides, radii = int(rng.choice([3, 4, 5, 6, 40, 40])), h * 0.45 * 0.75**i
         angles = rng.uniform(0, 6) + np.arange(sides) * 2 * np.pi / sides
-        radii = h * 0.45 * 0.75**i * np.array([rng.uniform(1, 2), 1])
-        points = np.stack([np.cos(angles), np.sin(angles)], 1) * radii + (w / 2, h / 2)
-        cv2.fillPoly(block, [points.astype(np.int32)], 255 * (1 - i % 2), cv2.LINE_AA)
+        points = np.stack([np.cos(angles) * rng.uniform(1, 2), np.sin(angles)], 1) * radii
+        points = (points + (w / 2, h / 2)).astype(np.int32)
+        cv2.fillPoly(block, [points], 255 * (1 - i % 2), cv2.LINE_AA)
     return block
 
 
-def draw_sheet(rng, lines, w, h):
-    """Set lines on a sheet of w x h pixels -> ink mask [h, w] uint8, the labelled runs (lists of
-    (text, x0, y0, x1, y1) in sheet pixels) and the text size, which fills the sheet."""
-    style = dict(
-        face=cv2.FontFace(str(rng.choice(["sans", "uni", "italic"], p=[0.6, 0.35, 0.05]))),
-        space=rng.uniform(0.25, 0.4),
-        pitch=rng.choice([0, rng.uniform(0.5, 0.6)]),
-        dots=rng.choice([1, 1, 0.7, 0.55]),
-    )
-    weight, leading = int(rng.choice([300, 400, 400, 500, 600])), rng.uniform(1.08, 1.3)
-    margin, units = rng.uniform(0.04, 0.09) * w, sum(line[1] for line in lines) * leading + 1.6
-    ink, runs = np.zeros((h, w), np.uint8), []
+def draw_sheet(rng, lines, w, h, leading, blank):
+    """Set lines on a sheet of w x h pixels, `leading` text sizes apart, `blank` of them left free
+    above -> ink mask [h, w] uint8, the labelled words of each line ((text, x0, y0, x1, y1) in sheet
+    pixels) and the text size, which fills the sheet."""
+    printer, margin = Printer(rng), rng.uniform(0.04, 0.09) * w
+    units = sum(line[1] for line in lines) * leading + 1.6 + blank
     width, size = w - 2 * margin, min(h / units, 0.11 * w)
-    natural = [
-        sum(text_width(text, style, weight) for _, text in cells) * height * wide
-        for kind, height, wide, _, cells in lines
-        if kind == "text"
-    ]
-    fit = width / (np.percentile(natural, 90 if len(lines) > 20 else 75) * size)
-    size, stretch = size * min(1, fit / 0.66), float(np.clip(fit, 0.66, 1.2))
-    y = 0.8 * size + max(0, h - size * units) * rng.uniform(0.1, 0.5)
-    for kind, height, wide, bold, cells in lines:
-        pitch = height * size * leading
+    texts = [line for line in lines if line[0] == "text"]
+    wide = [x[1] * sum(len(t) + 0.7 * sum(c > "ᄀ" for c in t) + 1 for _, t in x[3]) for x in texts]
+    fit = width / (
+        (printer.pitch or 0.55) * size * np.percentile(wide, 90 if len(lines) > 20 else 75)
+    )
+    size, printer.stretch = size * min(1, fit / 0.66), float(np.clip(fit, 0.66, 1.2))
+    ink, found = np.zeros((h, w), np.uint8), []
+    y = (0.8 + blank) * size + max(0, h - size * units) * rng.uniform(0.1, 0.5)
+    for kind, height, bold, cells in lines:
         if kind == "text":
-            runs += set_line(
-                ink,
-                cells,
-                style,
-                size * height,
-                weight + int(bold),
-                stretch * wide,
-                margin,
-                y,
-                width,
-            )
+            weight = printer.weight + bold
+            found.append(printer.set_line(ink, cells, size * height, weight, margin, y, width))
         elif kind == "rule":
-            x0, x1 = int(margin + wide * width), int(margin + width)
-            draw_rule(ink, cells, x0, x1, int(y + pitch / 2), size)
+            row = [(0.5, cells * int(1.8 * width / size / len(cells)))]
+            printer.set_line(ink, row, size, printer.weight, margin, y - 0.3 * size, width)
         elif kind != "gap":
-            block_h, block_w = max(int(pitch * 0.85), 8), int(width * rng.uniform(0.4, 0.8))
-            block = draw_block(rng, kind, block_h, block_w)
+            block_h, block_w = (
+                int(height * size * leading * 0.85),
+                int(width * rng.uniform(0.4, 0.8)),
+            )
+            block = draw_block(rng, kind, max(block_h, 8), block_w)
             lay_ink(ink, block, (w - block.shape[1]) // 2, int(y))
-        y += pitch
-    return ink, runs, size
+        y += height * size * leading
+    return ink, found, size
 
 
 def smooth_noise(rng, h, w, cells):
@@ -1224,37 +1122,22 @@ def wear_ink(rng, ink, size, level):
     return cv2.multiply(ink, np.maximum(keep, 0.3), dtype=cv2.CV_8U)
 
 
-def draw_mark(rng, sheet, size):
-    """Draw an unlabelled pen stroke or rubber stamp on sheet [h, w, 3] uint8 in place."""
-    colour = [(30, 40, 140), (150, 30, 40), (40, 40, 45)][rng.integers(0, 3)]
-    centre, t = rng.uniform(0.15, 0.9, 2) * sheet.shape[1::-1], np.linspace(0, 1, 80)[:, None]
-    if rng.random() < 0.65:
-        wave = np.sin(t * rng.uniform(8, 45, 2) + rng.uniform(0, 6, 2)) * (1 - t * 0.7)
-        course = (t - 0.5) * rng.uniform(-1, 9, 2) + wave * rng.uniform(0.3, 1.1, 2)
-        points = centre + size * course
-        thick = max(1, int(size / 11))
-        cv2.polylines(sheet, [np.int32(points * 8)], False, colour, thick, cv2.LINE_AA, 3)
-        return
-    layer, at, thick = sheet.copy(), centre.astype(int).tolist(), max(1, int(size / 9))
-    for r in size * rng.uniform(1.5, 3) * np.array([1, 0.85]):
-        cv2.ellipse(layer, at, (int(r), int(r * 0.8)), 20, 0, 360, colour, thick, cv2.LINE_AA)
-    for y in np.arange(-1, 2) * size * 0.45:  # rows of unreadable type
-        dashes = [at[0] + k * size * 0.3 for k in range(-3, 4) if rng.random() < 0.8]
-        for x in dashes:
-            end = (int(x + size * 0.2), int(at[1] + y + size * rng.uniform(-0.1, 0.2)))
-            cv2.line(layer, (int(x), int(at[1] + y)), end, colour, thick, cv2.LINE_AA)
-    sheet[:] = cv2.addWeighted(sheet, 0.45, layer, 0.55, 0)
-
-
 def tint_sheet(rng, ink, size):
-    """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours, perhaps with marks."""
+    """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours, perhaps with unlabelled pen
+    strokes and circled fields."""
     white = 250 - rng.uniform(0, 22) - rng.uniform(0, 12) * np.array([0, 0.5, 2])
     black = rng.uniform(5, 80) + np.array([0, 0, 1]) * rng.uniform(0, 40) * (rng.random() < 0.25)
-    ramp = np.linspace(0, 1, 256)[:, None]
-    table = white * (1 - ramp) + black * ramp
+    table = white + np.linspace(0, 1, 256)[:, None] * (black - white)
     sheet = cv2.LUT(cv2.merge([ink] * 3), table.astype(np.uint8)[None])
     for _ in range(int(rng.integers(1, 3)) if rng.random() < 0.35 else 0):
-        draw_mark(rng, sheet, size)
+        colour = [(30, 40, 140), (150, 30, 40), (40, 40, 45)][rng.integers(0, 3)]
+        t, ring = np.linspace(0, 1, 80)[:, None], rng.random() < 0.4
+        turns = 12.8 * t + (0, 1.6) if ring else t * rng.uniform(8, 45, 2) + rng.uniform(0, 6, 2)
+        reach = rng.uniform(1, 3, 2) if ring else rng.uniform(0.3, 1.1, 2) * (1 - t * 0.7)
+        course = np.sin(turns) * reach + (t - 0.5) * (0.3 if ring else rng.uniform(-1, 9, 2))
+        points = rng.uniform(0.15, 0.9, 2) * ink.shape[::-1] + size * course
+        thick = max(1, int(size / 11))
+        cv2.polylines(sheet, [np.int32(points * 8)], False, colour, thick, cv2.LINE_AA, 3)
     return sheet
 
 
@@ -1335,109 +1218,103 @@ def background(rng, h, w, photo):
     if not photo:
         grey = rng.uniform(225, 255) if rng.random() < 0.75 else rng.uniform(5, 60)
         return np.full((h, w, 3), grey, np.float32)
-    kind, field = rng.integers(0, 4), 1 + smooth_noise(rng, h, w, 5) * 0.06
+    kind = rng.integers(0, 4)
+    grain = [(h // 20 + 2, 4), (h // 3 + 2, w // 3 + 2), (9, 9), (2, 2)][kind]
     colour = np.array([[150, 105, 65], [110, 112, 120], [45, 42, 40], [170, 165, 155]])[kind]
     colour = colour * rng.uniform(0.7, 1.25) + rng.uniform(-12, 12, 3)
-    if kind == 0:
-        for rows in (h // 3 + 2, h // 20 + 2):
-            field += cv2.resize(rng.standard_normal((rows, 4), np.float32), (w, h)) * 0.07
-    if kind == 1:
-        x, y = (np.sin(np.arange(n, dtype=np.float32) * 2.1) for n in (w, h))
-        field += np.outer(y, x) * 0.08
+    field = 1 + smooth_noise(rng, h, w, 5) * 0.06
+    field += cv2.resize(rng.standard_normal(grain, np.float32), (w, h)) * 0.07
     return cv2.merge([field * np.float32(c) for c in colour])
 
 
-def page_light(rng, h, w, photo, level):
-    """Light over the page [h, w] float32 about 1: a slope, unevenness, a photograph's shadow."""
-    y, x = np.mgrid[-0.5:0.5:48j, -0.5:0.5:48j]
-    slope = rng.normal(0, (0.2 if photo else 0.04) * level, 2)
-    field = 1 + slope[0] * x + slope[1] * y
-    field += smooth_noise(rng, 48, 48, 3) * (0.07 if photo else 0.015) * level
-    if photo and rng.random() < 0.6:
-        angle, soft = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.12)
-        edge = (x * np.cos(angle) + y * np.sin(angle) - rng.uniform(0, 0.35)) / soft
-        field *= 1 - rng.uniform(0.15, 0.5) * level / (1 + np.exp(-edge))
-    return cv2.resize(field.astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
-
-
 def compose(rng, sheet, matrix, bends, page_h, page_w, photo, level):
-    """Sheet [h, w, 4] on its ground, under one light -> page [page_h, page_w, 3] float32."""
+    """Sheet [h, w, 4] on its ground, under uneven light and a photograph's shadow -> page [page_h,
+    page_w, 3] uint8."""
     x, y = page_to_sheet(matrix, bends, sheet.shape[1], sheet.shape[0], page_h, page_w)
     *colour, cover = cv2.split(cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR))
     clear = 1 - cover * np.float32(1 / 255)
-    if photo:
-        low = cv2.resize(cover, None, fx=0.25, fy=0.25)
-        shift = np.eye(2, 3, dtype=np.float32)
-        shift[:, 2] = rng.normal(0, 0.002, 2) * page_w
-        low = cv2.warpAffine(low, shift, low.shape[::-1])
-        low = cv2.GaussianBlur(low, (0, 0), max(0.5, page_w * 0.002))
+    if photo:  # the sheet's own soft shadow
+        low = cv2.GaussianBlur(cv2.resize(cover, None, fx=0.25, fy=0.25), (0, 0), page_w * 0.002)
         clear *= 1 - cv2.resize(low, (page_w, page_h)) * np.float32(0.5 / 255)
-    ground = shade_by(background(rng, page_h, page_w, photo), clear)
-    page = cv2.add(ground, cv2.merge(colour), dtype=cv2.CV_32F)
-    return shade_by(page, page_light(rng, page_h, page_w, photo, level))
+    page = shade_by(background(rng, page_h, page_w, photo), clear)
+    page = cv2.add(page, cv2.merge(colour), dtype=cv2.CV_32F)
+    light = 1 + smooth_noise(rng, page_h, page_w, 2) * np.float32((0.12 if photo else 0.02) * level)
+    page, dark = shade_by(page, light, cv2.CV_8U), rng.uniform(0.15, 0.5) * level
+    return shade(page, rng.integers(2**31), dark) if photo and rng.random() < 0.6 else page
 
 
 def photograph(rng, image, size, photo, level):
-    """Blur (it follows the text size), noise, tone and JPEG: image [H, W, 3] float32 -> uint8."""
-    sigma = rng.uniform(0, 0.075) * size * (0.3 + 0.7 * level)
+    """Blur (it follows the text size), noise, tone and JPEG: image [H, W, 3] uint8 -> uint8."""
+    sigma = rng.uniform(0, 0.075 if photo else 0.04) * size * (0.3 + 0.7 * level)
     image, n = cv2.GaussianBlur(image, (0, 0), max(0.3, sigma)), int(0.16 * size * level)
-    if photo and n > 1 and rng.random() < 0.3:
+    if photo and n > 1 and rng.random() < 0.3:  # the camera moved
         kernel = np.eye(n) if rng.random() < 0.5 else np.ones((1, n))
         image = cv2.filter2D(image, -1, kernel.astype(np.float32) / n)
-    noise = rng.standard_normal(image.shape[:2], np.float32) * rng.uniform(1, 14) * level
-    noise = cv2.GaussianBlur(noise, (3, 3), 0) if rng.random() < 0.5 else noise
-    image = cv2.add(image, cv2.merge([noise] * 3), dtype=cv2.CV_8U)
+    image = add_noise(image, rng.integers(2**31), rng.uniform(1, 14) * level)
     low, high = 0, rng.uniform(0.9, 1.15)
     if not photo and rng.random() < 0.6:
-        low, high = rng.uniform(0, 0.3), rng.uniform(0.75, 0.95)
+        low, high = rng.uniform(0, 0.6), rng.uniform(0.82, 0.95)
     tone = np.clip((np.linspace(0, 1, 256) - low) / (high - low), 0, 1) ** rng.uniform(0.85, 1.2)
     image = cv2.LUT(image, (tone * 255).astype(np.uint8))
-    grey = rng.random() < (0.1 if photo else 0.75)
+    grey = rng.random() < (0.1 if photo else 0.95)
     image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.uniform(95 - 55 * level, 96))]
-    data = cv2.imencode(".jpg", image, quality)[1]
-    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    return cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR_RGB)
 
 
-def place_labels(runs, unit, matrix, bends, w, h):
-    """Runs of (text, x0, y0, x1, y1) on the sheet -> dicts of points [4, 2] on the page and the
-    transcription, one a word or one a run."""
+def cut_line(words):
+    """Words of a line (text, x0, y0, x1, y1) -> its runs, cut where a gap is wider than 0.7 of the
+    text's height, as people box fields and phrases."""
+    runs = []
+    for word in sorted(words, key=lambda word: word[1]):
+        if runs and word[1] - runs[-1][-1][3] <= 0.7 * (word[4] - word[2]):
+            runs[-1].append(word)
+        else:
+            runs.append([word])
+    return runs
+
+
+def place_labels(rng, lines, unit, matrix, bends, w, h):
+    """Words of each line (text, x0, y0, x1, y1) on the sheet -> dicts of points [4, 2] on the page
+    and the transcription: a quad a word, or an upright rectangle a run, as a hand draws it."""
+    runs = [run for words in lines for run in (cut_line(words) if unit == "line" else zip(words))]
+    boxes = [(*np.min([b[1:3] for b in run], 0), *np.max([b[3:] for b in run], 0)) for run in runs]
+    corners = np.array(boxes)[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+    quads = sheet_to_page(corners, matrix, bends, w, h).reshape(-1, 4, 2)
     if unit == "line":
-        runs = [
-            [
-                (
-                    " ".join(b[0] for b in r),
-                    *np.min([b[1:3] for b in r], 0),
-                    *np.max([b[3:] for b in r], 0),
-                )
-            ]
-            for r in runs
-            if r
-        ]
-    boxes = [box for run in runs for box in run]
-    corners = np.array([((a, b), (c, b), (c, d), (a, d)) for _, a, b, c, d in boxes], float)
-    quads = sheet_to_page(corners.reshape(-1, 2), matrix, bends, w, h).reshape(-1, 4, 2)
-    return [dict(points=quad, transcription=box[0]) for quad, box in zip(quads, boxes)]
+        low, high = quads.min(1), quads.max(1)  # [N, 2]
+        hand = rng.uniform((-0.06, -0.06, -0.05, -0.05), (0, 0, 0.05, 0.05), (len(quads), 4))
+        boxes = np.concatenate([low, high], 1) + hand * (high - low)[:, 1:]
+        quads = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    texts = [" ".join(word[0] for word in run) for run in runs]
+    return [dict(points=quad, transcription=text) for quad, text in zip(quads, texts)]
 
 
 def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
     """Seed (int or ints) -> page [H, W, 3] uint8 RGB, its longer side `size`, of about `words`
     words, and its labels: dicts of points [4, 2] float64 (x, y) page pixels (pixel (i, j) covers
-    [i, i+1) x [j, j+1)), clockwise from the text's top left, and transcription. unit "word" labels
-    words, "line" the runs of a line, cut at wide gaps. difficulty 0..1 scales wear, warp, light,
-    blur and noise. Raises ValueError for another unit."""
+    [i, i+1) x [j, j+1)), clockwise from the text's top left, and transcription.
+
+    unit "word": photographs and scans, a quad a word. "line": mostly narrow grey scans, an upright
+    rectangle a run of text cut at wide gaps, the habit of SROIE's labels. difficulty 0..1 scales
+    wear, warp, light, blur and noise. Raises ValueError for another unit."""
     if unit not in ("word", "line"):
         raise ValueError(f'unit {unit!r}: give "word" or "line"')
-    rng = np.random.default_rng(seed)
-    photo, hangul = rng.random() < 0.5, float(rng.choice([0.0, 0.0, 0.12, 0.9]))
-    usual = photo and rng.random() < 0.75
-    aspect = rng.uniform(0.7, 0.8) if usual else rng.uniform(0.45, 0.85)
+    rng, line = np.random.default_rng(seed), unit == "line"
+    photo, hangul = rng.random() < 0.5, float(rng.choice([0, 0, 0.12, 0.9]))
+    aspect = rng.uniform(0.7, 0.8) if photo and rng.random() < 0.75 else rng.uniform(0.45, 0.85)
+    leading, blank = rng.uniform(1.08, 1.3), 0.0
+    if line:
+        photo, hangul, words = rng.random() < 0.05, 0.0, words * rng.uniform(0.6, 1.2)
+        aspect, leading = np.clip(rng.normal(0.51, 0.08), 0.36, 0.75), rng.uniform(1.15, 1.6)
+        blank = rng.uniform(0, 5)
     page_h, page_w = size, int(round(size * aspect))
-    ratio = aspect * (rng.uniform(0.72, 1) if photo else 1)
-    corners = sheet_corners(rng, page_h, page_w, ratio, photo, difficulty)
+    ratio, turned = aspect * (rng.uniform(0.72, 1) if photo else 1), 0.4 if line else 1
+    corners = sheet_corners(rng, page_h, page_w, ratio, photo, difficulty * turned)
     edges = np.linalg.norm(corners - np.roll(corners, -1, 0), axis=1)
     w, h = int(edges[[0, 2]].mean()), int(edges[[1, 3]].mean())
-    ink, runs, text = draw_sheet(rng, receipt_lines(rng, words, hangul), w, h)
+    lines = Till(rng, words, hangul).write()
+    ink, found, text = draw_sheet(rng, lines, w, h, leading, blank)
     sheet = tint_sheet(rng, wear_ink(rng, ink, text, difficulty), text)
     bends = draw_bends(rng, text, difficulty)
     sheet = shade_sheet(rng, sheet, bends[1], difficulty)
@@ -1445,7 +1322,7 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
     matrix = cv2.getPerspectiveTransform(square, np.float32(corners))
     image = compose(rng, sheet, matrix, bends, page_h, page_w, photo, difficulty)
     image = photograph(rng, image, text, photo, difficulty)
-    return image, place_labels(runs, unit, matrix, bends, w, h)
+    return image, place_labels(rng, found, unit, matrix, bends, w, h)
 
 
 # ---------------------------------------------------------------- command line

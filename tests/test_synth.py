@@ -50,14 +50,32 @@ def test_same_seed_same_page_whatever_the_threads():
     assert len(set(digests[0])) == 3
 
 
-def test_unit_changes_labels_only():
-    (image, words), (again, lines) = (synthetic_page(5, unit=unit) for unit in ("word", "line"))
-    assert np.array_equal(image, again)
-    assert len(lines) < len(words)
-    joined = " ".join(label["transcription"] for label in lines)
-    assert joined.split() == [label["transcription"] for label in words]
+def test_lines_are_upright_rectangles_cut_at_wide_gaps():
+    pages = [synthetic_page((5, i), unit="line") for i in range(8)]
+    shapes, texts = [], []
+    for image, labels in pages:
+        quads = np.array([label["points"] for label in labels])
+        low, high = quads.min(1), quads.max(1)
+        box = np.concatenate([low, high], 1)[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+        assert np.array_equal(quads, box)
+        shapes += ((high - low)[:, 0] / (high - low)[:, 1]).tolist()
+        texts += [label["transcription"] for label in labels]
+        height, y = np.median(high - low, 0)[1], (low + high)[:, 1] / 2
+        for k in range(len(quads)):  # neighbours on a line are a wide gap apart
+            beside = (abs(y - y[k]) < 0.2 * height) & (low[:, 0] > low[k, 0])
+            assert not beside.any() or (low[beside, 0] - high[k, 0]).min() > 0.25 * height
+    assert 0.3 < np.mean([" " in text for text in texts]) < 0.6
+    assert 3.2 < np.median(shapes) < 5.2 and 38 <= np.median([len(page[1]) for page in pages]) <= 62
+    assert not any(set(text) <= set("-=*_. ") for text in texts)
+    assert 0.44 <= np.median([image.shape[1] / image.shape[0] for image, _ in pages]) <= 0.6
     with pytest.raises(ValueError, match="unit 'page'"):
         synthetic_page(5, unit="page")
+
+
+def test_a_line_is_cut_where_the_gap_is_wide():
+    words = [("TOTAL", 0, 0, 50, 20), ("12.00", 120, 0, 170, 20), ("DUE", 58, 0, 90, 20)]
+    texts = [[word[0] for word in run] for run in data.cut_line(words)]
+    assert texts == [["TOTAL", "DUE"], ["12.00"]]
 
 
 def test_words_as_stated():
@@ -91,7 +109,9 @@ def test_latin_and_hangul():
 
 def test_every_glyph_is_in_the_font():
     """A glyph that the font lacks is drawn as a question mark."""
-    chars = sorted({c for pair in data.WORDS.values() for text in pair for c in text} - set(" _=?"))
+    chars = sorted(
+        {c for pair in data.WORDS.values() for text in pair for c in text} - set(" _=?#|")
+    )
     for name in ("sans", "uni", "italic"):
         drawn = [np.zeros((40, 60), np.uint8) for _ in range(len(chars) + 1)]
         for canvas, c in zip(drawn, ["?"] + chars):
@@ -102,9 +122,9 @@ def test_every_glyph_is_in_the_font():
 def test_boxes_hold_all_ink_and_fit_it():
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        lines = data.receipt_lines(rng, 117, 0.5 * (seed % 2))
+        lines = data.Till(rng, 117, 0.5 * (seed % 2)).write()
         lines = [line for line in lines if line[0] in ("text", "gap")]
-        ink, runs, _ = data.draw_sheet(rng, lines, 800, 1200)
+        ink, runs, _ = data.draw_sheet(rng, lines, 800, 1200, 1.2, 0)
         left = ink.copy()
         for _, x0, y0, x1, y1 in [box for run in runs for box in run]:
             rows = slice(int(np.floor(y0)), int(np.ceil(y1)))
@@ -117,11 +137,11 @@ def test_boxes_hold_all_ink_and_fit_it():
 
 
 def test_blocks_and_separators_carry_no_label():
-    lines = [(kind, 3, 0, 0, None) for kind in ("bars", "code", "logo")]
-    lines += [("rule", 1, 0, 0, char) for char in ("-", "=", "*", "_", ".", "- ")]
-    lines.insert(3, ("text", 1, 1, 0, [(0, "Milk"), (1, "2.50")]))
-    ink, runs, _ = data.draw_sheet(np.random.default_rng(1), lines, 800, 1200)
-    assert [[box[0] for box in run] for run in runs] == [["Milk"], ["2.50"]]
+    lines = [(kind, 3, 0, None) for kind in ("bars", "code", "logo")]
+    lines += [("rule", 1, 0, char) for char in ("-", "=", "*", "_", ".", "- ")]
+    lines.insert(3, ("text", 1, 0, [(0, "Milk"), (1, "2.50")]))
+    ink, runs, _ = data.draw_sheet(np.random.default_rng(1), lines, 800, 1200, 1.2, 0)
+    assert [[word[0] for word in words] for words in runs] == [["Milk", "2.50"]]
     y0, y1 = runs[0][0][2], runs[0][0][4]
     assert (ink[: int(y0)] > 0).sum() > 1000 and (ink[int(y1) + 1 :] > 0).any(1).sum() >= 6
 
@@ -138,7 +158,7 @@ def test_quads_follow_perspective_curl_and_folds():
         matrix, bends = warp(seed, page_h, page_w, w, h)
         x, y = data.page_to_sheet(matrix, bends, w, h, page_h, page_w)
         page, offsets = cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR), []
-        for label in data.place_labels([boxes], "word", matrix, bends, w, h):
+        for label in data.place_labels(None, [boxes], "word", matrix, bends, w, h):
             quad = label["points"]
             (x0, y0), (x1, y1) = np.int32(quad.min(0)) - 3, np.int32(quad.max(0)) + 4
             ink, exact = cv2.moments(page[y0:y1, x0:x1]), cv2.moments(np.float32(quad - (x0, y0)))
