@@ -4,19 +4,23 @@ synthetic pages.
 python data.py check DATA [--size 960]        what is in there, what will go wrong; exit code 1
 python data.py synth OUT --pages 64 --seed 0  draw synthetic receipts with exact labels
 python data.py split DATA --folds 5           stratified, grouped folds as one JSON with a hash
+python data.py convert DATA OUT --to paddle   labels from one format to another
 
-DATA is a folder (train.json, val.json, test.json and images/; or an ICDAR gt_*.txt folder; or a
-PaddleOCR Label.txt) or one label file with its pictures beside it. Polygons are [P, 2] in page
-pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
+DATA is a folder (train.json, val.json, test.json and images/; or ICDAR's gt_*.txt, PaddleOCR's
+Label.txt, labelme's *.json) or one label file with its pictures beside it. Polygons are [P, 2] in
+page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 """
 
 import argparse
 import difflib
+import glob
 import hashlib
 import itertools
 import json
 import math
 import os
+import shutil
+import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,15 +37,14 @@ from db_postprocess import SHRINK_RATIO, shrink_distance
 SPLITS = ("train", "val", "test")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
-THRESH_RANGE = (0.3, 0.7)  # values of the threshold map (arXiv 1911.08947, section 3.4)
-NEAR_DUPLICATE = (
-    0.97  # correlation of thumbnails; copies give 1.00, receipts of one shop up to 0.96
-)
+NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of one shop: up to 0.96
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
-MAX_LABEL_BYTES = 2**30
-MAX_POINTS = 10_000
+# limits of what is read from files, so that a hostile one ends in an error and not in swap
+MAX_LABEL_BYTES, MAX_PAGE_BYTES, MAX_PICTURE_BYTES = 2**27, 2**24, 2**28
+MAX_NODES = 2**23  # lists and objects in a JSON file
+MAX_PAGES, MAX_PAGE_POINTS, MAX_POINTS, MAX_TEXT = 100_000, 20_000, 500, 10_000
 MAX_COORDINATE = 1e6
-MAX_PIXELS = 2**28
+MAX_PIXELS = 2**27
 
 
 class DataError(ValueError):
@@ -78,18 +81,46 @@ class Page:
 # ---------------------------------------------------------------- label files
 
 
-def read_json(path):
-    """Parse a JSON file. Raises DataError if it is missing, too large or not JSON."""
+def read_text(path, limit=MAX_LABEL_BYTES):
+    """A UTF-8 text file of at most `limit` bytes. Raises DataError."""
     try:
-        if os.path.getsize(path) > MAX_LABEL_BYTES:
-            raise DataError(
-                f"{path}: larger than {MAX_LABEL_BYTES >> 20} MiB; split it into several files"
-            )
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file ({error})") from None
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such file")
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise DataError(f"{path}: larger than {limit >> 20} MiB; split it into several files")
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not text in UTF-8 ({error.reason})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def unique_keys(pairs):
+    """The object of a JSON object's pairs. Raises DataError on a key that comes twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+        raise DataError(f"key {shown(twice)} comes twice in one object")
+    return value
+
+
+def parse_json(text, where):
+    """The value of a JSON text. Raises DataError, also on a key twice in an object."""
+    if text.count("[") + text.count("{") > MAX_NODES:
+        raise DataError(f"{where}: more than {MAX_NODES} lists and objects; split it")
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except RecursionError:
+        raise DataError(f"{where}: not a JSON file of ours (nested too deep)") from None
+    except ValueError as error:
+        raise DataError(f"{where}: not a JSON file ({error})") from None
+
+
+def read_json(path):
+    """The value of a JSON file. Raises DataError."""
+    return parse_json(read_text(path), path)
 
 
 def write_text(path, text):
@@ -112,16 +143,23 @@ def write_json(path, value, indent=None):
     write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def shown(name):
+    """A name from a file as an error message shows it: on one line, and not for ever."""
+    name = name if isinstance(name, str) and name.isprintable() else ascii(name)
+    return name if len(name) <= 80 else name[:77] + "..."
+
+
 def parse_polygon(points, where):
     """Points [[x, y], ...] as a float64 array [P, 2]. Raises DataError naming `where`."""
+    count = len(points) if isinstance(points, (list, tuple)) else 0
+    if count > MAX_POINTS or count < 3 and isinstance(points, list):
+        raise DataError(f"{where} has {count} points; 3 to {MAX_POINTS} are needed")
     try:
-        polygon = np.array(points, np.float64).reshape(-1, 2) if np.ndim(points) == 2 else None
-    except (TypeError, ValueError):
-        polygon = None
-    if polygon is None or np.shape(points)[1] != 2:
+        polygon = np.array(points, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        polygon = np.zeros(0)
+    if polygon.shape != (count, 2):
         raise DataError(f"{where} has points that are not [x, y] pairs of numbers")
-    if not 3 <= len(polygon) <= MAX_POINTS:
-        raise DataError(f"{where} has {len(polygon)} points; 3 to {MAX_POINTS} are needed")
     if not (np.abs(polygon) <= MAX_COORDINATE).all():
         raise DataError(
             f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:.0f} px"
@@ -129,34 +167,80 @@ def parse_polygon(points, where):
     return polygon
 
 
-def picture_path(image_dir, name, where):
+def fill_page(page, where, words):
+    """Add words (id, points, text, ignore, confidence) as a file gives them. Raises DataError."""
+    for word_id, points, text, ignore, confidence in words:
+        place = f"{where}: word {shown(word_id)}"
+        polygon = parse_polygon(points, place)
+        if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
+            raise DataError(f"{place}: confidence {shown(repr(confidence))} is not in 0..1")
+        if text is not None and not (isinstance(text, str) and len(text) <= MAX_TEXT):
+            raise DataError(f"{place}: transcription is not a text of up to {MAX_TEXT} characters")
+        if text and any("\ud800" <= c <= "\udfff" for c in text):
+            raise DataError(f"{place}: transcription holds half a character (a lone surrogate)")
+        page.add(word_id, polygon, text, ignore, confidence)
+    if (points := sum(map(len, page.polygons))) > MAX_PAGE_POINTS:
+        raise DataError(f"{where}: {points} points on one page; up to {MAX_PAGE_POINTS} are read")
+    return page
+
+
+def picture_path(image_dir, name, where, need=True):
     """Path of a picture inside image_dir. Raises DataError if the name leads out of it or nothing
     is there."""
+    where = f"{where}: image {shown(name)}"
+    if not (isinstance(name, str) and name.isprintable() and 0 < len(os.fsencode(name)) < 256):
+        raise DataError(f"{where}: not a file name")
     parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
-        raise DataError(f"{where}: image {name}: the name leads out of the data folder")
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name:
+        raise DataError(f"{where}: the name leads out of the data folder")
     path = Path(image_dir, name)
-    if not path.is_file():
-        raise DataError(f"{where}: image {name}: no such picture in {image_dir}; see --image-dir")
-    if not path.resolve().is_relative_to(Path(image_dir).resolve()):
-        raise DataError(f"{where}: image {name}: a link that leads out of the data folder")
+    if need and not path.is_file():
+        raise DataError(f"{where}: no such picture in {image_dir}; see --image-dir")
+    if need and not path.resolve().is_relative_to(Path(image_dir).resolve()):
+        raise DataError(f"{where}: a link that leads out of the data folder")
     return path
 
 
 def image_dir_of(label_file, image_dir=None):
-    """Where the pictures of a label file lie: --image-dir, images/ beside it, or its own folder."""
+    """Where the pictures of a label file lie: --image-dir, images/ beside it (or beside its folder
+    train, val or test), or its own folder."""
     beside = Path(label_file).parent
     if image_dir is None:
-        return beside / "images" if (beside / "images").is_dir() else beside
+        above = beside.parent if beside.name in SPLITS else beside
+        found = [p for p in (beside / "images", above / "images") if p.is_dir()]
+        return found[0] if found else beside
     if not Path(image_dir).is_dir():
         raise DataError(f"--image-dir {image_dir}: no such folder")
     return Path(image_dir)
+
+
+def find_picture(folder, name, where):
+    """Name of a picture in folder, for tools that write a way to it before the name: the longest
+    end of that way that is there."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts if isinstance(name, str) else ()
+    for k in range(len(parts) if len(parts) < 100 else 0):
+        end = "/".join(parts[k:])
+        if ".." not in end and end.isprintable() and len(end) < 256 and Path(folder, end).is_file():
+            return end
+    return parts[-1] if parts else ""
+
+
+def stated_size(entry, width, height, where):
+    """(width, height) of a picture as its label file states them, or None. Raises DataError."""
+    size = entry.get(width), entry.get(height)
+    if None in size:
+        return None
+    if not all(type(n) in (int, float) and 1 <= n <= MAX_COORDINATE for n in size):
+        raise DataError(f"{where}: {width}, {height} are no picture's: {shown(repr(size))}")
+    return int(size[0]), int(size[1])
 
 
 def read_competition(label_file, image_dir=None, need_pictures=True):
     """Pages of {"images": {name: {"words": {id: {"points": [[x, y], ...], ...}}}}}, labels or
     predictions."""
     images = read_json(label_file)
+    if isinstance(images, dict) and "shapes" in images:
+        return read_labelme([label_file], image_dir)
     images = images.get("images") if isinstance(images, dict) else None
     if not isinstance(images, dict):
         raise DataError(f'{label_file}: no "images" object at the top; is this a label file?')
@@ -165,98 +249,118 @@ def read_competition(label_file, image_dir=None, need_pictures=True):
     meta = meta.get("images", {}) if isinstance(meta, dict) else {}
     folder, pages = image_dir_of(label_file, image_dir), []
     for name, entry in images.items():
-        where = f"{label_file}: image {name}"
+        where = f"{label_file}: image {shown(name)}"
         words = entry.get("words") if isinstance(entry, dict) else None
         if not isinstance(words, dict):
             raise DataError(f'{where}: no "words" object; a page without text has "words": {{}}')
-        page = Page(
-            name, picture_path(folder, name, label_file) if need_pictures else Path(folder, name)
-        )
-        page.group = entry.get("group", meta.get(name, {}).get("group"))
-        if "img_w" in entry and "img_h" in entry:
-            page.size = entry["img_w"], entry["img_h"]
-        for word_id, word in words.items():
-            word = word if isinstance(word, dict) else {}
-            polygon = parse_polygon(word.get("points", []), f"{where}: word {word_id}")
-            confidence = word.get("confidence", 1.0)
-            if not isinstance(confidence, (int, float)) or not 0 <= confidence <= 1:
-                raise DataError(
-                    f"{where}: word {word_id}: confidence {confidence!r} is not in 0..1"
-                )
-            page.add(
-                word_id, polygon, word.get("transcription"), word.get("ignore", False), confidence
-            )
-        pages.append(page)
+        page = Page(name, picture_path(folder, name, label_file, need_pictures))
+        more = meta.get(name) if isinstance(meta, dict) else None
+        page.group = entry.get("group", more.get("group") if isinstance(more, dict) else None)
+        if page.group is not None and not isinstance(page.group, str):
+            raise DataError(f"{where}: group {shown(repr(page.group))} is not a text")
+        page.size = stated_size(entry, "img_w", "img_h", where)
+        words = {key: word if isinstance(word, dict) else {} for key, word in words.items()}
+        fields = ("points", []), ("transcription", None), ("ignore", False), ("confidence", 1.0)
+        words = [(key, *(word.get(*f) for f in fields)) for key, word in words.items()]
+        pages.append(fill_page(page, where, words))
     return pages
 
 
-def read_icdar(folder, image_dir=None):
-    """Pages of an ICDAR folder: gt_NAME.txt with `x1,y1,...,x4,y4,text` a line, `###` = ignore."""
-    pages, image_dir = [], image_dir_of(Path(folder, "gt_.txt"), image_dir)
-    for file in sorted(Path(folder).glob("gt_*.txt")):
-        stem = file.stem[3:]
-        names = [
-            p.name for p in image_dir.glob(glob_escape(stem) + ".*") if p.suffix.lower() in PICTURES
-        ]
+def read_icdar(files, image_dir=None):
+    """Pages of ICDAR files: gt_NAME.txt with `x1,y1,...,x4,y4,text` a line, `###` = ignore."""
+    pages, image_dir = [], image_dir_of(files[0], image_dir)
+    for file in files:
+        stem, words = glob.escape(file.stem[3:]), []
+        names = [p.name for p in image_dir.glob(f"{stem}.*") if p.suffix.lower() in PICTURES]
         if len(names) != 1:
             raise DataError(
                 f"{file}: {len(names)} pictures named {stem}.* in {image_dir}; one is needed"
             )
-        page = Page(names[0], picture_path(image_dir, names[0], file))
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(read_text(file, MAX_PAGE_BYTES).split("\n"), 1):
             if line.strip():
-                page.add(f"{number:04d}", *parse_icdar_line(line, f"{file}: line {number}"))
-        pages.append(page)
+                words.append((f"{number:04d}", *parse_icdar_line(line), False, 1.0))
+        page = Page(names[0], picture_path(image_dir, names[0], file))
+        pages.append(fill_page(page, file, words))
     return pages
 
 
-def glob_escape(text):
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
-
-
-def parse_icdar_line(line, where):
-    """`x1,y1,...,xn,yn,text` -> (polygon [P, 2], text). The numbers end at the first field that is
+def parse_icdar_line(line):
+    """`x1,y1,...,xn,yn,text` -> (points, text or None). The numbers end at the first field that is
     not one."""
-    fields, numbers = line.strip().split(","), []
-    for value in fields:
+    fields, numbers = line.strip().split(",", 8), []
+    for value in fields[:8]:
         try:
             numbers.append(float(value))
         except ValueError:
             break
-        if len(numbers) == 8:
-            break
-    polygon = parse_polygon(
-        np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2).tolist(), where
-    )
-    return polygon, ",".join(fields[2 * len(polygon) :]) or None
+    points = list(zip(numbers[::2], numbers[1::2]))
+    return points, ",".join(fields[2 * len(points) :]) or None
 
 
 def read_paddle(label_file, image_dir=None):
     """Pages of a PaddleOCR Label.txt: `path<TAB>[{"transcription", "points", "difficult"?}, ...]` a
     line."""
     pages, folder = [], image_dir_of(label_file, image_dir)
-    for number, line in enumerate(Path(label_file).read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(label_file).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{label_file}: line {number}"
         name, _, words = line.partition("\t")
-        try:
-            words = json.loads(words)
-        except (json.JSONDecodeError, RecursionError):
-            raise DataError(f"{where}: not `picture<TAB>JSON list`") from None
-        # PPOCRLabel writes the folder's own name before the picture's
-        name = name if Path(folder, name).is_file() else PurePosixPath(name).name
-        page = Page(name, picture_path(folder, name, where))
+        words = parse_json(words, f"{where}: after `picture<TAB>`")
+        if not isinstance(words, list) or not all(isinstance(word, dict) for word in words):
+            raise DataError(f"{where}: not `picture<TAB>JSON list of objects`")
+        name = find_picture(folder, name, where)
+        page, fields = Page(name, picture_path(folder, name, where)), []
         for i, word in enumerate(words, 1):
-            polygon = parse_polygon(word.get("points", []), f"{where}: word {i}")
-            page.add(f"{i:04d}", polygon, word.get("transcription"), word.get("difficult", False))
-        pages.append(page)
+            text, points = word.get("transcription") or None, word.get("points", [])
+            skip = word.get("difficult", False) or text == "*"
+            fields.append((f"{i:04d}", points, text, skip, 1.0))
+        pages.append(fill_page(page, f"{where}: image {shown(name)}", fields))
     return pages
 
 
+def read_labelme(files, image_dir=None):
+    """Pages of labelme files, one a picture: polygons and rectangles; the text is the description,
+    or else the label, unless that is "text"; flag "ignore" or label `###` = ignore."""
+    pages = []
+    for file in files:
+        sheet, words = read_json(file), []
+        shapes = sheet.get("shapes") if isinstance(sheet, dict) else None
+        if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
+            raise DataError(f'{file}: no "shapes" list of objects; is this a labelme file?')
+        folder = image_dir_of(file, image_dir)
+        name = find_picture(folder, sheet.get("imagePath"), file)
+        for i, shape in enumerate(shapes, 1):
+            points, kind = shape.get("points", []), shape.get("shape_type", "polygon")
+            if kind not in ("polygon", "rectangle"):
+                raise DataError(f"{file}: shape {i} is a {shown(kind)}; draw it as a polygon")
+            if kind == "rectangle" and np.shape(points) == (2, 2):
+                (x0, y0), (x1, y1) = points
+                points = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+            label, flags = shape.get("label"), shape.get("flags")
+            text = shape.get("description") or (None if label == "text" else label)
+            skip = isinstance(flags, dict) and flags.get("ignore", False)
+            word_id, confidence = shape.get("id", f"{i:04d}"), shape.get("confidence", 1.0)
+            words.append((word_id, points, text, skip or label == "###", confidence))
+        page = Page(name, picture_path(folder, name, file))
+        page.size = stated_size(sheet, "imageWidth", "imageHeight", file)
+        pages.append(fill_page(page, file, words))
+    return pages
+
+
+def folder_labels(folder):
+    """(reader, source) of a folder that holds one unnamed set of labels, or None."""
+    folder = Path(folder)
+    if (folder / "Label.txt").is_file():
+        return read_paddle, folder / "Label.txt"
+    if files := sorted(folder.glob("gt_*.txt")):
+        return read_icdar, files
+    files = [p for p in sorted(folder.glob("*.json")) if '"shapes"' in read_text(p)]
+    return (read_labelme, files) if files else None
+
+
 def find_labels(data, split):
-    """(reader, path) of a split's labels in DATA, or None. A single file or flat folder is every
-    split's."""
+    """(reader, source) of a split's labels in DATA, or None. A single file is every split's."""
     data = Path(data)
     if data.is_file():
         return (read_competition if data.suffix == ".json" else read_paddle), data
@@ -264,19 +368,9 @@ def find_labels(data, split):
         return None
     if (data / f"{split}.json").is_file():
         return read_competition, data / f"{split}.json"
-    for file in (data / f"{split}.txt", data / split / "Label.txt"):
-        if file.is_file():
-            return read_paddle, file
-    if next((data / split).glob("gt_*.txt"), None):
-        return read_icdar, data / split
-    return None
-
-
-def flat_labels(data):
-    """(reader, path) of a folder that holds one unnamed set of labels, or None."""
-    if (Path(data) / "Label.txt").is_file():
-        return read_paddle, Path(data) / "Label.txt"
-    return (read_icdar, Path(data)) if next(Path(data).glob("gt_*.txt"), None) else None
+    if (data / f"{split}.txt").is_file():
+        return read_paddle, data / f"{split}.txt"
+    return folder_labels(data / split)
 
 
 def load_labels(data, split=None, image_dir=None):
@@ -288,15 +382,15 @@ def load_labels(data, split=None, image_dir=None):
     """
     if not Path(data).exists():
         raise DataError(f"{data}: no such file or folder")
-    found = find_labels(data, split) or flat_labels(data)
+    found = find_labels(data, split) or folder_labels(data)
     if found is None:
         raise DataError(
             f"{data}: no labels of split {split or 'train, val or test'} "
-            "(SPLIT.json, gt_*.txt or Label.txt)"
+            "(SPLIT.json, gt_*.txt, Label.txt or labelme's)"
         )
     pages = found[0](found[1], image_dir)
-    if not pages:
-        raise DataError(f"{found[1]}: no pages in it")
+    if not 0 < len(pages) <= MAX_PAGES:
+        raise DataError(f"{data}: {len(pages) or 'no'} pages in it; up to {MAX_PAGES} are read")
     return pages
 
 
@@ -328,27 +422,181 @@ def pages_to_json(pages):
     return {"images": images}
 
 
+# ---------------------------------------------------------------- label formats out
+
+
+def dumped(value):
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def page_words(page):
+    """(id, points [[x, y], ...], text, ignore, confidence) of each word of a page."""
+    points = [np.round(polygon, 4).tolist() for polygon in page.polygons]
+    return zip(page.ids, points, page.texts, page.ignore, page.confidences)
+
+
+def to_paddle(pages, split):
+    lines = []
+    for page in pages:
+        words = [
+            {"transcription": text or "", "points": points, "difficult": ignore}
+            for _, points, text, ignore, _ in page_words(page)
+        ]
+        lines.append(f"images/{page.name}\t{dumped(words)}\n")
+    return {f"{split}.txt" if split else "Label.txt": "".join(lines)}
+
+
+def to_icdar(pages, split):
+    files = {}
+    for page in pages:
+        lines = []
+        for _, points, text, ignore, _ in page_words(page):
+            if len(points) != 4:
+                points = cv2.boxPoints(cv2.minAreaRect(np.float32(points))).tolist()
+            numbers = [f"{v:.4f}".rstrip("0").rstrip(".") for point in points for v in point]
+            text = "###" if ignore else " ".join((text or "").split("\n"))
+            lines.append(",".join([*numbers, text]) + "\n")
+        files[page_file(files, page, split, "gt_{}.txt")] = "".join(lines)
+    return files
+
+
+def to_labelme(pages, split):
+    files = {}
+    for page in pages:
+        shapes = []
+        for word_id, points, text, ignore, confidence in page_words(page):
+            shape = {"label": "text", "points": points, "group_id": None, "shape_type": "polygon"}
+            shape |= {"description": text or "", "flags": {"ignore": True} if ignore else {}}
+            shapes.append(shape | {"id": word_id, "confidence": confidence})
+        sheet = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imageData": None}
+        sheet["imagePath"] = ("../" if split else "") + f"images/{page.name}"
+        if page.size:
+            sheet |= {"imageWidth": page.size[0], "imageHeight": page.size[1]}
+        files[page_file(files, page, split, "{}.json")] = dumped(sheet)
+    return files
+
+
+def page_file(files, page, split, pattern):
+    """Path of a page's own label file, one of `files` to be. Raises DataError."""
+    path = str(Path(split or "", pattern.format(PurePosixPath(page.name).stem)))
+    if path in files or "/" in page.name:
+        raise DataError(f"image {page.name}: {path} would hold several pages; rename its picture")
+    return path
+
+
+def to_json(pages, split):
+    return {f"{split or 'train'}.json": dumped(pages_to_json(pages))}
+
+
+FORMATS = {"json": to_json, "icdar": to_icdar, "paddle": to_paddle, "labelme": to_labelme}
+
+
+def losses(pages, again):
+    """What differs between pages and what was read back of them, as counts by kind."""
+    lost, known = {}, {page.name: page for page in again}
+    for page in pages:
+        other = known[page.name]
+        lines = {"sizes": [(page.size, other.size)], "groups": [(page.group, other.group)]}
+        lines["ids"] = zip(page.ids, other.ids)
+        lines["confidences"] = zip(page.confidences, other.confidences)
+        lines["ignore flags"] = zip(page.ignore, other.ignore)
+        texts = [[None if t == "###" else t or None for t in p.texts] for p in (page, other)]
+        lines["texts"] = zip(*texts)
+        outlines = [[np.round(q, 4).tolist() for q in p.polygons] for p in (page, other)]
+        lines["outlines (their smallest rectangle is kept)"] = zip(*outlines)
+        for kind, pairs in lines.items():
+            lost[kind] = lost.get(kind, 0) + sum(a != b for a, b in pairs)
+    return {kind: count for kind, count in lost.items() if count}
+
+
+def convert(data, out, to, image_dir=None):
+    """Write the labels of every split of DATA to folder OUT in a format of FORMATS, with a link to
+    the pictures. Prints what the format could not hold. Raises DataError."""
+    out, partial = Path(out), Path(f"{out}.partial-{os.getpid()}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists; choose another folder or remove it")
+    splits = [s for s in SPLITS if has_split(data, s)] or [None]
+    pages = {split: load_labels(data, split, image_dir) for split in splits}
+    first = next(iter(pages.values()))[0]
+    pictures = first.path.parents[len(PurePosixPath(first.name).parts) - 1].resolve()
+    try:
+        for split in splits:
+            for name, text in FORMATS[to](pages[split], split).items():
+                write_text(partial / name, text)
+        (partial / "images").symlink_to(pictures)
+        again = {split: load_labels(partial, split) for split in splits}
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    pages, again = ([page for found in p.values() for page in found] for p in (pages, again))
+    lost = ", ".join(f"{count} {kind}" for kind, count in losses(pages, again).items())
+    words = sum(len(page.polygons) for page in pages)
+    print(f"{out}: {len(pages)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
+
+
 # ---------------------------------------------------------------- pictures
+
+
+def header_size(raw):
+    """(width, height) in the header of a JPEG, PNG, BMP, WebP or TIFF file's bytes; None of others.
+
+    A decoder allocates what the header says, which a file of a few bytes may set to gigabytes."""
+    if raw[:8] == b"\x89PNG\r\n\x1a\n":
+        return struct.unpack(">II", raw[16:24])
+    if raw[:2] == b"BM":
+        return struct.unpack("<ii", raw[18:26])
+    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
+        sizes = {b"VP8X": (raw[24:27], raw[27:30]), b"VP8 ": (raw[26:28], raw[28:30])}
+        bits = int.from_bytes(raw[21:25], "little")
+        one = [int.from_bytes(n, "little") for n in sizes.get(raw[12:16], ())]
+        return one or (bits & 0x3FFF, bits >> 14 & 0x3FFF)
+    if raw[:4] in (b"II*\0", b"MM\0*"):
+        order = "<" if raw[:1] == b"I" else ">"
+        (at,) = struct.unpack(order + "I", raw[4:8])
+        (count,), tags = struct.unpack(order + "H", raw[at : at + 2]), {}
+        for k in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind = struct.unpack(order + "HH", raw[k : k + 4])
+            form, end = ("H", 10) if kind == 3 else ("I", 12)
+            tags[tag] = struct.unpack(order + form, raw[k + 8 : k + end])[0]
+        return tags[256], tags[257]
+    at = 2 if raw[:2] == b"\xff\xd8" else len(raw)
+    while at < len(raw):  # from one segment to the next
+        marker, length = struct.unpack(">xBH", raw[at : at + 4])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return struct.unpack(">HH", raw[at + 5 : at + 9])[::-1]
+        at += 1 if marker == 0xFF else 2 + length
+    return None
 
 
 def read_image(path):
     """uint8 RGB [H, W, 3], EXIF orientation applied. Raises DataError on a missing, broken or
-    truncated file."""
+    truncated file, or one of more than MAX_PIXELS."""
     try:
-        raw = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            raw = file.read(MAX_PICTURE_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        size = header_size(raw) if len(raw) <= MAX_PICTURE_BYTES else None
+    except (struct.error, KeyError):
+        size = None
+    if size and abs(size[0] * size[1]) > MAX_PIXELS:
+        raise DataError(
+            f"{path}: {size[0]} x {size[1]} pixels; up to {MAX_PIXELS >> 20} M are read"
+        )
     # OpenCV fills what a truncated file lacks with grey and says nothing
     if raw[:2] == b"\xff\xd8" and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"):
         raise DataError(f"{path}: truncated JPEG; fetch it again or leave it out of the labels")
     if raw[:4] == b"\x89PNG" and b"IEND" not in raw[-64:]:
         raise DataError(f"{path}: truncated PNG; fetch it again or leave it out of the labels")
     try:
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB) if raw else None
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB) if size else None
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{path}: not a picture that OpenCV can read, or over its limit of pixels")
+        raise DataError(f"{path}: not a picture that OpenCV can read (JPEG, PNG, BMP, WebP, TIFF)")
     return image
 
 
@@ -383,7 +631,10 @@ def thumbnail(image):
 
 def near_duplicates(thumbnails):
     """Index pairs [K, 2] of pages whose thumbnails [N, 1024] correlate above NEAR_DUPLICATE."""
-    return np.argwhere(np.triu(thumbnails @ thumbnails.T > NEAR_DUPLICATE, 1))
+    blocks = range(0, len(thumbnails), 1024)
+    close = [np.argwhere(thumbnails[k : k + 1024] @ thumbnails.T > NEAR_DUPLICATE) for k in blocks]
+    pairs = np.concatenate([np.zeros((0, 2), int)] + [c + (k, 0) for c, k in zip(close, blocks)])
+    return pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def repair_words(page):
@@ -596,6 +847,12 @@ def distance_to_outline(edges, left, top, width, height):
     float32 [height, width] and bool [height, width]. Exact point-to-segment distance, even-odd
     inside test.
     """
+    most = max(16, 2**24 // (width * height))
+    if edges.shape[1] > most:  # an outline of many points on a large window would fill the memory
+        parts = np.split(edges, range(most, edges.shape[1], most), 1)
+        parts = zip(*(distance_to_outline(part, left, top, width, height) for part in parts))
+        distances, inside = map(list, parts)
+        return np.minimum.reduce(distances), np.logical_xor.reduce(inside)
     ux, uy, along0, half, across0, a_y, b_y, slope, start = edges
     x = np.arange(left, left + width, dtype=np.float32) + np.float32(0.5)
     y = np.arange(top, top + height, dtype=np.float32) + np.float32(0.5)
@@ -1506,6 +1763,11 @@ def parse_args(argv):
     sub.add_argument(
         "--unit", choices=("word", "line"), default="word", help="what a label is (default word)"
     )
+    sub = commands.add_parser("convert", help="labels from one format to another")
+    sub.add_argument("data")
+    sub.add_argument("out")
+    sub.add_argument("--to", required=True, choices=list(FORMATS))
+    sub.add_argument("--image-dir")
     sub = commands.add_parser("split", help="stratified, grouped folds")
     sub.add_argument("data")
     sub.add_argument("--folds", type=int, default=5)
@@ -1529,6 +1791,8 @@ def main(argv=None):
                     raise DataError(f"--{flag} {getattr(args, flag)}: at least {least} is needed")
             synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=args.unit)
             print(f"{args.out}: {args.pages} synthetic receipts")
+        elif args.command == "convert":
+            convert(args.data, args.out, args.to, args.image_dir)
         else:
             pages = load_labels(resolve_data(args.data), args.split, args.image_dir)
             groups = page_groups(pages, inspect_pages(pages))

@@ -725,7 +725,7 @@ def load_pages(args):
     wanted = "test" if args.submission or args.validate else "val"
     split = args.split or (wanted if data.has_split(folder, wanted) else "val")
     names = read_sample(args.sample) if args.sample else None
-    if not folder.is_dir() or data.find_labels(folder, split) or data.flat_labels(folder):
+    if not folder.is_dir() or data.find_labels(folder, split) or data.folder_labels(folder):
         pages = {page.name: page for page in data.load_labels(folder, split, args.image_dir)}
         missing = [name for name in names or () if name not in pages]
         if missing:
