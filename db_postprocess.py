@@ -20,7 +20,7 @@ import pyclipper
 
 SHRINK_RATIO = 0.4
 MODES = ("polygon", "box")
-SOLID = 0.6  # a blob that fills less of its convex hull is curved or branched
+RAGGED = 0.25  # px; a hull that stands out more, on average, is curved, branched or two lines
 CLIPPER_SCALE = 256  # clipper works on integers; 1/256 px is far below what a label resolves
 
 
@@ -91,7 +91,7 @@ def find_candidates(prob, thresh):
     contours = [contours[i][:, 0] for i in order]
     outlines = [cv2.convexHull(c)[:, 0] + 0.5 for c in contours]
     sizes, own = measure(outlines), measure(contours)
-    convex = own[0] >= SOLID * sizes[0]
+    convex = sizes[0] - own[0] <= RAGGED * own[1]
     for i in np.flatnonzero(~convex):
         outlines[i] = cv2.approxPolyDP(contours[i], 0.002 * own[1, i], True)[:, 0] + 0.5
     sizes = np.where(convex, sizes, own)
