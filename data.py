@@ -42,7 +42,8 @@ ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
 MAX_LABEL_BYTES, MAX_PAGE_BYTES, MAX_PICTURE_BYTES = 2**27, 2**24, 2**28
 MAX_NODES = 2**23  # lists and objects in a JSON file
-MAX_PAGES, MAX_PAGE_POINTS, MAX_POINTS, MAX_TEXT = 100_000, 20_000, 500, 10_000
+MAX_PAGES, MAX_WORDS, MAX_TEXT = 100_000, 5_000, 10_000
+MAX_POINTS, MAX_PAGE_POINTS = 500, 20_000
 MAX_COORDINATE = 1e6
 MAX_PIXELS = 2**27
 
@@ -81,7 +82,7 @@ class Page:
 # ---------------------------------------------------------------- label files
 
 
-def read_text(path, limit=MAX_LABEL_BYTES):
+def read_text(path, limit=MAX_LABEL_BYTES, encoding="utf-8-sig"):
     """A UTF-8 text file of at most `limit` bytes. Raises DataError."""
     try:
         if not Path(path).is_file():
@@ -90,7 +91,7 @@ def read_text(path, limit=MAX_LABEL_BYTES):
             raw = file.read(limit + 1)
         if len(raw) > limit:
             raise DataError(f"{path}: larger than {limit >> 20} MiB; split it into several files")
-        return raw.decode("utf-8-sig")
+        return raw.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not text in UTF-8 ({error.reason})") from None
     except OSError as error:
@@ -169,7 +170,9 @@ def parse_polygon(points, where):
 
 def fill_page(page, where, words):
     """Add words (id, points, text, ignore, confidence) as a file gives them. Raises DataError."""
-    for word_id, points, text, ignore, confidence in words:
+    for number, (word_id, points, text, ignore, confidence) in enumerate(words):
+        if number == MAX_WORDS:
+            raise DataError(f"{where}: more words than {MAX_WORDS} on one page")
         place = f"{where}: word {shown(word_id)}"
         polygon = parse_polygon(points, place)
         if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
@@ -270,15 +273,14 @@ def read_icdar(files, image_dir=None):
     """Pages of ICDAR files: gt_NAME.txt with `x1,y1,...,x4,y4,text` a line, `###` = ignore."""
     pages, image_dir = [], image_dir_of(files[0], image_dir)
     for file in files:
-        stem, words = glob.escape(file.stem[3:]), []
+        stem = glob.escape(file.stem[3:])
         names = [p.name for p in image_dir.glob(f"{stem}.*") if p.suffix.lower() in PICTURES]
         if len(names) != 1:
             raise DataError(
                 f"{file}: {len(names)} pictures named {stem}.* in {image_dir}; one is needed"
             )
-        for number, line in enumerate(read_text(file, MAX_PAGE_BYTES).split("\n"), 1):
-            if line.strip():
-                words.append((f"{number:04d}", *parse_icdar_line(line), False, 1.0))
+        lines = enumerate(read_text(file, MAX_PAGE_BYTES).split("\n"), 1)
+        words = ((f"{n:04d}", *parse_icdar_line(s), False, 1.0) for n, s in lines if s.strip())
         page = Page(names[0], picture_path(image_dir, names[0], file))
         pages.append(fill_page(page, file, words))
     return pages
@@ -550,8 +552,9 @@ def header_size(raw):
     if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
         sizes = {b"VP8X": (raw[24:27], raw[27:30]), b"VP8 ": (raw[26:28], raw[28:30])}
         bits = int.from_bytes(raw[21:25], "little")
-        one = [int.from_bytes(n, "little") for n in sizes.get(raw[12:16], ())]
-        return one or (bits & 0x3FFF, bits >> 14 & 0x3FFF)
+        less = [int.from_bytes(n, "little") for n in sizes.get(raw[12:16], ())]
+        less = less or (bits & 0x3FFF, bits >> 14 & 0x3FFF)
+        return less[0] + 1, less[1] + 1
     if raw[:4] in (b"II*\0", b"MM\0*"):
         order = "<" if raw[:1] == b"I" else ">"
         (at,) = struct.unpack(order + "I", raw[4:8])
@@ -1177,7 +1180,7 @@ class Till:
     def until(self, share, rule, write):
         while self.count < share * self.words:
             write()
-        self.block("rule", rule, 0.6, self.rule)
+        self.block("rule", rule, 0.8, self.rule)
         self.block("gap", 0.3, self.rng.uniform(0.2, 1))
 
     def meta(self):
@@ -1340,7 +1343,8 @@ def draw_sheet(rng, lines, w, h, leading, blank):
             found.append(printer.set_line(ink, cells, size * height, weight, margin, y, width))
         elif kind == "rule":
             row = [(0.5, cells * int(1.8 * width / size / len(cells)))]
-            printer.set_line(ink, row, size, printer.weight, margin, y - 0.3 * size, width)
+            up = size * {"*": 0, "_": 0.75, ".": 0.65}.get(cells, 0.35)  # to the line's middle
+            printer.set_line(ink, row, size, printer.weight, margin, y - up, width)
         elif kind != "gap":
             block_h, block_w = (
                 int(height * size * leading * 0.85),
@@ -1379,14 +1383,14 @@ def wear_ink(rng, ink, size, level):
     return cv2.multiply(ink, np.maximum(keep, 0.3), dtype=cv2.CV_8U)
 
 
-def tint_sheet(rng, ink, size):
+def tint_sheet(rng, ink, size, level):
     """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours, perhaps with unlabelled pen
     strokes and circled fields."""
     white = 250 - rng.uniform(0, 22) - rng.uniform(0, 12) * np.array([0, 0.5, 2])
     black = rng.uniform(5, 80) + np.array([0, 0, 1]) * rng.uniform(0, 40) * (rng.random() < 0.25)
     table = white + np.linspace(0, 1, 256)[:, None] * (black - white)
     sheet = cv2.LUT(cv2.merge([ink] * 3), table.astype(np.uint8)[None])
-    for _ in range(int(rng.integers(1, 3)) if rng.random() < 0.35 else 0):
+    for _ in range(int(rng.integers(1, 3)) if rng.random() < 0.7 * level else 0):
         colour = [(30, 40, 140), (150, 30, 40), (40, 40, 45)][rng.integers(0, 3)]
         t, ring = np.linspace(0, 1, 80)[:, None], rng.random() < 0.4
         turns = 12.8 * t + (0, 1.6) if ring else t * rng.uniform(8, 45, 2) + rng.uniform(0, 6, 2)
@@ -1510,7 +1514,7 @@ def photograph(rng, image, size, photo, level):
     image = add_noise(image, rng.integers(2**31), rng.uniform(1, 14) * level)
     low, high = 0, rng.uniform(0.9, 1.15)
     if not photo and rng.random() < 0.6:
-        low, high = rng.uniform(0, 0.6), rng.uniform(0.82, 0.95)
+        low, high = rng.uniform(0, 1.2 * level), rng.uniform(0.82, 0.95)
     tone = np.clip((np.linspace(0, 1, 256) - low) / (high - low), 0, 1) ** rng.uniform(0.85, 1.2)
     image = cv2.LUT(image, (tone * 255).astype(np.uint8))
     grey = rng.random() < (0.1 if photo else 0.95)
@@ -1572,7 +1576,7 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
     w, h = int(edges[[0, 2]].mean()), int(edges[[1, 3]].mean())
     lines = Till(rng, words, hangul).write()
     ink, found, text = draw_sheet(rng, lines, w, h, leading, blank)
-    sheet = tint_sheet(rng, wear_ink(rng, ink, text, difficulty), text)
+    sheet = tint_sheet(rng, wear_ink(rng, ink, text, difficulty), text, difficulty)
     bends = draw_bends(rng, text, difficulty)
     sheet = shade_sheet(rng, sheet, bends[1], difficulty)
     square = np.float32([[0, 0], [w, 0], [w, h], [0, h]])

@@ -226,6 +226,8 @@ def parse_values(where, name, kind, spec):
     values = [spec["value"]] if "value" in spec else spec.get("values")
     if not isinstance(values, list) or not values:
         fail(where, "values is not a list with an entry", "list what to try")
+    if not all(isinstance(v, (str, int, float)) for v in values):
+        fail(where, "values holds what is no number, text or true and false", "list what to try")
     if len({identity(v) for v in values}) < len(values):
         fail(where, "values has one value twice", "name each once")
     share = np.full(len(values), 1 / len(values))
@@ -810,6 +812,17 @@ NO_EFFECT = set("program project name description entity apiVersion kind control
 NO_EFFECT |= {"image_uri", "metrics", "scheduler"}
 
 
+def unique_keys(pairs):
+    """The object of a JSON object's pairs; raises ValueError on a key that comes twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = sorted(key for key, _ in pairs)
+        raise ValueError(
+            f"key {next(a for a, b in zip(keys, keys[1:]) if a == b)!r:.80} comes twice"
+        )
+    return value
+
+
 def read_json(path, what):
     """Parsed JSON of a file under 16 MB; raises ValueError naming the file."""
     try:
@@ -821,7 +834,7 @@ def read_json(path, what):
     except UnicodeDecodeError:
         fail(path, "is not text", f"give the path of a {what}")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         fail(path, f"is not JSON ({error})", "W&B's YAML must be exported as JSON")
 

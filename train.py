@@ -148,7 +148,7 @@ class UsageError(ValueError):
 # ---------------------------------------------------------------- configuration
 
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a line of text"}
 
 
 def checked(key, raw, where):
@@ -156,20 +156,22 @@ def checked(key, raw, where):
     if key not in FIELDS:
         near = difflib.get_close_matches(key, FIELDS, 1, 0.7)
         raise UsageError(
-            f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            f"{where}: unknown key {data.shown(key)}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
         )
     kind, meta = FIELDS[key].type, FIELDS[key].metadata
-    if kind is float and type(raw) is int:
+    if kind is float and type(raw) is int and abs(raw) < 1e300:
         raw = float(raw)
     if kind is int and type(raw) is float and raw.is_integer():
         raw = int(raw)
-    if type(raw) is not kind:
-        raise UsageError(f"{where}: {key} = {raw!r} is not {KINDS[kind]}")
+    shown = data.shown(repr(raw))
+    if type(raw) is not kind or kind is str and not raw.isprintable():
+        raise UsageError(f"{where}: {key} = {shown} is not {KINDS[kind]}")
     low, high, choices = meta["low"], meta["high"], meta["choices"]
     if low is not None and not low <= raw <= high:  # also catches NaN
-        raise UsageError(f"{where}: {key} = {raw!r} is not within {low} to {high}")
+        raise UsageError(f"{where}: {key} = {shown} is not within {low} to {high}")
     if choices and raw not in choices:
-        raise UsageError(f"{where}: {key} = {raw!r} is not one of {', '.join(choices)}")
+        raise UsageError(f"{where}: {key} = {shown} is not one of {', '.join(choices)}")
     return raw
 
 

@@ -5,6 +5,7 @@ import json
 from types import SimpleNamespace
 
 import cv2
+import hostile
 import numpy as np
 import pytest
 import shapely
@@ -469,3 +470,19 @@ def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
     assert (
         len(val) == 2 and len(train) == 18 and not {p.group for p in train} & {p.group for p in val}
     )
+
+
+# ---------------------------------------------------------------- hostile input
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in hostile.CHECK if not any(w in n for w in ("MB", "GB", "million", "bomb"))]
+)
+def test_hostile_input_is_an_error_of_one_line(tmp_path, monkeypatch, name):
+    """The quick ones of tests/hostile.py in this process; the script itself bounds memory too."""
+    monkeypatch.chdir(tmp_path)
+    hostile.CHECK[name](tmp_path)
+    with pytest.raises(DataError) as error:
+        data.check(".", 960, None)
+    said = str(error.value)
+    assert said.isprintable() and len(said) < 500

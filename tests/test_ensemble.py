@@ -405,7 +405,7 @@ def test_each_kind_of_damage_is_found(tmp_path, kind):
 def test_a_file_that_is_not_text_is_one_problem(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"filename,polygons\n\xff\xfe,\n")
     (problem,) = read_submission(tmp_path / "x.csv")[1]
-    assert "x.csv: not a CSV file in UTF-8" in problem
+    assert "x.csv: not text in UTF-8" in problem
 
 
 # ---------------------------------------------------------------- command line

@@ -1,0 +1,369 @@
+"""Random files and random geometry: python tests/fuzz.py [TARGET ...] [--minutes 10] [--seed 0]
+
+Readers (labels in every format, hparams, sweep files, submissions) may raise nothing but an error
+of ours; decoding, metric and voting may raise nothing, give no NaN, and keep what must hold. Needs
+hypothesis (tests/requirements.txt). Prints executions and seconds per target; a target ends at its
+first failure, with the smallest input that shows it, and the exit code is 1.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import cv2
+import hypothesis
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import data  # noqa: E402
+import ensemble  # noqa: E402
+import evaluate  # noqa: E402
+import sweep  # noqa: E402
+import train  # noqa: E402
+from db_postprocess import decode_candidates, find_candidates  # noqa: E402
+
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+(FOLDER / "images").mkdir()
+for picture in ("a.png", "b.jpg"):
+    cv2.imwrite(str(FOLDER / "images" / picture), np.full((60, 80, 3), 200, np.uint8))
+
+# ---------------------------------------------------------------- readers
+
+odd = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from([10**400, -1, 1e308, "###", "a.png", "../a.png", "\ud800", "\0", "a\nb"]),
+)  # fmt: skip
+anything = st.recursive(
+    odd,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def mostly(strategy, other=anything):
+    """Nine values in ten as they should be, so that the input gets past the first check."""
+    return st.integers(0, 9).flatmap(lambda n: strategy if n else other)
+
+
+def objects(**fields):
+    """Objects with these optional fields, and seldom another."""
+    known = st.fixed_dictionaries({}, optional={k: mostly(v) for k, v in fields.items()})
+    return st.builds(
+        lambda a, b: {**a, **b},
+        known,
+        mostly(st.just({}), st.dictionaries(st.text(max_size=5), odd)),
+    )
+
+
+number = mostly(st.floats(-100, 200, width=16), odd)
+points = st.lists(mostly(st.lists(number, min_size=2, max_size=2)), min_size=2, max_size=9)
+flag, chars = st.booleans(), st.text(max_size=6)
+names = mostly(st.sampled_from(["a.png", "b.jpg"]), st.text(max_size=9))
+words = objects(points=points, transcription=chars, ignore=flag, confidence=st.floats(0, 1))
+entries = objects(
+    words=st.dictionaries(chars, mostly(words), max_size=4), img_w=st.integers(1, 99),
+    img_h=st.integers(1, 99), group=chars,
+)  # fmt: skip
+competition = objects(images=st.dictionaries(names.map(str), mostly(entries), max_size=3))
+paddle_word = objects(points=points, transcription=chars, difficult=flag)
+shape = objects(
+    points=points, label=chars, description=chars, flags=objects(ignore=flag), id=chars,
+    shape_type=st.sampled_from(["polygon", "rectangle"]), confidence=st.floats(0, 1),
+)  # fmt: skip
+labelme = objects(
+    shapes=st.lists(mostly(shape), max_size=3), imagePath=names, imageWidth=st.integers(1, 99),
+    imageHeight=st.integers(1, 99), version=chars,
+)  # fmt: skip
+icdar_line = st.tuples(st.lists(number.map(str), min_size=6, max_size=9), chars).map(
+    lambda line: ",".join([*line[0], line[1]])
+)
+
+
+@st.composite
+def label_file(draw):
+    """(file name, bytes) of a label file in one of the formats; one in ten with bytes broken."""
+    kind = draw(st.sampled_from(["train.json", "Label.txt", "gt_a.txt", "sheet.json"]))
+    if kind == "gt_a.txt":
+        text = "\n".join(draw(st.lists(mostly(icdar_line, chars), max_size=5)))
+    elif kind == "Label.txt":
+        lines = draw(
+            st.lists(st.tuples(names, mostly(st.lists(paddle_word, max_size=3))), max_size=3)
+        )
+        text = "\n".join(f"{name}\t{json.dumps(words)}" for name, words in lines)
+    else:
+        text = json.dumps(draw(mostly(competition if kind == "train.json" else labelme)))
+    return kind, draw(broken(text))
+
+
+def broken(text):
+    """The text's bytes, one in ten with a few of them replaced or cut."""
+    raw = text.encode("utf-8", "surrogatepass")
+
+    def spoil(edit):
+        at, more, length = edit
+        return raw[: at % (len(raw) + 1)] + more + raw[at % (len(raw) + 1) + length :]
+
+    edits = st.tuples(st.integers(0, 10**6), st.binary(max_size=4), st.integers(0, 9)).map(spoil)
+    return mostly(st.just(raw), edits)
+
+
+def fuzz_labels(case):
+    name, raw = case
+    for old in [*FOLDER.glob("*.json"), *FOLDER.glob("*.txt")]:
+        old.unlink()
+    (FOLDER / name).write_bytes(raw)
+    try:
+        pages = data.load_labels(FOLDER, "train")
+    except data.DataError as error:
+        assert str(error).isprintable(), error
+        return
+    data.inspect_pages(pages)
+    for page in pages:
+        assert page.path.resolve().is_relative_to(FOLDER.resolve())
+        polygons, ignore, _ = data.repair_words(page)
+        assert all(np.isfinite(polygon).all() for polygon in polygons)
+        maps = data.make_targets(polygons, ignore, 64, 96)
+        assert maps.shape == (4, 64, 96) and maps[[0, 2, 3]].max() <= 1
+    data.write_json(FOLDER / "train.json", data.pages_to_json(pages))
+    again = data.load_labels(FOLDER / "train.json")
+    assert [p.texts for p in again] == [p.texts for p in pages]
+    assert [p.ignore for p in again] == [p.ignore for p in pages]
+
+
+defaults = train.dataclasses.asdict(train.Hparams())
+hparams_file = st.dictionaries(
+    mostly(st.sampled_from(sorted(defaults)), st.text(max_size=6)), odd | anything, max_size=5
+)
+
+
+def fuzz_hparams(case):
+    raw = case
+    (FOLDER / "hparams").write_bytes(raw)
+    try:
+        values = train.read_hparams(FOLDER / "hparams")
+        hp = train.dataclasses.replace(train.Hparams(), **values)
+        train.validate(hp)
+    except (train.UsageError, data.DataError) as error:
+        assert str(error).isprintable(), error
+        return
+    shown = json.dumps(train.dataclasses.asdict(hp), allow_nan=False)
+    (FOLDER / "hparams").write_text(shown)
+    again = train.dataclasses.replace(train.Hparams(), **train.read_hparams(FOLDER / "hparams"))
+    assert again == hp
+
+
+dimension = objects(
+    min=number, max=number, value=odd, values=st.lists(odd, max_size=3), mu=number, sigma=number,
+    q=number,
+    distribution=st.sampled_from(["uniform", "log_uniform_values", "int_uniform", "normal"]),
+)  # fmt: skip
+spec_file = objects(
+    method=st.sampled_from(["bayes", "random", "grid"]),
+    parameters=st.dictionaries(
+        mostly(st.sampled_from(["lr", "weight_decay", "eta_min"]), chars), mostly(dimension), max_size=3
+    ),
+    metric=objects(name=chars, goal=st.sampled_from(["maximize", "minimize"])),
+    early_terminate=objects(
+        type=st.sampled_from(["hyperband", "brackets", "pause"]),
+        min_iter=number, eta=number, s=number, max_iter=number,
+    ),
+    run_cap=st.integers(1, 9), seed=st.integers(0, 9),
+)  # fmt: skip
+
+
+def fuzz_sweep(case):
+    (FOLDER / "spec").write_bytes(case)
+    try:
+        spec = sweep.load_spec(FOLDER / "spec")
+        cube = sweep.Cube(sweep.parse_space(spec))
+    except ValueError as error:
+        assert len(str(error).splitlines()) == 1, error
+        return
+    assert cube
+
+
+region = st.lists(mostly(st.integers(-5, 90), odd).map(str), max_size=12).map(" ".join)
+row = st.tuples(names.map(str), st.lists(region, max_size=4).map("|".join))
+
+
+@st.composite
+def table(draw):
+    lines = [draw(mostly(st.just("filename,polygons"), chars))]
+    lines += [",".join(cells) for cells in draw(st.lists(row, max_size=4))]
+    return draw(broken("\n".join(lines) + draw(mostly(st.just("\n"), chars))))
+
+
+def fuzz_csv(case):
+    (FOLDER / "out.csv").write_bytes(case)
+    sizes = {"a.png": (80, 60), "b.jpg": (80, 60)}
+    regions, problems = ensemble.read_submission(FOLDER / "out.csv", list(sizes), sizes)
+    assert all(isinstance(problem, str) and problem for problem in problems)
+    for name, polygons in regions.items():
+        for polygon in polygons if name in sizes else ():
+            assert np.issubdtype(polygon.dtype, np.integer) and len(polygon) >= 4
+            assert (polygon >= 0).all() and (polygon <= (80, 60)).all()
+
+
+# ---------------------------------------------------------------- geometry
+
+coordinate = st.one_of(
+    st.floats(-30, 130, width=32),
+    st.integers(-30, 130).map(float),
+    st.sampled_from([0.0, 50.0, 100.0]),
+)
+polygon = st.lists(st.tuples(coordinate, coordinate), min_size=3, max_size=9).map(np.array)
+quad = st.tuples(coordinate, coordinate, st.floats(0, 60), st.floats(0, 40), st.floats(-4, 4)).map(
+    lambda b: (
+        np.array(b[:2])
+        + np.array([(-b[2], -b[3]), (b[2], -b[3]), (b[2], b[3]), (-b[2], b[3])])
+        / 2
+        @ np.array([[np.cos(b[4]), np.sin(b[4])], [-np.sin(b[4]), np.cos(b[4])]])
+    )
+)
+polygons = st.lists(quad | polygon, max_size=6)
+
+
+def fuzz_metric(case):
+    """H in 0..1; the order of detections and of labels does not matter; a page against itself."""
+    gt, det, ignore, seed = case
+    ignore = (ignore + [False] * 6)[: len(gt)]
+    order = np.random.default_rng(seed).permutation(len(det))
+    for variant in ("page", "official"):
+        counts = evaluate.cleval(gt, det, ignore=ignore, variant=variant)
+        values = [counts[key] for key in ("precision", "recall", "hmean")]
+        assert all(0 <= value <= 1 for value in values), counts
+        turned = evaluate.cleval(gt, [det[i] for i in order], ignore=ignore, variant=variant)
+        assert turned == counts, (counts, turned)
+    tp, n, m = evaluate.iou50(gt, det, ignore)
+    assert 0 <= tp <= min(n, m) and n == len(gt) - sum(ignore) and m <= len(det)
+    assert evaluate.iou50(det, gt)[0] == evaluate.iou50(gt, det)[0] or len(gt) > 1 and len(det) > 1
+    boxes = [cv2.minAreaRect(np.float32(points)) for points in gt]
+    boxes = [cv2.boxPoints(box).astype(float) for box in boxes if min(box[1]) > 5]
+    sides = [np.linalg.norm(box[1] - box[0]) > np.linalg.norm(box[2] - box[1]) for box in boxes]
+    boxes = [box if wide else np.roll(box, 1, 0) for box, wide in zip(boxes, sides)]  # along text
+    apart = [box + (500 * i, 0) for i, box in enumerate(boxes)]
+    if apart:
+        assert evaluate.cleval(apart, apart)["hmean"] == 1
+        assert evaluate.iou50(apart, apart)[0] == len(apart)
+
+
+def fuzz_decode(case):
+    """Boxes are finite, scores fall within 0..1, at most as many as asked for."""
+    seed, size, blur, thresh, box_thresh, unclip, min_size, count = case
+    rng = np.random.default_rng(seed)
+    prob = (
+        cv2.GaussianBlur(rng.random(size, np.float32), (0, 0), blur)
+        if blur
+        else rng.random(size, np.float32)
+    )
+    prob = np.clip((prob - prob.min()) / max(np.ptp(prob), 1e-6), 0, 1).astype(np.float32)
+    candidates = find_candidates(prob, thresh)
+    for mode in ("box", "polygon"):
+        how = dict(unclip_ratio=unclip, max_candidates=count, min_size=min_size, mode=mode)
+        found, scores = decode_candidates(candidates, box_thresh=box_thresh, **how)
+        assert len(found) == len(scores) <= count
+        assert all(np.isfinite(p).all() and p.ndim == 2 and len(p) >= 3 for p in found)
+        assert all(box_thresh - 1e-6 <= score <= 1 + 1e-6 for score in scores)
+        fewer, _ = decode_candidates(candidates, box_thresh=min(box_thresh + 0.2, 1), **how)
+        assert len(fewer) <= len(found)
+
+
+def fuzz_voting(case):
+    """Confidences in 0..1, falling; regions that a member has; the members' order is the same."""
+    members, threshold, seed = case
+    rng = np.random.default_rng(seed)
+    members = [(found, rng.random(len(found)).round(3)) for found in members]
+    order = rng.permutation(len(members))
+    found, confidences = ensemble.vote(members, [1.0] * len(members), threshold)
+    assert (np.diff(confidences) <= 1e-9).all() and ((confidences >= 0) & (confidences <= 1)).all()
+    known = {str(ensemble.canonical(np.asarray(p, float)).tolist()) for m, _ in members for p in m}
+    assert all(str(region.tolist()) in known for region in found)
+    assert threshold > 1 or len(members) > 1 or len(found) == len(members[0][0])
+    again = ensemble.vote([members[i] for i in order], [1.0] * len(members), threshold)
+    assert str([p.tolist() for p in found]) == str([p.tolist() for p in again[0]])
+
+
+TARGETS = {
+    "labels": (fuzz_labels, label_file()),
+    "hparams": (fuzz_hparams, mostly(hparams_file).map(json.dumps).flatmap(broken)),
+    "sweep": (fuzz_sweep, mostly(spec_file).map(json.dumps).flatmap(broken)),
+    "csv": (fuzz_csv, table()),
+    "metric": (
+        fuzz_metric,
+        st.tuples(polygons, polygons, st.lists(flag, max_size=6), st.integers(0, 99)),
+    ),
+    "decode": (
+        fuzz_decode,
+        st.tuples(
+            st.integers(0, 10**6),
+            st.tuples(st.integers(1, 90), st.integers(1, 90)),
+            st.sampled_from([0, 1, 3, 8]),
+            st.floats(0.05, 0.95),
+            st.floats(0, 0.9),
+            st.floats(0, 4),
+            st.floats(0, 9),
+            st.integers(1, 300),
+        ),
+    ),
+    "voting": (
+        fuzz_voting,
+        st.tuples(
+            st.lists(polygons, min_size=1, max_size=4), st.integers(1, 4), st.integers(0, 99)
+        ),
+    ),
+}
+
+
+def fuzz(target, seconds, seed=0, phases=(Phase.generate, Phase.shrink)):
+    """Executions of a target within seconds; raises what it found, hypothesis having shrunk it."""
+    check, strategy = TARGETS[target]
+    end, count = time.monotonic() + seconds, 0
+
+    def counted(case):
+        nonlocal count
+        count += 1
+        check(case)
+
+    while time.monotonic() < end:  # each round of examples has a seed of its own
+        seed += 1
+        once = settings(
+            max_examples=min(500, max(20, int(20 * seconds))),
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=phases,
+        )
+        hypothesis.seed(seed)(once(given(strategy)(lambda case: counted(case))))()
+    return count
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], default=[])
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    args, failed = parser.parse_args(), []
+    targets = args.targets or list(TARGETS)
+    for target in targets:
+        start, found = time.monotonic(), ""
+        try:
+            count = fuzz(target, 60 * args.minutes / len(targets), args.seed)
+        except Exception:
+            count, found = 0, traceback.format_exc()
+            failed.append(target)
+        said = found or f"{count} executions, nothing found"
+        print(f"{target:8s} {time.monotonic() - start:6.1f} s  {said}", flush=True)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,425 @@
+"""Hostile files against the real commands: python tests/hostile.py [WORD ...] [--seconds 60]
+
+Makes each input in a folder of its own, runs the command on it in a process of limited memory and
+time, and prints what it got: exit code, seconds, peak MiB (280 are this script's own), message.
+Exit code 1 when one ended in anything but lines of ours, took too long or too much, or ran what it
+read. With WORDs only the inputs whose command or name holds one of them.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+QUAD = [[10, 10], [60, 10], [60, 30], [10, 30]]
+DEEP = 100_000
+
+
+def picture(folder, name="a.png", shape=(120, 200, 3)):
+    (folder / "images").mkdir(exist_ok=True)
+    cv2.imwrite(str(folder / "images" / name), np.full(shape, 200, np.uint8))
+
+
+def text(name, content):
+    """A case's maker: a valid picture and a file of this content."""
+
+    def make(folder):
+        picture(folder)
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content, int):  # a file of this many zero bytes that takes no room
+            path.touch()
+            os.truncate(path, content)
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content().encode())
+
+    return make
+
+
+def labels(content):
+    return text("train.json", (lambda: content) if isinstance(content, str) else content)
+
+
+def word(points="[[10,10],[60,10],[60,30],[10,30]]", more=""):
+    return labels('{"images": {"a.png": {"words": {"0001": {"points": %s%s}}}}}' % (points, more))
+
+
+def named(name):
+    return labels(json.dumps({"images": {name: {"words": {}}}}))
+
+
+def raw_picture(name, raw):
+    def make(folder):
+        picture(folder, name)
+        path = folder / "images" / name
+        path.write_bytes(raw() if callable(raw) else raw)
+        named(name)(folder)
+
+    return make
+
+
+def png(width, height, data=b""):
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def png_bomb(side):
+    packer, row = zlib.compressobj(9), bytes(side + 1)
+    return png(side, side, b"".join(packer.compress(row) for _ in range(side)) + packer.flush())
+
+
+def jpeg(width, height):
+    raw = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    at = raw.index(b"\xff\xc0")
+    return raw[: at + 5] + struct.pack(">HH", height, width) + raw[at + 9 :]
+
+
+def tiff(width, height):
+    tags = ((256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (279, 9))
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(4)
+
+
+def webp(width, height):
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + size + bytes(40)
+
+
+def bmp(width, height):
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + head
+
+
+def link(target):
+    def make(folder):
+        picture(folder)
+        (folder / "images" / "link.png").symlink_to(target)
+        named("link.png")(folder)
+
+    return make
+
+
+def pipe(name):
+    def make(folder):
+        picture(folder)
+        named("p.png")(folder)
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return make
+
+
+def icdar(content):
+    return text("gt_a.txt", content)
+
+
+def paddle(content):
+    return text("Label.txt", content)
+
+
+def labelme(sheet):
+    return text("a.json", lambda: json.dumps(sheet))
+
+
+class Touch:
+    """Unpickled, it would write a file."""
+
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+SHAPE = {"label": "x", "points": QUAD, "shape_type": "polygon"}
+CHECK = {  # data.py check on a folder
+    "coordinate NaN": word("[[NaN,10],[60,10],[60,30],[10,30]]"),
+    "coordinate Infinity": word("[[-Infinity,10],[60,10],[60,30],[10,30]]"),
+    "coordinate 1e9": word("[[1e9,10],[60,10],[60,30],[10,30]]"),
+    "coordinate of 400 digits": word(f"[[{'9' * 400},10],[60,10],[60,30],[10,30]]"),
+    "coordinate of 100,000 digits": word(f"[[{'9' * 100_000},10],[60,10],[60,30],[10,30]]"),
+    "coordinate is a list": word("[[[1],10],[60,10],[60,30],[10,30]]"),
+    "coordinate is null": word("[[null,10],[60,10],[60,30],[10,30]]"),
+    "points are ragged": word("[[1,2],[3],[4,5,6]]"),
+    "points are an object": word('{"x": 1}'),
+    "million-point polygon": labels(
+        lambda: '{"images":{"a.png":{"words":{"1":{"points":[%s[1,2]]}}}}}' % ("[1,2]," * 10**6)
+    ),
+    "30,000 words on a page": labels(
+        lambda: json.dumps(
+            {"images": {"a.png": {"words": {i: {"points": QUAD} for i in range(30_000)}}}}
+        )
+    ),
+    "confidence of 400 digits": word(more=f', "confidence": {"9" * 400}'),
+    "confidence NaN": word(more=', "confidence": NaN'),
+    "transcription is a number": word(more=', "transcription": 7'),
+    "transcription of 10 MB": word(more=', "transcription": "%s"' % ("x" * 10**7)),
+    "transcription, half a character": word(more=', "transcription": "\\ud800"'),
+    "group is an object": labels('{"images": {"a.png": {"words": {}, "group": {"a": [1]}}}}'),
+    "img_w is a text": labels('{"images": {"a.png": {"words": {}, "img_w": "1", "img_h": []}}}'),
+    "img_w 1e999": labels('{"images": {"a.png": {"words": {}, "img_w": 1e999, "img_h": 9}}}'),
+    "words is a list": labels('{"images": {"a.png": {"words": [1]}}}'),
+    "word is a number": labels('{"images": {"a.png": {"words": {"1": 7}}}}'),
+    "key twice in a word": word(more=', "points": []'),
+    "image twice": labels('{"images": {"a.png": {"words": {}}, "a.png": {"words": {}}}}'),
+    "lists nested 100,000 deep": labels("[" * DEEP + "]" * DEEP),
+    "objects nested 100,000 deep": labels('{"a":' * DEEP + "1" + "}" * DEEP),
+    "lists, never closed": labels(lambda: "[" * 10**7),
+    "120 MB of empty lists": labels(lambda: "[" + "[]," * (40 << 20) + "[]]"),
+    "200 GB": labels(200 << 30),
+    "empty file": labels(""),
+    "not UTF-8": labels(b"\xff\xfe{\0}\0"),
+    "a pipe": pipe("train.json"),
+    "name ../a.png": named("../a.png"),
+    "name /etc/passwd": named("/etc/passwd"),
+    "name with a zero byte": named("a\0.png"),
+    "name with line ends": named("a\nerror: all is well\n.png"),
+    "name of 5,000 characters": named("a" * 5000),
+    "name, half a character": labels('{"images": {"\\ud800.png": {"words": {}}}}'),
+    "name is a folder": named("."),
+    "name is empty": named(""),
+    "picture links to /etc/passwd": link("/etc/passwd"),
+    "picture links to itself": link("link.png"),
+    "picture is a pipe": pipe("images/p.png"),
+    "picture is empty": raw_picture("x.png", b""),
+    "picture is a GIF": raw_picture("x.png", b"GIF89a\xff\xff\xff\xff\0\0\0"),
+    "PNG says 50,000 x 50,000": raw_picture("x.png", png(50_000, 50_000)),
+    "PNG says 4e9 x 4e9": raw_picture("x.png", png(2**32 - 1, 2**32 - 1)),
+    "PNG cut within its header": raw_picture("x.png", png(9, 9)[:20]),
+    "PNG bomb, 30,000 x 30,000": raw_picture("x.png", lambda: png_bomb(30_000)),
+    "JPEG says 65,500 x 65,500": raw_picture("x.jpg", jpeg(65_500, 65_500)),
+    "JPEG of markers only": raw_picture("x.jpg", b"\xff\xd8" + b"\xff\xe0\0\0" * 10**6),
+    "BMP says 40,000 x -40,000": raw_picture("x.bmp", bmp(40_000, -40_000)),
+    "WebP says 16,383 x 16,383": raw_picture("x.webp", webp(16_383, 16_383)),
+    "TIFF says 50,000 x 50,000": raw_picture("x.tif", tiff(50_000, 50_000)),
+    "TIFF with its tags nowhere": raw_picture("x.tif", b"II*\0\xff\xff\xff\xff"),
+    "ICDAR line of 100 MB": icdar(lambda: "1,2," * (25 << 20)),
+    "ICDAR file of 10 MB of text": icdar(lambda: "1,2,30,2,30,9,1,9," + "x" * 10**7),
+    "ICDAR nan": icdar(lambda: "nan,2,30,2,30,9,inf,9,x"),
+    "ICDAR million lines": icdar(lambda: "1,2,30,2,30,9,1,9\n" * 850_000),
+    "Label.txt without tabs": paddle(lambda: "a.png [1]"),
+    "Label.txt, words are numbers": paddle(lambda: "a.png\t[1, 2]"),
+    "Label.txt nested": paddle(lambda: "a.png\t" + "[" * DEEP),
+    "Label.txt names ../../etc/passwd": paddle(lambda: "../../etc/passwd\t[]"),
+    "Label.txt name of 10 MB": paddle(lambda: "a/" * 5_000_000 + "\t[]"),
+    "labelme names ../../../etc/passwd": labelme(
+        {"shapes": [], "imagePath": "../../../etc/passwd"}
+    ),
+    "labelme circle": labelme({"shapes": [SHAPE | {"shape_type": "circle"}], "imagePath": "a.png"}),
+    "labelme shapes are texts": labelme({"shapes": ["x"], "imagePath": "a.png"}),
+    "labelme points are texts": labelme(
+        {"shapes": [SHAPE | {"points": "ab"}], "imagePath": "a.png"}
+    ),
+    "labelme imagePath is a list": labelme({"shapes": [], "imagePath": [1]}),
+}
+HPARAMS = {  # train.py --print-hparams
+    "nested 100,000 deep": "[" * DEEP,
+    "value nested": '{"lr": ' + "[" * 500 + "]" * 500 + "}",
+    "lr NaN": '{"lr": NaN}',
+    "lr of 400 digits": '{"lr": %s}' % ("9" * 400),
+    "epochs of 100,000 digits": '{"epochs": %s}' % ("9" * 100_000),
+    "epochs Infinity": '{"epochs": Infinity}',
+    "key twice": '{"lr": 1e-3, "lr": 1e-4}',
+    "key of 1 MB": '{"%s": 1}' % ("x" * 10**6),
+    "name ../../x": '{"name": "../../x"}',
+    "name with line ends": '{"name": "a\\nb"}',
+    "data with a zero byte": '{"data": "a\\u0000b"}',
+    "mode is a list": '{"mode": [1]}',
+    "half a character": '{"backbone": "\\ud800"}',
+    "not an object": "7",
+    "200 GB": 200 << 30,
+}
+SPACE = '{"method": "random", "parameters": {"lr": %s}}'
+SWEEP = {  # sweep.py SPEC --wandb
+    "nested 100,000 deep": "[" * DEEP,
+    "parameters nested": SPACE % ('{"parameters":' * 500 + "{}" + "}" * 500),
+    "key twice": '{"method": "random", "method": "grid", "parameters": {"lr": {"value": 1e-3}}}',
+    "min NaN": SPACE % '{"min": NaN, "max": 1}',
+    "max Infinity": SPACE % '{"min": 0, "max": Infinity}',
+    "max of 400 digits": SPACE % ('{"min": 0, "max": %s}' % ("9" * 400)),
+    "min above max": SPACE % '{"min": 2, "max": 1}',
+    "values of lists": SPACE % '{"values": [[1], {"a": 2}]}',
+    "values empty": SPACE % '{"values": []}',
+    "million values": SPACE % ('{"values": [%s1]}' % ("1e-3," * 10**6)),
+    "parameters are numbers": '{"method": "random", "parameters": 7}',
+    "program with a shell": '{"program": "touch pwned", "method": "grid", "parameters": {}}',
+    "command with a shell": '{"command": ["touch pwned"], "method": "grid", "parameters": {}}',
+    "200 GB": 200 << 30,
+}
+HEAD = "filename,polygons\n"
+CSV = {  # ensemble.py --validate
+    "million columns": HEAD + "," * 10**6 + "\n",
+    "million columns in the header": "," * 10**6 + "\n",
+    "quote that never closes, 100 MB": HEAD + '"' + "x" * 10**8,
+    "field of 100 MB": HEAD + "test0.png," + "1 " * (50 << 20) + "\n",
+    "region of a million points": HEAD + "test0.png," + "1 2 " * 10**6 + "3 4\n",
+    "million regions": HEAD + "test0.png," + "1 2 9 2 9 8 1 8|" * 10**6 + "\n",
+    "number of a million digits": HEAD + "test0.png,1 2 3 " + "9" * 10**6 + " 1 2 3 4\n",
+    "zero bytes": HEAD + "test0.png,\0\0\n",
+    "nan": HEAD + "test0.png,nan nan 1 2 3 4 5 6\n",
+    "name ../../etc/passwd": HEAD + "../../etc/passwd,1 2 9 2 9 8 1 8\n",
+    "name with a formula": HEAD + "\"=cmd|'/c calc'!A0\",1 2 9 2 9 8 1 8\n",
+    "million empty lines": HEAD + "\n" * 10**6,
+    "not UTF-8": b"\xff\xfe\0",
+    "200 GB": 200 << 30,
+}
+PREDICTIONS = {  # evaluate.py predictions.json --data DATA
+    "coordinate NaN": '{"images": {"a.png": {"words": {"1": {"points": [[NaN,1],[2,3],[4,9]]}}}}}',
+    "a page that is not in the data": '{"images": {"z.png": {"words": {}}}}',
+    "nested 100,000 deep": "[" * DEEP,
+    "pickle that runs a shell": pickle.dumps(Touch()),
+    "200 GB": 200 << 30,
+}
+
+
+def star(points):
+    """A polygon that crosses itself as often as it can."""
+    angle = np.arange(points) * np.pi * (1 - 1 / points)
+    return (60 + 40 * np.stack([np.cos(angle), np.sin(angle)], 1)).round(3).tolist()
+
+
+def cases():
+    """(command, name, maker of the input in a folder, arguments)."""
+    check = [sys.executable, str(ROOT / "data.py"), "check", "."]
+    for name, make in CHECK.items():
+        yield "data.py check", name, make, check
+    tables = (
+        ("train.py", HPARAMS, "h.json", ["--hparams", "h.json", "--print-hparams"]),
+        ("sweep.py", SWEEP, "s.json", ["s.json", "--wandb"]),
+        ("ensemble.py", CSV, "o.csv", ["--validate", "o.csv", "--data", "test.json"]),
+        ("evaluate.py", PREDICTIONS, "p.json", ["p.json", "--data", "test.json"]),
+    )
+    good = {"images": {"a.png": {"words": {"1": {"points": QUAD}}}}}
+    for script, table, name, arguments in tables:
+        for what, content in table.items():
+
+            def make(folder, name=name, content=content):
+                picture(folder)
+                (folder / "test.json").write_text(json.dumps(good))
+                kept = content if isinstance(content, (int, bytes)) else lambda: content
+                text(name, kept)(folder)
+
+            yield script, what, make, [sys.executable, str(ROOT / script), *arguments]
+
+    def pickled(folder):
+        (folder / "x.pt").write_bytes(pickle.dumps(Touch()))
+
+    arguments = [sys.executable, str(ROOT / "evaluate.py"), "x.pt", "--data", "synth-small"]
+    yield "evaluate.py", "checkpoint that runs a shell", pickled, arguments
+
+
+def harmless():
+    """Odd but valid: exit code 0 in the same bounds."""
+    check = [sys.executable, str(ROOT / "data.py"), "check", "."]
+
+    def long_page(folder):
+        picture(folder, "long.png", (50_000, 1_000))
+        named("long.png")(folder)
+
+    crossing = {"images": {"a.png": {"words": {i: {"points": star(499)} for i in range(20)}}}}
+    yield "data.py check", "page of 50,000 px", long_page, check
+    yield "data.py check", "stars of 499 points", labels(json.dumps(crossing)), check
+
+    def shell(folder):
+        (folder / "h.json").write_text('{"backbone": "$(touch pwned); touch pwned"}')
+
+    arguments = ["--hparams", "h.json", "--print-hparams"]
+    yield (
+        "train.py",
+        "backbone $(touch pwned)",
+        shell,
+        [sys.executable, ROOT / "train.py", *arguments],
+    )
+
+    def stars(folder):
+        labels(json.dumps(crossing))(folder)
+        (folder / "p.json").write_text(json.dumps(crossing))
+
+    arguments = [sys.executable, str(ROOT / "evaluate.py"), "p.json", "--data", "train.json"]
+    yield "evaluate.py", "stars of 499 points", stars, arguments
+
+
+def run(command, folder, seconds, mib):
+    """(exit code or "timeout", stderr, seconds, peak MiB) of a command that is held in bounds."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, ((mib + 4096) << 20,) * 2)
+
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with open(folder / ".err", "w+b") as err:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=err, preexec_fn=limit
+        )
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        took = time.monotonic() - start
+        timer.cancel()
+        err.seek(0)
+        said = err.read().decode(errors="replace")
+    return "timeout" if took > seconds else code, said, took, usage.ru_maxrss / 1024
+
+
+def judge(code, said, took, peak, folder, fine, limits):
+    """What is wrong with the way a case ended, or ''."""
+    lines = said.strip().splitlines()
+    wrong = [
+        (code == "timeout", "too slow"),
+        (peak > limits.mib, "too much memory"),
+        ("Traceback" in said or isinstance(code, int) and code < 0, "crashed"),
+        (fine and code != 0, "refused"),
+        (not fine and code not in (1, 2), "accepted"),
+        (not fine and not 1 <= len(lines) <= 21, f"{len(lines)} lines"),
+        (any(len(line) > 1000 for line in lines), "a line without end"),
+        (any(folder.rglob("pwned")), "RAN WHAT IT READ"),
+    ]
+    return ", ".join(what for bad, what in wrong if bad)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--mib", type=int, default=2048)
+    args, failed, count = parser.parse_args(), 0, 0
+    print(f"{'command':14s} {'input':36s} {'exit':>4s} {'s':>5s} {'MiB':>5s}  message")
+    rows = [(*case, fine) for fine, of in ((False, cases), (True, harmless)) for case in of()]
+    for script, name, make, command, fine in rows:
+        if args.words and not any(w in f"{script} {name}" for w in args.words):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            make(folder)
+            result = run(command, folder, args.seconds, args.mib)
+            wrong = judge(*result, folder, fine, args)
+        code, said, took, peak = result
+        said = said.strip().splitlines()[-1][:110] if said.strip() else ""
+        count, failed = count + 1, failed + bool(wrong)
+        mark = f"  <-- {wrong}" if wrong else ""
+        print(
+            f"{script:14s} {name:36s} {code!s:>4s} {took:5.1f} {peak:5.0f}  {said}{mark}",
+            flush=True,
+        )
+    print(f"{count} inputs, {failed} of them not held")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
