@@ -9,15 +9,19 @@ python evaluate.py a.pt --compare b.pt           paired difference with its inte
 are named as such.
 """
 
+import argparse
 import hashlib
 import io
 import json
 import multiprocessing
 import os
 import sys
+import time
 import zipfile
 import zlib
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -535,40 +539,123 @@ def amp_dtype(amp, device):
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
-@torch.no_grad()
-def predict_maps(model, pages, size, amp, device, batch=8):
-    """Probability maps of pages, in an order of their shapes: yields (index, uint8 [h, w], scale).
+def ahead(pool, function, items, count):
+    """function(item) of each item in order, computed on a pool at most `count` items ahead."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
-    Each page is resized so that its longer side is `size` (data.resize_page); pages of one padded
-    shape share a batch, so no page sees padding that it would not have alone. page xy = map xy /
-    scale.
-    """
-    dtype, batch = amp_dtype(amp, device), batch if device.type == "cuda" else 1
+
+class Sheet(NamedTuple):
+    """A page on its way through the network."""
+
+    index: int
+    prob: np.ndarray  # uint8 [H', W'] that grows tile by tile, H' and W' multiples of 32
+    shape: tuple  # its rows and columns without padding
+    scale: np.ndarray  # [2] page xy = map xy / scale
+    tiles: list  # (y, x, picture uint8 [h, w, 3]) to predict, then those not back yet
+
+
+def load_sheet(index, path, size, tile):
+    """Sheet of a picture at longer side `size`; where that is more than `tile` > 0 page pixels, at
+    `size` map pixels for `tile` page pixels, in windows of `size` that overlap by a quarter.
+    Raises DataError."""
+    image = data.read_image(path)
+    height, width = image.shape[:2]
+    enlarge = max(1, max(height, width) / tile) if tile else 1
+    image, scale = data.resize_page(image, round(size * enlarge))
+    window = -(-size // 32) * 32
+
+    def starts(length):
+        spare, stride = max(length - window, 0), window * 3 // 4
+        return [min(start, spare) for start in range(0, spare + stride, stride)]
+
+    corners = [(y, x) for y in starts(image.shape[0]) for x in starts(image.shape[1])]
+    tiles = [(y, x, image[y : y + window, x : x + window]) for y, x in corners]
+    shape = round(height * scale[1]), round(width * scale[0])
+    return Sheet(index, np.empty(image.shape[:2], np.uint8), shape, scale, tiles)
+
+
+def paste(sheet, tile, prob):
+    """Put a tile's map [h, w] into its sheet, from the middle of its overlap with those before."""
+    (y, x, _), (h, w) = tile, prob.shape
+    top, left = h // 8 * (y > 0), w // 8 * (x > 0)
+    sheet.prob[y + top : y + h, x + left : x + w] = prob[top:, left:]
+    sheet.tiles.remove(tile)
+
+
+def batches(sheets, batch):
+    """Tiles of sheets, those of one shape together: lists of at most `batch` (sheet, tile). None
+    waits for more than 128 pages."""
     queues = {}
+    for sheet in sheets:
+        for tile in sheet.tiles:
+            queue = queues.setdefault(tile[2].shape, [])
+            queue.append((sheet, tile))
+            if len(queue) == batch:
+                yield queues.pop(tile[2].shape)
+        if sheet.index % 128 == 127:
+            yield from queues.values()
+            queues = {}
+    yield from queues.values()
+
+
+@torch.no_grad()
+def launch(model, tiles, dtype, device):
+    """Start the network on a batch of (sheet, tile): uint8 maps [B, h, w] on the CPU, and the event
+    after which they are there (None: now)."""
+    pages = torch.from_numpy(np.stack([picture for _, (_, _, picture) in tiles]))
+    pages = pages.pin_memory() if device.type == "cuda" else pages
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        logits = model(pages.to(device, non_blocking=True))  # [B, 1, H, W]
+    maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
+    maps, event = maps.to("cpu", non_blocking=True), None
+    if device.type == "cuda":
+        event = torch.cuda.Event()
+        event.record()
+    return maps, event
+
+
+def predict_maps(model, pages, size, amp, device, tile=0, failed=None):
+    """
+    Probability maps of pages, nearly in their order: yields (index, uint8 [h, w], scale).
+    Each page is resized so that its longer side is `size` (data.resize_page; tile: see load_sheet);
+    pages of one padded shape share a batch on a GPU, so none sees padding that it would not have
+    alone. page xy = map xy / scale. The next batch is at work before the last one is waited for.
+    Pages that cannot be read raise DataError or, with a dict `failed`, enter it as {index: error}.
+    """
+    dtype, cuda = amp_dtype(amp, device), device.type == "cuda"
 
     def load(i):
-        image = data.read_image(pages[i].path)
-        return i, *data.resize_page(image, size), image.shape[:2]
+        try:
+            return load_sheet(i, pages[i].path, size, tile)
+        except data.DataError as error:
+            if failed is None:
+                raise
+            failed[i] = error
 
-    def run(items):
-        stack = torch.from_numpy(np.stack([image for _, image, _, _ in items])).to(
-            device, non_blocking=True
-        )
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            logits = model(stack)  # [B, 1, H, W]
-        maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
-        for (i, _, scale, (height, width)), prob in zip(items, maps):
-            yield i, prob[: round(height * scale[1]), : round(width * scale[0])], scale
+    def fetch(tiles, maps, event):
+        if event is not None:
+            event.synchronize()
+        for (sheet, tile), prob in zip(tiles, maps.numpy()):
+            paste(sheet, tile, prob)
+            if not sheet.tiles:
+                yield sheet.index, sheet.prob[: sheet.shape[0], : sheet.shape[1]], sheet.scale
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(pages), 64):  # bounds how many decoded pages wait in memory
-            for item in pool.map(load, range(start, min(start + 64, len(pages)))):
-                queue = queues.setdefault(item[1].shape, [])
-                queue.append(item)
-                if len(queue) == batch:
-                    yield from run(queues.pop(item[1].shape))
-        for queue in queues.values():
-            yield from run(queue)
+        flying = None
+        sheets = ahead(pool, load, range(len(pages)), 4 if tile else 32)
+        for tiles in batches(filter(None, sheets), 8 if cuda else 1):
+            started = tiles, *launch(model, tiles, dtype, device)
+            if flying:
+                yield from fetch(*flying)
+            flying = started
+        if flying:
+            yield from fetch(*flying)
 
 
 def decode_page(prob, scale, page_size, hp):
@@ -584,31 +671,47 @@ def to_page(polygons, scale, page_size):
     return split_outlines(xy.clip(0, page_size), [len(points) for points in polygons])
 
 
-def predict(model, pages, hp, device, progress=False):
-    """What the network finds: a list of (polygons [P, 2] in page px, scores [N]) a page, in the
-    order of pages.
-
-    hp: dict with size, amp and the decoding's keys (DECODING). Sets page.size where it is not
-    known.
+def predict_each(model, pages, hp, device, job=None, progress=False, tile=0, failed=None):
     """
+    What the network finds on pages, in their order: yields (index, found), found = (polygons
+    [P, 2] in page px, scores [N]), or (index, job(page, found)). Decoding and job run in threads
+    beside the network; at most some 200 pages are under way at a time, whatever their number.
+    hp: dict with size, amp and the decoding's keys; tile, failed: see predict_maps. Sets page.size.
+    """
+    waiting, turn, skipped = {}, 0, {} if failed is None else failed
+
+    def work(page, prob, scale):
+        page_size = np.array(prob.shape[::-1]) / scale
+        page.size = tuple(np.rint(page_size).astype(int).tolist())
+        found = decode_page(prob, scale, page_size, hp)
+        return job(page, found) if job else found
+
+    def finished(limit):
+        nonlocal turn
+        while turn in skipped or turn in waiting and (len(waiting) > limit or waiting[turn].done()):
+            if turn not in skipped:
+                yield turn, waiting.pop(turn).result()
+            turn += 1
+
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # shapes vary
-    found = [None] * len(pages)
-    bar = tqdm(
-        total=len(pages),
-        desc="predicting",
-        leave=False,
-        disable=not (progress and sys.stderr.isatty()),
-    )
+    hidden = not (progress and sys.stderr.isatty())
+    bar = tqdm(total=len(pages), desc="predicting", unit=" pages", leave=False, disable=hidden)
     try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for i, prob, scale in predict_maps(model, pages, hp["size"], hp["amp"], device):
-                page_size = np.array(prob.shape[::-1]) / scale
-                found[i] = pool.submit(decode_page, prob, scale, page_size, hp)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
+            maps = predict_maps(model, pages, hp["size"], hp["amp"], device, tile, failed)
+            for i, prob, scale in maps:
+                waiting[i] = pool.submit(work, pages[i], prob, scale)
                 bar.update()
+                yield from finished(64)
+            yield from finished(0)
     finally:
         torch.backends.cudnn.benchmark = benchmark
-        bar.close()
-    return [f.result() for f in found]
+
+
+def predict(model, pages, hp, device, job=None, **options):
+    """predict_each of all pages as a list, None where one could not be read."""
+    found = dict(predict_each(model, pages, hp, device, job, **options))
+    return [found.get(i) for i in range(len(pages))]
 
 
 # ---------------------------------------------------------------- scores of a set of pages
@@ -620,18 +723,20 @@ METRICS = {
 }
 
 
+def page_row(metric, page, polygons):
+    """Addable numbers of a page [k] for one of METRICS."""
+    if metric == "iou50":
+        return np.array(iou50(page.polygons, polygons, page.ignore), float)
+    variant = "page" if metric == "page" else "official"
+    texts = page.texts if metric == "micro" else None
+    counts = cleval(page.polygons, polygons, ignore=page.ignore, texts=texts, variant=variant)
+    keys = ("precision", "recall", "hmean") if metric == "page" else COUNTS
+    return np.array([counts[key] for key in keys] + [1.0] * (metric == "page"))
+
+
 def metric_rows(metric, pages, found):
-    """Addable numbers of each page [n, k] for one of METRICS; found: as `predict` returns."""
-    rows = []
-    for page, (polygons, _) in zip(pages, found):
-        if metric == "iou50":
-            rows.append(iou50(page.polygons, polygons, page.ignore))
-            continue
-        variant = "page" if metric == "page" else "official"
-        texts = page.texts if metric == "micro" else None
-        counts = cleval(page.polygons, polygons, ignore=page.ignore, texts=texts, variant=variant)
-        rows.append([*scores(counts), 1.0] if metric == "page" else [counts[key] for key in COUNTS])
-    return np.array(rows, float)
+    """page_row of n pages [n, k]; found: as `predict` returns."""
+    return np.array([page_row(metric, page, f[0]) for page, f in zip(pages, found)])
 
 
 def page_groups(pages):
@@ -648,15 +753,20 @@ def summary(metric, rows, groups):
     return {"precision": precision, "recall": recall, "hmean": hmean, "interval": [low, high]}
 
 
-def score_all(pages, found):
-    """All of METRICS: ({metric: rows}, the --json object)."""
-    rows = {metric: metric_rows(metric, pages, found) for metric in METRICS}
+def summarise(pages, rows):
+    """{metric: rows} of METRICS -> the --json object."""
     groups = page_groups(pages)
     result = {metric: summary(metric, rows[metric], groups) for metric in METRICS}
     result = {**result.pop("page"), **result}
     result["pages"] = len(pages)
     result["pages_without_labels"] = sum(not p.polygons for p in pages)
-    return rows, result
+    return result
+
+
+def score_all(pages, found):
+    """All of METRICS: ({metric: rows}, the --json object)."""
+    rows = {metric: metric_rows(metric, pages, found) for metric in METRICS}
+    return rows, summarise(pages, rows)
 
 
 # ---------------------------------------------------------------- pictures
@@ -671,22 +781,25 @@ COLOURS = {
 
 def draw_page(page, polygons, height=1400):
     """A page with its labels (thin blue), hits (green), misses (red) and false alarms (orange),
-    matched at IoU 0.5: uint8 RGB [H, W, 3], enlarged to at least `height` and a strip on top that
-    counts them."""
+    matched at IoU 0.5, or with what was found (green) where labels are not known (None): uint8 RGB
+    [H, W, 3], enlarged to at least `height` and a strip on top that counts them."""
     image = data.read_image(page.path)
     zoom = max(1.0, height / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     image = cv2.addWeighted(image, 0.75, np.full_like(image, 255), 0.25, 0)
-    pairs, valid = iou_matches(page.polygons, polygons, page.ignore)
+    labels, ignore = page.polygons or [], page.ignore
+    pairs, valid = iou_matches(labels, polygons, ignore)
+    if page.polygons is None:
+        pairs, valid = [(-1, m) for m in range(len(polygons))], valid & False
     hit_labels, hits = {n for n, _ in pairs}, {m for _, m in pairs}
-    lost = [n for n in range(len(page.polygons)) if n not in hit_labels and not page.ignore[n]]
-    known = [n for n in range(len(page.polygons)) if n in hit_labels or page.ignore[n]]
+    lost = [n for n in range(len(labels)) if n not in hit_labels and not ignore[n]]
+    known = [n for n in range(len(labels)) if n in hit_labels or ignore[n]]
     alarms = [m for m in range(len(polygons)) if m not in hits and valid[m]]
     layers = [
         ("hit", 3, [polygons[m] for m in sorted(hits)]),
-        ("label", 1, [page.polygons[n] for n in known]),
+        ("label", 1, [labels[n] for n in known]),
         ("false alarm", 3, [polygons[m] for m in alarms]),
-        ("miss", 3, [page.polygons[n] for n in lost]),
+        ("miss", 3, [labels[n] for n in lost]),
     ]
     for kind, thickness, outlines in layers:
         outlines = [np.round(p * zoom).astype(np.int32) for p in outlines]
@@ -703,17 +816,18 @@ def draw_page(page, polygons, height=1400):
     return np.concatenate([strip, image])
 
 
+def draw_picture(page, polygons, folder):
+    """Write folder/NAME.jpg of a page, see `draw_page`."""
+    file = Path(folder, page.name).with_suffix(".jpg")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sharp = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    replace_file(file, cv2.imencode(".jpg", draw_page(page, polygons)[..., ::-1], sharp)[1])
+
+
 def draw_pictures(pages, found, folder):
-    """Write folder/NAME.jpg for each page, see `draw_page`."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-
-    def write(item):
-        page, (polygons, _) = item
-        sharp = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-        file = Path(folder, Path(page.name).stem + ".jpg")
-        cv2.imwrite(str(file), draw_page(page, polygons)[..., ::-1], sharp)
-
-    data.map_threads(write, list(zip(pages, found)), "drawing pages")
+    """draw_picture of each page."""
+    items = list(zip(pages, (polygons for polygons, _ in found)))
+    data.map_threads(lambda item: draw_picture(*item, folder), items, "drawing pages")
 
 
 # ---------------------------------------------------------------- threshold tuning
@@ -1014,7 +1128,7 @@ def write_setting(path, sources, values):
     data.write_json(path, {**hp, **values}, indent=1)
 
 
-def run_tune(args, overrides, device):
+def run_tune(args, overrides):
     """evaluate.py --tune. Raises DataError, NetworkError."""
     for source in args.sources:
         if source.endswith(".json"):
@@ -1035,7 +1149,7 @@ def run_tune(args, overrides, device):
     maps = [
         one
         for source, page_list in zip(args.sources, page_lists)
-        for one in cached_maps(source, page_list, hp, device)
+        for one in cached_maps(source, page_list, hp, args.device)
     ]
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
     result, table = tune(maps, pages, parts, grid, hp)
@@ -1054,34 +1168,63 @@ def run_tune(args, overrides, device):
 # ---------------------------------------------------------------- command line
 
 
-def predictions_of(source, pages, overrides, device):
-    """What a checkpoint (predicted now) or a predictions.json found on pages, as `predict` returns,
-    and the hparams it used (None for a file). Raises ValueError when a file lacks one of the pages.
-    """
-    if str(source).endswith(".json"):
-        by_name = {p.name: p for p in data.read_competition(source, need_pictures=False)}
-        missing = [p.name for p in pages if p.name not in by_name]
-        if missing:
-            raise data.DataError(
-                f"{source}: {len(missing)} of {len(pages)} pages are not in it (first: "
-                f"{missing[0]}); a page without detections needs an entry without words"
-            )
-        found = [by_name[p.name] for p in pages]
-        return [(p.polygons, np.array(p.confidences)) for p in found], None
-    model, hp, _ = load_network(source, device)
-    hp = {**hp, **overrides}
-    return predict(model, pages, hp, device, progress=True), hp
+def open_source(source, pages, overrides, args, job, failed=None):
+    """A checkpoint or the predictions.json of any detector -> the hparams it uses (None for a file)
+    and (index, job(page, found)) of pages in their order. Raises DataError, NetworkError."""
+    if not str(source).endswith(".json"):
+        model, hp, _ = load_network(source, args.device)
+        hp = {**hp, **overrides}
+        return hp, predict_each(model, pages, hp, args.device, job, True, args.tile, failed)
+    by_name = {p.name: p for p in data.read_competition(source, need_pictures=False)}
+    missing = [p.name for p in pages if p.name not in by_name]
+    if missing:
+        raise data.DataError(
+            f"{source}: {len(missing)} of {len(pages)} pages are not in it (first: "
+            f"{missing[0]}); a page without detections needs an entry without words"
+        )
+
+    def judge(page):
+        found = by_name[page.name]
+        return job(page, (found.polygons, np.array(found.confidences)))
+
+    return None, enumerate(data.map_threads(judge, pages, "scoring"))
+
+
+@contextmanager
+def predictions_file(path):
+    """A predictions.json in the competition's form, with confidences, whole or not at all: gives
+    write(page, found), which adds a page. Nothing happens without a path."""
+    if not path:
+        yield lambda page, found: None
+        return
+    path, start = Path(path), '{"images": {'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def write(page, found):
+        nonlocal start
+        out = data.Page(page.name, page.path, size=page.size)
+        for i, (polygon, confidence) in enumerate(zip(*found), 1):
+            out.add(f"{i:04d}", polygon, confidence=confidence)
+        images = json.dumps(data.pages_to_json([out])["images"], ensure_ascii=False)
+        file.write(start + images[1:-1])
+        start = ",\n"
+
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield write
+            file.write(f"{'' if start.startswith(',') else start}}}}}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_predictions(path, pages, found):
-    """predictions.json in the competition's form, with confidences, whole or not at all."""
-    result = []
-    for page, (polygons, confidences) in zip(pages, found):
-        out = data.Page(page.name, page.path, size=page.size)
-        for i, (polygon, confidence) in enumerate(zip(polygons, confidences), 1):
-            out.add(f"{i:04d}", polygon, confidence=confidence)
-        result.append(out)
-    data.write_json(path, data.pages_to_json(result))
+    with predictions_file(path) as write:
+        for page, one in zip(pages, found):
+            write(page, one)
 
 
 def own_pages(hp):
@@ -1124,63 +1267,65 @@ def print_comparison(difference, other):
 
 
 OVERRIDES = dict(
-    size=int,
-    thresh=float,
-    box_thresh=float,
-    unclip_ratio=float,
-    max_candidates=int,
-    min_size=float,
-    mode=str,
-    amp=str,
-)
+    size=int, thresh=float, box_thresh=float, unclip_ratio=float, max_candidates=int, min_size=float
+) | dict(mode=str, amp=str)
 
 
 def parse_args(argv):
-    parser = data.Parser(description=__doc__)
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="checkpoint (best.pt) or predictions.json of any detector; --tune takes all folds",
+    parser = data.Parser(usage="python evaluate.py SOURCE [options]", description=__doc__)
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="best.pt, or predictions.json of any detector")
+    add("--compare", metavar="OTHER", help="another SOURCE: the paired difference, its interval")
+    add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add = parser.add_argument_group("pages (default: what the run validated on)").add_argument
+    add("--data", help="folder or label file")
+    add("--split", default="val", choices=data.SPLITS, help="of DATA (default val)")
+    add("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
+    add(
+        "--images",
+        metavar="PATH",
+        help="pictures without labels: a folder, with those in it, or one",
     )
-    parser.add_argument(
-        "--tune", action="store_true", help="search the thresholds, out of fold and cross-fitted"
+    add(
+        "--tile", type=int, default=0, metavar="PX", help="cut larger pages into tiles of PX pixels"
     )
-    parser.add_argument(
+    add = parser.add_argument_group("files to write").add_argument
+    add("--out", metavar="JSON", help="predictions with confidences")
+    add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
+    add = parser.add_argument_group("thresholds").add_argument
+    add(
+        "--tune",
+        action="store_true",
+        help="search them, out of fold (give all folds), cross-fitted",
+    )
+    add(
         "--write",
         metavar="PATH",
-        help="put the tuned values into a copy of the checkpoint (.pt) or an hparams file (.json)",
-    )
-    parser.add_argument("--data", help="folder or label file (default: what the run validated on)")
-    parser.add_argument("--split", default="val", choices=data.SPLITS, help="of DATA (default val)")
-    parser.add_argument(
-        "--image-dir", help="where the pictures lie, if not in images/ or beside the labels"
-    )
-    parser.add_argument(
-        "--compare",
-        metavar="OTHER",
-        help="checkpoint or predictions.json: print the paired difference",
-    )
-    parser.add_argument("--out", metavar="JSON", help="write the predictions with confidences")
-    parser.add_argument(
-        "--pictures",
-        metavar="DIR",
-        help="write pages with labels, hits, misses and false alarms drawn",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument(
-        "--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)"
+        help="copy of the checkpoint (.pt), or hparams (.json), with them",
     )
     group = parser.add_argument_group("instead of the values in the checkpoint")
     for key, kind in OVERRIDES.items():
-        group.add_argument(
-            *dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}")),
-            type=kind,
-            metavar=kind.__name__.upper(),
-        )
+        flag = "--" + key.replace("_", "-")
+        group.add_argument(flag, type=kind, metavar=kind.__name__.upper())
+        if "_" in key:
+            group.add_argument("--" + key, type=kind, dest=key, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.source = args.sources[0]
     return args
+
+
+def picture_pages(path):
+    """Pages without known labels (None) of a picture, or of all pictures in a folder and below."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in data.PICTURES)
+        pages = [data.Page(p.relative_to(path).as_posix(), p, None) for p in files]
+    else:
+        pages = [data.Page(path.name, path, None)]
+    if not pages:
+        raise data.DataError(f"--images {path}: no picture in it ({' '.join(data.PICTURES)})")
+    return pages
 
 
 def choose_pages(args):
@@ -1202,35 +1347,69 @@ def choose_pages(args):
     return own_pages(hp)
 
 
-def run(args):
-    device = choose_device(args.device)
-    overrides = {k: getattr(args, k) for k in OVERRIDES if getattr(args, k) is not None}
-    if args.tune:
-        return run_tune(args, overrides, device)
+def check_flags(args, overrides):
+    """Raises DataError on flags that do not go together."""
     if len(args.sources) > 1 or args.write:
         raise data.DataError("several sources and --write are for --tune; see also --compare")
-    if args.source.endswith(".json") and overrides:
-        raise data.DataError(f"--{next(iter(overrides))}: a predictions file is decoded already")
-    pages = choose_pages(args)
-    found, hp = predictions_of(args.source, pages, overrides, device)
-    rows, result = score_all(pages, found)
+    if args.source.endswith(".json") and (overrides or args.images):
+        flag = "images" if args.images else next(iter(overrides))
+        raise data.DataError(f"--{flag}: a predictions file is decoded already; give a checkpoint")
+    if args.images and (args.compare or args.data):
+        raise data.DataError("--images: has no labels; leave out --compare and --data")
+    if args.tile and args.tile < 32:
+        raise data.DataError(f"--tile {args.tile}: at least 32 page pixels are needed")
+
+
+def score_source(source, pages, overrides, args, out=None, pictures=None, failed=None):
+    """Predict pages or read their predictions, write what is asked for: {metric: rows [n, k]} of
+    METRICS, empty for pages without labels. At most some 200 pages are in memory."""
+
+    def judge(page, found):
+        if pictures:
+            draw_picture(page, found[0], pictures)
+        known = page.polygons is not None
+        return found, {metric: page_row(metric, page, found[0]) for metric in METRICS if known}
+
+    hp, stream = open_source(source, pages, overrides, args, judge, failed)
     if hp and not args.json:
         print(", ".join(f"{k} {hp[k]}" for k in ("size", *DECODING)))
+    begin, words, rows = time.perf_counter(), 0, {metric: [] for metric in METRICS}
+    with predictions_file(out) as write:
+        for i, (found, row) in stream:
+            write(pages[i], found)
+            words += len(found[0])
+            for metric in row:
+                rows[metric].append(row[metric])
+    if hp and not args.json:
+        seconds, done = time.perf_counter() - begin, len(pages) - len(failed or ())
+        speed = f"{done / seconds:.2f} images/s, {args.device}"
+        print(f"{done} pages, {words} words found in {seconds:.1f} s ({speed})")
+    return {metric: np.array(rows[metric]) for metric in METRICS}
+
+
+def run(args):
+    overrides = {k: getattr(args, k) for k in OVERRIDES if getattr(args, k) is not None}
+    args.device = choose_device(args.device)
+    if args.tune:
+        return run_tune(args, overrides)
+    check_flags(args, overrides)
+    failed = {} if args.images else None
+    pages = picture_pages(args.images) if args.images else choose_pages(args)
+    rows = score_source(args.source, pages, overrides, args, args.out, args.pictures, failed)
+    if args.images:
+        for error in failed.values():
+            print(f"error: {error}", file=sys.stderr)
+        return 1 if failed else 0
+    result = summarise(pages, rows)
     if args.compare:
-        other, _ = predictions_of(args.compare, pages, {}, device)
-        result["compare"] = compare(
-            pages, rows, {metric: metric_rows(metric, pages, other) for metric in METRICS}
-        )
-    if args.out:
-        write_predictions(args.out, pages, found)
-    if args.pictures:
-        draw_pictures(pages, found, args.pictures)
+        result["compare"] = compare(pages, rows, score_source(args.compare, pages, {}, args))
     if args.json:
         print(json.dumps(result))
-        return
+        return 0
     print_scores(result)
     if args.compare:
         print_comparison(result["compare"], args.compare)
+    return 0
 
 
 def choose_device(name):
@@ -1252,14 +1431,13 @@ def choose_device(name):
 
 def main(argv=None):
     try:
-        run(parse_args(argv))
+        return run(parse_args(argv)) or 0
     except (data.DataError, NetworkError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

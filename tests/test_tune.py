@@ -225,7 +225,7 @@ def house(tmp_path, monkeypatch):
             pages.append(page)
         data.write_json(tmp_path / "DATA" / f"{split}.json", data.pages_to_json(pages))
 
-    def predict_maps(model, pages, size, amp, device):
+    def predict_maps(model, pages, size, amp, device, *_):
         calls.append(len(pages))
         for i in reversed(range(len(pages))):
             yield i, *maps[pages[i].name]
