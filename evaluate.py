@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from collections import deque
@@ -593,7 +594,7 @@ def batches(sheets, batch):
     waits for more than 128 pages."""
     queues = {}
     for sheet in sheets:
-        for tile in sheet.tiles:
+        for tile in list(sheet.tiles):
             queue = queues.setdefault(tile[2].shape, [])
             queue.append((sheet, tile))
             if len(queue) == batch:
@@ -1165,6 +1166,70 @@ def run_tune(args, overrides):
     print(f"{len(pages)} pages, cross-fitted over {len(set(parts.tolist()))} parts; {picture}")
 
 
+# ---------------------------------------------------------------- export
+
+
+class Probability(torch.nn.Module):
+    """RGB [B, 3, H, W] in 0..1, H and W multiples of 32 -> probabilities [B, 1, H, W]."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pages):
+        return self.model((255 * pages).permute(0, 2, 3, 1)).sigmoid()
+
+
+@torch.no_grad()
+def export(source, path, overrides):
+    """
+    Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size, decoding, score
+    as metadata. Raises DataError without the package onnx, NetworkError where onnxruntime gives
+    other maps than PyTorch, by more than 1e-4.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise data.DataError("--export: needs a package; pip install onnx onnxruntime") from None
+    model, hp, state = load_network(source)
+    model, hp, buffer = Probability(model).eval(), {**hp, **overrides}, io.BytesIO()
+    axes = {0: "batch", 2: "height", 3: "width"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the newer exporter needs one more package
+        torch.onnx.export(
+            model,
+            (torch.rand(1, 3, 96, 64),),
+            buffer,
+            input_names=["pages"],
+            output_names=["map"],
+            dynamic_axes={"pages": axes, "map": axes},
+            dynamo=False,
+        )
+    graph = onnx.load_from_string(buffer.getvalue())
+    about = {key: hp[key] for key in ("backbone", "size", *DECODING)}
+    about |= {"input": "RGB 0..1", "epoch": state["epoch"], "hmean": state["scores"].get("hmean")}
+    onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
+    graph = graph.SerializeToString()
+    error = onnx_error(model, graph)
+    if error is not None and not error < 1e-4:
+        raise NetworkError(f"{source}: as ONNX its maps differ by {error:.1g}; nothing written")
+    replace_file(Path(path), graph)
+    checked = "not compared, pip install onnxruntime" if error is None else f"differ by {error:.1g}"
+    print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps of PyTorch and onnxruntime: {checked}")
+
+
+def onnx_error(model, graph):
+    """Largest difference of maps on noise of two page sizes; None without onnxruntime."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    pages = [torch.rand(shape) for shape in ((1, 3, 160, 96), (2, 3, 64, 224))]
+    maps = [session.run(None, {"pages": page.numpy()})[0] for page in pages]
+    return max(float(np.abs(model(p).numpy() - m).max()) for p, m in zip(pages, maps))
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -1292,6 +1357,11 @@ def parse_args(argv):
     )
     add = parser.add_argument_group("files to write").add_argument
     add("--out", metavar="JSON", help="predictions with confidences")
+    add(
+        "--export",
+        metavar="ONNX",
+        help="the network for onnxruntime, RapidOCR and others; stops then",
+    )
     add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
     add = parser.add_argument_group("thresholds").add_argument
     add(
@@ -1318,6 +1388,8 @@ def parse_args(argv):
 def picture_pages(path):
     """Pages without known labels (None) of a picture, or of all pictures in a folder and below."""
     path = Path(path)
+    if not path.exists():
+        raise data.DataError(f"--images {path}: no such file or folder")
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in data.PICTURES)
         pages = [data.Page(p.relative_to(path).as_posix(), p, None) for p in files]
@@ -1351,8 +1423,8 @@ def check_flags(args, overrides):
     """Raises DataError on flags that do not go together."""
     if len(args.sources) > 1 or args.write:
         raise data.DataError("several sources and --write are for --tune; see also --compare")
-    if args.source.endswith(".json") and (overrides or args.images):
-        flag = "images" if args.images else next(iter(overrides))
+    flag = next((key for key in ("images", "export", *overrides) if vars(args)[key]), None)
+    if args.source.endswith(".json") and flag:
         raise data.DataError(f"--{flag}: a predictions file is decoded already; give a checkpoint")
     if args.images and (args.compare or args.data):
         raise data.DataError("--images: has no labels; leave out --compare and --data")
@@ -1393,6 +1465,8 @@ def run(args):
     if args.tune:
         return run_tune(args, overrides)
     check_flags(args, overrides)
+    if args.export:
+        return export(args.source, args.export, overrides)
     failed = {} if args.images else None
     pages = picture_pages(args.images) if args.images else choose_pages(args)
     rows = score_source(args.source, pages, overrides, args, args.out, args.pictures, failed)

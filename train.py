@@ -50,8 +50,8 @@ from evaluate import (
     amp_dtype,
     choose_device,
     draw_pictures,
-    metric_rows,
     page_groups,
+    page_row,
     predict,
     summary,
 )
@@ -703,8 +703,11 @@ def finish_epoch(trainer, val, steps):
     losses = np.mean(trainer.losses, 0)
     begin = time.perf_counter()
     model = trainer.ema if trainer.ema is not None else trainer.model
-    found = predict(model.eval(), val, dataclasses.asdict(hp), trainer.device)
-    rows = metric_rows("page", val, found)
+
+    def judge(page, found):  # beside the network
+        return page_row("page", page, found[0])
+
+    rows = np.array(predict(model.eval(), val, dataclasses.asdict(hp), trainer.device, judge))
     result = summary("page", rows, page_groups(val))
     peak = (
         torch.cuda.max_memory_allocated(trainer.device) / 2**30

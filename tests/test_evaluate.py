@@ -5,10 +5,12 @@ import json
 import cv2
 import numpy as np
 import pytest
+import shapely
 import torch
 
 import data
 import evaluate
+from db_postprocess import polygons_from_map
 from dbnet import DBNet, save_checkpoint
 from train import Hparams
 
@@ -183,3 +185,132 @@ def test_missing_files_and_devices(work, capsys):
     assert "none.pt: cannot be read" in error_line(capsys, "none.pt", "--data", "s")
     assert "nowhere: no such file" in error_line(capsys, predictions(work), "--data", "nowhere")
     assert "not a device" in error_line(capsys, "p.json", "--data", "s", "--device", "abacus")
+
+
+# ---------------------------------------------------------------- pictures without labels
+
+
+def test_any_folder_is_predicted_and_a_broken_file_does_not_stop_it(checkpoint, work, capsys):
+    path, folder = checkpoint("a.pt", thresh=0.1, box_thresh=0.0), work / "mine"
+    (folder / "sub").mkdir(parents=True)
+    for i, (name, shape) in enumerate({"a.png": (40, 300), "sub/b.jpg": (500, 90)}.items()):
+        cv2.imwrite(
+            str(folder / name), np.random.default_rng(i).integers(0, 255, (*shape, 3), np.uint8)
+        )
+    (folder / "c.jpg").write_bytes(b"no picture")
+    flags = ("--images", "mine", "--out", "p.json", "--pictures", "pics")
+    assert evaluate.main([path, *flags]) == 1
+    out, err = capsys.readouterr()
+    assert "2 pages" in out and "images/s" in out
+    assert err.count("\n") == 1 and "mine/c.jpg: not a picture" in err
+    images = json.loads((work / "p.json").read_text())["images"]
+    assert list(images) == ["a.png", "sub/b.jpg"] and images["a.png"]["img_w"] == 300
+    assert {p.name for p in (work / "pics").rglob("*.jpg")} == {"a.jpg", "b.jpg"}
+    assert evaluate.main([path, "--images", "mine/a.png", "--out", "q.json"]) == 0
+    alone = json.loads((work / "q.json").read_text())["images"]
+    assert alone == {"a.png": images["a.png"]}
+    (work / "empty").mkdir()
+    assert "no picture in it" in error_line(capsys, path, "--images", "empty", "--tile", "64")
+    assert "no such file" in error_line(capsys, path, "--images", "gone")
+    assert "leave out" in error_line(capsys, path, "--images", "mine", "--data", "s")
+
+
+class Ink(torch.nn.Module):
+    """Finds dark places and what is near, so that pipelines can be tested without training."""
+
+    def __init__(self, *reach):
+        super().__init__()
+        self.near = torch.nn.MaxPool2d(reach, 1, [n // 2 for n in reach])
+
+    def forward(self, pages):  # uint8 or float [B, H, W, 3] -> logits [B, 1, H, W]
+        return self.near(120 - pages.float().mean(3)[:, None]) / 4
+
+
+def test_tiles_merge_into_the_map_of_the_whole_page(work):
+    rng, device = np.random.default_rng(0), torch.device("cpu")
+    image = cv2.GaussianBlur(rng.integers(0, 256, (700, 300, 3), np.uint8), (0, 0), 4)
+    cv2.imwrite("big.png", (128 + 8 * (image.astype(float) - 128)).clip(0, 255).astype(np.uint8))
+    pages = evaluate.picture_pages("big.png")
+    ((_, whole, scale),) = evaluate.predict_maps(Ink(1, 1), pages, 700, "off", device)
+    ((_, tiled, same),) = evaluate.predict_maps(Ink(1, 1), pages, 96, "off", device, tile=96)
+    assert whole.shape == tiled.shape == (700, 300) and (whole == tiled).all()
+    assert (scale == same).all() and 50 < whole.mean() < 200
+    ((_, half, scale),) = evaluate.predict_maps(Ink(1, 1), pages, 96, "off", device, tile=192)
+    assert half.shape == (350, 150) and scale.tolist() == [0.5, 0.5]
+    assert list(evaluate.predict_maps(Ink(1, 1), pages, 96, "off", device, tile=700))[0][
+        1
+    ].shape == (
+        96,
+        41,
+    )
+
+
+def test_predictions_are_in_the_order_of_pages_and_whole_or_absent(work):
+    device, hp = torch.device("cpu"), dict(vars(Hparams()), size=96, thresh=0.5, amp="off")
+    pages = evaluate.picture_pages("s/images")
+    names = [pages[i].name for i, _ in evaluate.predict_each(Ink(1, 1), pages, hp, device)]
+    assert names == [page.name for page in pages] and len(names) == 8
+    with pytest.raises(ZeroDivisionError), evaluate.predictions_file("p.json") as write:
+        write(pages[0], ([], []))
+        1 / 0
+    assert not list(work.glob("*p.json*"))
+    evaluate.write_predictions("p.json", pages[:0], [])
+    assert json.loads((work / "p.json").read_text()) == {"images": {}}
+
+
+# ---------------------------------------------------------------- export
+
+
+@pytest.fixture
+def exported(checkpoint, work, monkeypatch, capsys):
+    """export(name, model): an ONNX file of a stub network, its session and metadata."""
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def make(name, model=None):
+        path = checkpoint("a.pt")
+        if model is not None:
+            state = {"epoch": 1, "scores": {}}
+            stub = (model, dict(vars(Hparams())), state)
+            monkeypatch.setattr(evaluate, "load_network", lambda *_: stub)
+        assert evaluate.main([path, "--export", name, "--thresh", "0.25"]) == 0
+        assert "differ by" in capsys.readouterr().out
+        return onnxruntime.InferenceSession(name, providers=["CPUExecutionProvider"])
+
+    return make
+
+
+def test_an_exported_network_gives_pytorchs_maps_at_any_size(exported, work):
+    session = exported("m.onnx")
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["thresh"] == "0.25" and about["size"] == "96" and about["mode"] == "polygon"
+    model = evaluate.load_network("a.pt")[0]
+    for height, width in ((96, 64), (64, 160)):
+        page = torch.rand(2, height, width, 3).mul(255).round()
+        found = session.run(None, {"pages": page.permute(0, 3, 1, 2).numpy() / 255})[0]
+        with torch.no_grad():
+            assert np.abs(model(page).sigmoid().numpy() - found).max() < 1e-4
+
+
+def test_rapidocr_reads_a_receipt_with_the_exported_detector(exported, work):
+    rapidocr = pytest.importorskip("rapidocr_onnxruntime")
+    exported("ink.onnx", Ink(9, 25))
+    image = np.full((320, 640, 3), 255, np.uint8)
+    words = ("TOTAL", "12.50", "CASH", "20.00", "CHANGE", "7.50")
+    for i, word in enumerate(words):
+        at = 30 + 300 * (i % 2), 70 + 90 * (i // 2)
+        cv2.putText(image, word, at, cv2.FONT_HERSHEY_SIMPLEX, 1.5, (0, 0, 0), 4, cv2.LINE_AA)
+    reader = rapidocr.RapidOCR(
+        det_model_path="ink.onnx", det_mean=[0, 0, 0], det_std=[1, 1, 1], det_limit_type="min",
+        det_limit_side_len=32, det_score_mode="slow", det_unclip_ratio=0.2,
+    )  # fmt: skip
+    boxes, _ = reader(image, use_cls=False, use_rec=False)
+    hp = dict(thresh=0.3, box_thresh=0.5, unclip_ratio=0.2, max_candidates=100, min_size=3)
+    (found,) = Ink(9, 25)(torch.from_numpy(image)[None]).sigmoid()[:, 0].numpy()
+    ours, _ = polygons_from_map(found, **hp, mode="box")
+    assert len(boxes) == len(ours) == len(words)
+    a, b = (shapely.polygons(np.array(p)) for p in (ours, boxes))
+    shared = shapely.area(shapely.intersection(a[:, None], b))
+    assert (shared / (shapely.area(a)[:, None] + shapely.area(b) - shared)).max(1).min() > 0.8
+    read, _ = reader(image)
+    assert {"TOTAL", "CASH", "CHANGE"} <= {text.strip() for _, text, _ in read}
