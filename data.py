@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import sys
@@ -124,19 +125,24 @@ def read_json(path):
     return parse_json(read_text(path), path)
 
 
-def write_text(path, text):
-    """Write a text file whole or not at all: temporary name, fsync, rename."""
+def replace_file(path, content):
+    """Write bytes whole or not at all: temporary name, fsync, rename; the old file survives."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a text file whole or not at all, making its folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, text.encode())
 
 
 def write_json(path, value, indent=None):
@@ -1635,22 +1641,15 @@ def check_split(pages, label, size):
     thumbnails = inspect_pages(pages)
     counts = describe(pages, size)
     print(f"{label:5s} {format_counts(counts)}")
-    if counts["words"] and counts["height px"] < 10:
-        print(
-            f"warning: {label}: median word height {counts['height px']:.1f} px at --size {size}; "
-            "use a larger page"
-        )
+    height, said = counts["height px"], []
+    if counts["words"] and height < 10:
+        said.append(f"median word height {height:.1f} px at --size {size}; use a larger page")
     for name in turned_pages(pages):
-        print(
-            f"warning: {label}: {name}: labels fit the page only when it is turned; "
-            "check its EXIF orientation"
-        )
+        said.append(f"{name}: labels fit the page only when it is turned; check its EXIF rotation")
     for page, size_stated in zip(pages, stated):
         if size_stated and tuple(size_stated) != page.size:
-            print(
-                f"warning: {label}: {page.name}: is {page.size}, "
-                f"the label file says {tuple(size_stated)}"
-            )
+            said.append(f"{page.name}: is {page.size}, the label file says {tuple(size_stated)}")
+    print("".join(f"warning: {label}: {line}\n" for line in said), end="")
     return thumbnails
 
 
@@ -1731,54 +1730,75 @@ def resolve_data(data):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the closest flag; exit code 2."""
+    """argparse whose errors are one line, with the closest flag or choice; exit code 2."""
 
     def __init__(self, **options):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
 
     def error(self, message):
-        flag = message.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
-        near = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.75)
-        hint = f"; did you mean {near[0]}?" if near and message.startswith("unrecognized") else ""
+        wrong, known = (
+            message.removeprefix("unrecognized arguments: "),
+            [self._option_string_actions],
+        )
+        for action in self._actions:  # of data.py's commands
+            if isinstance(action, argparse._SubParsersAction):
+                known += [sub._option_string_actions for sub in action.choices.values()]
+        known = [flag for flags in known for flag in flags] if wrong != message else []
+        if choice := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+            wrong, known = choice[1], re.findall(r"[\w-]+", choice[2])
+        near = difflib.get_close_matches(re.split("[= ]", wrong)[0], known, 1, 0.6)
+        hint = f"; did you mean {near[0]}?" if near else ""
         print(f"error: {message}{hint} (see --help)", file=sys.stderr)
         sys.exit(2)
 
 
+# flags of the commands: (name, type or choices, default, help)
+DATA = ("data", None, None, "folder or label file")
+PLACE = ("--image-dir", None, None, "where the pictures lie, if not in images/ or beside labels")
+COMMANDS = {
+    "check": ("what is in DATA and what will go wrong in training", "receipts --size 960"),
+    "synth": ("draw synthetic receipts, a quarter of them val", "data/lines --unit line"),
+    "split": ("stratified folds; groups and near-duplicates together", "receipts --folds 5"),
+    "convert": ("labels in another format", "receipts receipts-ppocr --to paddle"),
+}
+FLAGS = {
+    "check": [DATA, ("--size", int, 960, "longer page side in training"), PLACE],
+    "synth": [
+        ("out", None, None, "folder to make"),
+        ("--pages", int, 64, "how many"),
+        ("--seed", int, 0, "another seed, other pages"),
+        ("--size", int, 1280, "longer page side"),
+        ("--words", int, 117, "words a page, about"),
+        ("--unit", ("word", "line"), "word", "label words, or runs of text on scans like SROIE's"),
+    ],
+    "split": [
+        DATA,
+        ("--folds", int, 5, "how many"),
+        ("--seed", int, 0, "breaks ties"),
+        ("--split", SPLITS, "train", "which split of DATA"),
+        ("--out", None, None, "JSON to write, runs/split-DATA-FOLDS.json without"),
+        PLACE,
+    ],
+    "convert": [
+        DATA,
+        ("out", None, None, "folder to make; its images/ is a link to the pictures"),
+        ("--to", tuple(FORMATS), "json", "format to write; says what it cannot hold"),
+        PLACE,
+    ],
+}
+
+
 def parse_args(argv):
     parser = Parser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("check", help="what is in DATA and what will go wrong")
-    sub.add_argument("data")
-    sub.add_argument(
-        "--size", type=int, default=960, help="longer page side in training (default 960)"
-    )
-    sub.add_argument(
-        "--image-dir", help="where the pictures lie, if not in images/ or beside the labels"
-    )
-    sub = commands.add_parser("synth", help="draw synthetic receipts")
-    sub.add_argument("out")
-    sub.add_argument(
-        "--pages", type=int, default=64, help="how many, a quarter of them val (default 64)"
-    )
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--size", type=int, default=1280, help="longer page side (default 1280)")
-    sub.add_argument("--words", type=int, default=117, help="words a page, about (default 117)")
-    sub.add_argument(
-        "--unit", choices=("word", "line"), default="word", help="what a label is (default word)"
-    )
-    sub = commands.add_parser("convert", help="labels from one format to another")
-    sub.add_argument("data")
-    sub.add_argument("out")
-    sub.add_argument("--to", required=True, choices=list(FORMATS))
-    sub.add_argument("--image-dir")
-    sub = commands.add_parser("split", help="stratified, grouped folds")
-    sub.add_argument("data")
-    sub.add_argument("--folds", type=int, default=5)
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--split", default="train", help="which split of DATA to part (default train)")
-    sub.add_argument("--image-dir")
-    sub.add_argument("--out", help="JSON to write (default runs/split-DATA-FOLDS.json)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (what, example) in COMMANDS.items():
+        example = f"example: python data.py {name} {example}"
+        sub = commands.add_parser(name, help=what, description=what, epilog=example)
+        for flag, kind, default, text in FLAGS[name]:
+            of = dict(choices=kind) if isinstance(kind, tuple) else dict(type=kind or str)
+            text += f" (default {default})" if default is not None else ""
+            sub.add_argument(flag, default=default, help=text, **of)
     return parser.parse_args(argv)
 
 

@@ -8,12 +8,13 @@ import difflib
 import hashlib
 import io
 import logging
-import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from data import replace_file
 
 K = 50  # steepness of the differentiable step, eq. 2
 STRIDES = (4, 8, 16, 32)
@@ -243,19 +244,6 @@ def save_checkpoint(path, state):
     replace_file(side, "\n".join([f"{digest}  {path.name}", *old]).encode() + b"\n")
     replace_file(path, buffer.getbuffer())
     replace_file(side, f"{digest}  {path.name}\n".encode())
-
-
-def replace_file(path, data):
-    """Write bytes to a temporary name, fsync, rename; the old file survives any failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path, keys=("model", "hparams")):

@@ -231,7 +231,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dbnet.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError):
         save_checkpoint(path, {**STATE, "epoch": 2})
     monkeypatch.undo()
