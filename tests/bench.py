@@ -1,9 +1,11 @@
-"""Speed of each part next to its peer in the same process: python tests/bench.py [PART ...] [--growth] [--device cuda]
+"""Speed of each part next to its peer in the same process.
 
-One thread, medians of alternating rounds (a machine that changes its speed changes both), the machine and versions
-first. Peers come from tests/requirements.txt; an absent one is named and skipped. Parts: targets, decode, metric,
-thresholds, optimiser, samples, inference, step. `--growth` adds how each grows with words, page size or trials.
-`--device cuda` measures inference and the training step on the GPU, at the sizes that users train.
+python tests/bench.py [PART ...] [--growth] [--device cuda]
+
+One thread, medians of alternating rounds (a machine that changes its speed changes both), the
+machine and versions first. Peers come from tests/requirements.txt; an absent one is named and
+skipped. `--growth` adds how each part grows with words, page size or trials. `--device cuda`
+measures inference and the training step on the GPU, at the sizes that users train.
 """
 
 import os
@@ -11,6 +13,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import dataclasses
 import gzip
 import importlib
 import importlib.metadata
@@ -20,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import cv2
@@ -32,9 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import data
+import sweep
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet
-from evaluate import cleval, predict
+from evaluate import cleval, predict, score_page
 from train import Hparams, Trainer
 
 cv2.setNumThreads(1)
@@ -103,7 +108,8 @@ WORDS = {10: (10, 1), 50: (25, 2), 120: (30, 4), 250: (42, 6), 500: (63, 8)}  # 
 
 
 def common_targets(polygons, height, width, shrink_ratio=0.4):
-    """The algorithm that most code bases share, re-stated: clip, fill, and distances to whole edges in numpy."""
+    """The algorithm that most code bases share, re-stated: clip, fill, and distances to whole
+    edges in numpy."""
     shrink, border = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
     mask = np.zeros((height, width), np.float32)
     for polygon in polygons:
@@ -185,7 +191,8 @@ def bench_decode(args):
 
 
 def print_round_trip():
-    """Polygons -> targets -> polygons: mean IoU with the exact inverse of the shrink and with the default ratio."""
+    """Polygons -> targets -> polygons: mean IoU with the exact inverse of the shrink and with the
+    default ratio."""
     quads = page_of_lines()
     shrink = data.make_targets(quads, [False] * len(quads), 1024, 1024)[0] * 255
     shapes = np.array([shapely.Polygon(q) for q in quads])
@@ -199,7 +206,8 @@ def print_round_trip():
         iou = overlap / (shapely.area(shapes[a]) + shapely.area(found[b]) - overlap)
         best = [iou[a == k].max(initial=0) for k in range(len(quads))]
         print(
-            f"round trip, unclip_ratio {name:22s} mean IoU {np.mean(best):.3f}, {len(found)} of {len(quads)} words"
+            f"round trip, unclip_ratio {name:22s} mean IoU {np.mean(best):.3f}, {len(found)} of "
+            f"{len(quads)} words"
         )
 
 
@@ -241,6 +249,95 @@ def bench_cleval(label, pages, rounds):
     )
 
 
+# ---------------------------------------------------------------- thresholds
+
+
+def bench_thresholds(args):
+    """245 settings on one page: all at once, one by one, and one by one with the peers."""
+    axes = dict(
+        thresh=np.linspace(0.2, 0.5, 7).round(3).tolist(),
+        box_thresh=np.linspace(0.2, 0.8, 7).round(3).tolist(),
+        unclip_ratio=[0, 1.5, 1.7, 2.0, 2.2],
+    )
+    for words in WORDS if args.growth else [50]:
+        quads = page_of_lines(1024, *WORDS[words])
+        prob, page = probability_map(quads), data.Page("page", None, size=(1024, 1024))
+        for quad in quads:
+            page.add(len(page.ids), quad)
+        item = ((prob * 255).astype(np.uint8), np.ones(2)), page
+        for mode in ("box", "polygon"):
+            time_thresholds(f"245 settings, {len(quads)} words, {mode}", item, quads, axes, mode)
+
+
+def time_thresholds(label, item, quads, axes, mode):
+    grid = {**axes, "mode": [mode], "min_size": [3]}
+    hp = dict(max_candidates=600, shrink_ratio=0.4)
+    prob = item[0][0]
+
+    def one(thresh=0.3, box_thresh=0.4, unclip_ratio=1.5):
+        setting = dict(thresh=thresh, box_thresh=box_thresh, unclip_ratio=unclip_ratio)
+        found = polygons_from_map(prob, **setting, **hp, min_size=3, mode=mode)[0]
+        cleval(quads, found, variant="page")
+
+    decoder, package = rapid_decoder(), peer_module("cleval", "cleval")
+
+    def peer():
+        boxes = np.array(decoder(prob / np.float32(255))[0], np.float32).reshape(-1, 8)
+        labels = np.array(quads, np.float32).reshape(-1, 8)
+        letters = dict(det_letters=[""] * len(boxes), gt_letters=["words"] * len(labels))
+        package.CLEvalMetric()(boxes, labels, **letters)
+
+    whole, single, other = median_ms(
+        lambda: score_page(item, grid, hp), one, peer if decoder and package else None, rounds=5
+    )
+    line = f"{label:46s} {whole:9.2f} ms   one by one {245 * single / whole:6.1f} x"
+    print(line + (f"   peers {245 * other / whole:6.1f} x" if other else ""), flush=True)
+
+
+# ---------------------------------------------------------------- the optimiser
+
+
+def bench_optimiser(args):
+    """The next of Hartmann-6's parameters given n runs, ours and Optuna's GPSampler."""
+    names = [f"x{i}" for i in range(6)]
+    ranges = {name: {"min": 0.0, "max": 1.0} for name in names}
+    space = {
+        "method": "bayes",
+        "metric": {"name": "y", "goal": "minimize"},
+        "parameters": ranges,
+    }
+    optuna = peer_module("optuna", "optuna")
+    for n in (12, 30, 60, 120, 200) if args.growth else (60,):
+        x = np.random.default_rng(n).random((n, 6))
+        history = [
+            {"params": dict(zip(names, map(float, p))), "value": float(v), "state": "finished"}
+            for p, v in zip(x, -np.exp(-4 * (x - 0.3) ** 2).prod(1))
+        ]
+        compare(
+            f"suggestion after {n} runs, 6 parameters",
+            lambda: sweep.suggest(space, history, np.random.default_rng(0)),
+            optuna and (lambda: ask_optuna(optuna, history, names)),
+            rounds=5,
+        )
+
+
+def ask_optuna(optuna, history, names):
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ranges = {name: optuna.distributions.FloatDistribution(0, 1) for name in names}
+    with warnings.catch_warnings(action="ignore"):  # GPSampler is experimental and says so
+        study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=0))
+    study.add_trials(
+        [
+            optuna.trial.create_trial(
+                params=run["params"], distributions=ranges, value=run["value"]
+            )
+            for run in history
+        ]
+    )
+    trial = study.ask()
+    return [trial.suggest_float(name, 0, 1) for name in names]
+
+
 # ---------------------------------------------------------------- samples
 
 
@@ -276,7 +373,8 @@ def time_sample(path, polygons, hp):
     total = sum(times.values())
     parts = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items())
     print(
-        f"sample {shape[0]} x {shape[1]}, {len(polygons)} words: {parts} ms; {1e3 / total:.1f} pages/s a core"
+        f"sample {shape[0]} x {shape[1]}, {len(polygons)} words: {parts} ms; "
+        f"{1e3 / total:.1f} pages/s a core"
     )
 
 
@@ -284,7 +382,8 @@ def time_sample(path, polygons, hp):
 
 
 def training_step(backbone, shape, device, amp="auto", compile=False):
-    """A function that runs one real step of train.py on random pages [B, H, W], the GPU waited for."""
+    """A function that runs one real step of train.py on random pages [B, H, W] and waits for the
+    GPU."""
     hp = Hparams(backbone=backbone, pretrained="none", batch=shape[0], amp=amp, compile=compile)
     trainer = Trainer(hp, device)
     trainer.model.train()
@@ -338,14 +437,14 @@ def time_step(backbone, shape, device, **options):
     )
     named = " ".join(f"{k}={v}" for k, v in options.items())
     print(
-        f"  {shape[0]} x {shape[1]} x {shape[2]} {named:14s} {ms:9.1f} ms {1e3 * shape[0] / ms:7.1f} images/s, "
-        f"first three steps {start:.0f} s{peak}",
+        f"  {shape[0]} x {shape[1]} x {shape[2]} {named:14s} {ms:9.1f} ms "
+        f"{1e3 * shape[0] / ms:7.1f} images/s, first three steps {start:.0f} s{peak}",
         flush=True,
     )
 
 
 def profile_step(backbone, shape, device):
-    """Work of one step (matrix FLOPs, bytes of inputs and outputs if each operator ran alone) and its top operators."""
+    """FLOPs of one step in convolutions, and the operators that take longest."""
     from torch.profiler import ProfilerActivity, profile
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -371,11 +470,51 @@ def profile_step(backbone, shape, device):
 # ---------------------------------------------------------------- inference
 
 
+def bench_inference(args):
+    """Pictures to polygons, files included: networks of random weights, RapidOCR's detector."""
+    device, threads = torch.device(args.device), min(2, os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    engine = peer_module("rapidocr_onnxruntime", "rapidocr-onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        pages = [data.Page(f"{i}.jpg", Path(folder, f"{i}.jpg")) for i in range(4)]
+        for i, page in enumerate(pages):
+            image, _ = data.synthetic_page((0, i), size=1280, words=117)
+            cv2.imwrite(str(page.path), image[..., ::-1])
+        print(f"inference, 4 synthetic pages of 1280 px, {device}, {threads} threads on a CPU")
+        for backbone, neck in (("efficientnet_b4", 256), ("tf_efficientnet_lite2", 96)):
+            model = DBNet(backbone, neck).to(device, memory_format=torch.channels_last).eval()
+            for size in (640, 960):
+                hp = dataclasses.asdict(Hparams(size=size))
+                rate(
+                    f"{backbone}, neck {neck}, {size} px",
+                    lambda: predict(model, pages, hp, device),
+                    4,
+                )
+        if engine:
+            detect = engine.RapidOCR(intra_op_num_threads=threads)
+            only = dict(use_det=True, use_cls=False, use_rec=False)
+            rate(
+                "RapidOCR 1.4.4, PP-OCRv4 mobile, CPU",
+                lambda: [detect(str(page.path), **only) for page in pages],
+                4,
+            )
+    torch.set_num_threads(1)
+
+
+def rate(label, run, pages):
+    run()
+    (ms,) = median_ms(run, rounds=3)
+    print(f"  {label:44s} {1e3 * pages / ms:8.2f} images/s", flush=True)
+
+
 PARTS = {
     "targets": bench_targets,
     "decode": bench_decode,
     "metric": bench_metric,
+    "thresholds": bench_thresholds,
+    "optimiser": bench_optimiser,
     "samples": bench_samples,
+    "inference": bench_inference,
     "step": bench_step,
 }
 

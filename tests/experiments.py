@@ -1,10 +1,13 @@
-"""The runs behind a table of results on real receipts: python tests/experiments.py DATA [--minutes 28] [--lite2 PT]
+"""The runs behind a table of results on real receipts.
 
-Trains what is not finished yet, the most telling first, three seeds each; after `--minutes` the run at hand is told
-to stop, saves itself, and the next call goes on with it. `--list` prints the commands that are left, `--table` the
-runs that are there: mean and standard deviation of the last epoch's H-mean over seeds, and the paired bootstrap
-interval of the difference to the run that a row changes. --lite2 is a state dict of timm's tf_efficientnet_lite2
-(default: timm's download). Run folders are runs/NAME-seedN.
+python tests/experiments.py DATA [--minutes 28] [--lite2 PT]
+
+Trains what is not finished yet, the most telling first, three seeds each; after `--minutes` the
+run at hand is told to stop, saves itself, and the next call goes on with it. `--list` prints the
+commands that are left, `--table` the runs that are there: mean and standard deviation of the last
+epoch's H-mean over seeds, and the paired bootstrap interval of the difference to the run that a row
+changes. --lite2 is a state dict of timm's tf_efficientnet_lite2 (default: timm's download). Run
+folders are runs/NAME-seedN.
 """
 
 import argparse
@@ -31,7 +34,8 @@ B4 = "--hparams hparams/best.json --no-pretrained"
 PRETRAIN = "--data data/pretrain --epochs 4 --T_max 4"
 SWEEP = "python sweep.py hparams/sweep_lr_wd.json --data DATA --no-pretrained --enqueue hparams/run8.json"
 
-# NAME: flags of train.py, and the NAME that it changes; a starred one is trained once, for others to start from
+# NAME: flags of train.py, and the NAME that it changes; a starred one is trained once, for others
+# to start from
 RUNS = {
     "lite2": (f"{LITE2} --pretrained WEIGHTS", None),
     "lite2-scratch": (f"{LITE2} --no-pretrained", "lite2"),
@@ -59,7 +63,7 @@ RUNS = {
 AFTER = f"""python train.py {LITE2} --pretrained WEIGHTS --data DATA --name cv --folds 5 --fold all
 python evaluate.py runs/cv-fold*/last.pt --tune --write tuned.json
 python ensemble.py runs/cv-fold*/last.pt --hparams tuned.json --data DATA
-{SWEEP}
+python sweep.py hparams/sweep_lr_wd.json --data DATA --pretrained none
 python sweep.py --report runs/sweep_lr_wd"""
 
 

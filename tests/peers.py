@@ -1,7 +1,10 @@
-"""What other detectors find on labelled pages, as a user would run them: python tests/peers.py PEER DATA OUT.json
+"""What other detectors find on labelled pages, as a user would run them.
 
-PEER is rapidocr-onnxruntime (1.4.4: PP-OCRv4 mobile), rapidocr (3.10: PP-OCRv6 small) or tesseract (lines of page
-segmentation mode 11). OUT.json is in the form of evaluate.py's predictions, so the same metric judges it:
+python tests/peers.py PEER DATA OUT.json
+
+PEER is rapidocr-onnxruntime (1.4.4: PP-OCRv4 mobile), rapidocr (3.10: PP-OCRv6 small) or tesseract
+(lines of page segmentation mode 11). OUT.json is in the form of evaluate.py's predictions, so the
+same metric judges it:
 
 python evaluate.py OUT.json --data DATA
 python evaluate.py best.pt --data DATA --compare OUT.json
