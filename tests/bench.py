@@ -73,9 +73,7 @@ def peer_module(name, package):
     try:
         return importlib.import_module(name)
     except ImportError:
-        print(
-            f"  {package} is not installed, its column is left out: pip install -r tests/requirements.txt"
-        )
+        print(f"  no {package}, its column is left out: pip install -r tests/requirements.txt")
 
 
 def page_of_lines(size=1024, rows=30, columns=4, seed=0):
@@ -459,12 +457,12 @@ def profile_step(backbone, shape, device):
     events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, on))
     total = sum(getattr(e, on) for e in events)
     print(
-        f"  {counter.get_total_flops() / 1e9:.1f} GFLOP in convolutions, {total / 1e3:.0f} ms in operators:"
+        f"  {counter.get_total_flops() / 1e9:.1f} GFLOP in convolutions, "
+        f"{total / 1e3:.0f} ms in operators:"
     )
     for e in events[:10]:
-        print(
-            f"    {getattr(e, on) / 1e3:9.1f} ms {getattr(e, on) / total:4.0%} {e.count:5d} calls  {e.key[:60]}"
-        )
+        spent = getattr(e, on)
+        print(f"    {spent / 1e3:9.1f} ms {spent / total:4.0%} {e.count:5d} calls  {e.key[:60]}")
 
 
 # ---------------------------------------------------------------- inference
@@ -536,7 +534,8 @@ def main():
         parser.error(f"{unknown[0]} is not one of {', '.join(PARTS)}")
     packages = ("torch", "numpy", "opencv-python", "shapely", "pyclipper")
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, python {platform.python_version()}, "
+        f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, python "
+        f"{platform.python_version()}, "
         + ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
     )
     for part in args.parts or PARTS:

@@ -32,7 +32,6 @@ SYNTH = "python data.py synth data/pretrain --pages 3000 --unit line"
 LITE2 = "--hparams hparams/best.json --backbone tf_efficientnet_lite2 --neck 96"
 B4 = "--hparams hparams/best.json --no-pretrained"
 PRETRAIN = "--data data/pretrain --epochs 4 --T_max 4"
-SWEEP = "python sweep.py hparams/sweep_lr_wd.json --data DATA --no-pretrained --enqueue hparams/run8.json"
 
 # NAME: flags of train.py, and the NAME that it changes; a starred one is trained once, for others
 # to start from
