@@ -226,8 +226,8 @@ def parse_values(where, name, kind, spec):
     values = [spec["value"]] if "value" in spec else spec.get("values")
     if not isinstance(values, list) or not values:
         fail(where, "values is not a list with an entry", "list what to try")
-    if not all(isinstance(v, (str, int, float)) for v in values):
-        fail(where, "values holds what is no number, text or true and false", "list what to try")
+    if not all(v is None or isinstance(v, (str, int, float)) for v in values):
+        fail(where, "values holds a list or an object", "list what to try")
     if len({identity(v) for v in values}) < len(values):
         fail(where, "values has one value twice", "name each once")
     share = np.full(len(values), 1 / len(values))

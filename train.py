@@ -156,7 +156,7 @@ def checked(key, raw, where):
     if key not in FIELDS:
         near = difflib.get_close_matches(key, FIELDS, 1, 0.7)
         raise UsageError(
-            f"{where}: unknown key {data.shown(key)}"
+            f"{where}: unknown key {data.shown(key)!r}"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
     kind, meta = FIELDS[key].type, FIELDS[key].metadata

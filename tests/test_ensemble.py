@@ -387,6 +387,7 @@ DAMAGE = {
     "empty line": (GOOD.replace("b.jpg", "\nb.jpg"), "line 3", "0 fields"),
     "cut off": (GOOD[:-9], "cut off"),
     "quote": (GOOD.replace("a.jpg", '"a.jpg'), "not a CSV"),
+    "endless field": (GOOD + "a.jpg," + "1 " * 2**20, "not a CSV", "larger than field limit"),
 }  # fmt: skip
 
 

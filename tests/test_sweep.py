@@ -170,7 +170,7 @@ BAD_PARAMETERS = [
     ({"lr": log_range(0, 1)}, "logarithm"), ({"lr": log_range(-1.0, 1)}, "logarithm"),
     ({"lr": {"distribution": "zipf", "min": 0, "max": 1}}, "zipf"),
     ({"lr": {"values": []}}, "values"), ({"lr": {"values": 3}}, "values"),
-    ({"lr": {"values": [1, 1.0]}}, "twice"),
+    ({"lr": {"values": [1, 1.0]}}, "twice"), ({"lr": {"values": [[1], {}]}}, "a list or an object"),
     ({"lr": {"values": [1, 2], "probabilities": [0.5, 0.6]}}, "probabilities"),
     ({"lr": {"min": 0.0, "max": math.inf}}, "max"), ({"lr": {"min": "a", "max": 1}}, "min"),
     ({"lr": {"min": 0.0, "max": 1.0, "step": 0.1}}, "step"),

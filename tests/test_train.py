@@ -290,6 +290,8 @@ def test_shipped_hparams_are_valid(name, capsys):
     "text, words",
     [
         ('{"learning_rat": 1}', ["h.json", "unknown key 'learning_rat'"]),
+        ('{"lr": %s}' % ("9" * 400), ["lr = 999", "is not a number"]),
+        ('{"name": "a\\nb"}', ["name = 'a\\nb' is not a line of text"]),
         ('{"weigth_decay": 1}', ["unknown key", "did you mean 'weight_decay'"]),
         ('{"lr": "fast"}', ["h.json", "lr = 'fast'", "a number"]),
         ('{"lr": -1}', ["lr = -1.0", "not within"]),
