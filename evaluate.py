@@ -10,9 +10,12 @@ are named as such.
 """
 
 import argparse
+import base64
 import hashlib
+import html
 import io
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -806,14 +809,22 @@ def draw_page(page, polygons, height=1400):
         outlines = [np.round(p * zoom).astype(np.int32) for p in outlines]
         cv2.polylines(image, outlines, True, COLOURS[kind], thickness, cv2.LINE_AA)
     strip, x = np.full((40, image.shape[1], 3), 255, np.uint8), 8
+    small = min(1.0, image.shape[1] / 640)
     for kind, _, outlines in (layers[0], *layers[2:]):
         text = (
             f"{len(outlines)} {kind}{'' if len(outlines) == 1 else 'es' if kind == 'miss' else 's'}"
         )
         cv2.putText(
-            strip, text, (x, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, COLOURS[kind], 2, cv2.LINE_AA
+            strip,
+            text,
+            (x, 28),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.8 * small,
+            COLOURS[kind],
+            2,
+            cv2.LINE_AA,
         )
-        x += 16 * len(text) + 20
+        x += round((16 * len(text) + 20) * small)
     return np.concatenate([strip, image])
 
 
@@ -1166,6 +1177,180 @@ def run_tune(args, overrides):
     print(f"{len(pages)} pages, cross-fitted over {len(set(parts.tolist()))} parts; {picture}")
 
 
+# ---------------------------------------------------------------- report
+
+LEVELS = np.arange(1, 20) / 20  # of box_thresh
+WORST = 12
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>%s</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+:root { color-scheme: light dark; --fg: #1d2126; --bg: #fff; --muted: #68707a; --accent: #0a62c4;
+ --grid: #e1e5ea; --second: #b3541e; --third: #1d7a4b }
+@media (prefers-color-scheme: dark) { :root { --fg: #e4e7ea; --bg: #14171a; --muted: #98a1ab;
+ --accent: #62a8ff; --grid: #30363d; --second: #ec9a63; --third: #63c793 } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
+ max-width: 960px; margin: 0 auto; padding: 16px }
+h1 { font-size: 1.6em; overflow-wrap: anywhere } h2 { font-size: 1.2em; margin-top: 2em }
+h2, th, td { border-bottom: 1px solid var(--grid) }
+p, figcaption { color: var(--muted) } figcaption { font-size: 13px; overflow-wrap: anywhere }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
+th { color: var(--muted) }
+th:first-child, td:first-child { text-align: left; white-space: normal }
+svg { display: block; width: 100%%; max-width: 720px; font: 13px system-ui, sans-serif }
+text { fill: var(--muted) } .value { fill: var(--fg) } rect { fill: var(--accent) }
+path { fill: none; stroke: var(--grid) } .line { stroke-width: 2.2 }
+.chosen { stroke: var(--muted); stroke-dasharray: 4 3 }
+.pages { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 16px }
+figure { margin: 0 } img { width: 100%%; border: 1px solid var(--grid) }
+</style>%s</html>
+"""
+
+
+def page_details(page, found, chosen):
+    """found, with low scores too, and the polygons chosen of it -> precision, recall, hmean (cleval
+    "page") at LEVELS [19, 3]; of the labels that count, heights in px and whether a chosen polygon
+    hits it at IoU 0.5."""
+    ignore, scores = np.array(page.ignore, bool), np.asarray(found[1])
+    labels = prepare_labels(as_points(page.polygons), [None] * len(ignore), ignore, "page")
+    keep = scores >= LEVELS[:, None] - 1e-9
+    keep &= keep.cumsum(1) <= MAX_DETECTIONS
+    pairs = page_pairs(labels, as_points(found[0]))
+    hit = np.zeros(len(ignore), bool)
+    hit[[n for n, _ in iou_matches(page.polygons, chosen, ignore)[0]]] = True
+    height = np.array([min(min_area_sides(np.asarray(p))) for p in page.polygons])
+    return micro_scores(count_kept(labels, pairs, keep, "page")), height[~ignore], hit[~ignore]
+
+
+def html_table(rows):
+    """Rows of cells, the first is the head."""
+    cells = [[html.escape(str(cell)) for cell in row] for row in rows]
+    head, *body = ("".join(f"<td>{cell}</td>" for cell in row) for row in cells)
+    body = "".join(f"<tr>{row}</tr>" for row in body)
+    head = head.replace("td>", "th>")
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def html_svg(height, parts):
+    return f'<svg viewBox="0 0 640 {height}" role="img">{"".join(parts)}</svg>'
+
+
+def html_bars(values, labels, below, high):
+    """Bars up to the value `high`, a label on each and lines of text below it."""
+    parts, step = [], 640 / max(len(values), 1)
+    for i, (value, label, lines) in enumerate(zip(values, labels, below)):
+        x, h = i * step, 120 * max(value, 0) / (high or 1)
+        centre = f'x="{x + step / 2:.1f}" text-anchor="middle"'
+        bar = (
+            f'x="{x + step * 0.1:.1f}" y="{140 - h:.1f}" width="{step * 0.8:.1f}" height="{h:.1f}"'
+        )
+        parts.append(f'<rect {bar}/><text class="value" {centre} y="{134 - h:.1f}">{label}</text>')
+        parts += [
+            f'<text {centre} y="{158 + 17 * k}">{line}</text>' for k, line in enumerate(lines)
+        ]
+    return html_svg(180, parts)
+
+
+def html_curves(curve, chosen):
+    """Precision, recall and hmean [19, 3] over LEVELS, a line at the chosen box_thresh."""
+    low = min(math.floor(10 * curve.min()) / 10, 0.9)
+
+    def point(x, y):
+        return f"{40 + 500 * x:.1f} {250 - 230 * (y - low) / (1 - low):.1f}"
+
+    parts = []
+    for y in np.linspace(low, 1, 6):
+        parts.append(f'<path d="M{point(0, y)}L{point(1, y)}"/>')
+        parts.append(f'<text x="0" y="{float(point(0, y).split()[1]) + 4}">{y:.2f}</text>')
+    parts += [
+        f'<text x="{40 + 500 * x}" y="270" text-anchor="middle">{x:.1f}</text>'
+        for x in np.arange(0, 1.01, 0.2)
+    ]
+    if chosen is not None:
+        parts.append(f'<path class="chosen" d="M{point(chosen, low)}L{point(chosen, 1)}"/>')
+    colours = {"precision": "--second", "recall": "--third", "hmean": "--accent"}
+    for k, (name, colour) in enumerate(colours.items()):
+        line = "L".join(point(x, y) for x, y in zip(LEVELS, curve[:, k]))
+        parts.append(f'<path class="line" style="stroke: var({colour})" d="M{line}"/>')
+        style = f'style="fill: var({colour})"'
+        parts.append(f'<text {style} x="560" y="{40 + 22 * k}">{name}</text>')
+    return html_svg(280, parts)
+
+
+def binned(x, y, unit, share):
+    """Mean of y in up to 5 equally filled bins of x, as a section's bars."""
+    if not len(x):
+        return "<p>no labels</p>"
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)))
+    which = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
+    bins = [np.flatnonzero(which == k) for k in range(max(len(edges) - 1, 1))]
+    means = [float(y[b].mean()) if len(b) else 0.0 for b in bins]
+    tops = np.append(edges, edges[-1])
+    below = [
+        (f"{edges[k]:.0f} to {tops[k + 1]:.0f} {unit}", f"{len(b)} {share}")
+        for k, b in enumerate(bins)
+    ]
+    return html_bars(means, [f"{mean:.4f}" for mean in means], below, 1)
+
+
+def thumbnail(page, polygons):
+    image = draw_page(page, polygons, 900)
+    image = cv2.resize(image, (520, round(image.shape[0] * 520 / image.shape[1])), None, 0, 0, 3)
+    code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])[1]
+    return "data:image/jpeg;base64," + base64.b64encode(code).decode()
+
+
+def write_report(path, title, hp, result, pages, rows, details, worst):
+    """
+    One self-contained HTML file. rows: of METRICS; details: page_details of pages; worst: [(hmean,
+    index, polygons)] of the pages to show.
+    """
+    curves, heights, hits = zip(*details)
+    hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
+    table = [("metric", "precision", "recall", "hmean", "95 % interval")]
+    for metric, (name, _) in METRICS.items():
+        r = result if metric == "page" else result[metric]
+        interval = " to ".join(f"{value:.4f}" for value in r["interval"])
+        table.append(
+            (name, *(f"{r[key]:.4f}" for key in ("precision", "recall", "hmean")), interval)
+        )
+    first = min(int(20 * hmeans.min()), 15)  # the histogram's twentieths
+    count = np.histogram(hmeans, np.arange(first, 21) / 20)[0]
+    edges = [(f"{k / 20:.2f}",) for k in range(first, 20)]
+    curve = np.mean(curves, 0)
+    levels = [("box_thresh", "precision", "recall", "hmean")]
+    levels += [(f"{b:.2f}", *(f"{v:.4f}" for v in row)) for b, row in zip(LEVELS, curve)]
+    chosen = hp["box_thresh"] if hp else None
+    shown = ", ".join(f"{key} {hp[key]}" for key in ("size", *DECODING)) if hp else "as in the file"
+    figures = []
+    for hmean, i, polygons in worst:
+        caption = (
+            f"{pages[i].name}: hmean {hmean:.4f}, {len(heights[i])} words, {hits[i].sum()} hit"
+        )
+        picture = f'<img alt="page with overlays" src="{thumbnail(pages[i], polygons)}">'
+        figures.append(f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    body = (
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{result['pages']} pages, {words.sum()} words. Decoding: {shown}. "
+        "Intervals: bootstrap over groups of pages.</p>",
+        html_table(table),
+        "<h2>Pages by score</h2><p>How many pages have which hmean (competition's CLEval).</p>",
+        html_bars(count, count, edges, count.max()),
+        "<h2>Score by density</h2><p>Mean hmean of pages with so many words.</p>",
+        binned(words, hmeans, "words", "pages"),
+        "<h2>Recall by word height</h2><p>Share of words hit at IoU 0.5, height in pixels of the "
+        "page.</p>",
+        binned(np.concatenate(heights), np.concatenate(hits).astype(float), "px", "words"),
+        "<h2>Precision and recall over box_thresh</h2><p>Means over pages (competition's CLEval); "
+        "the dashed line is the value in use.</p>",
+        html_curves(curve, chosen),
+        f"<details><summary>The numbers</summary>{html_table(levels)}</details>",
+        f"<h2>The {len(worst)} worst pages</h2><p>Labels thin blue, hits green, misses red, false "
+        "alarms orange, at IoU 0.5.</p>",
+        f'<div class="pages">{"".join(figures)}</div>',
+    )
+    data.write_text(path, PAGE % (html.escape(title), "".join(body)))
+
+
 # ---------------------------------------------------------------- export
 
 
@@ -1362,6 +1547,11 @@ def parse_args(argv):
         metavar="ONNX",
         help="the network for onnxruntime, RapidOCR and others; stops then",
     )
+    add(
+        "--html",
+        metavar="FILE",
+        help="a report to look at: worst pages, scores by size, thresholds",
+    )
     add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
     add = parser.add_argument_group("thresholds").add_argument
     add(
@@ -1426,37 +1616,55 @@ def check_flags(args, overrides):
     flag = next((key for key in ("images", "export", *overrides) if vars(args)[key]), None)
     if args.source.endswith(".json") and flag:
         raise data.DataError(f"--{flag}: a predictions file is decoded already; give a checkpoint")
-    if args.images and (args.compare or args.data):
-        raise data.DataError("--images: has no labels; leave out --compare and --data")
+    if args.images and (args.compare or args.data or args.html):
+        raise data.DataError("--images: has no labels; leave out --compare, --data and --html")
     if args.tile and args.tile < 32:
         raise data.DataError(f"--tile {args.tile}: at least 32 page pixels are needed")
 
 
-def score_source(source, pages, overrides, args, out=None, pictures=None, failed=None):
-    """Predict pages or read their predictions, write what is asked for: {metric: rows [n, k]} of
-    METRICS, empty for pages without labels. At most some 200 pages are in memory."""
+def score_source(source, pages, overrides, args, main=True, failed=None):
+    """Predict pages or read their predictions and, of the main source, write what is asked for:
+    {metric: rows [n, k]} of METRICS, empty for pages without labels. At most some 200
+    pages are in memory at a time, whatever their number."""
+    report, level = args.html if main else None, None
 
     def judge(page, found):
-        if pictures:
-            draw_picture(page, found[0], pictures)
+        everything = found
+        if level is not None:
+            found = found[0][: (found[1] >= level).sum()], found[1][found[1] >= level]
+        if main and args.pictures:
+            draw_picture(page, found[0], args.pictures)
         known = page.polygons is not None
-        return found, {metric: page_row(metric, page, found[0]) for metric in METRICS if known}
+        row = {metric: page_row(metric, page, found[0]) for metric in METRICS if known}
+        return found, row, page_details(page, everything, found[0]) if report else None
 
+    if report and not source.endswith(".json"):
+        level = {**load_checkpoint(source)["hparams"], **overrides}["box_thresh"]
+        overrides = {**overrides, "box_thresh": min(level, LEVELS[0])}
     hp, stream = open_source(source, pages, overrides, args, judge, failed)
+    hp = hp and {**hp, "box_thresh": hp["box_thresh"] if level is None else level}
     if hp and not args.json:
         print(", ".join(f"{k} {hp[k]}" for k in ("size", *DECODING)))
     begin, words, rows = time.perf_counter(), 0, {metric: [] for metric in METRICS}
-    with predictions_file(out) as write:
-        for i, (found, row) in stream:
+    details, worst = [], []
+    with predictions_file(args.out if main else None) as write:
+        for i, (found, row, detail) in stream:
             write(pages[i], found)
             words += len(found[0])
             for metric in row:
                 rows[metric].append(row[metric])
+            if report:
+                details.append(detail)
+                worst = sorted([*worst, (row["page"][2], i, found[0])], key=lambda w: w[:2])[:WORST]
     if hp and not args.json:
         seconds, done = time.perf_counter() - begin, len(pages) - len(failed or ())
         speed = f"{done / seconds:.2f} images/s, {args.device}"
         print(f"{done} pages, {words} words found in {seconds:.1f} s ({speed})")
-    return {metric: np.array(rows[metric]) for metric in METRICS}
+    rows = {metric: np.array(rows[metric]) for metric in METRICS}
+    if report:
+        result = summarise(pages, rows)
+        write_report(report, source, hp, result, pages, rows, details, worst)
+    return rows
 
 
 def run(args):
@@ -1469,14 +1677,14 @@ def run(args):
         return export(args.source, args.export, overrides)
     failed = {} if args.images else None
     pages = picture_pages(args.images) if args.images else choose_pages(args)
-    rows = score_source(args.source, pages, overrides, args, args.out, args.pictures, failed)
+    rows = score_source(args.source, pages, overrides, args, True, failed)
     if args.images:
         for error in failed.values():
             print(f"error: {error}", file=sys.stderr)
         return 1 if failed else 0
     result = summarise(pages, rows)
     if args.compare:
-        result["compare"] = compare(pages, rows, score_source(args.compare, pages, {}, args))
+        result["compare"] = compare(pages, rows, score_source(args.compare, pages, {}, args, False))
     if args.json:
         print(json.dumps(result))
         return 0

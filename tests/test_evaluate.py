@@ -1,6 +1,11 @@
 """evaluate.py as a user types it: scores of prediction files, comparisons, pictures, refusals."""
 
+import html
 import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -314,3 +319,58 @@ def test_rapidocr_reads_a_receipt_with_the_exported_detector(exported, work):
     assert (shared / (shapely.area(a)[:, None] + shapely.area(b) - shared)).max(1).min() > 0.8
     read, _ = reader(image)
     assert {"TOTAL", "CASH", "CHANGE"} <= {text.strip() for _, text, _ in read}
+
+
+# ---------------------------------------------------------------- report
+
+
+def report_numbers(page):
+    """Numbers of a report: {metric: [precision, recall, hmean, low, high]}, {box_thresh: [...]}."""
+    cells = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in page.split("<tr>")]
+    rows = {html.unescape(row[0]): " ".join(row[1:]).replace(" to ", " ").split() for row in cells if row}
+    numbers = {name: [float(v) for v in row] for name, row in rows.items() if row[0][0] in "01"}
+    metrics = {m: numbers[name] for m, (name, _) in evaluate.METRICS.items()}
+    return metrics, {float(k): v for k, v in numbers.items() if re.fullmatch(r"0\.\d\d", k)}
+
+
+def check_report(page, result, names):
+    metrics, levels = report_numbers(page)
+    for metric, row in metrics.items():
+        r = result if metric == "page" else result[metric]
+        expected = [r["precision"], r["recall"], r["hmean"], *r["interval"]]
+        assert row == pytest.approx(expected, abs=6e-5)
+    assert len(levels) == 19 and levels[0.5] == pytest.approx(metrics["page"][:3])
+    assert levels[0.55] == levels[0.95] == [0, 0, 0]  # all confidences are 0.5
+    bars = re.findall(r'<text class="value".*?>(.*?)</text>', page)
+    assert sum(int(bar) for bar in bars if bar.isdigit()) == result["pages"]
+    assert all(name in page for name in names) and page.count("data:image/jpeg;base64,") == 2
+
+
+def test_a_report_shows_the_numbers_of_the_scores(work, capsys):
+    path = predictions(work, lambda i, p: p + (0 if i % 3 else 40), keep=lambda i: i % 4)
+    result = scored(capsys, path, "--html", "r.html")
+    names = json.loads((work / path).read_text())["images"]
+    page = (work / "r.html").read_text()
+    check_report(page, result, names)
+    parser = HTMLParser()
+    parser.feed(page)
+    assert "<script" not in page and not re.search(r'(src|href)="(?!data:)', page)
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if browser is None:
+        pytest.skip("no chromium to open the report in")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    flags += "--disable-background-networking --disable-component-update --dump-dom"
+    command = [browser, *flags.split(), f"--user-data-dir={work / 'chromium'}"]
+    shown = subprocess.run([*command, (work / "r.html").as_uri()], capture_output=True, timeout=100)
+    check_report(shown.stdout.decode(), result, names)
+
+
+def test_the_levels_of_a_report_are_those_of_the_metric(checkpoint, work, capsys):
+    """A checkpoint is decoded below its box_thresh for the report; the scores stay as they are."""
+    path = checkpoint("a.pt", thresh=0.1, box_thresh=0.12)
+    result = scored(capsys, path, "--html", "r.html")
+    assert result == scored(capsys, path)
+    levels = report_numbers((work / "r.html").read_text())[1]
+    for level in (0.05, 0.1, 0.15):
+        again = scored(capsys, path, "--box-thresh", str(level))
+        assert levels[level][2] == pytest.approx(again["hmean"], abs=6e-5)
