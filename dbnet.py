@@ -233,14 +233,14 @@ def save_checkpoint(path, state):
     """Write plain dicts of tensors and JSON types to `path`, whole or not at all, with
     `path`.sha256 beside it.
 
-    While the file is replaced the side file names both the new and the old digest, so that a kill
-    at any moment leaves a pair that verifies.
+    While the file is replaced the side file names the new and all older digests, so that a kill or
+    a full disk at any moment, also twice in a row, leaves a pair that verifies.
     """
     path, side = Path(path), Path(f"{path}.sha256")
     buffer = io.BytesIO()
     torch.save(state, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
-    old = side.read_text().splitlines()[:1] if side.exists() else []
+    old = side.read_text().splitlines() if side.exists() else []
     replace_file(side, "\n".join([f"{digest}  {path.name}", *old]).encode() + b"\n")
     replace_file(path, buffer.getbuffer())
     replace_file(side, f"{digest}  {path.name}\n".encode())

@@ -1312,9 +1312,7 @@ def collect(sweep, trial, target, code):
     elif code == 0 and len(history) >= target:
         print(f"trial {trial.number} epoch {len(history)}/{sweep.epochs}: {history[-1]:.4f}")
         settle(sweep, trial)
-    elif code == 0 and not history:
-        fail(f"trial {trial.number}", "ended without a row in log.csv", f"see {sweep.folder}")
-    elif trial.crashes >= RETRIES:
+    elif trial.crashes >= RETRIES:  # whatever the code: srun gives 0 when its node dies
         why = f"crashed {RETRIES + 1} times, exit code {code}"
         sweep.write("failed", trial, why=why, tail=tail)
     else:
@@ -1680,7 +1678,8 @@ class Report:
                 points[:, i] = u
                 curve.append(self.posterior(points)[0].mean())
             effect.append(float(np.var(curve)))
-        return [e / total if total > 1e-18 else 0.0 for e in effect]
+        total = max(total, sum(effect), 1e-18)
+        return [e / total for e in effect]
 
     def decisions(self):
         rows = [v for t in self.s.trials for v in t.judged]
@@ -1741,14 +1740,16 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(-
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
 h2, th, td { border-bottom: 1px solid var(--grid) } table { border-collapse: collapse }
 .scroll { overflow-x: auto } table { font-variant-numeric: tabular-nums }
-th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap } th { color: var(--muted) }
+th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
+th { color: var(--muted) }
 pre { background: var(--grid); padding: 10px; overflow-x: auto; border-radius: 4px }
 figure { margin: 1em 0 } figcaption { color: var(--muted); font-size: 13px }
 svg { display: block; width: 100%%; height: auto; font: 12px system-ui, sans-serif }
-.wide { min-width: 680px } .narrow { max-width: 560px } text { fill: var(--muted) }
+.wide { min-width: 600px } .narrow { max-width: 560px } text { fill: var(--muted) }
 path { fill: none; stroke: var(--muted); stroke-width: 1.2; stroke-linejoin: round }
 .axis { stroke: var(--grid) } .best { stroke: var(--accent); stroke-width: 2.2 }
-.band { fill: var(--accent); opacity: .15; stroke: none } .bar { fill: var(--accent) }
+.band { fill: var(--accent); opacity: .15; stroke: none }
+.bar { fill: var(--accent); stroke: none }
 .stopped { stroke-dasharray: 4 3 } circle { fill: var(--accent); stroke: var(--bg) }
 circle.stopped { fill: var(--bg); stroke: var(--fg); stroke-dasharray: none }
 </style>
@@ -1809,7 +1810,7 @@ class Plot:
 
 def span(values, margin=0.08):
     low, high = min(values), max(values)
-    pad = margin * (high - low) or abs(high) * 0.01 or 1
+    pad = margin * (high - low) if high > low else abs(high) * 0.01 or 1
     return low - pad, high + pad
 
 
@@ -1827,7 +1828,8 @@ def figures(r):
     tops, best = [], -math.inf
     for t in r.all:
         best = max(best, r.s.curve(t)[-1] if t.state == "finished" else best)
-        tops += [(t.number, r.sign * best)] if best > -math.inf else []
+        tops += [(t.number, y) for y in (tops[-1][1], r.sign * best)] if tops else []
+        tops = tops or [(t.number, r.sign * best)] * (best > -math.inf)
     plot.line(tops or [(1, 0)], "best", "best so far of the finished")
     for t in r.all:
         plot.dot(t.number, t.history[-1], t)
@@ -1853,6 +1855,7 @@ def figures(r):
             plot.line(corners, "bar", d.key)
             plot.text(0.19, y - 0.5, d.key, "end", dy=4)
             plot.text(x, y - 0.5, f"{share:.0%}", "start", 6, 4)
+        plot.height -= 32  # no x axis
         yield (
             "figure",
             "Importance: share in the posterior mean's variance.",
@@ -2056,7 +2059,8 @@ def command(options, extra):
         print_status(read_sweep(options.status))
     elif options.wandb:
         form, dropped = wandb_form(load_spec(options.sweep or QUICK))
-        print(json.dumps(form, indent=1))
+        # YAML, which W&B reads, takes 5e-05 for a word and 5.0e-05 for a number
+        print(re.sub(r"(?<=[ -])(\d+)e", r"\1.0e", json.dumps(form, indent=1)))
         if dropped:
             print(f"dropped, W&B has no such key: {', '.join(dropped)}", file=sys.stderr)
     elif options.continue_trial:

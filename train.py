@@ -43,6 +43,7 @@ from dbnet import (
     db_loss,
     load_checkpoint,
     load_network,
+    replace_file,
     save_checkpoint,
     teacher_loss,
 )
@@ -530,16 +531,21 @@ def write_checkpoints(folder, last, best, failed):
 
 
 def keep_previous(folder):
-    """Make prev.pt a second name of last.pt, without a moment in which either is missing."""
-    for name in ("last.pt.sha256", "last.pt"):
-        source, target = folder / name, folder / name.replace("last", "prev")
-        temporary = folder / f".{target.name}.{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copy2(source, temporary)
-        os.replace(temporary, target)
+    """Make prev.pt a second name of last.pt, without a moment in which either is missing or does
+    not fit its side file."""
+    last, prev = folder / "last.pt", folder / "prev.pt"
+    sides = [Path(f"{path}.sha256") for path in (last, prev)]
+    digests = [side.read_bytes() for side in sides if side.exists()]
+    replace_file(sides[1], b"".join(digests))
+    temporary = folder / f".{prev.name}.{os.getpid()}.tmp"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(last, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copy2(last, temporary)
+    os.replace(temporary, prev)
+    temporary.unlink(missing_ok=True)  # rename does nothing between two names of one file
+    replace_file(sides[1], digests[0])
 
 
 def load_last(folder):
@@ -752,6 +758,8 @@ def run(hp, folder, resume, device, baseline, stop):
     if not resume:
         folder.mkdir(parents=True)
         data.write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)
+    for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     print(f"run folder {folder}", flush=True)
     state = load_last(folder) if resume else None
     if state:

@@ -1,9 +1,11 @@
 """sweep.py: laws, Gaussian process, stopping rules against closed forms; then the command line."""
 
+import html.parser
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -566,7 +568,10 @@ def test_a_sweep_from_start_to_report(cli):
     assert "## Finished trials" in report and "python train.py --epochs=8 --optim" not in report
     assert "python train.py --epochs=8 --lr=" in report
     assert "0.01 hours" not in report and " hours used for " in report
-    assert cli("--report", "runs/s")[1] == report
+    assert cli("--report", "runs/s", "--html", "page.html")[1] == report
+    page = cli.folder / "page.html"
+    for text in filter(None, (page.read_text(), browse(page))):
+        check_page(cli.folder, text)
     code, out, _ = cli("--status", "runs/s")
     assert code == 0 and "6 trials of 6" in out and "no sweep is running" in out
     assert "pause: stopped" in cli("--replay", "runs/s")[1]
@@ -706,6 +711,49 @@ def test_a_full_disk_leaves_the_state_whole(cli, monkeypatch):
     assert path.read_bytes() == before and state.trials[0].crashes == 0
 
 
+class Page(html.parser.HTMLParser):
+    """The attributes of a page's circles, its text and whether its tags are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.circles, self.text, self.open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.circles += [dict(attrs)] if tag == "circle" else []
+        assert not any(k in ("src", "href") for k, _ in attrs) and tag != "script"
+        if tag not in ("meta", "html"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert tag == "html" or tag == self.open.pop()
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def browse(path):
+    """The page's DOM as headless Chromium has it; empty where there is none (Debian: chromium)."""
+    browser = shutil.which("chromium")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+    flags += " --disable-background-networking --disable-component-update --dump-dom"
+    user = f"--user-data-dir={path.parent / 'user'}"
+    command = [browser, *flags.split(), user, path.as_uri()]
+    return browser and subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+def check_page(folder, text):
+    """The page's points are the state's last values, and its text has the best one."""
+    page = Page(text)
+    last = {str(e["trial"]): e["history"][-1] for e in events(folder, "epochs")}
+    ends = {str(e["trial"]) for e in events(folder, "finished")}
+    assert page.open == []
+    shown = {(c["data-trial"], float(c["data-value"]), c["data-state"]) for c in page.circles}
+    assert shown == {(t, v, "finished" if t in ends else "stopped") for t, v in last.items()}
+    best = max(ends, key=last.get)
+    assert f"{100 * last[best]:.2f}" in page.text and "Stopped early" in page.text
+
+
 def test_report_of_the_published_sweep(cli):
     code, out, _ = cli("--report", ROOT / "hparams/history_v5inrfwe.json")
     assert code == 0 and (cli.folder / "runs/history_v5inrfwe/report.md").read_text() == out
@@ -729,6 +777,30 @@ def test_wandb_form(cli):
     form = json.loads(out)
     assert code == 0 and form["program"] == "train.py" and "early_terminate" not in form
     assert "seed" in err and "pause" in err
+
+
+def test_wandbs_client_reads_the_shipped_sweep_as_it_is(cli):
+    """It reads YAML, where 5e-05 is a string."""
+    pytest.importorskip("wandb", reason="pip install wandb")
+    from wandb.apis.public.sweeps import _validate_config_and_fill_distribution as validate
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config
+
+    path = ROOT / "hparams/sweep_lr_wd.json"
+    data = json.loads(path.read_text())
+    assert load_sweep_config(path) == data and validate(data)["program"] == "train.py"
+    (cli.folder / "form.yaml").write_text(cli(path, "--wandb")[1])
+    assert load_sweep_config(cli.folder / "form.yaml") == data
+
+
+def test_a_wandb_sweep_with_dotted_names_and_macros(cli):
+    """As exported: nested and dotted names, the command's macros ignored, its own words kept."""
+    words = ["${env}", "${interpreter}", "${program}", "--weight-decay=0.5", "${args}"]
+    parameters = {"models.optimizer.lr": log_range(1e-4, 1e-2),
+                  "models": {"parameters": {"scheduler": {"parameters": {"T_max": {"value": 7}}}}}}
+    code, _, err = cli("s.json", sweep_=spec(run_cap=1, command=words, parameters=parameters))
+    hparams = json.loads((cli.folder / "runs/s/trial-001/hparams.json").read_text())
+    assert (code, err, hparams["T_max"], hparams["weight_decay"]) == (0, "", 7, 0.5)
+    assert 1e-4 < hparams["lr"] < 1e-2
 
 
 def test_what_has_no_effect_is_named(cli):
