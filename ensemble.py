@@ -29,16 +29,17 @@ import torch
 from tqdm import tqdm
 
 import data
-from db_postprocess import MODES
 from dbnet import NetworkError, load_checkpoint, load_network
 from evaluate import (
     DECODING,
     MAX_DETECTIONS,
     OVERRIDES,
+    add_overrides,
     amp_dtype,
     bootstrap,
     choose_device,
     decode_page,
+    given_overrides,
     mean_scores,
     metric_rows,
     own_pages,
@@ -51,14 +52,6 @@ from evaluate import (
 )
 
 SAME_WORD = 0.5  # IoU from which two members mean the same word
-RANGES = dict(
-    size=(32, 8192),
-    thresh=(0.01, 0.99),
-    box_thresh=(0, 1),
-    unclip_ratio=(0, 10),
-    max_candidates=(1, 100000),
-    min_size=(0, 1000),
-)
 HEADER = ["filename", "polygons"]
 EXIT_NOT_BETTER = 3
 
@@ -663,12 +656,16 @@ def read_submission(path, names=None, sizes=None, ordered=False):
 
 
 def parse_args(argv):
-    parser = data.Parser(description=__doc__)
+    parser = data.Parser(usage="python ensemble.py [SOURCE ...] [options]", description=__doc__)
     add = parser.add_argument
-    add("sources", nargs="*", help="checkpoints; for voting predictions.json of any detector too")
-    add("--data", help="folder or label file, or a folder of pictures (default: the runs' val)")
+    add("sources", nargs="*", metavar="SOURCE", help="checkpoints; for voting any predictions.json")
+    add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add = parser.add_argument_group("pages (default: what the runs validated on)").add_argument
+    add("--data", help="folder or label file, or a folder of pictures")
     add("--split", choices=data.SPLITS, help="of DATA (default val, for a submission test)")
-    add("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
+    add("--image-dir", metavar="DIR", help="where the pictures lie, if not beside the labels")
+    add = parser.add_argument_group("how they vote").add_argument
     add("--method", choices=("maps", "voting"), default="maps", help="(default maps)")
     add("--threshold", type=float, help="voting: least sum of weights (default: more than half)")
     add("--weights", help="`scores` (as recorded on held-out pages) or numbers, one a member")
@@ -676,26 +673,15 @@ def parse_args(argv):
     add("--flip", action="store_true", help="predict the mirrored page too")
     add("--best", type=int, metavar="N", help="keep the N best members by recorded score")
     add("--drop-worst", action="store_true", help="leave out the worst by recorded score")
-    add(
-        "--decide",
-        nargs=2,
-        type=float,
-        metavar=("SUCCESS", "ACCEPTABLE"),
-        help="say which of these H-means the interval reaches",
-    )
-    add(
-        "--submission", metavar="CSV", help="write filename,polygons; and JSON beside it, see --out"
-    )
+    marks = ("SUCCESS", "ACCEPTABLE")
+    add("--decide", nargs=2, type=float, metavar=marks, help="which H-mean the interval reaches")
+    add = parser.add_argument_group("files").add_argument
+    add("--submission", metavar="CSV", help="write filename,polygons; and JSON beside it, or --out")
     add("--sample", metavar="CSV", help="a submission whose pages and order to keep")
     add("--out", metavar="JSON", help="write the predictions with confidences")
     add("--validate", metavar="CSV", help="check a submission and stop")
-    add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
     add("--hparams", metavar="JSON", help="take the values below from this file")
-    group = parser.add_argument_group("instead of the values in the checkpoints")
-    for key, kind in OVERRIDES.items():
-        names = dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}"))
-        group.add_argument(*names, type=kind, metavar=kind.__name__.upper())
+    add_overrides(parser)
     return parser.parse_args(argv)
 
 
@@ -704,16 +690,7 @@ def read_overrides(args):
     values = data.read_json(args.hparams) if args.hparams else {}
     if not isinstance(values, dict):
         raise data.DataError(f"{args.hparams}: not a JSON object of hyperparameters")
-    values = {key: values[key] for key in OVERRIDES if key in values}
-    values |= {key: getattr(args, key) for key in OVERRIDES if getattr(args, key) is not None}
-    for key, value in values.items():
-        low, high = RANGES.get(key, (None, None))
-        choices = {"mode": MODES, "amp": ("auto", "bf16", "fp16", "off")}.get(key)
-        if choices and value not in choices:
-            raise data.DataError(f"--{key} {value}: not one of {', '.join(choices)}")
-        if not choices and not (type(value) in (int, float) and low <= value <= high):
-            raise data.DataError(f"--{key} {value}: not within {low} to {high}")
-    return values
+    return given_overrides(args, {key: values[key] for key in OVERRIDES if key in values})
 
 
 def load_pages(args):

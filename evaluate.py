@@ -4,6 +4,8 @@ python evaluate.py runs/x/best.pt                score a checkpoint on what its 
 python evaluate.py runs/x/best.pt --data DATA    on labelled pages; flags override its thresholds
 python evaluate.py predictions.json --data DATA  any detector's output, in the competition's JSON
 python evaluate.py a.pt --compare b.pt           paired difference with its interval
+python evaluate.py best.pt --images DIR --pictures OUT --out predictions.json
+python evaluate.py runs/x-fold*/best.pt --tune --write tuned.json
 
 `hmean` is the receipt competition's CLEval (mean over pages); official CLEval (micro) and IoU 0.5
 are named as such.
@@ -39,6 +41,7 @@ from tqdm import tqdm
 
 import data
 from db_postprocess import (
+    MODES,
     decode_candidates,
     find_candidates,
     polygons_from_map,
@@ -47,30 +50,12 @@ from db_postprocess import (
 )
 from dbnet import NetworkError, load_checkpoint, load_network, replace_file, save_checkpoint
 
-DECODING = (
-    "thresh",
-    "box_thresh",
-    "unclip_ratio",
-    "max_candidates",
-    "min_size",
-    "mode",
-    "shrink_ratio",
-)
+DECODING = "thresh box_thresh unclip_ratio max_candidates min_size mode shrink_ratio".split()
 
 AREA_PRECISION = 0.3  # share of a detection's area that has to lie on a label
 MAX_DETECTIONS = 500  # the competition scores the first 500 detections of a page
-COUNTS = (
-    "num_char_gt",
-    "num_char_det",
-    "num_char_tp_recall",
-    "num_char_tp_precision",
-    "gran_score_recall",
-    "gran_score_precision",
-    "num_char_fp",
-    "num_splitted",
-    "num_merged",
-    "num_char_overlapped",
-)
+COUNTS = """num_char_gt num_char_det num_char_tp_recall num_char_tp_precision gran_score_recall
+    gran_score_precision num_char_fp num_splitted num_merged num_char_overlapped""".split()
 
 
 def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"):
@@ -775,12 +760,8 @@ def score_all(pages, found):
 
 # ---------------------------------------------------------------- pictures
 
-COLOURS = {
-    "label": (60, 90, 255),
-    "hit": (0, 150, 0),
-    "miss": (230, 0, 0),
-    "false alarm": (255, 120, 0),
-}
+COLOURS = {"label": (60, 90, 255), "hit": (0, 150, 0), "miss": (230, 0, 0)}
+COLOURS["false alarm"] = (255, 120, 0)
 
 
 def draw_page(page, polygons, height=1400):
@@ -1516,9 +1497,41 @@ def print_comparison(difference, other):
         )
 
 
-OVERRIDES = dict(
-    size=int, thresh=float, box_thresh=float, unclip_ratio=float, max_candidates=int, min_size=float
-) | dict(mode=str, amp=str)
+OVERRIDES = {  # type and what is allowed: from, to or one of these
+    "size": (int, 32, 8192),
+    "thresh": (float, 0.01, 0.99),
+    "box_thresh": (float, 0, 1),
+    "unclip_ratio": (float, 0, 10),
+    "max_candidates": (int, 1, 100000),
+    "min_size": (float, 0, 1000),
+    "mode": (str, *MODES),
+    "amp": (str, "auto", "bf16", "fp16", "off"),
+}
+
+
+def add_overrides(parser):
+    """A flag for each of OVERRIDES, in both spellings."""
+    group = parser.add_argument_group("instead of the values in the checkpoint")
+    for key, (kind, *allowed) in OVERRIDES.items():
+        flag, shown = "--" + key.replace("_", "-"), (" | " if kind is str else " to ").join
+        group.add_argument(flag, type=kind, metavar="X", help=shown(map(str, allowed)))
+        if "_" in key:
+            group.add_argument("--" + key, type=kind, dest=key, help=argparse.SUPPRESS)
+
+
+def given_overrides(args, values=None):
+    """{key: value} of OVERRIDES: flags, else values. Raises DataError on what is not allowed."""
+    flags = {key: getattr(args, key) for key in OVERRIDES if getattr(args, key) is not None}
+    values = {**(values or {}), **flags}
+    for key, value in values.items():
+        kind, *allowed = OVERRIDES[key]
+        if kind is str and value not in allowed:
+            raise data.DataError(f"--{key} {value}: not one of {', '.join(allowed)}")
+        if kind is not str and not (
+            type(value) in (int, float) and allowed[0] <= value <= allowed[1]
+        ):
+            raise data.DataError(f"--{key} {value}: not within {allowed[0]} to {allowed[1]}")
+    return values
 
 
 def parse_args(argv):
@@ -1564,12 +1577,7 @@ def parse_args(argv):
         metavar="PATH",
         help="copy of the checkpoint (.pt), or hparams (.json), with them",
     )
-    group = parser.add_argument_group("instead of the values in the checkpoint")
-    for key, kind in OVERRIDES.items():
-        flag = "--" + key.replace("_", "-")
-        group.add_argument(flag, type=kind, metavar=kind.__name__.upper())
-        if "_" in key:
-            group.add_argument("--" + key, type=kind, dest=key, help=argparse.SUPPRESS)
+    add_overrides(parser)
     args = parser.parse_args(argv)
     args.source = args.sources[0]
     return args
@@ -1668,7 +1676,7 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
 
 
 def run(args):
-    overrides = {k: getattr(args, k) for k in OVERRIDES if getattr(args, k) is not None}
+    overrides = given_overrides(args)
     args.device = choose_device(args.device)
     if args.tune:
         return run_tune(args, overrides)

@@ -327,7 +327,11 @@ def test_rapidocr_reads_a_receipt_with_the_exported_detector(exported, work):
 def report_numbers(page):
     """Numbers of a report: {metric: [precision, recall, hmean, low, high]}, {box_thresh: [...]}."""
     cells = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in page.split("<tr>")]
-    rows = {html.unescape(row[0]): " ".join(row[1:]).replace(" to ", " ").split() for row in cells if row}
+    rows = {
+        html.unescape(row[0]): " ".join(row[1:]).replace(" to ", " ").split()
+        for row in cells
+        if row
+    }
     numbers = {name: [float(v) for v in row] for name, row in rows.items() if row[0][0] in "01"}
     metrics = {m: numbers[name] for m, (name, _) in evaluate.METRICS.items()}
     return metrics, {float(k): v for k, v in numbers.items() if re.fullmatch(r"0\.\d\d", k)}
