@@ -169,7 +169,7 @@ def parse_polygon(points, where):
         raise DataError(f"{where} has points that are not [x, y] pairs of numbers")
     if not (np.abs(polygon) <= MAX_COORDINATE).all():
         raise DataError(
-            f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:.0f} px"
+            f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:g} px"
         )
     return polygon
 
@@ -282,9 +282,7 @@ def read_icdar(files, image_dir=None):
         stem = glob.escape(file.stem[3:])
         names = [p.name for p in image_dir.glob(f"{stem}.*") if p.suffix.lower() in PICTURES]
         if len(names) != 1:
-            raise DataError(
-                f"{file}: {len(names)} pictures named {stem}.* in {image_dir}; one is needed"
-            )
+            raise DataError(f"{file}: {len(names)} pictures {stem}.* in {image_dir}; one is needed")
         lines = enumerate(read_text(file, MAX_PAGE_BYTES).split("\n"), 1)
         words = ((f"{n:04d}", *parse_icdar_line(s), False, 1.0) for n, s in lines if s.strip())
         page = Page(names[0], picture_path(image_dir, names[0], file))
@@ -592,9 +590,7 @@ def read_image(path):
     except (struct.error, KeyError):
         size = None
     if size and abs(size[0] * size[1]) > MAX_PIXELS:
-        raise DataError(
-            f"{path}: {size[0]} x {size[1]} pixels; up to {MAX_PIXELS >> 20} M are read"
-        )
+        raise DataError(f"{path}: {size[0]} x {size[1]} px; up to {MAX_PIXELS >> 20} M are read")
     # OpenCV fills what a truncated file lacks with grey and says nothing
     if raw[:2] == b"\xff\xd8" and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"):
         raise DataError(f"{path}: truncated JPEG; fetch it again or leave it out of the labels")
@@ -1029,9 +1025,7 @@ def make_folds(pages, groups, folds, seed=0):
     load /= np.maximum(load.sum(0), 1)
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise DataError(
-            f"{folds} folds of {len(names)} groups of pages; 2 to {len(names)} are possible"
-        )
+        raise DataError(f"{folds} folds of {len(names)} groups; 2 to {len(names)} are possible")
     total = np.zeros((len(names), 3))
     np.add.at(total, member, load)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -1682,9 +1676,7 @@ def synth(out, count, seed, **kind):
     if made.is_file() and read_json(made) == spec:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(
-            f"{out}: exists and is not this synthetic set; choose another folder or remove it"
-        )
+        raise DataError(f"{out}: exists and is not this synthetic set; choose another folder")
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     (partial / "images").mkdir(parents=True)
 
