@@ -12,6 +12,7 @@ page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 """
 
 import argparse
+import contextlib
 import difflib
 import glob
 import hashlib
@@ -135,6 +136,8 @@ def replace_file(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -720,19 +723,26 @@ def draw_homography(rng, hp, width, height):
     return back @ tilt @ turn @ to_origin
 
 
-def warp_page(image, polygons, matrix, shape):
+def shrink_page(image, size):
+    """A page more than twice as long as `size` brought down to it: bilinear sampling of larger
+    ones would skip pixels."""
+    factor = size / max(image.shape[:2])
+    if factor >= 0.5:
+        return image
+    height, width = (round(side * factor) for side in image.shape[:2])
+    return cv2.resize(image, (max(width, 1), max(height, 1)), interpolation=cv2.INTER_AREA)
+
+
+def warp_page(image, polygons, matrix, shape, page_size=None):
     """Page and polygons through a homography onto a canvas of `shape` (h, w); words stay whole.
 
-    image: uint8 [H, W, 3] -> uint8 [h, w, 3]. Returns it, the mapped polygons and a list of bools:
-    True for words of which less than half is still on the canvas.
+    image: uint8 [H, W, 3], shrunk or not -> uint8 [h, w, 3]; page_size: its (width, height) before.
+    Returns it, the mapped polygons and a list of bools: True for words of which less than half is
+    still on the canvas.
     """
-    height, width = image.shape[:2]
-    factor = max(shape) / max(height, width)
-    source = matrix
-    if factor < 0.5:  # bilinear sampling of much larger pages would skip pixels
-        w, h = round(width * factor), round(height * factor)
-        image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
-        source = matrix @ np.diag([width / w, height / h, 1])
+    width, height = page_size or image.shape[1::-1]
+    image = shrink_page(image, max(shape))
+    source = matrix @ np.diag([width / image.shape[1], height / image.shape[0], 1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
     image = cv2.warpPerspective(
         image,
@@ -939,23 +949,39 @@ class Receipts:
     [H, W, 3], target maps uint8 [4, H, W]).
 
     The random draws of sample i in epoch e come from default_rng((seed, e, i)): the same in any
-    process and in any order. hp: train.py's Hparams.
+    process and in any order. hp: train.py's Hparams. cache: a folder that keeps the decoded pages,
+    for all processes; what fits on the disk.
     """
 
-    def __init__(self, pages, hp):
-        self.pages, self.hp = pages, hp
+    def __init__(self, pages, hp, cache=None):
+        self.pages, self.hp, self.cache = pages, hp, cache
         self.words = [repair_words(page)[:2] for page in pages]
 
     def __len__(self):
         return len(self.pages)
 
+    def page(self, i):
+        """Page i, shrunk: uint8 [H, W, 3]."""
+        file = Path(self.cache or "", f"{i}.npy")
+        with contextlib.suppress(OSError):
+            if self.cache:
+                return np.load(file)
+        image = shrink_page(read_image(self.pages[i].path), self.hp.size)
+        with contextlib.suppress(OSError):  # no room for it
+            if self.cache:
+                temporary = file.with_suffix(f".{os.getpid()}.npy")
+                np.save(temporary, image)
+                os.replace(temporary, file)
+        return image
+
     def __getitem__(self, key):
         epoch, i, *shape = key
         hp, rng = self.hp, np.random.default_rng((self.hp.seed, epoch, i))
-        image = read_image(self.pages[i].path)
         polygons, ignore = self.words[i]
-        matrix = draw_homography(rng, hp, image.shape[1], image.shape[0])
-        image, polygons, cut = warp_page(image, polygons, matrix, tuple(shape))
+        matrix = draw_homography(rng, hp, *self.pages[i].size)
+        image, polygons, cut = warp_page(
+            self.page(i), polygons, matrix, tuple(shape), self.pages[i].size
+        )
         image = augment_colours(image, rng, hp)
         ignore = [a or b for a, b in zip(ignore, cut)]
         maps = make_targets(polygons, ignore, *shape, hp.shrink_ratio)

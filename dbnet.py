@@ -8,19 +8,35 @@ import difflib
 import hashlib
 import io
 import logging
+import math
+import zipfile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import replace_file
+from data import DataError, replace_file
 
+MAX_BYTES, MAX_PICKLE, MAX_NODES = 8 << 30, 64 << 20, 10**6  # of a checkpoint
+FIELDS = dict(epoch=int, step=int, losses=list, timing=list, rows=list, best=dict, scores=dict)
+HPARAMS = {  # types and bounds of what the other scripts read from a checkpoint
+    **dict.fromkeys(
+        ("data", "val_data", "image_dir", "backbone", "amp", "mode"), (str, None, None)
+    ),
+    **dict.fromkeys(("folds", "fold", "seed"), (int, 0, 2**31)),
+    **dict.fromkeys(("thresh", "box_thresh", "shrink_ratio"), ((int, float), 0, 1)),
+    "unclip_ratio": ((int, float), 0, 10),
+    "min_size": ((int, float), 0, 1000),
+    "max_candidates": (int, 1, 100000),
+    "neck": (int, 4, 1024),
+    "size": (int, 32, 4096),
+}
 K = 50  # steepness of the differentiable step, eq. 2
 STRIDES = (4, 8, 16, 32)
 
 
-class NetworkError(ValueError):
+class NetworkError(DataError):
     """A backbone, weights or a checkpoint that does not work: the message says which, why and the
     remedy."""
 
@@ -140,16 +156,19 @@ def load_backbone(model, path):
     Raises NetworkError naming the file when tensors are missing or have other shapes.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise NetworkError(f"--pretrained {path}: no such file") from None
+        weights = read_bytes(path)
+        if zipfile.is_zipfile(io.BytesIO(weights)):
+            check_archive(weights)
+        state = dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+    except OSError as error:
+        raise NetworkError(f"--pretrained {path}: cannot be read ({error.strerror})") from None
     except Exception as error:
         raise NetworkError(
             f"--pretrained {path}: not a PyTorch state dict ({type(error).__name__})"
         ) from None
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    wrong = [k for k in own if k in state and own[k].shape != getattr(state[k], "shape", 0)]
     if missing or wrong:
         raise NetworkError(
             f"--pretrained {path}: not weights of this backbone: {len(missing)} tensors missing, "
@@ -247,20 +266,20 @@ def save_checkpoint(path, state):
 
 
 def load_checkpoint(path, keys=("model", "hparams")):
-    """A checkpoint's dict on the CPU. Raises NetworkError if it is missing, damaged or not ours."""
+    """A checkpoint's dict on the CPU. Raises NetworkError if it is missing, damaged or not ours;
+    what a hostile file claims to hold costs no more memory than the file is long."""
     path, side = Path(path), Path(f"{path}.sha256")
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
+        known = side.read_text(errors="replace").splitlines() if side.exists() else None
     except OSError as error:
         raise NetworkError(f"{path}: cannot be read ({error.strerror})") from None
-    if side.exists():
-        known = [line.split()[0] for line in side.read_text().splitlines() if line.strip()]
-        if hashlib.sha256(data).hexdigest() not in known:
-            raise NetworkError(
-                f"{path}: damaged (its SHA-256 is not the one in {side.name}); "
-                "use prev.pt or a copy"
-            )
+    if known is not None and hashlib.sha256(data).hexdigest() not in [k[:64] for k in known]:
+        raise NetworkError(
+            f"{path}: damaged (its SHA-256 is not the one in {side.name}); use prev.pt or a copy"
+        )
     try:
+        check_archive(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # torch.load raises whatever the damaged bytes lead to
         raise NetworkError(
@@ -269,7 +288,65 @@ def load_checkpoint(path, keys=("model", "hparams")):
     missing = [k for k in keys if not isinstance(state, dict) or k not in state]
     if missing:
         raise NetworkError(f"{path}: not a checkpoint of train.py (it lacks {', '.join(missing)})")
+    try:
+        check_state(state, len(data))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NetworkError(f"{path}: not a checkpoint of train.py ({error})") from None
     return state
+
+
+def read_bytes(path):
+    """A file's bytes. Raises OSError, and NetworkError for devices, pipes and what is too large."""
+    path = Path(path)
+    if path.stat().st_size > MAX_BYTES or not path.is_file():
+        raise NetworkError(f"{path}: not a file of at most {MAX_BYTES >> 30} GiB")
+    return path.read_bytes()
+
+
+def check_archive(data):
+    """Raises ValueError unless a checkpoint's bytes are a ZIP file of uncompressed entries."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+    pickled = [e.file_size for e in entries if e.filename.endswith(".pkl")]
+    stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+    if not stored or sum(e.file_size for e in entries) > len(data) or sum(pickled) > MAX_PICKLE:
+        raise ValueError("entries larger than the file")
+
+
+def check_state(state, size):
+    """Raises ValueError or TypeError unless `state` is made of plain dicts, lists, JSON types and
+    tensors of `size` bytes in all, and its fields have their types."""
+    stack, nodes = [state], 0
+    while stack:
+        value = stack.pop()
+        nodes += 1
+        if torch.is_tensor(value):
+            dense = value.layout is torch.strided and value.device.type == "cpu"
+            size -= value.nbytes if dense and type(value) is torch.Tensor else math.inf
+        elif isinstance(value, dict):
+            stack += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            stack += value
+        elif not isinstance(value, (str, int, float, type(None))):
+            raise TypeError(f"it holds a {type(value).__name__}")
+        if nodes + len(stack) > MAX_NODES or size < 0:
+            raise ValueError("it holds more than the file is long")
+    for key, kind in FIELDS.items():
+        if not isinstance(state.get(key, kind()), kind):
+            raise TypeError(f"{key} is a {type(state[key]).__name__}")
+    numbers = [x for row in state.get("rows", []) for x in row.values()]
+    if not all(isinstance(x, (int, float)) for x in numbers):
+        raise TypeError("rows are not numbers")
+    for name in ("model", "ema"):
+        if not all(map(torch.is_tensor, (state.get(name) or {}).values())):
+            raise TypeError(f"{name} is not a dict of tensors")
+    for key, value in state["hparams"].items():
+        kind, low, high = HPARAMS.get(key, (object, None, None))
+        if not isinstance(value, kind) or low is not None and not low <= value <= high:
+            raise ValueError(f"hparams: {key} = {str(value)[:40]!r}")
+    scores = state.get("scores") or {"pages": {}}
+    if not all(0 <= score <= 1 for score in [scores.get("hmean", 0), *scores["pages"].values()]):
+        raise ValueError("scores are not within 0 to 1")
 
 
 def load_network(path, device="cpu"):
@@ -281,7 +358,7 @@ def load_network(path, device="cpu"):
     try:
         model = DBNet(hp["backbone"], hp["neck"], "none")
         model.load_state_dict(state.get("ema") or state["model"])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise NetworkError(
             f"{path}: weights do not fit its hparams ({str(error).splitlines()[0]})"
         ) from None

@@ -13,14 +13,18 @@ log.csv (a row an epoch), last.pt (everything exact resume needs), prev.pt (the 
 """
 
 import argparse
+import contextlib
 import copy
 import csv
 import dataclasses
 import difflib
+import fcntl
+import importlib
 import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -28,42 +32,31 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 import data
+import evaluate
 from db_postprocess import MODES, SHRINK_RATIO
-from dbnet import (
-    DBNet,
-    NetworkError,
-    db_loss,
-    load_checkpoint,
-    load_network,
-    replace_file,
-    save_checkpoint,
-    teacher_loss,
-)
-from evaluate import (
-    amp_dtype,
-    choose_device,
-    draw_pictures,
-    page_groups,
-    page_row,
-    predict,
-    summary,
-)
+from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_USAGE, EXIT_MEMORY, EXIT_NOT_FINITE = 2, 3, 4
 QUICK_START = "python train.py --hparams hparams/quickstart.json"
 EMA_DECAY = 0.999
+HIDE = argparse.SUPPRESS
+MAY_CHANGE = ("stop_epoch", "workers", "cache", "name")  # when a run is resumed
+MEMORY_ADVICE = "out of memory: lower --batch or --size, or use a smaller --backbone"
 FETCH_EVERY = 10  # steps between looks at the losses; each look waits for the GPU
 COLUMNS = (
     "epoch lr loss loss_shrink loss_thresh loss_binary precision recall hmean hmean_lo hmean_hi "
-    "seconds images_s wait peak_gib"
+    "seconds images_s wait peak_gib val_seconds"
 ).split()
 
 
@@ -79,42 +72,46 @@ class Hparams:
     """Every training default is written here and nowhere else. Names are those of sweeps and JSON
     files."""
 
+    # data
     data: str = value("synth", "folder or label file; synth and synth-small are drawn on first use")
     val_data: str = value("", "labels to validate on, if DATA has no val split")
     image_dir: str = value("", "where the pictures lie, if not in images/ or beside the labels")
     name: str = value("", "run folder under runs/ (default: stem of the hparams file)")
+    folds: int = value(0, "cross-validation: part the train pages in this many (0: off)", 0, 100)
+    fold: int = value(1, "which fold to validate on, from 1; all: each in turn", 1, 100)
+    split: str = value("", HIDE)
+    pseudo_labels: str = value("", "predictions.json whose pages are added to training")
+    min_confidence: float = value(0.8, "pseudo labels under this are don't care", 0, 1)
+    # network
     backbone: str = value("efficientnet_b4", "any timm model with features at strides 4 to 32")
-    pretrained: str = value(
-        "timm", "backbone weights: timm (download), none, or the path of a state dict"
-    )
+    pretrained: str = value("timm", "its weights: timm (download), none, or a state dict's path")
     init: str = value("", "checkpoint of a run to start the whole network from")
     neck: int = value(256, "channels of the feature pyramid, a multiple of 4", 16, 1024)
+    shrink_ratio: float = value(SHRINK_RATIO, "of the shrink map", 0.1, 0.95)
+    teacher: str = value("", "checkpoints, comma-separated, whose mean map is learned too")
+    teacher_weight: float = value(5.0, "of the loss towards the teachers' map", 0, 1000)
+    # schedule
     size: int = value(960, "longer page side in px, a multiple of 32", 64, 4096)
-    batch: int = value(8, "pages a step", 1, 4096)
+    batch: int = value(8, "pages a step, over all processes", 1, 4096)
     epochs: int = value(22, "length of the run", 1, 100000)
     stop_epoch: int = value(0, "pause after this epoch, inside the schedule (0: never)", 0, 100000)
-    lr: float = value(3e-4, "peak learning rate", 1e-12, 10)
-    weight_decay: float = value(1e-4, "L2 for adam, decoupled for adamw", 0, 10)
     optimizer: str = value("adam", "adam or adamw", choices=("adam", "adamw"))
+    lr: float = value(3e-4, "peak learning rate", 1e-12, 10)
     T_max: int = value(22, "epochs of the cosine from lr to eta_min", 1, 100000)
     eta_min: float = value(1e-5, "learning rate at the end of the cosine", 0, 10)
     warmup: float = value(0.0, "epochs of linear warm-up, counted in steps", 0, 1000)
+    weight_decay: float = value(1e-4, "L2 for adam, decoupled for adamw", 0, 10)
     clip: float = value(5.0, "largest norm of the gradient (0: off)", 0, 1e6)
     ema: bool = value(True, "validate and keep a moving average of the weights")
-    amp: str = value("auto", "mixed precision on CUDA", choices=("auto", "bf16", "fp16", "off"))
-    compile: bool = value(False, "torch.compile the training step")
+    freeze_bn: bool = value(False, "batch norm keeps its statistics: fine-tuning, small batches")
     seed: int = value(0, "of weights, order and augmentation", 0, 2**31 - 1)
+    # machine
+    amp: str = value("auto", "mixed precision on CUDA", choices=("auto", "bf16", "fp16", "off"))
+    compile: bool = value(False, "torch.compile the network")
+    cache: bool = value(False, "decode each train page once; needs the room on disk")
     workers: int = value(-1, "loader processes (-1: by the machine)", -1, 256)
-    folds: int = value(0, "cross-validation: part the train pages in this many (0: off)", 0, 100)
-    fold: int = value(
-        1, "which fold to validate on, from 1; `--fold all` runs each in turn", 1, 100
-    )
-    split: str = value("", "hash of the folds, filled in by the run")
-    pseudo_labels: str = value("", "predictions.json whose pages are added to training")
-    min_confidence: float = value(0.8, "pseudo labels under this are don't care", 0, 1)
-    teacher: str = value("", "checkpoints, comma-separated, whose mean map is learned too")
-    teacher_weight: float = value(5.0, "of the loss towards the teachers' map", 0, 1000)
-    shrink_ratio: float = value(SHRINK_RATIO, "of the shrink map", 0.1, 0.95)
+    sync_bn: bool = value(False, "torchrun on GPUs: batch norm over the pages of all processes")
+    # augmentation
     aug_strength: float = value(1.0, "scales all augmentation; 0 is none", 0, 4)
     aug_rotate: float = value(2.0, "degrees", 0, 45)
     aug_scale: float = value(0.15, "up to 1 + this larger or smaller", 0, 2)
@@ -129,20 +126,27 @@ class Hparams:
     aug_sharpen: float = value(0.7, "weight of the unsharp mask", 0, 5)
     aug_shadow: float = value(0.4, "depth of a shadow", 0, 1)
     aug_fog: float = value(0.3, "depth of a white veil", 0, 1)
+    # decoding
     thresh: float = value(0.3, "probability above which a pixel is text", 0.01, 0.99)
     box_thresh: float = value(0.3, "least mean probability of a region", 0, 1)
-    unclip_ratio: float = value(
-        2.0, "growth A r / L of a region; 0: exact inverse of the shrink", 0, 10
-    )
+    unclip_ratio: float = value(2.0, "growth A r / L of a region; 0: exact inverse", 0, 10)
     max_candidates: int = value(600, "most regions a page, by score", 1, 100000)
     min_size: float = value(3.0, "short side in map px after the unclip", 0, 1000)
     mode: str = value("polygon", "shape of a region", choices=MODES)
 
 
+GROUPS = {  # each with its first field, for --help
+    "data": "data",
+    "backbone": "network",
+    "size": "schedule",
+    "amp": "machine",
+    "aug_strength": "augmentation, strengths",
+    "thresh": "decoding, as validation does it",
+}
 FIELDS = {f.name: f for f in dataclasses.fields(Hparams)}
 
 
-class UsageError(ValueError):
+class UsageError(data.DataError):
     """The user's values do not work: one line with key, value and what is allowed; exit code 2."""
 
 
@@ -156,10 +160,8 @@ def checked(key, raw, where):
     """One value as its field's type. Raises UsageError with key, value and what is allowed."""
     if key not in FIELDS:
         near = difflib.get_close_matches(key, FIELDS, 1, 0.7)
-        raise UsageError(
-            f"{where}: unknown key {data.shown(key)!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"{where}: unknown key {data.shown(key)!r}{hint}")
     kind, meta = FIELDS[key].type, FIELDS[key].metadata
     if kind is float and type(raw) is int and abs(raw) < 1e300:
         raw = float(raw)
@@ -189,10 +191,7 @@ def from_text(key, text):
 
 def read_hparams(path):
     """The values of a flat JSON file as a dict. Raises UsageError."""
-    try:
-        values = data.read_json(path)
-    except data.DataError as error:
-        raise UsageError(str(error)) from None
+    values = data.read_json(path)
     if not isinstance(values, dict):
         raise UsageError(f"{path}: not a JSON object of hyperparameters")
     return {key: checked(key, raw, path) for key, raw in values.items()}
@@ -207,68 +206,47 @@ def validate(hp, where="hparams"):
     if hp.eta_min > hp.lr:
         raise UsageError(f"{where}: eta_min = {hp.eta_min} is above lr = {hp.lr}")
     if hp.folds == 1 or hp.folds and hp.fold > hp.folds:
-        raise UsageError(
-            f"{where}: fold = {hp.fold} of folds = {hp.folds}; folds is 0 or at least 2, "
-            "fold at most folds"
-        )
+        allowed = "folds is 0 or at least 2, fold at most folds"
+        raise UsageError(f"{where}: fold = {hp.fold} of folds = {hp.folds}; {allowed}")
     if hp.name and (Path(hp.name).is_absolute() or ".." in Path(hp.name).parts):
         raise UsageError(f"{where}: name = {hp.name!r} leads out of runs/")
 
 
-def make_parser():
+def parse_args(argv):
     parser = data.Parser(
         description=__doc__, usage="python train.py [--hparams JSON] [--key value ...]"
     )
-    parser.add_argument("--hparams", metavar="JSON", help="values to start from")
-    parser.add_argument("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run that --name names"
-    )
-    parser.add_argument(
-        "--print-hparams", action="store_true", help="print the resolved JSON and stop"
-    )
-    parser.add_argument(
-        "--baseline", metavar="RUN", help="run folder to print the difference to, epoch by epoch"
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)"
-    )
-    group = parser.add_argument_group("hyperparameters")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = partial(layout, max_help_position=32, width=100)
+    add = parser.add_argument
+    add("--hparams", metavar="JSON", help="values to start from")
+    add("--resume", action="store_true", help="go on with the run that --name names")
+    add("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
+    add("--baseline", metavar="RUN", help="run folder to print the difference to, by epoch")
+    add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
+    add("--log", action="append", choices=MIRRORS, default=[], help="mirror of log.csv; repeatable")
+    add("--artifact", action="store_true", help="best.pt as an artifact of --log wandb")
+    add("--print-hparams", action="store_true", help="print the resolved JSON and stop")
     for f in FIELDS.values():
-        names = list(dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}")))
-        options = dict(nargs="?", const="true") if f.type is bool else {}
-        group.add_argument(
-            *names,
-            metavar=f.type.__name__.upper(),
-            help=f"{f.metadata['help']} ({f.default!r})",
-            **options,
-        )
+        if f.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[f.name])
+        options = dict(metavar=str(f.default) or "''", help=f.metadata["help"])
+        options |= dict(nargs="?", const="true") if f.type is bool else {}
+        flag = f.name.replace("_", "-")
+        group.add_argument(f"--{flag}", dest=f.name, **options)
         if f.type is bool:
-            group.add_argument(
-                f"--no-{f.name}",
-                dest=f.name,
-                action="store_const",
-                const="false",
-                help=argparse.SUPPRESS,
-            )
-    group.add_argument(
-        "--no-pretrained",
-        dest="pretrained",
-        action="store_const",
-        const="none",
-        help="start from random weights",
-    )
-    return parser
+            add(f"--no-{flag}", dest=f.name, action="store_const", const="false", help=HIDE)
+    add("--no-pretrained", dest="pretrained", action="store_const", const="none", help=HIDE)
+    # every flag works with - and with _
+    dashed = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), a) for a in argv]
+    return parser.parse_args(dashed)
 
 
 def resolve_hparams(args):
     """Hparams of default < --hparams < flags, or on --resume those of the run folder < flags that
     may change."""
-    flags = {
-        k: checked(k, from_text(k, v), f"--{k}")
-        for k, v in vars(args).items()
-        if k in FIELDS and v is not None
-    }
+    given = {k: v for k, v in vars(args).items() if k in FIELDS and v is not None}
+    flags = {k: checked(k, from_text(k, v), f"--{k}") for k, v in given.items()}
     values = read_hparams(args.hparams) if args.hparams else {}
     if args.resume:
         values = resumed_values(values, flags)
@@ -282,21 +260,19 @@ def resumed_values(values, flags):
     name = flags.get("name") or values.get("name")
     if not name:
         raise UsageError("--resume: which run? add --name")
-    saved = read_hparams(Path("runs", name, "hparams.json"))
+    path = Path("runs", name, "hparams.json")
+    if path.parent.is_dir() and not path.exists():  # killed before it was written
+        return values
+    saved = read_hparams(path)
     for key, new in {**values, **flags}.items():
-        if (
-            key not in ("stop_epoch", "workers", "name")
-            and saved.get(key, FIELDS[key].default) != new
-        ):
-            raise UsageError(
-                f"--resume: {key} is {saved.get(key)!r} in run {name} and cannot become {new!r}; "
-                "start a new run"
-            )
+        if key not in MAY_CHANGE and saved.get(key, FIELDS[key].default) != new:
+            was = f"{key} is {saved.get(key)!r} in run {name}"
+            raise UsageError(f"--resume: {was} and cannot become {new!r}; start a new run")
     return {**saved, "stop_epoch": values.get("stop_epoch", 0)}
 
 
 def choose_run_folder(hp, stem):
-    """(folder, hp with its name) of a new run, not made yet. Raises UsageError when --name names
+    """(hp with its name, folder) of a new run, not made yet. Raises UsageError when --name names
     one that exists."""
     name, number = hp.name or stem, 1
     while not hp.name and Path("runs", name).exists():
@@ -304,31 +280,117 @@ def choose_run_folder(hp, stem):
         name = f"{stem}-{number}"
     folder = Path("runs", name)
     if folder.exists():
-        raise UsageError(
-            f"--name {name}: {folder} exists; choose another name, or --resume to go on with it"
-        )
-    return folder, dataclasses.replace(hp, name=name)
+        raise UsageError(f"{folder} exists; choose another name, or --resume to go on with it")
+    return dataclasses.replace(hp, name=name), folder
+
+
+# ---------------------------------------------------------------- many processes
+
+
+def join_group():
+    """Join the processes that torchrun started; their store, or None where this one is alone."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+        return None
+    store, rank, size = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", store)  # torchrun's keeps what the last one said
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    return store
+
+
+def place():
+    """(rank, number) of the processes of this run; rank 0 alone prints and writes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def from_first(make):
+    """What make() gives in process 0, in every process."""
+    box = [make() if place()[0] == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+    return box[0]
+
+
+def total(values):
+    """A tensor on the CPU summed over the processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def own_device(name):
+    """torch.device of --device; under torchrun each process has its own GPU. Raises ValueError."""
+    device = evaluate.choose_device(name)
+    if device.type == "cuda" and dist.is_initialized():
+        here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if here > gpus:
+            raise UsageError(f"{here} processes for {gpus} GPUs; lower --nproc-per-node")
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
+
+
+class Stop:
+    """CTRL-C and SIGTERM as a flag that the loop looks at between steps."""
+
+    def __init__(self):
+        self.signal = self.agreed = None
+        for number in STOP_SIGNALS:
+            signal.signal(number, self.request)
+
+    def request(self, number, _):
+        if self.signal == number == signal.SIGINT and not dist.is_initialized():
+            raise KeyboardInterrupt  # asked twice: do not wait for the step
+        self.signal = number
+
+    def agree(self):
+        """A signal to one process is one to all; they call this at the same step."""
+        told = total(torch.tensor([self.signal == n for n in STOP_SIGNALS], dtype=torch.float64))
+        self.agreed = next((n for n, count in zip(STOP_SIGNALS, told) if count), None)
+        return self.agreed
 
 
 # ---------------------------------------------------------------- data
 
 
-def check_pages(train, val, hp):
-    """Print counts; raises DataError when no positive pixel would remain."""
+def read_pages(hp):
+    """(train pages, val pages, hp with the hash of its split); prints counts.
+
+    Raises DataError when a page is at fault or no positive pixel would remain.
+    """
+    check_schedule(hp)
+    train, val, split = data.run_pages(hp)
+    if hp.pseudo_labels:
+        pseudo = data.pseudo_pages(hp, train + val)
+        print(f"pseudo {data.format_counts(data.describe(pseudo, hp.size))}")
+        train = train + pseudo
     for name, pages in (("train", train), ("val", val)):
         print(f"{name:5s} {data.format_counts(data.describe(pages, hp.size))}")
-    for page in train:
-        scale = hp.size / max(page.size)
-        polygons, ignore, _ = data.repair_words(page)
-        height, width = math.ceil(page.size[1] * scale), math.ceil(page.size[0] * scale)
-        if data.make_targets([p * scale for p in polygons], ignore, height, width, hp.shrink_ratio)[
-            0
-        ].any():
-            return
-    raise data.DataError(
-        f"{hp.data}: no positive pixel in {len(train)} train pages at size {hp.size}; "
-        "are all words ignored?"
-    )
+    if not any(has_text(page, hp) for page in train):
+        raise data.DataError(
+            f"{hp.data}: no positive pixel in {len(train)} train pages at size {hp.size}; "
+            "are all words ignored?"
+        )
+    return train, val, keep_split(hp, split) if hp.folds else hp
+
+
+def check_schedule(hp):
+    """Warn of a cosine that does not end with the run."""
+    if hp.T_max < 0.8 * hp.epochs:
+        print(f"warning: T_max = {hp.T_max}: the learning rate rises again up to epoch {hp.epochs}")
+    if hp.T_max > 1.5 * hp.epochs:
+        end = learning_rate(hp, hp.epochs - 1, hp.epochs)
+        print(f"warning: T_max = {hp.T_max}: epoch {hp.epochs}, the last, still has lr {end:.1e}")
+
+
+def has_text(page, hp):
+    """Whether a page, resized for training, has a positive pixel."""
+    scale = hp.size / max(page.size)
+    polygons, ignore, _ = data.repair_words(page)
+    width, height = (math.ceil(side * scale) for side in page.size)
+    polygons = [p * scale for p in polygons]
+    return data.make_targets(polygons, ignore, height, width, hp.shrink_ratio)[0].any()
 
 
 def keep_split(hp, split):
@@ -349,17 +411,21 @@ def start_worker(_):
     torch.set_num_threads(1)
 
 
-def make_loader(train, hp, device, start_epoch, start_step):
-    """One stream of batches over all epochs that are left: no epoch begins with an empty queue."""
+def make_loader(train, hp, device, start_epoch, start_step, cache=None):
+    """One stream of batches over all epochs that are left: no epoch begins with an empty queue.
+    Each process loads its share of the pages of a batch, on the canvas of the whole batch."""
+    rank, size = place()
     batches = [b for e in range(start_epoch, hp.epochs) for b in data.epoch_batches(train, hp, e)]
+    batches = [batch[rank::size] for batch in batches[start_step:]]
     workers = hp.workers
     if workers < 0:
-        workers = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = max(1, min(16, cores)) if device.type == "cuda" else 0
     # not fork: OpenCV's and OpenMP's threads do not survive it, and the workers would wait for them
     context = torch.multiprocessing.get_context("forkserver") if workers else None
     return torch.utils.data.DataLoader(
-        data.Receipts(train, hp),
-        batch_sampler=batches[start_step:],
+        data.Receipts(train, hp, cache),
+        batch_sampler=batches,
         num_workers=workers,
         worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
@@ -389,48 +455,72 @@ def update_ema(ema, model, step):
     torch._foreach_lerp_(ema, model, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
 
 
+def start_network(hp, device):
+    """The network with the weights that hp names; those of process 0 reach the others later.
+
+    Raises NetworkError, UsageError.
+    """
+    torch.manual_seed(hp.seed)
+    pretrained = hp.pretrained if place()[0] == 0 and not hp.init else "none"
+    model = DBNet(hp.backbone, hp.neck, pretrained)
+    if hp.init:
+        state = load_checkpoint(hp.init)
+        try:
+            model.load_state_dict(state.get("ema") or state["model"])
+        except RuntimeError as error:
+            raise UsageError(
+                f"--init {hp.init}: weights of another network ({str(error).splitlines()[0]})"
+            ) from None
+    if hp.sync_bn and dist.is_initialized():
+        if device.type != "cuda":
+            raise UsageError("sync_bn = true needs GPUs; on CPUs use freeze_bn")
+        from timm.layers import convert_sync_batchnorm  # torch's own would lose timm's activations
+
+        model = convert_sync_batchnorm(model)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+POSITION = "epoch step losses timing best rows scores".split()
+
+
 class Trainer:
     """What changes while training, and nothing else: network, EMA, optimizer, scaler, position,
     best, log rows."""
 
     def __init__(self, hp, device):
-        self.hp, self.device = hp, device
-        torch.manual_seed(hp.seed)
-        state = load_checkpoint(hp.init) if hp.init else None
-        self.model = DBNet(hp.backbone, hp.neck, "none" if state else hp.pretrained)
-        if state:
-            try:
-                self.model.load_state_dict(state.get("ema") or state["model"])
-            except RuntimeError as error:
-                raise UsageError(
-                    f"--init {hp.init}: weights of another network ({str(error).splitlines()[0]})"
-                ) from None
-        self.model.to(device, memory_format=torch.channels_last)
+        self.hp, self.device, self.processes = hp, device, place()[1]
+        self.model = self.forward = start_network(hp, device)
+        if hp.compile:  # once for all canvases
+            self.forward = torch.compile(self.model, dynamic=True)
+        if dist.is_initialized():
+            wrap = torch.nn.parallel.DistributedDataParallel
+            self.forward = wrap(self.forward, gradient_as_bucket_view=True)
         paths = [path for path in hp.teacher.split(",") if path]
         self.teachers = [load_network(path, device)[0] for path in paths]
         self.ema = copy.deepcopy(self.model).eval() if hp.ema else None
         self.averaged = [float_tensors(self.ema), float_tensors(self.model)] if hp.ema else None
-        self.forward = torch.compile(self.model) if hp.compile else self.model
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[hp.optimizer]
-        self.optimizer = kind(
-            self.model.parameters(),
-            hp.lr,
-            weight_decay=hp.weight_decay,
-            fused=True,
-        )
-        self.dtype = amp_dtype(hp.amp, device)
+        parameters = self.model.parameters()
+        self.optimizer = kind(parameters, hp.lr, weight_decay=hp.weight_decay, fused=True)
+        self.dtype = evaluate.amp_dtype(hp.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.epoch, self.step, self.losses = (
-            0,
-            0,
-            [],
-        )  # epochs finished, steps and losses of the current one
         self.best, self.rows, self.scores = {"hmean": -1.0, "epoch": 0}, [], {}
-        self.seconds, self.waited = 0.0, 0.0
-        self.writer = None
+        self.writer, self.failed = None, []
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch):
+        """Epochs finished; steps, losses and [seconds, of them waited] of the one in hand."""
+        self.epoch, self.step, self.losses, self.timing = epoch, 0, [], [0.0, 0.0]
+
+    def train_mode(self):
+        self.model.train()
+        for module in self.model.modules() if self.hp.freeze_bn else ():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
     def train_step(self, pages, maps, lr, number):
-        """pages uint8 [B, H, W, 3], maps uint8 [B, 4, H, W] -> losses [4] (sum, BCE, L1, Dice)."""
+        """pages uint8 [B, H, W, 3], maps uint8 [B, 4, H, W] -> losses [4] (sum, BCE, L1, Dice), to
+        be added over the processes: each has its share of the batch's pages."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
@@ -440,8 +530,10 @@ class Trainer:
         loss, parts = db_loss(logits, maps)
         if taught:
             loss = loss + self.hp.teacher_weight * teacher_loss(logits, sum(taught) / len(taught))
+        share = len(pages) / self.hp.batch if self.processes > 1 else 1.0
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        # gradients become their mean over the processes
+        self.scaler.scale(loss * (share * self.processes)).backward()
         if self.hp.clip:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.hp.clip)
@@ -449,64 +541,65 @@ class Trainer:
         self.scaler.update()
         if self.ema is not None:
             update_ema(*self.averaged, number)
-        return torch.cat([loss.detach()[None], parts])
+        return torch.cat([loss.detach()[None], parts]) * share
+
+    def averaged_model(self):
+        """The network to validate and to share, in eval mode; the same in every process, which
+        without sync_bn have batch-norm statistics of their own."""
+        model = (self.ema if self.ema is not None else self.model).eval()
+        if dist.is_initialized():
+            for tensor in float_tensors(model):
+                dist.broadcast(tensor.data, 0)
+        return model
 
     def state(self):
-        """Everything exact resume needs, as plain dicts of CPU tensors and JSON types."""
-        return {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device)
-            if self.device.type == "cuda"
-            else None,
-            "hparams": dataclasses.asdict(self.hp),
-            "epoch": self.epoch,
-            "step": self.step,
-            "losses": [list(map(float, row)) for row in self.losses],
-            "timing": [self.seconds, self.waited],
-            "best": self.best,
-            "rows": self.rows,
-            "scores": self.scores,
-        }
+        """Everything exact resume needs, as plain dicts of tensors and JSON types."""
+        cuda = self.device.type == "cuda"
+        state = {key: part.state_dict() if part else None for key, part in self.parts().items()}
+        state |= {key: getattr(self, key) for key in POSITION}
+        state["rng"] = torch.get_rng_state()
+        state["cuda_rng"] = torch.cuda.get_rng_state(self.device) if cuda else None
+        return state | {"hparams": dataclasses.asdict(self.hp)}
 
-    def load(self, state):
-        self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
-        self.best, self.rows, self.scores = state["best"], state["rows"], state["scores"]
-        self.seconds, self.waited = state["timing"]
+    def parts(self):
+        return {key: getattr(self, key) for key in ("model", "ema", "optimizer", "scaler")}
+
+    def load(self, state, folder):
+        """Go on from a state, if any. Raises UsageError when it is of another network."""
+        if state is None:
+            return
+        try:
+            for key, part in self.parts().items():
+                if part:
+                    part.load_state_dict(state[key])
+            for key in POSITION:
+                setattr(self, key, state[key])
+            torch.set_rng_state(state["rng"])
+            if self.device.type == "cuda" and state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{folder}/last.pt does not fit its hparams.json ({reason})") from None
 
     def save(self, folder, is_best=False):
         """Write last.pt (and best.pt) behind the training's back; waits for the save before."""
         self.wait()
-        last = to_cpu(self.state())
-        best = None
+        if place()[0]:
+            return
+        last, best = to_cpu(self.state()), None
         if is_best:
-            best = {k: last[k] for k in ("hparams", "epoch", "scores")} | {
-                "model": last["ema"] or last["model"]
-            }
-        self.failed = []
-        self.writer = threading.Thread(
-            target=write_checkpoints, args=(folder, last, best, self.failed)
-        )
+            best = {k: last[k] for k in ("hparams", "epoch", "scores")}
+            best["model"] = last["ema"] or last["model"]
+        work = (folder, last, best, self.failed)
+        self.writer = threading.Thread(target=write_checkpoints, args=work)
         self.writer.start()
 
     def wait(self):
         """Wait for the save in flight. Raises OSError when it failed."""
         if self.writer is not None:
             self.writer.join()
-            self.writer = None
-            if self.failed:
-                raise self.failed[0]
+        if self.failed:
+            raise self.failed[0]
 
 
 def to_cpu(value):
@@ -536,7 +629,7 @@ def keep_previous(folder):
     last, prev = folder / "last.pt", folder / "prev.pt"
     sides = [Path(f"{path}.sha256") for path in (last, prev)]
     digests = [side.read_bytes() for side in sides if side.exists()]
-    replace_file(sides[1], b"".join(digests))
+    data.replace_file(sides[1], b"".join(digests))
     temporary = folder / f".{prev.name}.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     try:
@@ -545,7 +638,7 @@ def keep_previous(folder):
         shutil.copy2(last, temporary)
     os.replace(temporary, prev)
     temporary.unlink(missing_ok=True)  # rename does nothing between two names of one file
-    replace_file(sides[1], digests[0])
+    data.replace_file(sides[1], digests[0])
 
 
 def load_last(folder):
@@ -559,10 +652,8 @@ def load_last(folder):
                     folder / name, ("model", "optimizer", "hparams", "epoch", "rows")
                 )
                 if errors:
-                    print(
-                        f"warning: {errors[0]}; going on from {folder / name}, "
-                        f"epoch {state['epoch']}"
-                    )
+                    whole = f"{folder / name}, epoch {state['epoch']}"
+                    print(f"warning: {errors[0]}; going on from {whole}")
                 return state
             except ValueError as error:
                 errors.append(str(error))
@@ -577,7 +668,7 @@ def load_last(folder):
 def write_log(path, rows):
     """log.csv, whole or not at all: one row an epoch."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, restval="nan", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     data.write_text(path, text.getvalue())
@@ -594,35 +685,109 @@ def read_log(folder):
 
 def print_row(row, epochs, baseline):
     """One aligned line with log.csv's columns; with a baseline the difference at the same epoch."""
-    line = f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.2e}  loss {row['loss']:6.3f}"
-    line += f" ({row['loss_shrink']:.3f} {row['loss_thresh']:.3f} {row['loss_binary']:.3f})"
-    line += (
-        f"  precision {row['precision']:.4f}  recall {row['recall']:.4f}  hmean {row['hmean']:.4f}"
-    )
-    line += f" [{row['hmean_lo']:.4f}, {row['hmean_hi']:.4f}]  {row['seconds']:.0f} s"
-    line += (
-        f"  {row['images_s']:.1f} images/s  wait {row['wait']:.0%}  peak {row['peak_gib']:.1f} GiB"
-    )
+    line = (
+        "epoch {epoch:3d}/{epochs}  lr {lr:.2e}  loss {loss:6.3f} ({loss_shrink:.3f} "
+        "{loss_thresh:.3f} {loss_binary:.3f})  precision {precision:.4f}  recall {recall:.4f}  "
+        "hmean {hmean:.4f} [{hmean_lo:.4f}, {hmean_hi:.4f}]  {seconds:.0f} s (validation "
+        "{val_seconds:.0f})  {images_s:.1f} images/s  wait {wait:.0%}  peak {peak_gib:.1f} GiB"
+    ).format(epochs=epochs, **row)
     if row["epoch"] in baseline:
         line += f"  vs baseline {row['hmean'] - baseline[row['epoch']]['hmean']:+.4f}"
     print(line, flush=True)
 
 
+# ---------------------------------------------------------------- mirrors of log.csv
+
+
+def tagged(row):
+    """A row's numbers by the names that W&B and TensorBoard show: val/hmean, train/loss."""
+    names = {key: "val/" if key in COLUMNS[6:11] else "train/" for key in row if key != "epoch"}
+    return {names[key] + key: row[key] for key in names}
+
+
+def to_tensorboard(hp, folder):
+    """Writes runs/NAME/tensorboard anew: after a resume nothing is there twice."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    writer = SummaryWriter(folder / "tensorboard")
+
+    def send(row, pictures=(), best=None):
+        for tag, number in tagged(row).items():
+            writer.add_scalar(tag, number, row["epoch"])
+        for path in pictures:
+            writer.add_image(path.stem, data.read_image(path), row["epoch"], dataformats="HWC")
+        writer.flush()
+
+    return send
+
+
+def to_wandb(hp, folder):
+    """Sends to W&B, or without an account to runs/NAME/wandb for `wandb sync`, under one id."""
+    import wandb
+
+    wandb.finish()  # the run before in this process
+    past = sorted(folder.glob("wandb/*run-*-*"))
+    for path in folder.glob("wandb/offline-run-*"):
+        shutil.rmtree(path)  # its rows are sent again
+    online = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "receipts"),
+        name=hp.name,
+        id=past[-1].name.rpartition("-")[2] if past else None,
+        resume="allow",
+        dir=folder,
+        config=dataclasses.asdict(hp),
+        mode=None if online else "offline",
+        settings=wandb.Settings(silent=True),
+    )
+    run.define_metric("*", step_metric="epoch")
+    known = run.summary.get("epoch", 0)
+
+    def send(row, pictures=(), best=None):
+        step = row["epoch"]
+        if step > known:
+            run.log({"epoch": step, **tagged(row)}, step=step)
+        if pictures:
+            run.log({f"pages/{p.stem}": wandb.Image(str(p)) for p in pictures}, step=step)
+        if best:
+            artifact = wandb.Artifact(f"best-{run.id}", "model")
+            artifact.add_file(str(best))
+            run.log_artifact(artifact)
+
+    return send
+
+
+MIRRORS = {"wandb": to_wandb, "tensorboard": to_tensorboard}
+
+
+def start_mirrors(kinds, hp, folder, rows):
+    """A function(row, pictures, best.pt) for each of MIRRORS that is asked for or was before; rows
+    up to now are sent. Raises UsageError."""
+    if place()[0]:
+        return []
+    try:
+        kinds = [k for k in MIRRORS if k in kinds or (folder / k).is_dir()]
+        mirrors = [MIRRORS[kind](hp, folder) for kind in kinds]
+    except Exception as error:  # W&B has many of its own
+        raise UsageError(f"--log: {(str(error).splitlines() or [repr(error)])[0]}") from None
+    for row in rows:
+        for send in mirrors:
+            send(row)
+    return mirrors
+
+
+def check_mirrors(kinds):
+    """Raises UsageError when a package is missing."""
+    modules = {"wandb": "wandb.sdk", "tensorboard": "torch.utils.tensorboard"}
+    for kind in kinds:
+        try:
+            importlib.import_module(modules[kind])
+        except ImportError:
+            raise UsageError(f"--log {kind}: its package is missing; pip install {kind}") from None
+
+
 # ---------------------------------------------------------------- the loop
-
-
-class Stop:
-    """CTRL-C and SIGTERM as a flag that the loop looks at after each step."""
-
-    def __init__(self):
-        self.signal = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.request)
-
-    def request(self, number, _):
-        if self.signal == number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: do not wait for the step
-        self.signal = number
 
 
 class NotFinite(RuntimeError):
@@ -630,8 +795,9 @@ class NotFinite(RuntimeError):
 
 
 def fetch_losses(trainer, pending, steps):
-    """Move the losses of the last steps [K][4] to the host; raise NotFinite, flag outliers."""
-    rows = torch.stack(pending).tolist() if pending else []
+    """Move the losses of the last steps [K][4] to the host and add them over the processes; raise
+    NotFinite, flag outliers. Raises OSError as well when the last save failed."""
+    rows = total(torch.stack(pending).double().cpu()).tolist()
     for row in rows:
         trainer.losses.append(row)
         number, epoch = len(trainer.losses), trainer.epoch + 1
@@ -644,187 +810,215 @@ def fetch_losses(trainer, pending, steps):
                 "is above 3 times its running median"
             )
     pending.clear()
+    if trainer.failed:
+        raise trainer.failed[0]
 
 
-def train_epoch(trainer, batches, steps, stop, eta):
-    """The rest of one epoch; returns False when a signal stopped it. Losses and times go to the
-    trainer."""
-    hp, pending, done = trainer.hp, [], True
-    trainer.model.train()
-    bar = tqdm(
-        range(trainer.step, steps),
-        f"epoch {trainer.epoch + 1}",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    )
+def train_epoch(trainer, batches, steps, stop, steps_left):
+    """The rest of one epoch, up to a signal. Losses and times go to the trainer.
+
+    steps_left: of the run, to say once how long it will take, or 0."""
+    hp, device, pending = trainer.hp, trainer.device, []
+    look_every = FETCH_EVERY if device.type == "cuda" else 1
+    trainer.train_mode()
+    quiet = not sys.stderr.isatty()
     begin, first = time.perf_counter(), trainer.step
-    for step in bar:
+    for step in tqdm(range(first, steps), f"epoch {trainer.epoch + 1}", leave=False, disable=quiet):
         asked = time.perf_counter()
         pages, maps = next(batches)
-        trainer.waited += time.perf_counter() - asked
-        pages = pages.to(trainer.device, non_blocking=True)
-        maps = maps.to(trainer.device, non_blocking=True)
+        trainer.timing[1] += time.perf_counter() - asked
+        pages = pages.to(device, non_blocking=True)
+        maps = maps.to(device, non_blocking=True)
         number = trainer.epoch * steps + step
         lr = learning_rate(hp, trainer.epoch, (number + 1) / steps)
         pending.append(trainer.train_step(pages, maps, lr, number))
         trainer.step = step + 1
-        if trainer.step % FETCH_EVERY == 0 or trainer.step == steps or stop.signal:
+        if trainer.step % look_every == 0 or trainer.step == steps:
             fetch_losses(trainer, pending, steps)
-        if eta and step - first == 5:
-            eta(6)
-        if stop.signal and trainer.step < steps:
-            done = False
-            break
-    trainer.seconds += time.perf_counter() - begin
-    return done
+            if stop.agree():
+                break
+        if steps_left and step - first == 5:
+            announce(device, (time.perf_counter() - begin) / 6 * steps_left, steps_left)
+    trainer.timing[0] += time.perf_counter() - begin
 
 
-def announce(device, steps_left):
-    """Returns a function that says once, after the first steps, how long the run will take."""
-    start = time.perf_counter()
-
-    def eta(steps_done):
-        left = (time.perf_counter() - start) / steps_done * steps_left
-        print(f"about {duration(left)} for {steps_left} steps, validation not counted", flush=True)
-        if device.type == "cpu" and left > 3600:
-            print(f"this is a CPU; the quick start is: {QUICK_START}", flush=True)
-
-    return eta
+def announce(device, seconds, steps):
+    print(f"about {duration(seconds)} for {steps} steps, validation not counted", flush=True)
+    if device.type == "cpu" and seconds > 3600:
+        print(f"this is a CPU; the quick start is: {QUICK_START}", flush=True)
 
 
 def duration(seconds):
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{int(unit == 'h')}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def score_pages(trainer, val):
+    """Rows of the page metric [N, 4] in the order of val; each process predicts its share."""
+    rank, size = place()
+    rows = torch.zeros(len(val), 4, dtype=torch.float64)
+
+    def judge(page, found):  # beside the network
+        return evaluate.page_row("page", page, found[0])
+
+    hp, model = dataclasses.asdict(trainer.hp), trainer.averaged_model()
+    found = evaluate.predict(model, val[rank::size], hp, trainer.device, judge)
+    rows[rank::size] = torch.tensor(np.array(found)).reshape(-1, 4)
+    return total(rows).numpy()
 
 
 def finish_epoch(trainer, val, steps):
     """Validate, append the epoch's row, advance. Returns (row, whether it is the best so far)."""
-    hp = trainer.hp
-    seconds, wait = trainer.seconds, trainer.waited / max(trainer.seconds, 1e-9)
-    losses = np.mean(trainer.losses, 0)
-    begin = time.perf_counter()
-    model = trainer.ema if trainer.ema is not None else trainer.model
-
-    def judge(page, found):  # beside the network
-        return page_row("page", page, found[0])
-
-    rows = np.array(predict(model.eval(), val, dataclasses.asdict(hp), trainer.device, judge))
-    result = summary("page", rows, page_groups(val))
-    peak = (
-        torch.cuda.max_memory_allocated(trainer.device) / 2**30
-        if trainer.device.type == "cuda"
-        else 0.0
-    )
-    numbers = [result["precision"], result["recall"], result["hmean"], *result["interval"]]
-    total = seconds + time.perf_counter() - begin
-    lr = learning_rate(hp, trainer.epoch, trainer.epoch + 1)
-    numbers = [lr, *losses, *numbers, total, steps * hp.batch / seconds, wait, peak]
-    row = dict(zip(COLUMNS, [trainer.epoch + 1, *map(float, numbers)]))
-    trainer.epoch, trainer.step, trainer.losses, trainer.seconds, trainer.waited = (
-        trainer.epoch + 1,
-        0,
-        [],
-        0.0,
-        0.0,
-    )
-    trainer.rows.append(row)
-    trainer.scores = {
-        "hmean": row["hmean"],
-        "pages": {p.name: float(r[2]) for p, r in zip(val, rows)},
-    }
+    hp, begin = trainer.hp, time.perf_counter()
+    rows = score_pages(trainer, val)
+    row = evaluate.summary("page", rows, evaluate.page_groups(val))
+    row["hmean_lo"], row["hmean_hi"] = row.pop("interval")
+    row["epoch"], row["lr"] = trainer.epoch + 1, learning_rate(hp, trainer.epoch, trainer.epoch + 1)
+    losses = np.mean(trainer.losses, 0).tolist()
+    row |= zip(("loss", "loss_shrink", "loss_thresh", "loss_binary"), losses)
+    row["val_seconds"] = time.perf_counter() - begin
+    seconds, waited = trainer.timing
+    row["seconds"], row["wait"] = seconds + row["val_seconds"], waited / seconds
+    row["images_s"] = steps * hp.batch / seconds
+    cuda = trainer.device.type == "cuda"
+    row["peak_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30 if cuda else 0.0
+    trainer.rows.append({key: row[key] for key in COLUMNS})
+    pages = {p.name: float(r[2]) for p, r in zip(val, rows)}
+    trainer.scores = {"hmean": row["hmean"], "pages": pages}
     is_best = row["hmean"] > trainer.best["hmean"]
     if is_best:
         trainer.best = {"hmean": row["hmean"], "epoch": row["epoch"]}
-    return row, is_best
+    trainer.begin_epoch(row["epoch"])
+    return trainer.rows[-1], is_best
 
 
-def run(hp, folder, resume, device, baseline, stop):
-    """Train to hp.epochs (or hp.stop_epoch). Returns the exit code."""
-    begin = time.perf_counter()
-    train, val, split = data.run_pages(hp)
-    if hp.pseudo_labels:
-        pseudo = data.pseudo_pages(hp, train + val)
-        print(f"pseudo {data.format_counts(data.describe(pseudo, hp.size))}")
-        train = train + pseudo
-    check_pages(train, val, hp)
-    if hp.folds:
-        hp = keep_split(hp, split)
-    trainer = Trainer(hp, device)
-    if not resume:
-        folder.mkdir(parents=True)
+def open_folder(hp, folder, resume):
+    """Make a run's folder or find it; a lock on it, which ends with the process or when closed.
+
+    Raises UsageError when another process trains there.
+    """
+    if not (folder / "hparams.json").exists():
+        folder.mkdir(parents=True, exist_ok=resume)
         data.write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)
+    lock = open(folder / "hparams.json", "r+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"{folder}: another process is training there") from None
+    except OSError:  # a file system without locks
+        pass
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    if hp.cache:
+        (folder / "cache").mkdir()
     print(f"run folder {folder}", flush=True)
-    state = load_last(folder) if resume else None
+    return lock
+
+
+def load_run(folder):
+    """What a run goes on from, or None; log.csv is cut to it."""
+    state = load_last(folder)
+    try:
+        load_checkpoint(folder / "best.pt") if state and state["best"]["epoch"] else None
+    except data.DataError as error:
+        print(f"warning: {error}; the next epoch's becomes best.pt")
+        state["best"] = {"hmean": -1.0, "epoch": 0}
     if state:
-        trainer.load(state)
-        write_log(folder / "log.csv", trainer.rows)
-        print(
-            f"resuming {folder} after epoch {trainer.epoch}"
-            + (f", step {trainer.step}" if trainer.step else "")
-        )
-    elif resume:
+        write_log(folder / "log.csv", state["rows"])
+        inside = f", step {state['step']}" if state["step"] else ""
+        print(f"resuming {folder} after epoch {state['epoch']}{inside}")
+    else:
         print(f"{folder} has no checkpoint yet: starting at epoch 1")
-    del state
+    return state
+
+
+def run(hp, folder, resume, options, stop):
+    """Train to hp.epochs (or hp.stop_epoch); options: the command line's. Returns the exit code."""
+    train, val, hp = from_first(lambda: read_pages(hp))
+    trainer = Trainer(hp, options.device)
+    with open_folder(hp, folder, resume) if place()[0] == 0 else contextlib.nullcontext():
+        trainer.load(from_first(lambda: load_run(folder) if resume else None), folder)
+        return train_run(trainer, train, val, folder, options, stop)
+
+
+def train_run(trainer, train, val, folder, options, stop):
+    """What is left of a run. Returns the exit code."""
+    hp, begin = trainer.hp, time.perf_counter()
+    mirrors = start_mirrors(options.log, hp, folder, trainer.rows)
     steps = -(-len(train) // hp.batch)
     last = min(hp.epochs, hp.stop_epoch or hp.epochs)
-    batches = iter(make_loader(train, hp, device, trainer.epoch, trainer.step))
-    eta = announce(device, hp.epochs * steps - trainer.epoch * steps - trainer.step)
-    while trainer.epoch < last:
-        done = train_epoch(trainer, batches, steps, stop, eta)
-        eta = None
-        if not done:
-            trainer.save(folder)
-            trainer.wait()
-            print(
-                f"stopped in epoch {trainer.epoch + 1}, step {trainer.step} of {steps}; "
-                f"go on: {resume_command(hp)}"
-            )
-            return 128 + stop.signal
-        row, is_best = finish_epoch(trainer, val, steps)
-        print_row(row, hp.epochs, baseline)
-        trainer.save(folder, is_best)
-        if stop.signal and trainer.epoch < last:
-            trainer.wait()
-            print(f"stopped after epoch {trainer.epoch}; go on: {resume_command(hp)}")
-            return 128 + stop.signal
-    trainer.wait()
-    if trainer.epoch < hp.epochs:
-        print(f"paused after epoch {trainer.epoch} of {hp.epochs}; go on: {resume_command(hp)}")
-    else:
-        finish_run(trainer, val, folder)
+    left = (hp.epochs - trainer.epoch) * steps - trainer.step
+    cache = folder / "cache" if hp.cache else None
+    batches = iter(make_loader(train, hp, options.device, trainer.epoch, trainer.step, cache))
+    try:
+        while trainer.epoch < last and not stop.agreed:
+            train_epoch(trainer, batches, steps, stop, left)
+            left = is_best = 0
+            if trainer.step == steps:
+                row, is_best = finish_epoch(trainer, val, steps)
+                print_row(row, hp.epochs, options.baseline)
+                stop.agree()
+            trainer.save(folder, is_best)
+            for send in mirrors if trainer.step == 0 else ():
+                send(row)
+        from_first(trainer.wait)
+    finally:
+        del batches  # ends its processes
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+    stopped = stop.agreed if trainer.epoch < last else 0
+    if trainer.epoch == hp.epochs:
+        finish_run(trainer, val, folder, mirrors, options.artifact)
         print(f"{folder}: {duration(time.perf_counter() - begin)} in this process")
-    if trainer.rows:
+    print_end(trainer, steps, stopped)
+    return 128 + stopped if stopped else 0
+
+
+def finish_run(trainer, val, folder, mirrors, artifact):
+    """Pictures of the first validation pages with the last weights, to the mirrors as well."""
+    model = trainer.averaged_model()
+    if place()[0]:
+        return
+    found = evaluate.predict(model, val[:8], dataclasses.asdict(trainer.hp), trainer.device)
+    evaluate.draw_pictures(val[:8], found, folder / "pictures")
+    for send in mirrors:
+        pictures = sorted((folder / "pictures").glob("*.jpg"))
+        send({"epoch": trainer.epoch}, pictures, folder / "best.pt" if artifact else None)
+
+
+def print_end(trainer, steps, stopped):
+    """How far a run has come, how to go on and its scores."""
+    hp, where = trainer.hp, f"after epoch {trainer.epoch} of {trainer.hp.epochs}"
+    if stopped and trainer.step:
+        where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {steps}"
+    if stopped or trainer.epoch < hp.epochs:
+        verb = "stopped" if stopped else "paused"
+        print(f"{verb} {where}; go on: python train.py --name {hp.name} --resume")
+    if trainer.rows and not stopped:
         print(
             f"last hmean {trainer.rows[-1]['hmean']:.4f}; the next line is the maximum over "
             "epochs on the pages that select it"
         )
         print(f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}")
-    return 0
-
-
-def finish_run(trainer, val, folder):
-    """Pictures of the first validation pages with the last weights."""
-    model = trainer.ema if trainer.ema is not None else trainer.model
-    found = predict(model.eval(), val[:8], dataclasses.asdict(trainer.hp), trainer.device)
-    draw_pictures(val[:8], found, folder / "pictures")
-
-
-def resume_command(hp):
-    return f"python train.py --name {hp.name} --resume"
 
 
 # ---------------------------------------------------------------- folds and replicas
 
 
-def members(hp, stem, all_folds, seeds):
-    """Hparams of each run of `--fold all` and `--seeds N`, named STEM-fold2-seed1."""
+def members(args, stem):
+    """Hparams of each run of `--fold all` and `--seeds N`, named STEM-fold2-seed1. Raises
+    UsageError."""
+    if place()[1] > 1:
+        raise UsageError("--fold all and --seeds: under torchrun train one --fold, one --seed")
+    all_folds, seeds = args.fold == "all", args.seeds
+    shared = vars(args) | {"resume": False} | ({"fold": None} if all_folds else {})
+    hp = resolve_hparams(argparse.Namespace(**shared))
+    if all_folds and not hp.folds:
+        raise UsageError("--fold all: of how many? add --folds 5")
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"--seeds = {seeds} is not at least 1")
     result = []
     for fold in range(1, hp.folds + 1) if all_folds else [hp.fold]:
         for seed in range(hp.seed, hp.seed + seeds) if seeds else [hp.seed]:
@@ -836,21 +1030,18 @@ def members(hp, stem, all_folds, seeds):
 def is_finished(hp, folder):
     """Whether a run folder holds all epochs. Raises UsageError when it is a run of other values."""
     saved = Hparams(**read_hparams(folder / "hparams.json"))
-    for key in FIELDS:
-        if key not in ("stop_epoch", "workers", "split") and getattr(saved, key) != getattr(
-            hp, key
-        ):
-            raise UsageError(
-                f"{folder}: {key} is {getattr(saved, key)!r}, not {getattr(hp, key)!r}"
-            )
+    for key in FIELDS.keys() - {*MAY_CHANGE, "split"}:
+        old, new = getattr(saved, key), getattr(hp, key)
+        if old != new:
+            raise UsageError(f"{folder}: {key} is {old!r}, not {new!r}")
     return (folder / "log.csv").exists() and hp.epochs in read_log(folder)
 
 
-def run_members(runs, resume, device, baseline):
+def run_members(runs, args):
     """Train runs in turn; a failure is named and the others go on. Returns the exit code."""
     by_name = {hp.name: hp for hp in runs}
-    made = [name for name in by_name if Path("runs", name).exists()]
-    if made and not resume:
+    made = [name for name in by_name if Path("runs", name, "hparams.json").exists()]
+    if made and not args.resume:
         raise UsageError(f"runs/{made[0]} exists; choose another name, or --resume to go on")
     finished = {name for name in made if is_finished(by_name[name], Path("runs", name))}
     stop, failed = Stop(), []
@@ -860,13 +1051,13 @@ def run_members(runs, resume, device, baseline):
             print(f"{folder} is finished")
             continue
         try:
-            split = read_hparams(folder / "hparams.json")["split"] if folder.exists() else ""
+            split = read_hparams(folder / "hparams.json")["split"] if hp.name in made else ""
             hp = dataclasses.replace(hp, split=split)
-            code = run(hp, folder, folder.exists(), device, baseline, stop)
+            code = run(hp, folder, folder.exists(), args, stop)
             if code:
                 return code
         except FAILURES as error:
-            explain(error, folder)
+            explain(error)
             failed.append(hp.name)
     report_members([hp for hp in runs if hp.name not in failed])
     for name in failed:
@@ -877,89 +1068,104 @@ def run_members(runs, resume, device, baseline):
 def report_members(runs):
     """Print each run's last H-mean, their mean and standard deviation, and over folds the H-mean of
     all pages, each scored by the run that held it out."""
-    scores = {}
-    for hp in runs:
-        state = load_last(Path("runs", hp.name))
-        scores[hp.name] = state["rows"][-1]["hmean"]
-        print(f"{hp.name}  last hmean {scores[hp.name]:.4f}")
-    if len(scores) > 1:
-        values = list(scores.values())
+    states = {hp.name: load_last(Path("runs", hp.name)) for hp in runs}
+    values = [state["rows"][-1]["hmean"] for state in states.values()]
+    for name, hmean in zip(states, values):
+        print(f"{name}  last hmean {hmean:.4f}")
+    if len(values) > 1:
         mean, sd = statistics.mean(values), statistics.stdev(values)
         print(f"last hmean of {len(values)} runs: mean {mean:.4f}, standard deviation {sd:.4f}")
-    folds = {hp.fold: hp for hp in runs}
-    if len(folds) > 1 and len(folds) == runs[0].folds == len(runs):
-        pages = {}
-        for hp in runs:
-            pages |= load_last(Path("runs", hp.name))["scores"]["pages"]
+    if runs and len({hp.fold for hp in runs}) == len(runs) == runs[0].folds:
+        pages = {n: h for s in states.values() for n, h in s["scores"]["pages"].items()}
         print(f"out of fold: hmean {statistics.mean(pages.values()):.4f} over {len(pages)} pages")
 
 
-FAILURES = (UsageError, data.DataError, NetworkError, NotFinite, torch.OutOfMemoryError, OSError)
+FAILURES = (data.DataError, NotFinite, torch.OutOfMemoryError, OSError)
+
+
+def begin(args, stem):
+    """(hparams, folder, whether there is something to go on from) of one run; nothing is made yet.
+
+    A process group that torchrun started again goes on by itself. Raises UsageError.
+    """
+    hp = resolve_hparams(args)
+    if not hp.name and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        raise UsageError("--max-restarts: a restarted group has to find its run; add --name")
+    if hp.batch < place()[1]:
+        raise UsageError(f"batch = {hp.batch} for {place()[1]} processes; a page each is needed")
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if again and not args.resume and Path("runs", hp.name).exists():
+        args.resume = True
+        hp = resolve_hparams(args)
+    if args.resume:
+        return hp, Path("runs", hp.name), True
+    return *choose_run_folder(hp, stem), False
+
+
+def start(args):
+    """Do what the command line says; returns the exit code."""
+    stem = Path(args.hparams).stem if args.hparams else "run"
+    several = args.fold == "all" or args.seeds is not None
+    runs = members(args, stem) if several else None
+    if args.print_hparams:
+        hp = runs[0] if several else resolve_hparams(args)
+        print(json.dumps(dataclasses.asdict(hp), indent=1))
+        return 0
+    args.device = own_device(args.device)
+    args.baseline = read_log(args.baseline) if args.baseline else {}
+    args.log += ["wandb"] if "WANDB_SWEEP_ID" in os.environ else []
+    check_mirrors(args.log)
+    if several:
+        return run_members(runs, args)
+    hp, folder, resume = from_first(lambda: begin(args, os.environ.get("WANDB_RUN_ID", stem)))
+    return run(hp, folder, resume, args, Stop())
 
 
 def main(argv=None):
-    args = make_parser().parse_args(argv)
-    all_folds, folder = args.fold == "all", None
-    if all_folds:
-        args.fold = None
+    store = join_group()
+    hidden = open(os.devnull, "w") if place()[0] else None
+    out, err = hidden or sys.stdout, hidden or sys.stderr
     try:
-        several = all_folds or args.seeds is not None
-        hp = resolve_hparams(args) if not several else several_hparams(args, all_folds)
-        if args.print_hparams:
-            print(json.dumps(dataclasses.asdict(hp), indent=1))
-            return 0
-        device = choose_device(args.device)
-        baseline = read_log(args.baseline) if args.baseline else {}
-        stem = Path(args.hparams).stem if args.hparams else "run"
-        if several:
-            runs = members(hp, stem, all_folds, args.seeds)
-            return run_members(runs, args.resume, device, baseline)
-        if args.resume:
-            folder = Path("runs", hp.name)
-        else:
-            folder, hp = choose_run_folder(hp, stem)
-        return run(hp, folder, args.resume, device, baseline, Stop())
-    except FAILURES as error:
-        return explain(error, folder)
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # how PyTorch says it on a CPU
-            raise
-        return explain(torch.OutOfMemoryError(), folder)
-    except KeyboardInterrupt:
-        print(f"error: interrupted; {folder} keeps the last whole epoch", file=sys.stderr)
-        return 128 + signal.SIGINT
-
-
-def several_hparams(args, all_folds):
-    """Values shared by the runs of --fold all and --seeds. Raises UsageError."""
-    args = argparse.Namespace(**{**vars(args), "resume": False})
-    hp = resolve_hparams(args)
-    if all_folds and not hp.folds:
-        raise UsageError("--fold all: of how many? add --folds 5")
-    if args.seeds is not None and args.seeds < 1:
-        raise UsageError(f"--seeds = {args.seeds} is not at least 1")
-    return hp
-
-
-def explain(error, folder):
-    """One line about a failure on stderr; returns the exit code."""
-    if isinstance(error, torch.OutOfMemoryError):
-        line, code = (
-            "out of memory: lower --batch or --size, or use a smaller --backbone",
-            EXIT_MEMORY,
-        )
-    elif isinstance(error, NotFinite):
-        line, code = (
-            f"{error}; lower --lr or use --amp off; {folder} keeps the last whole epoch",
-            EXIT_NOT_FINITE,
-        )
-    elif isinstance(error, (UsageError, data.DataError, NetworkError)):
-        line, code = str(error), EXIT_USAGE
-    else:
-        line = f"{error.filename or folder}: {error.strerror or error}"
-        line, code = f"{line}; what was written before is whole", 1
-    print(f"error: {line}", file=sys.stderr)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = start(parse_args(sys.argv[1:] if argv is None else argv))
+    except (*FAILURES, RuntimeError, MemoryError, KeyboardInterrupt) as error:
+        return explain(error, store)
+    if store:
+        dist.destroy_process_group()
     return code
+
+
+def explain(error, store=None):
+    """One line about a failure on stderr, from the first process that fails; the exit code."""
+    text, code = str(error), EXIT_USAGE
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
+        line, code = MEMORY_ADVICE, EXIT_MEMORY
+    elif isinstance(error, NotFinite):
+        line = f"{text}; lower --lr or use --amp off; the run folder keeps the last whole epoch"
+        code = EXIT_NOT_FINITE
+    elif isinstance(error, KeyboardInterrupt):
+        line, code = "interrupted; the run folder keeps the last whole epoch", 128 + signal.SIGINT
+    elif isinstance(error, ValueError):  # from a loader process it comes with a traceback
+        line = text.strip().splitlines()[-1].removeprefix("data.DataError: ")
+    elif isinstance(error, OSError):
+        line, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
+        line += "; what was written before is whole"
+    elif "DataLoader worker" in text:
+        line, code = "a loader process was killed; out of memory? lower --workers", EXIT_MEMORY
+    elif store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
+        line, code = "a process of the group was lost; the run folder keeps the last whole epoch", 1
+    else:
+        raise error
+    if store is None or first_to_fail(store):
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def first_to_fail(store):
+    try:
+        return store.add("failures", 1) == 1
+    except dist.DistError:  # its host is gone, and has said why
+        return False
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The network: shapes of many backbones, the loss against a direct formula, checkpoints that cannot
 be half."""
 
+import os
+import zipfile
+
 import pytest
 import timm
 import torch
@@ -147,7 +150,7 @@ def test_unknown_backbone_and_weights_that_do_not_fit(tmp_path):
         NetworkError, match="'efficientnet_b44' is not a timm model; near names: efficientnet"
     ):
         DBNet("efficientnet_b44")
-    with pytest.raises(NetworkError, match="no such file"):
+    with pytest.raises(NetworkError, match="No such file"):
         DBNet(SMALL, pretrained=str(tmp_path / "none.pt"))
     torch.save({"conv_stem.weight": torch.zeros(1)}, tmp_path / "w.pt")
     with pytest.raises(NetworkError, match="tensors missing"):
@@ -260,3 +263,47 @@ def test_checkpoints_cannot_run_code(tmp_path):
     with pytest.raises(NetworkError, match="not a checkpoint"):
         load_checkpoint(tmp_path / "a.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": {"w": torch.zeros(1).expand(10**12)}},
+        {"model": {"w": torch.zeros(4)}, "ema": {"w": [1]}},
+        {"model": [torch.zeros(4)]},
+        {"model": {}, "hparams": {"neck": 10**9}},
+        {"model": {}, "hparams": {"backbone": 5}},
+        {"model": {}, "hparams": {"thresh": "low"}},
+        {"model": {}, "hparams": {"size": float("nan")}},
+        {"model": {}, "hparams": [1]},
+        {"model": {}, "scores": {"pages": {"a.jpg": "good"}}},
+        {"model": {}, "scores": {"pages": {"a.jpg": float("nan")}}},
+        {"model": {"w": torch.zeros(2, 2).to_sparse()}},
+        {"model": {}, "extra": {1, 2}},
+    ],
+)
+def test_hostile_fields_are_refused(tmp_path, wrong):
+    torch.save({"hparams": {}, **wrong}, tmp_path / "a.pt")
+    with pytest.raises(NetworkError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+def test_bombs_are_refused(tmp_path):
+    """Entries that unpack to more than the file, and lists that contain each other."""
+    path, bomb = tmp_path / "a.pt", tmp_path / "bomb.pt"
+    torch.save({"model": {"w": torch.zeros(2**22)}, "hparams": {}}, path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as out:
+        for entry in source.namelist():
+            out.writestr(entry, source.read(entry))
+    assert bomb.stat().st_size < 2**18
+    with pytest.raises(NetworkError, match="not a checkpoint"):
+        load_checkpoint(bomb)
+    nest = []
+    for _ in range(40):
+        nest = [nest, nest]
+    torch.save({"model": {}, "hparams": {}, "nest": nest}, path)
+    with pytest.raises(NetworkError, match="more than the file"):
+        load_checkpoint(path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NetworkError, match="not a file"):
+        load_checkpoint(tmp_path / "pipe")

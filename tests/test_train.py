@@ -1,12 +1,15 @@
 """Training: values in, exact resume, kills at bad moments, one line for whatever goes wrong."""
 
 import csv
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 
 import pytest
 import torch
@@ -18,9 +21,10 @@ import train
 
 TINY = (
     "--data s --backbone mobilenetv3_small_050 --pretrained none --neck 64 --size 96 --batch 2 "
-    "--epochs 4 --T_max 4 --lr 0.003 --thresh 0.2 --box-thresh 0.2 --unclip-ratio 0 --aug-strength 0.5"
+    "--epochs 4 --T_max 4 --lr 0.003 --thresh 0.2 --box-thresh 0.2 --unclip-ratio 0 "
+    "--aug-strength 0.5"
 ).split()
-TIMES = {"seconds", "images_s", "wait", "peak_gib"}
+TIMES = {"seconds", "images_s", "wait", "peak_gib", "val_seconds"}
 
 
 def run(*flags):
@@ -45,15 +49,29 @@ def assert_same_run(a, b):
     a, b = flat(a), flat(b)
     assert a.keys() == b.keys()
     for key in a:
-        if key.split("/")[-1] in TIMES | {"name", "stop_epoch", "workers"} or "timing" in key:
+        if (
+            key.split("/")[-1] in TIMES | {"name", "stop_epoch", "workers", "cache"}
+            or "timing" in key
+        ):
             continue
         same = torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key]
         assert same, key
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, receipts):
+    """A run of four epochs."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "s").symlink_to(receipts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run("--name", "whole") == 0
+    return folder / "runs/whole"
+
+
 @pytest.fixture
-def undisturbed(work):
-    assert run("--name", "whole") == 0
+def undisturbed(work, whole):
+    shutil.copytree(whole, work / "runs/whole")
     return last(work, "whole")
 
 
@@ -92,9 +110,8 @@ def test_signal_inside_an_epoch_resumes_exactly(work, undisturbed, monkeypatch, 
     assert_same_run(undisturbed, last(work, "stopped"))
 
 
-@pytest.mark.parametrize("write", [1, 2, 3])
-def test_sigkill_while_a_checkpoint_is_written(work, undisturbed, write, capsys):
-    """The process kills itself with half of a file written, at each file of the save after epoch 2."""
+def test_sigkill_while_a_checkpoint_is_written(work, undisturbed, capsys):
+    """The process kills itself with half of last.pt written after epoch 2."""
     program = f"""
     import os, signal, sys
     sys.path.insert(0, {str(ROOT)!r})
@@ -103,8 +120,9 @@ def test_sigkill_while_a_checkpoint_is_written(work, undisturbed, write, capsys)
     def dying(path, data):
         if path.name.startswith("last.pt"):
             seen.append(path)
-            if len(seen) == 3 + {write}:
-                path.with_name("." + path.name + ".0.tmp").write_bytes(bytes(data)[: len(data) // 2])
+            if len(seen) == 5:
+                half = bytes(data)[: len(data) // 2]
+                path.with_name("." + path.name + ".0.tmp").write_bytes(half)
                 os.kill(os.getpid(), signal.SIGKILL)
         replace(path, data)
     dbnet.replace_file = dying
@@ -137,9 +155,18 @@ def test_resume_before_the_first_checkpoint_starts_over(work, undisturbed, capsy
     assert_same_run(undisturbed, last(work, "early"))
 
 
-def test_workers_do_not_change_the_run(work, undisturbed):
+def test_workers_and_cache_do_not_change_the_run(work, undisturbed, monkeypatch):
+    read, files = data.read_image, []
     assert run("--name", "workers", "--workers", 2) == 0
     assert_same_run(undisturbed, last(work, "workers"))
+    monkeypatch.setattr(data, "read_image", lambda path: files.append(path.name) or read(path))
+    assert run("--name", "cache", "--cache", "--resume") == 2
+    assert run("--name", "cache", "--cache") == 0
+    assert_same_run(undisturbed, last(work, "cache"))
+    counts = Counter(files)
+    for page in data.load_labels("s", "train"):  # inspected, read once; not once in each epoch
+        assert counts[page.name] == 2, counts
+    assert not (work / "runs/cache/cache").exists()
 
 
 # ---------------------------------------------------------------- what a run leaves
@@ -185,6 +212,57 @@ def test_baseline_difference_is_printed(work, undisturbed, capsys):
     capsys.readouterr()
     assert run("--name", "again", "--baseline", "runs/whole", "--stop-epoch", 1) == 0
     assert "vs baseline +0.0000" in capsys.readouterr().out
+
+
+def wandb_rows(folder):
+    """History of an offline run by W&B's own protocol buffers: records in LevelDB's log format."""
+    pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    raw, at, record, rows = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(raw):
+        if 2**15 - at % 2**15 < 7:  # the rest of a block is padding
+            at += 2**15 - at % 2**15
+            continue
+        size, kind = int.from_bytes(raw[at + 4 : at + 6], "little"), raw[at + 6]
+        record, at = record + raw[at + 7 : at + 7 + size], at + 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            parsed, record = pb.Record.FromString(record), b""
+            if parsed.WhichOneof("record_type") == "history":
+                items = parsed.history.item
+                rows.append(
+                    {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+                )
+    return path, [row for row in rows if "val/hmean" in row]
+
+
+def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch):
+    """As a W&B agent starts it, paused and resumed: each epoch once, under the same id."""
+    wandb = pytest.importorskip("wandb")
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for key, text in (("MODE", "offline"), ("SWEEP_ID", "s1"), ("RUN_ID", "run7")):
+        monkeypatch.setenv(f"WANDB_{key}", text)
+    assert run("--log=tensorboard", "--ema=True", "--stop-epoch=1") == 0
+    assert train.main(["--name", "run7", "--resume", "--artifact"]) == 0
+    wandb.finish()
+    log = [
+        {k: float(v) for k, v in row.items()} for row in csv.DictReader(open("runs/run7/log.csv"))
+    ]
+    path, rows = wandb_rows(work / "runs/run7")
+    assert path.name == "run-run7.wandb" and [r["epoch"] for r in rows] == [1, 2, 3, 4]
+    board = events.EventAccumulator("runs/run7/tensorboard").Reload()
+    assert len(board.Tags()["images"]) == 2
+    for tag in ("val/hmean", "val/hmean_lo", "train/loss", "train/lr", "train/seconds"):
+        column = [row[tag.split("/")[1]] for row in log]
+        assert [row[tag] for row in rows] == column
+        assert [(e.step, e.value) for e in board.Scalars(tag)] == [
+            (k, pytest.approx(x, rel=1e-6)) for k, x in enumerate(column, 1)
+        ]
+
+
+def test_missing_package_is_one_line(work, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb.sdk", None)
+    assert run("--log", "wandb") == 2
+    assert "pip install wandb" in error_line(capsys) and not (work / "runs").exists()
 
 
 def test_init_starts_from_a_checkpoint(work, undisturbed, capsys):
@@ -239,6 +317,41 @@ def test_ema_is_a_moving_average():
         decay = min(0.999, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay)
     assert ema[0].tolist() == pytest.approx([expected] * 2)
+
+
+@pytest.mark.parametrize(
+    "t_max, word", [(4, None), (2, "rises again"), (8, "still has lr 2.1e-03")]
+)
+def test_schedules_that_do_not_end_with_the_run_are_named(t_max, word, capsys):
+    train.check_schedule(train.Hparams(lr=3e-3, epochs=4, T_max=t_max))
+    assert word in capsys.readouterr().out if word else capsys.readouterr().out == ""
+
+
+def test_compiled_once_for_all_canvases(monkeypatch):
+    graphs, build = [], torch.compile
+
+    def traced(model, **options):
+        return build(model, backend=lambda graph, _: graphs.append(graph) or graph, **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    small = dict(backbone="resnet10t", pretrained="none", neck=16)
+    plain, compiled = (
+        train.Trainer(train.Hparams(compile=c, **small), torch.device("cpu")) for c in (False, True)
+    )
+    for height, width in ((64, 96), (96, 64), (64, 64)):
+        pages = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
+        torch.testing.assert_close(compiled.forward(pages), plain.forward(pages))
+    assert len(graphs) == 1
+
+
+def test_frozen_batch_norm_keeps_its_statistics():
+    hp = train.Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16, freeze_bn=True)
+    trainer = train.Trainer(hp, torch.device("cpu"))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items() if "running" in k}
+    trainer.train_mode()
+    maps = torch.ones(2, 4, 64, 64, dtype=torch.uint8)
+    trainer.train_step(torch.zeros(2, 64, 64, 3, dtype=torch.uint8), maps, 1e-3, 0)
+    assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in before.items())
 
 
 def test_gradient_clipping_limits_the_step(work):
@@ -323,6 +436,22 @@ def error_line(capsys):
     return line
 
 
+def test_two_processes_do_not_train_in_one_folder(work, undisturbed, capsys):
+    with open("runs/whole/hparams.json", "r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert train.main(["--name", "whole", "--resume"]) == 2
+    assert "another process is training there" in error_line(capsys)
+
+
+def test_a_state_of_another_network_is_one_line(work, undisturbed, capsys):
+    state = last(work, "whole")
+    (work / "runs/whole/prev.pt").unlink()
+    for key, wrong in (("optimizer", {}), ("rows", [{"lr": "x"}]), ("model", {}), ("epoch", "x")):
+        train.save_checkpoint(work / "runs/whole/last.pt", state | {key: wrong})
+        assert train.main(["--name", "whole", "--resume"]) == 2
+        assert "last.pt" in error_line(capsys)
+
+
 def test_existing_name_is_an_error(work, undisturbed, capsys):
     assert run("--name", "whole") == 2
     assert "runs/whole exists; choose another name, or --resume" in error_line(capsys)
@@ -348,7 +477,7 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_epoch(work, monkeypatc
 
 def test_loss_outliers_are_flagged(capsys):
     trainer = train.Trainer.__new__(train.Trainer)
-    trainer.epoch, trainer.losses = 0, []
+    trainer.epoch, trainer.losses, trainer.failed = 0, [], []
     train.fetch_losses(trainer, [torch.ones(4)] * 20 + [torch.full((4,), 3.5)], 21)
     assert (
         "loss 3.500 in epoch 1, step 21 is above 3 times its running median"
@@ -396,11 +525,12 @@ def test_hub_out_of_reach(tmp_path, script, one_line, receipts):
     one_line(result, "cannot be downloaded", "--pretrained PATH", "--no-pretrained")
 
 
-def test_command_line_errors(script, one_line):
-    one_line(
-        script("train.py", "--weigth-decay", "1"), "unrecognized", "did you mean --weight"
-    )
-    one_line(script("train.py", "--data", "nowhere"), "nowhere: no such file or folder")
+def test_command_line_errors(work, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--weigth_decay", "1"])
+    assert "--weigth-decay 1; did you mean --weight-decay?" in error_line(capsys)
+    assert train.main(["--data", "nowhere"]) == 2
+    assert "nowhere: no such file or folder" in error_line(capsys)
 
 
 def test_sigterm_to_a_real_process_saves_and_says_how_to_go_on(work):
@@ -505,7 +635,6 @@ def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
 
 
 def test_teacher_pulls_the_student_towards_its_map(work, undisturbed):
-    """With the teacher's weights as a start the loss towards it is its own entropy: the least there is."""
     logits, target = torch.randn(2, 2, 8, 8), torch.rand(2, 8, 8)
     direct = -(
         target * logits[:, 0].sigmoid().log() + (1 - target) * (1 - logits[:, 0].sigmoid()).log()
