@@ -1071,11 +1071,8 @@ def open_sweep(folder, spec, extra):
     belongs to another space or another process."""
     path, wanted = folder / "sweep.json", {"sweep": spec, "extra": extra}
     hparams = None if path.exists() else resolve(spec, extra)  # refused: no folder is left behind
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep, held = open_locked(folder)
-    except OSError as error:
-        fail(folder, f"cannot be made ({error.strerror})", "make room, or check the path")
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep, held = open_locked(folder)
     for key in ("method", "metric", "parameters", "early_terminate", "seed"):
         if sweep and sweep.spec.get(key) != spec.get(key):
             fail(folder, f"holds a sweep with other {key}", "give --name NEW, or that sweep's file")
@@ -1564,13 +1561,10 @@ class Report:
         for t in self.stopped:
             mean, sd, chance = self.project(t)
             v = next((v for v in reversed(t.judged) if v["stop"]), None)
-            bar = (
-                f"{v['rule']}: rank {v['rank']} of {v['of']}, bar {self.show(v['bar'])}"
-                if v
-                else ""
-            )
+            told = f"{v['rule']}: rank {v['rank']} of {v['of']}" if v else "not recorded"
+            told += f", bar {self.show(v['bar'])}" if v else ""
             final = f"{self.show(mean)} ({self.interval(mean - 1.96 * sd, mean + 1.96 * sd)})"
-            row = [t.number, len(t.history), self.show(t.history[-1]), bar or "not recorded", final]
+            row = [t.number, len(t.history), self.show(t.history[-1]), told, final]
             rows.append([*row, f"{chance:.0%}", *self.values(t)])
         yield "##", "Stopped early"
         yield p(
@@ -1765,14 +1759,10 @@ class Plot:
 
     def at(self, x, y):
         """Data units -> pixels; what lies outside is drawn at the edge."""
-        x, y = (
-            min(max((v - low) / (high - low or 1), 0), 1)
-            for v, (low, high) in ((x, self.xs), (y, self.ys))
-        )
-        return (
-            f"{56 + x * (self.width - 76):.1f}",
-            f"{self.height - 40 - y * (self.height - 56):.1f}",
-        )
+        pairs = ((x, *self.xs), (y, *self.ys))
+        x, y = (min(max((v - low) / (high - low or 1), 0), 1) for v, low, high in pairs)
+        y = self.height - 40 - y * (self.height - 56)
+        return f"{56 + x * (self.width - 76):.1f}", f"{y:.1f}"
 
     def line(self, points, kind, tip=""):
         path = "L".join(" ".join(self.at(*point)) for point in points)
@@ -1856,11 +1846,8 @@ def figures(r):
             plot.text(0.19, y - 0.5, d.key, "end", dy=4)
             plot.text(x, y - 0.5, f"{share:.0%}", "start", 6, 4)
         plot.height -= 32  # no x axis
-        yield (
-            "figure",
-            "Importance: share in the posterior mean's variance.",
-            plot.svg("importance"),
-        )
+        caption = "Importance: share in the posterior mean's variance."
+        yield "figure", caption, plot.svg("importance")
 
 
 def parallel(r, trials):
@@ -1887,10 +1874,8 @@ def parallel(r, trials):
 def parameter_plot(r, i, d):
     """(caption, svg): the score against parameter i, with the GP's mean and 95 % band along it
     through the best configuration."""
-    ys, u = (
-        span(last([t for t in r.all if t not in r.ruined] or r.all), 0.25),
-        np.linspace(0, 1, 81),
-    )
+    u, sound = np.linspace(0, 1, 81), [t for t in r.all if t not in r.ruined]
+    ys = span(last(sound or r.all), 0.25)
     plot = Plot((0, 1), ys, 560, 260)
     ticks = [(x, short(d.value(x))) for x in (0, 0.25, 0.5, 0.75, 1)]
     if 0 < len(d.levels) <= 8:
@@ -1911,17 +1896,17 @@ def parameter_plot(r, i, d):
 
 def page(title, blocks):
     """Blocks as one HTML page that needs nothing else."""
-    text, cells = "", "<tr>" + "<{0}>%s</{0}>" + "</tr>"
+    text = ""
     for kind, *body in blocks:
         if kind == "figure":
             text += f'<figure><div class="scroll">{body[1]}</div>'
             text += f"<figcaption>{html.escape(body[0])}</figcaption></figure>\n"
         elif kind == "table":
             rows = [("th", body[0]), *(("td", row) for row in body[1])]
-            lines = [
-                (tag, f"</{tag}><{tag}>".join(html.escape(str(c)) for c in r)) for tag, r in rows
-            ]
-            table = "\n".join(cells.format(tag) % line for tag, line in lines)
+            table = ""
+            for tag, row in rows:
+                line = f"</{tag}><{tag}>".join(html.escape(str(cell)) for cell in row)
+                table += f"<tr><{tag}>{line}</{tag}></tr>\n"
             text += f'<div class="scroll"><table>{table}</table></div>\n'
         else:
             tag = {"#": "h1", "##": "h2", "code": "pre"}.get(kind, kind)
@@ -1980,9 +1965,8 @@ def print_status(sweep):
     states = ("finished", "stopped", "failed", "pending")
     counts = ", ".join(f"{sum(t.state == k for t in sweep.trials)} {k}" for k in states)
     cap = sweep.spec.get("run_cap", "no cap")
-    print(
-        f"{sweep.folder}: {len(sweep.trials)} trials of {cap}, {counts}, {running} sweep is running"
-    )
+    line = f"{len(sweep.trials)} trials of {cap}, {counts}, {running} sweep is running"
+    print(f"{sweep.folder}: {line}")
     for t in sweep.trials:
         value = f"{t.history[-1]:.4f}" if t.history else "-"
         notes = [t.why] * bool(t.why)
@@ -2116,6 +2100,9 @@ def main(argv=None):
         command(*make_parser().parse_known_args(argv))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; nothing is lost", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the trial in flight is saved. Start the sweep again to go on")
