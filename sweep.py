@@ -1033,7 +1033,7 @@ def read_sweep(path):
         spec, hparams = check_spec(data["sweep"]), data["hparams"]
         sweep = Sweep(path, spec, hparams["epochs"], [], data["extra"], hparams)
     except (KeyError, TypeError, AttributeError) as error:
-        fail(path, f"holds no sweep ({error})", "give runs/NAME of a sweep, or a history file")
+        fail(path, f"is no sweep that ran ({error!r})", "give runs/NAME, or a history file")
     log = path / "state.jsonl"
     text = log.read_bytes() if log.exists() else b""
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
@@ -2004,6 +2004,7 @@ def make_parser():
     p = argparse.ArgumentParser(
         usage="python sweep.py [SWEEP] [flags]", description=__doc__, allow_abbrev=False,
         formatter_class=form)  # fmt: skip
+    p.error = lambda message: fail("sweep.py", message, "see --help")
     p.add_argument("sweep", nargs="?", metavar="SWEEP", help="sweep JSON (default: a quick sweep)")
     g = p.add_argument_group("run")
     g.add_argument("--name", help="folder under runs/ (default: the file's stem)")
