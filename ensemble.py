@@ -587,7 +587,7 @@ def parse_region(text, page_size=None):
     tokens = text.split(" ")
     if not re.fullmatch("-?[0-9]{1,7}( -?[0-9]{1,7})*", text):
         wrong = next(token for token in tokens if not re.fullmatch("-?[0-9]{1,7}", token))
-        raise ValueError(f"has {wrong!r}; whole numbers with one space between are needed")
+        raise ValueError(f"has {wrong[:40]!r}; whole numbers with one space between are needed")
     if len(tokens) % 2:
         raise ValueError(f"has {len(tokens)} numbers; x y pairs are needed")
     points = np.array(tokens, int).reshape(-1, 2)

@@ -336,7 +336,7 @@ def fuzz(target, seconds, seed=0, phases=(Phase.generate, Phase.shrink)):
     while time.monotonic() < end:  # each round of examples has a seed of its own
         seed += 1
         once = settings(
-            max_examples=min(500, max(20, int(20 * seconds))),
+            max_examples=min(100, max(20, int(20 * seconds))),
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),

@@ -387,6 +387,7 @@ DAMAGE = {
     "empty line": (GOOD.replace("b.jpg", "\nb.jpg"), "line 3", "0 fields"),
     "cut off": (GOOD[:-9], "cut off"),
     "quote": (GOOD.replace("a.jpg", '"a.jpg'), "not a CSV"),
+    "endless number": (GOOD.replace("b.jpg,", "b.jpg,1 2 3 4 5 6 7 " + "9" * 9999), "line 3", "'999"),
     "endless field": (GOOD + "a.jpg," + "1 " * 2**20, "not a CSV", "larger than field limit"),
 }  # fmt: skip
 
@@ -400,6 +401,7 @@ def test_each_kind_of_damage_is_found(tmp_path, kind):
     (tmp_path / "bad.csv").write_text(text, encoding="utf-8", newline="")
     problems = read_submission(tmp_path / "bad.csv", names, sizes, True)[1]
     assert problems and all(word in problems[0] for word in words), problems
+    assert len(problems[0]) < 300
     assert kind == "fields" or kind == "comma" or kind == "empty line" or len(problems) == 1
 
 
