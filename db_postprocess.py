@@ -20,7 +20,7 @@ import pyclipper
 
 SHRINK_RATIO = 0.4
 MODES = ("polygon", "box")
-RAGGED = 0.25  # px; a hull that stands out more, on average, is curved, branched or two lines
+RAGGED = 0.5  # px; the stairs of a turned line; a hull that stands out more is bent or two lines
 CLIPPER_SCALE = 256  # clipper works on integers; 1/256 px is far below what a label resolves
 
 
@@ -29,13 +29,15 @@ class Candidates(NamedTuple):
 
     outlines: N arrays [P, 2] through the centres of a blob's outermost pixels, clockwise on the
     screen: its convex hull, which evens out ragged edges, where `convex` [N], else its contour.
-    sizes: [2, N] area and perimeter of the pixels. rects: [N, 5] as (centre x, centre y, width,
-    height, angle in radians within 45 degrees of upright), the smallest rectangle around them.
-    scores: [N], mean probability inside the contour.
+    margins: [N] from there to the edge of the pixels, half a pixel less what a hull adds. sizes:
+    [2, N] area and perimeter of the pixels. rects: [N, 5] as (centre x, centre y, width, height,
+    angle in radians within 45 degrees of upright), the smallest rectangle around them. scores: [N],
+    mean probability inside the contour.
     """
 
     outlines: list
     convex: np.ndarray
+    margins: np.ndarray
     sizes: np.ndarray
     rects: np.ndarray
     scores: np.ndarray
@@ -91,11 +93,13 @@ def find_candidates(prob, thresh):
     contours = [contours[i][:, 0] for i in order]
     outlines = [cv2.convexHull(c)[:, 0] + 0.5 for c in contours]
     sizes, own = measure(outlines), measure(contours)
-    convex = sizes[0] - own[0] <= RAGGED * own[1]
+    gap = np.maximum(sizes[0] - own[0], 0) / own[1]  # what a hull adds, in px of its outline
+    convex = gap <= RAGGED
     for i in np.flatnonzero(~convex):
         outlines[i] = cv2.approxPolyDP(contours[i], 0.002 * own[1, i], True)[:, 0] + 0.5
-    sizes = np.where(convex, sizes, own)
-    return Candidates(outlines, convex, sizes, min_area_rects(contours), scores[order])
+    sizes = np.stack([own[0], np.where(convex, sizes[1], own[1])])
+    margins, rects = 0.5 - np.where(convex, gap, 0), min_area_rects(contours)
+    return Candidates(outlines, convex, margins, sizes, rects, scores[order])
 
 
 def measure(outlines):
@@ -178,7 +182,7 @@ def split_outlines(xy, size):
 
 def unclip_blobs(blobs, unclip_ratio, shrink_ratio):
     """Polygons N x [P, 2] of Candidates grown back."""
-    distance = unclip_distance(*blobs.sizes, unclip_ratio, shrink_ratio) + 0.5  # to pixels' edges
+    distance = unclip_distance(*blobs.sizes, unclip_ratio, shrink_ratio) + blobs.margins
     hulls = [outline for outline, convex in zip(blobs.outlines, blobs.convex) if convex]
     polygons = offset_convex(hulls, distance[blobs.convex])
     for i in np.flatnonzero(~blobs.convex):
@@ -217,8 +221,9 @@ def decode_candidates(
     if mode == "box":
         rects[:, 2:4] += 2 * distance[:, None]
         return list(rect_corners(rects[large])), scores[large]
-    outlines, convex, sizes = candidates[:3]
-    blobs = Candidates([outlines[i] for i in large], convex[large], sizes[:, large], rects, scores)
+    outlines, convex, margins, sizes = candidates[:4]
+    outlines, sizes = [outlines[i] for i in large], sizes[:, large]
+    blobs = Candidates(outlines, convex[large], margins[large], sizes, rects, scores)
     return unclip_blobs(blobs, unclip_ratio, shrink_ratio), scores[large]
 
 
