@@ -45,7 +45,7 @@ ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 MAX_LABEL_BYTES, MAX_PAGE_BYTES, MAX_PICTURE_BYTES = 2**27, 2**24, 2**28
 MAX_NODES = 2**23  # lists and objects in a JSON file
 MAX_PAGES, MAX_WORDS, MAX_TEXT = 100_000, 5_000, 10_000
-MAX_POINTS, MAX_PAGE_POINTS = 500, 20_000
+MAX_POINTS, MAX_CROSSING, MAX_PAGE_POINTS = 500, 100, 20_000
 MAX_COORDINATE = 1e6
 MAX_PIXELS = 2**27
 
@@ -174,6 +174,8 @@ def parse_polygon(points, where):
         raise DataError(
             f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:g} px"
         )
+    if count > MAX_CROSSING and not shapely.is_valid(shapely.polygons(polygon)):
+        raise DataError(f"{where} crosses itself; up to {MAX_CROSSING} points may do so")
     return polygon
 
 
@@ -343,9 +345,10 @@ def read_labelme(files, image_dir=None):
             points, kind = shape.get("points", []), shape.get("shape_type", "polygon")
             if kind not in ("polygon", "rectangle"):
                 raise DataError(f"{file}: shape {i} is a {shown(kind)}; draw it as a polygon")
-            if kind == "rectangle" and np.shape(points) == (2, 2):
-                (x0, y0), (x1, y1) = points
-                points = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+            corners = list(map(type, points)) if isinstance(points, list) else []
+            if kind == "rectangle" and corners == [list, list]:
+                low, high = points  # of any numbers; parse_polygon judges them
+                points = [low, [*high[:1], *low[1:]], high, [*low[:1], *high[1:]]]
             label, flags = shape.get("label"), shape.get("flags")
             text = shape.get("description") or (None if label == "text" else label)
             skip = isinstance(flags, dict) and flags.get("ignore", False)

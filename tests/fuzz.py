@@ -166,11 +166,10 @@ dimension = objects(
     q=number,
     distribution=st.sampled_from(["uniform", "log_uniform_values", "int_uniform", "normal"]),
 )  # fmt: skip
+parameter = mostly(st.sampled_from(["lr", "weight_decay", "eta_min"]), chars)
 spec_file = objects(
     method=st.sampled_from(["bayes", "random", "grid"]),
-    parameters=st.dictionaries(
-        mostly(st.sampled_from(["lr", "weight_decay", "eta_min"]), chars), mostly(dimension), max_size=3
-    ),
+    parameters=st.dictionaries(parameter, mostly(dimension), max_size=3),
     metric=objects(name=chars, goal=st.sampled_from(["maximize", "minimize"])),
     early_terminate=objects(
         type=st.sampled_from(["hyperband", "brackets", "pause"]),
