@@ -936,6 +936,7 @@ class Trial:
     whole: bool = False  # go through to the last epoch, do not judge again
     revived: bool = False
     why: str = ""
+    said: int = 0  # bytes in its log before the process that runs now
 
     @property
     def name(self):
@@ -1284,6 +1285,7 @@ def start(sweep, trial, target, slot, options):
         env["CUDA_VISIBLE_DEVICES"] = devices[slot]
     pipes = dict(stdin=subprocess.DEVNULL, pass_fds=[held.fileno()], start_new_session=True)
     with held, open(sweep.folder / f"{trial.name}.log", "ab") as log:
+        trial.said = log.tell()
         try:
             return subprocess.Popen(command, stdout=log, stderr=log, env=env, **pipes)
         except OSError as error:
@@ -1322,8 +1324,8 @@ def collect(sweep, trial, target, code):
 
 def last_lines(sweep, trial):
     path = sweep.folder / f"{trial.name}.log"
-    text = path.read_text(errors="replace") if path.exists() else ""
-    return text[-4000:].strip().splitlines()[-5:]
+    text = path.read_bytes()[trial.said :] if path.exists() else b""
+    return text[-4000:].decode(errors="replace").strip().splitlines()[-5:]
 
 
 def disk_is_full(sweep, tail):

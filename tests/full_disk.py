@@ -182,7 +182,7 @@ def main():
             return 1
         finally:
             os.chdir(ROOT)
-            subprocess.run(["umount", disk], check=True)
+            subprocess.run(["umount", "--lazy", disk], check=True)
     return 0
 
 

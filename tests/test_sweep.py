@@ -43,7 +43,9 @@ if a.resume:
     hp = {**json.load(open(d + "/hparams.json")), "stop_epoch": a.stop_epoch or 0}
 else:
     os.makedirs(d)
-    json.dump(hp, open(d + "/hparams.json", "w"))
+    with open(d + "/t", "w") as f:
+        json.dump(hp, f)
+    os.replace(d + "/t", d + "/hparams.json")
 log = d + "/log.csv"
 rows = list(csv.DictReader(open(log))) if os.path.exists(log) else []
 fault = os.environ.get("FAULT", "")
@@ -709,6 +711,30 @@ def test_a_full_disk_leaves_the_state_whole(cli, monkeypatch):
     with pytest.raises(ValueError, match="No space left"):
         state.write("crashed", state.trials[0])
     assert path.read_bytes() == before and state.trials[0].crashes == 0
+
+
+def test_a_disk_that_fills_up_stops_the_sweep_and_loses_nothing(cli):
+    runs, page = cli.folder / "runs", os.sysconf("SC_PAGE_SIZE")
+    runs.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", runs]).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        assert cli("s.json", sweep_=spec(run_cap=2, early_terminate={"type": "pause"}))[0] == 0
+        calm = outcome(cli.folder)
+        shutil.rmtree(runs / "s")
+        for pages in (0, 2, 4, 6):
+            free = os.statvfs(runs).f_bavail
+            (runs / "filler").write_bytes(bytes(page * (free - pages)))
+            code, _, err = cli("s.json")
+            (runs / "filler").unlink()
+            if code == 0 and pages > 2:
+                break
+            assert code == 2 and "No space left" in err and len(err.splitlines()) == 1
+            assert not list(runs.glob("s/.*"))
+        assert cli("s.json")[::2] == (0, "") and outcome(cli.folder) == calm
+        assert not events(cli.folder, "crashed", "failed")
+    finally:
+        subprocess.run(["umount", "--lazy", runs], check=True)
 
 
 class Page(html.parser.HTMLParser):
