@@ -45,7 +45,7 @@ ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 MAX_LABEL_BYTES, MAX_PAGE_BYTES, MAX_PICTURE_BYTES = 2**27, 2**24, 2**28
 MAX_NODES = 2**23  # lists and objects in a JSON file
 MAX_PAGES, MAX_WORDS, MAX_TEXT = 100_000, 5_000, 10_000
-MAX_POINTS, MAX_CROSSING, MAX_PAGE_POINTS = 500, 100, 20_000
+MAX_POINTS, MAX_CROSSING, MAX_PAGE_POINTS = 500, 20, 20_000
 MAX_COORDINATE = 1e6
 MAX_PIXELS = 2**27
 
@@ -193,6 +193,8 @@ def fill_page(page, where, words):
         if text and any("\ud800" <= c <= "\udfff" for c in text):
             raise DataError(f"{place}: transcription holds half a character (a lone surrogate)")
         page.add(word_id, polygon, text, ignore, confidence)
+    if len(set(page.ids)) < len(page.ids):  # JSON's keys cannot, labelme's shapes may
+        raise DataError(f"{where}: two words of one id; give each its own")
     if (points := sum(map(len, page.polygons))) > MAX_PAGE_POINTS:
         raise DataError(f"{where}: {points} points on one page; up to {MAX_PAGE_POINTS} are read")
     return page
@@ -401,6 +403,9 @@ def load_labels(data, split=None, image_dir=None):
             "(SPLIT.json, gt_*.txt, Label.txt or labelme's)"
         )
     pages = found[0](found[1], image_dir)
+    names = sorted(page.name for page in pages)
+    if twice := [a for a, b in zip(names, names[1:]) if a == b]:
+        raise DataError(f"{data}: image {shown(twice[0])} comes twice; join its labels")
     if not 0 < len(pages) <= MAX_PAGES:
         raise DataError(f"{data}: {len(pages) or 'no'} pages in it; up to {MAX_PAGES} are read")
     return pages
