@@ -856,7 +856,7 @@ def edge_tables(polygons):
     edge = b - a
     half = np.hypot(*edge.T) / 2
     ux, uy = (edge / np.maximum(2 * half, 1e-9)[:, None]).T
-    slope = edge[:, 0] / np.where(edge[:, 1] == 0, 1, edge[:, 1])
+    slope = edge[:, 0] / np.where(np.abs(edge[:, 1]) < 1e-9, 1, edge[:, 1])
     along, across = -(a[:, 0] * ux + a[:, 1] * uy) - half, a[:, 1] * ux - a[:, 0] * uy
     start = a[:, 0] - slope * a[:, 1]
     table = np.array([ux, uy, along, half, across, a[:, 1], b[:, 1], slope, start], np.float32)
