@@ -107,7 +107,7 @@ class Hparams:
     seed: int = value(0, "of weights, order and augmentation", 0, 2**31 - 1)
     # machine
     amp: str = value("auto", "mixed precision on CUDA", choices=("auto", "bf16", "fp16", "off"))
-    compile: bool = value(False, "torch.compile the network")
+    compile: bool = value(False, "torch.compile the network: minutes, and again for new canvases")
     cache: bool = value(False, "decode each train page once; needs the room on disk")
     workers: int = value(-1, "loader processes (-1: by the machine)", -1, 256)
     sync_bn: bool = value(False, "torchrun on GPUs: batch norm over the pages of all processes")
@@ -490,7 +490,7 @@ class Trainer:
     def __init__(self, hp, device):
         self.hp, self.device, self.processes = hp, device, place()[1]
         self.model = self.forward = start_network(hp, device)
-        if hp.compile:  # once for all canvases
+        if hp.compile:  # traced once for all canvases; the code generator may still want some anew
             self.forward = torch.compile(self.model, dynamic=True)
         if dist.is_initialized():
             wrap = torch.nn.parallel.DistributedDataParallel

@@ -327,7 +327,7 @@ def test_schedules_that_do_not_end_with_the_run_are_named(t_max, word, capsys):
     assert word in capsys.readouterr().out if word else capsys.readouterr().out == ""
 
 
-def test_compiled_once_for_all_canvases(monkeypatch):
+def test_traced_once_for_all_canvases(monkeypatch):
     graphs, build = [], torch.compile
 
     def traced(model, **options):
