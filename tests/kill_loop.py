@@ -29,7 +29,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 TINY = "--data=pages --backbone=mobilenetv3_small_050 --pretrained=none --neck=64 --size=64"
 TINY = [*TINY.split(), "--batch=2"]
-CLOCKS = ("seconds", "images_s", "wait", "peak_gib")  # columns that no two runs share
+CLOCKS = (
+    "seconds",
+    "images_s",
+    "wait",
+    "peak_gib",
+    "val_seconds",
+)  # columns that no two runs share
 EPOCHS = 16
 SWEEP = {
     "method": "bayes",
