@@ -29,27 +29,12 @@ import torch
 from tqdm import tqdm
 
 import data
-from dbnet import NetworkError, load_checkpoint, load_network
+from dbnet import NetworkError, load_network
 from evaluate import (
-    DECODING,
-    MAX_DETECTIONS,
-    OVERRIDES,
-    add_overrides,
-    amp_dtype,
-    bootstrap,
-    choose_device,
-    decode_page,
-    given_overrides,
-    mean_scores,
-    metric_rows,
-    own_pages,
-    page_groups,
-    print_scores,
-    score_all,
-    summary,
-    to_shapely,
-    write_predictions,
-)
+    DECODING, MAX_DETECTIONS, OVERRIDES, add_overrides, amp_dtype, choose_device, decode_page,
+    exit_code, given_overrides, mean_scores, metric_rows, own_pages, page_groups, paired_difference,
+    print_scores, score_all, summary, to_shapely, trained_on, write_predictions,
+)  # fmt: skip
 
 SAME_WORD = 0.5  # IoU from which two members mean the same word
 HEADER = ["filename", "polygons"]
@@ -318,35 +303,6 @@ def common_decoding(members):
 # ---------------------------------------------------------------- pages that members trained on
 
 
-def trained_on(source, hp, scores, pages):
-    """Indices of the pages whose picture a run trained on; None when its data are not here.
-
-    Which pages it held out is taken from the record in its scores, not drawn again.
-    """
-    folder = next((f for f in (Path(hp["data"]), Path("data", hp["data"])) if f.exists()), None)
-    if folder is None:
-        return None
-    held_out = scores.get("pages", {})
-    if not hp["folds"] and (hp["val_data"] or data.has_split(folder, "val")):
-        held_out = {}  # not parted from the train pages, and may have the same names
-    train = data.load_labels(folder, "train", hp["image_dir"] or None)
-    train = {page.name: page.path for page in train if page.name not in held_out}
-    leaks = {
-        n
-        for n, page in enumerate(pages)
-        if page.name in train and same_file(page.path, train[page.name])
-    }
-    if not hp["init"]:
-        return leaks
-    state = load_checkpoint(hp["init"])
-    before = trained_on(hp["init"], state["hparams"], state.get("scores") or {}, pages)
-    return None if before is None else leaks | before
-
-
-def same_file(a, b):
-    return os.path.samefile(a, b) or Path(a).read_bytes() == Path(b).read_bytes()
-
-
 def find_leaks(members, pages):
     """K sets of indices of pages that the members trained on; says on stderr what is not known."""
     leaks = []
@@ -414,6 +370,8 @@ def predict_all(ensemble, pages, subsets):
                 job = decoders.submit(decode_all, ensemble, page, maps, subsets)
                 results.append(job)
                 bar.update()
+                if len(results) > 64:  # maps wait for decoding that lags behind, but no more
+                    results[-64].result()
     found = list(zip(*(job.result() for job in results)))
     return found[: len(ensemble.members)], found[len(ensemble.members) :]
 
@@ -476,13 +434,8 @@ def gate(ensemble, pages):
     ]
     if len(everyone) > 1:
         best = max(everyone, key=lambda k: (result["members"][k]["hmean"], names[k]))
-        low, high = bootstrap(rows["page"], mean_scores, minus=member_rows[best], groups=groups)[2]
-        result["gate"] = {
-            "best_member": names[best],
-            "difference": result["hmean"] - result["members"][best]["hmean"],
-            "interval": [float(low), float(high)],
-            "verdict": "better" if low > 0 else "worse" if high < 0 else "cannot tell",
-        }
+        difference = paired_difference(rows["page"], member_rows[best], mean_scores, groups)
+        result["gate"] = {"best_member": names[best], **difference}
     return together, result
 
 
@@ -848,14 +801,7 @@ def run(args):
 
 
 def main(argv=None):
-    try:
-        return run(parse_args(argv))
-    except (data.DataError, NetworkError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+    return exit_code(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,6 @@ import os
 import sys
 import time
 import warnings
-import zipfile
-import zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -68,7 +66,7 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
       "official", the clovaai package's: a label has the characters of its text (by its aspect
       where texts or the text is None), a false alarm costs 1 unless it is upright, 10 at most
     returns: dict of the counts COUNTS and of recall, precision, hmean; a page without labels
-      scores 0, 0, 0. Counts add up over pages, see micro() and mean_over_pages().
+      scores 0, 0, 0. Counts add up over pages, see micro_rows and mean_rows.
     Polygons are taken as written, not clipped and not rounded. The loops of one that crosses
     itself are united; one without area (a line, fewer than 3 points, NaN) matches nothing, and
     by shape it has 100 characters, as in the reference.
@@ -144,8 +142,8 @@ def micro_scores(sums):
 
 
 def mean_scores(sums):
-    """Sums over pages [..., 4] of precision, recall, hmean and 1 -> their means [..., 3]."""
-    return sums[..., :3] / sums[..., 3:]
+    """Sums over pages [..., s + 1] of s scores and 1 -> the means of the scores [..., s]."""
+    return sums[..., :-1] / sums[..., -1:]
 
 
 def iou_scores(sums):
@@ -155,28 +153,16 @@ def iou_scores(sums):
 
 
 def micro_rows(counts):
-    """cleval's counts of n pages -> [n, 10] in the order of COUNTS, for micro_scores."""
+    """cleval's counts of n pages -> [n, 10] in the order of COUNTS, for micro_scores: official
+    CLEval is the score of the summed counts."""
     return np.array([[page[key] for key in COUNTS] for page in counts], float).reshape(-1, 10)
 
 
 def mean_rows(counts):
-    """cleval's counts of n pages -> [n, 4] precision, recall, hmean and 1, for mean_scores."""
-    return np.array([[*scores(page), 1.0] for page in counts], float).reshape(-1, 4)
-
-
-def scores(counts):
-    """cleval's counts, of a page or summed -> precision, recall, hmean in 0..1."""
-    return micro([counts])
-
-
-def micro(counts):
-    """cleval's counts of n pages -> precision, recall, hmean of their sum (official CLEval)."""
-    return tuple(micro_scores(micro_rows(counts).sum(0)).tolist())
-
-
-def mean_over_pages(counts):
-    """cleval's counts of n >= 1 pages -> mean precision, recall, hmean (the competition's)."""
-    return tuple(mean_scores(mean_rows(counts).sum(0)).tolist())
+    """cleval's counts of n pages -> [n, 4] precision, recall, hmean and 1, for mean_scores: the
+    competition's is the mean over pages."""
+    keys = ("precision", "recall", "hmean")
+    return np.array([[*map(page.get, keys), 1] for page in counts], float).reshape(-1, 4)
 
 
 def bootstrap(rows, to_scores, *, minus=None, groups=None, draws=4000, seed=0):
@@ -200,16 +186,30 @@ def bootstrap(rows, to_scores, *, minus=None, groups=None, draws=4000, seed=0):
         )
     index = {name: n for n, name in enumerate(dict.fromkeys(names))}
     group, size = [index[name] for name in names], len(index)
-    draw = np.random.default_rng(seed).integers(size, size=(draws, size))
-    draw += size * np.arange(draws)[:, None]
-    weight = np.bincount(draw.ravel(), minlength=draws * size).reshape(draws, size).astype(float)
     sums = np.zeros((2, size, rows.shape[1]))  # [rows or minus, G, k]
     np.add.at(sums[0], group, rows)
-    sample = to_scores(weight @ sums[0])  # [draws, s]
-    if minus is not None:
-        np.add.at(sums[1], group, other)
-        sample = sample - to_scores(weight @ sums[1])
-    return np.percentile(sample, [2.5, 97.5], axis=0).T
+    np.add.at(sums[1], group, other)
+    rng, samples, block = np.random.default_rng(seed), [], max(1, 2**20 // size)
+    for start in range(0, draws, block):  # all draws at once are gigabytes for 50,000 pages
+        n = min(block, draws - start)
+        draw = rng.integers(size, size=(n, size)) + size * np.arange(n)[:, None]
+        weight = np.bincount(draw.ravel(), minlength=n * size).reshape(n, size).astype(float)
+        sample = to_scores(weight @ sums[0])  # [n, s]
+        samples.append(sample if minus is None else sample - to_scores(weight @ sums[1]))
+    return np.percentile(np.concatenate(samples), [2.5, 97.5], axis=0).T
+
+
+def paired_difference(rows, other, to_scores, groups):
+    """
+    H-mean of rows [n, k] less that of other rows on the same pages, as in `bootstrap`: a dict of
+    the difference, its 95 % interval and the verdict better, worse or cannot tell. With fewer than
+    6 groups it is always the last: all of 5 agree by chance 1 time in 16 (two-sided sign test).
+    """
+    difference = float(to_scores(rows.sum(0))[2] - to_scores(other.sum(0))[2])
+    low, high = map(float, bootstrap(rows, to_scores, minus=other, groups=groups)[2])
+    verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
+    verdict = verdict if len(set(groups)) > 5 else "cannot tell"
+    return {"difference": difference, "interval": [low, high], "verdict": verdict}
 
 
 # ---------------------------------------------------------------- characters of a polygon
@@ -524,7 +524,7 @@ def amp_dtype(amp, device):
     if device.type != "cuda" or amp == "off":
         return None
     if amp == "auto":
-        amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
@@ -556,6 +556,9 @@ def load_sheet(index, path, size, tile):
     image = data.read_image(path)
     height, width = image.shape[:2]
     enlarge = max(1, max(height, width) / tile) if tile else 1
+    if height * width * (size * enlarge / max(height, width)) ** 2 > data.MAX_PIXELS:
+        limit = f"over {data.MAX_PIXELS >> 20} M pixels; use a larger --tile or a smaller --size"
+        raise data.DataError(f"{path}: tiles of {tile} px at --size {size} enlarge it to {limit}")
     image, scale = data.resize_page(image, round(size * enlarge))
     window = -(-size // 32) * 32
 
@@ -605,7 +608,7 @@ def launch(model, tiles, dtype, device):
     maps, event = maps.to("cpu", non_blocking=True), None
     if device.type == "cuda":
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(device))  # of this GPU, current or not
     return maps, event
 
 
@@ -719,8 +722,7 @@ def page_row(metric, page, polygons):
     variant = "page" if metric == "page" else "official"
     texts = page.texts if metric == "micro" else None
     counts = cleval(page.polygons, polygons, ignore=page.ignore, texts=texts, variant=variant)
-    keys = ("precision", "recall", "hmean") if metric == "page" else COUNTS
-    return np.array([counts[key] for key in keys] + [1.0] * (metric == "page"))
+    return (mean_rows if metric == "page" else micro_rows)([counts])[0]
 
 
 def metric_rows(metric, pages, found):
@@ -748,7 +750,7 @@ def summarise(pages, rows):
     result = {metric: summary(metric, rows[metric], groups) for metric in METRICS}
     result = {**result.pop("page"), **result}
     result["pages"] = len(pages)
-    result["pages_without_labels"] = sum(not p.polygons for p in pages)
+    result["pages_without_labels"] = sum(all(p.ignore) for p in pages)
     return result
 
 
@@ -809,9 +811,15 @@ def draw_page(page, polygons, height=1400):
     return np.concatenate([strip, image])
 
 
+def picture_file(page, folder):
+    """Where a page is drawn: folder/NAME, with .jpg added unless it is one (a.jpg, a.png.jpg)."""
+    jpeg = page.name.lower().endswith((".jpg", ".jpeg"))
+    return Path(folder, page.name if jpeg else f"{page.name}.jpg")
+
+
 def draw_picture(page, polygons, folder):
-    """Write folder/NAME.jpg of a page, see `draw_page`."""
-    file = Path(folder, page.name).with_suffix(".jpg")
+    """Write a page as a JPEG into a folder, see `draw_page`, `picture_file`."""
+    file = picture_file(page, folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     sharp = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     replace_file(file, cv2.imencode(".jpg", draw_page(page, polygons)[..., ::-1], sharp)[1])
@@ -853,7 +861,7 @@ def cached_maps(source, pages, hp, device):
         try:
             with np.load(path) as file:
                 return [(file[str(i)], scale) for i, scale in enumerate(file["scales"])]
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        except Exception:  # zipfile and numpy raise whatever the damaged bytes lead to
             print(f"warning: {path}: damaged, predicting again", file=sys.stderr)
     model = load_network(source, device)[0]
     maps = [None] * len(pages)
@@ -865,8 +873,11 @@ def cached_maps(source, pages, hp, device):
     arrays = {str(i): prob for i, (prob, _) in enumerate(maps)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, scales=np.array([scale for _, scale in maps]), **arrays)
-    path.parent.mkdir(exist_ok=True)
-    replace_file(path, buffer.getbuffer())
+    try:
+        path.parent.mkdir(exist_ok=True)
+        replace_file(path, buffer.getbuffer())
+    except OSError as error:  # others' runs may be read-only
+        print(f"warning: {path}: maps are not kept ({error.strerror})", file=sys.stderr)
     return maps
 
 
@@ -952,18 +963,9 @@ def score_grid(maps, pages, grid, hp):
     context = multiprocessing.get_context("forkserver")  # OpenCV's threads do not survive a fork
     with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
         bar = tqdm(
-            pool.map(job, items),
-            "tuning",
-            len(items),
-            leave=False,
-            disable=not sys.stderr.isatty(),
+            pool.map(job, items), "tuning", len(items), leave=False, disable=not sys.stderr.isatty()
         )
         return np.array(list(bar))
-
-
-def mean_hmeans(sums):
-    """Sums over pages [..., S + 1] of S H-means and of 1 -> their means [..., S], for bootstrap."""
-    return sums[..., :-1] / sums[..., -1:]
 
 
 def with_ones(hmeans):
@@ -981,7 +983,7 @@ def choose_setting(hmeans, groups, grid):
     mean = hmeans.mean(0)
     best = int(mean.argmax())
     difference = with_ones(hmeans - hmeans[:, [best]])
-    plateau = bootstrap(difference, mean_hmeans, groups=groups, draws=1000)[:, 1] >= 0
+    plateau = bootstrap(difference, mean_scores, groups=groups, draws=1000)[:, 1] >= 0
     index = np.array(np.unravel_index(range(len(mean)), [len(grid[key]) for key in TUNED])).T
     exact = np.array(grid["unclip_ratio"])[index[:, 2]] == 0
     alike = np.flatnonzero(plateau & (index[:, 3] == index[best, 3]) & (exact == exact[best]))
@@ -1027,8 +1029,8 @@ def tune(maps, pages, parts, grid, hp):
         decode_page(prob, scale, np.array(prob.shape[::-1]) / scale, hp) for prob, scale in maps
     ]
     own = metric_rows("page", pages, found)[:, [2]]
-    low, high = bootstrap(with_ones(fitted), mean_hmeans, groups=groups).T
-    less, more = bootstrap(with_ones(fitted[:, [1]] - own), mean_hmeans, groups=groups)[0]
+    low, high = bootstrap(with_ones(fitted), mean_scores, groups=groups).T
+    less, more = bootstrap(with_ones(fitted[:, [1]] - own), mean_scores, groups=groups)[0]
     return {
         "pages": len(pages),
         "settings": hmeans.shape[1],
@@ -1134,6 +1136,8 @@ def run_tune(args, overrides):
     else:
         page_lists = [choose_pages(args)]
     pages = [page for page_list in page_lists for page in page_list]
+    if len(page_lists) == 1:
+        warn_of_leaks(args.source, pages)
     if not any(page.polygons for page in pages):
         raise data.DataError("--tune: the pages have no labels")
     parts = np.repeat(range(len(page_lists)), [len(page_list) for page_list in page_lists])
@@ -1147,15 +1151,14 @@ def run_tune(args, overrides):
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
     result, table = tune(maps, pages, parts, grid, hp)
     chosen = {key: result["recommended"][key] for key in TUNED}
-    picture = Path(args.sources[0]).parent / "tune.png"
-    draw_landscape(picture, table, grid, chosen)
-    if args.write:
-        write_setting(args.write, args.sources, chosen)
     if args.json:
         print(json.dumps(result))
-        return
-    print_tuning(result)
-    print(f"{len(pages)} pages, cross-fitted over {len(set(parts.tolist()))} parts; {picture}")
+    else:
+        print_tuning(result)
+        print(f"{len(pages)} pages, cross-fitted over {len(set(parts.tolist()))} parts")
+    if args.write:
+        write_setting(args.write, args.sources, chosen)
+    draw_landscape(Path(args.sources[0]).parent / "tune.png", table, grid, chosen)
 
 
 # ---------------------------------------------------------------- report
@@ -1275,7 +1278,8 @@ def binned(x, y, unit, share):
 
 def thumbnail(page, polygons):
     image = draw_page(page, polygons, 900)
-    image = cv2.resize(image, (520, round(image.shape[0] * 520 / image.shape[1])), None, 0, 0, 3)
+    zoom = min(520 / image.shape[1], 2000 / image.shape[0])
+    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
     code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])[1]
     return "data:image/jpeg;base64," + base64.b64encode(code).decode()
 
@@ -1448,6 +1452,9 @@ def predictions_file(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # a full disk names no file; an error of another file keeps its name
+        name = error.filename if error.filename not in (None, str(temporary)) else str(path)
+        raise OSError(error.errno, error.strerror or str(error), name) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -1478,23 +1485,19 @@ def print_scores(result):
 
 
 def compare(pages, rows, other_rows):
-    """Paired difference of two predictions on the same pages, {metric: {difference, interval}}."""
-    result, groups = {}, page_groups(pages)
-    for metric, (_, to_scores) in METRICS.items():
-        difference = to_scores(rows[metric].sum(0))[2] - to_scores(other_rows[metric].sum(0))[2]
-        low, high = bootstrap(rows[metric], to_scores, minus=other_rows[metric], groups=groups)[2]
-        result[metric] = {"difference": float(difference), "interval": [float(low), float(high)]}
-    return result
+    """Paired difference of two predictions on the same pages, {metric: paired_difference}."""
+    groups = page_groups(pages)
+    return {
+        metric: paired_difference(rows[metric], other_rows[metric], to_scores, groups)
+        for metric, (_, to_scores) in METRICS.items()
+    }
 
 
 def print_comparison(difference, other):
     for metric, (name, _) in METRICS.items():
-        low, high = difference[metric]["interval"]
-        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
-        print(
-            f"hmean {difference[metric]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  "
-            f"{verdict}, vs {other}: {name}"
-        )
+        d, (low, high) = difference[metric], difference[metric]["interval"]
+        verdict = f"{d['verdict']}, vs {other}: {name}"
+        print(f"hmean {d['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict}")
 
 
 OVERRIDES = {  # type and what is allowed: from, to or one of these
@@ -1527,10 +1530,10 @@ def given_overrides(args, values=None):
         kind, *allowed = OVERRIDES[key]
         if kind is str and value not in allowed:
             raise data.DataError(f"--{key} {value}: not one of {', '.join(allowed)}")
-        if kind is not str and not (
-            type(value) in (int, float) and allowed[0] <= value <= allowed[1]
-        ):
-            raise data.DataError(f"--{key} {value}: not within {allowed[0]} to {allowed[1]}")
+        kinds = (int,) if kind is int else (int, float)
+        if kind is not str and not (type(value) in kinds and allowed[0] <= value <= allowed[1]):
+            whole = "whole numbers " * (kind is int)
+            raise data.DataError(f"--{key} {value}: not within {whole}{allowed[0]} to {allowed[1]}")
     return values
 
 
@@ -1589,17 +1592,57 @@ def picture_pages(path):
     if not path.exists():
         raise data.DataError(f"--images {path}: no such file or folder")
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in data.PICTURES)
-        pages = [data.Page(p.relative_to(path).as_posix(), p, None) for p in files]
+        files = sorted(path.rglob("*"))
+        files = [p for p in files if p.suffix.lower() in data.PICTURES and p.is_file()]
     else:
-        pages = [data.Page(path.name, path, None)]
+        files, path = [path], path.parent
+    # names whose bytes are no UTF-8 could not be written into a JSON file
+    names = [os.fsencode(p.relative_to(path)).decode("utf-8", "replace") for p in files]
+    pages = [data.Page(name, file, None) for name, file in zip(names, files)]
     if not pages:
         raise data.DataError(f"--images {path}: no picture in it ({' '.join(data.PICTURES)})")
     return pages
 
 
+def trained_on(source, hp, scores, pages):
+    """
+    Indices of the pages whose picture a run trained on, told by its bytes; None when what it, or
+    the run that it began from, trained on is not here. Which pages it held out is taken from the
+    record in its scores, not drawn again.
+    """
+    folder = next((f for f in (Path(hp["data"]), Path("data", hp["data"])) if f.exists()), None)
+    if folder is None:
+        return None
+    held_out = scores.get("pages", {})
+    if not hp["folds"] and (hp["val_data"] or data.has_split(folder, "val")):
+        held_out = {}  # not parted from the train pages, and may have the same names
+    sizes = {Path(page.path).stat().st_size for page in pages}
+    try:
+        train = data.load_labels(folder, "train", hp["image_dir"] or None)
+        train = [page for page in train if page.name not in held_out]
+        begun = load_checkpoint(hp["init"]) if hp["init"] else None
+    except data.DataError:
+        return None
+    seen = {picture_digest(page) for page in train if page.path.stat().st_size in sizes}
+    leaks = {n for n, page in enumerate(pages) if picture_digest(page) in seen}
+    if begun is None:
+        return leaks
+    before = trained_on(hp["init"], begun["hparams"], begun.get("scores") or {}, pages)
+    return None if before is None else leaks | before
+
+
+def warn_of_leaks(source, pages):
+    """Say on stderr when a checkpoint trained on some of the pages that it is scored on."""
+    if not source.endswith(".json"):
+        state = load_checkpoint(source)
+        leaks = trained_on(source, state["hparams"], state.get("scores") or {}, pages)
+        if leaks:
+            some = f"{len(leaks)} of these {len(pages)} pages (first: {pages[min(leaks)].name})"
+            print(f"warning: {source}: trained on {some}, too good there", file=sys.stderr)
+
+
 def choose_pages(args):
-    """The labelled pages to score on. Raises ValueError."""
+    """The labelled pages to score on. Raises DataError."""
     if args.data:
         return data.load_labels(data.resolve_data(args.data), args.split, args.image_dir)
     if args.source.endswith(".json"):
@@ -1619,6 +1662,11 @@ def choose_pages(args):
 
 def check_flags(args, overrides):
     """Raises DataError on flags that do not go together."""
+    if args.tune:
+        others = ("compare", "images", "tile", "out", "export", "html", "pictures")
+        if given := [flag for flag in others if vars(args)[flag]]:
+            raise data.DataError(f"--{given[0]}: not with --tune; --write, and then score that")
+        return
     if len(args.sources) > 1 or args.write:
         raise data.DataError("several sources and --write are for --tune; see also --compare")
     flag = next((key for key in ("images", "export", *overrides) if vars(args)[key]), None)
@@ -1678,13 +1726,19 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
 def run(args):
     overrides = given_overrides(args)
     args.device = choose_device(args.device)
+    check_flags(args, overrides)
     if args.tune:
         return run_tune(args, overrides)
-    check_flags(args, overrides)
     if args.export:
         return export(args.source, args.export, overrides)
     failed = {} if args.images else None
     pages = picture_pages(args.images) if args.images else choose_pages(args)
+    for page in pages if args.pictures else ():
+        file = picture_file(page, args.pictures)
+        if file.exists() and file.samefile(page.path):
+            raise data.DataError(f"--pictures {args.pictures}: {file} is a page; give a new folder")
+    for source in () if args.images else filter(None, (args.source, args.compare)):
+        warn_of_leaks(source, pages)
     rows = score_source(args.source, pages, overrides, args, True, failed)
     if args.images:
         for error in failed.values():
@@ -1710,24 +1764,28 @@ def choose_device(name):
         device = torch.device(name)
     except RuntimeError:
         raise data.DataError(f"--device {name}: not a device; use cuda, cuda:1 or cpu") from None
-    if (
-        device.type not in ("cpu", "cuda")
-        or device.type == "cuda"
-        and not torch.cuda.is_available()
-    ):
-        raise data.DataError(f"--device {name}: not here; use cpu")
+    gpus = torch.cuda.device_count()
+    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
+        raise data.DataError(f"--device {name}: not here, with {gpus} CUDA devices; use cpu")
     return device
 
 
-def main(argv=None):
+def exit_code(run):
+    """The exit code of run(); 1, 2 or 3 with one line on stderr where it fails."""
     try:
-        return run(parse_args(argv)) or 0
+        return run() or 0
     except (data.DataError, NetworkError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        line, code = error, 2
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+        line, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
+    except torch.OutOfMemoryError:
+        line, code = "out of memory: use a smaller --size, or --device cpu", 3
+    print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def main(argv=None):
+    return exit_code(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -10,29 +11,20 @@ import pytest
 import shapely
 
 from evaluate import (
-    COUNTS,
-    as_points,
-    bootstrap,
-    char_centres,
-    cleval,
-    iou50,
-    iou_matches,
-    iou_scores,
-    make_shapes,
-    mean_over_pages,
-    mean_rows,
-    mean_scores,
-    micro,
-    micro_rows,
-    micro_scores,
-    overlap_area,
-    pseudo_chars,
-    scores,
-    to_shapely,
-)
+    COUNTS, as_points, bootstrap, char_centres, cleval, iou50, iou_matches, iou_scores, make_shapes,
+    mean_rows, mean_scores, micro_rows, micro_scores, overlap_area, pseudo_chars, to_shapely,
+)  # fmt: skip
 
 DATA = Path(__file__).parent / "data" / "cleval"
 VARIANTS = ("page", "official")
+
+
+def scores(counts):
+    return counts["precision"], counts["recall"], counts["hmean"]
+
+
+def micro(counts):
+    return micro_scores(micro_rows(counts).sum(0))
 
 
 def golden(kind):
@@ -227,7 +219,7 @@ def test_micro_sums_and_the_mean_averages():
     full, half = [box(0, 0, 90, 10)], [box(0, 0, 30, 10), box(50, 0, 30, 10)]
     counts = [cleval(full, full), cleval(half, half[:1])]
     assert micro(counts) == pytest.approx((1, 12 / 15, 2 * 0.8 / 1.8))
-    assert mean_over_pages(counts) == pytest.approx((1, 3 / 4, (1 + 2 / 3) / 2))
+    assert mean_scores(mean_rows(counts).sum(0)) == pytest.approx((1, 3 / 4, (1 + 2 / 3) / 2))
 
 
 def test_iou_matches_one_to_one():
@@ -367,6 +359,19 @@ def test_groups_of_copies_widen_the_interval():
     grouped = bootstrap(copies, mean_scores, groups=groups)
     assert np.allclose(grouped, bootstrap(rows, mean_scores))
     assert np.ptp(grouped[2]) > 1.7 * np.ptp(bootstrap(copies, mean_scores)[2])
+
+
+def test_many_pages_take_no_more_memory_and_give_the_same_interval():
+    hmean, peaks = np.random.default_rng(6).normal(0.8, 0.1, 4000), []
+    for pages in (1000, 4000):
+        tracemalloc.start()
+        interval = bootstrap(hmean_rows(hmean[:pages]), mean_scores, draws=1000)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
+    draw = np.random.default_rng(0).integers(4000, size=(1000, 4000))  # all draws at once
+    expected = np.percentile(hmean[draw].mean(1), [2.5, 97.5])
+    assert np.allclose(interval[2], expected, atol=1e-12)
 
 
 def test_difference_is_paired():

@@ -13,25 +13,10 @@ import data
 import ensemble
 from dbnet import DBNet, NetworkError, save_checkpoint
 from ensemble import (
-    Member,
-    canonical,
-    choose_members,
-    cluster_words,
-    common_decoding,
-    decide,
-    discover,
-    mean_map,
-    member_map,
-    overlaps,
-    parse_weights,
-    predict_map,
-    read_submission,
-    region_points,
-    submission_regions,
-    trained_on,
-    vote,
-    write_submission,
-)
+    Member, canonical, choose_members, cluster_words, common_decoding, decide, discover, mean_map,
+    member_map, overlaps, parse_weights, predict_map, read_submission, region_points,
+    submission_regions, trained_on, vote, write_submission,
+)  # fmt: skip
 from evaluate import predict
 from train import Hparams
 
@@ -423,10 +408,10 @@ def save_member(path, weights=0, pages=(), **hp):
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """DATA with train (4), val (4), test (3, no labels) pages; two fold runs, three detectors."""
+    """DATA with train (4), val (6), test (3, no labels) pages; two fold runs, three detectors."""
     root = tmp_path_factory.mktemp("house")
     (root / "DATA" / "images").mkdir(parents=True)
-    for split, count in (("train", 4), ("val", 4), ("test", 3)):
+    for split, count in (("train", 4), ("val", 6), ("test", 3)):
         pages = []
         for n in range(count):
             image, words = page_image(10 * count + n)
@@ -491,6 +476,13 @@ def test_voting_removes_what_only_one_detector_sees(run):
     assert 0 < low <= difference <= high + 1e-12
 
 
+def test_few_pages_cannot_open_the_gate(run):
+    images = data.read_json("DATA/val.json")["images"]
+    for pages, code in ((1, 3), (5, 3), (6, 0)):
+        data.write_json("DATA/few.json", {"images": dict(list(images.items())[:pages])})
+        assert run(*DETECTORS[:-1], "DATA/few.json")[0] == code
+
+
 def test_an_ensemble_that_is_not_better_ends_with_3(run, house):
     shutil.copy(house / "p0.json", house / "same.json")
     code, out, _ = run("p0.json", "same.json", *DETECTORS[3:])
@@ -503,7 +495,7 @@ def test_no_arguments_take_the_folds_and_the_pages_outside_them(run):
     code, out, err = run()
     assert code in (0, 3)
     assert err == "members: runs/a-fold1/best.pt, runs/a-fold2/best.pt\n"
-    assert "ensemble by maps of 2" in out and "4 pages" in out
+    assert "ensemble by maps of 2" in out and "6 pages" in out
 
 
 def test_pages_of_a_fold_are_refused_to_those_who_trained_on_them(run, house):
@@ -518,7 +510,15 @@ def test_pages_of_a_fold_are_refused_to_those_who_trained_on_them(run, house):
     assert trained_on("x", {**hp, "folds": 0}, held, pages) == {0, 1, 2, 3}
     assert trained_on("x", {**hp, "init": folds[1]}, held, pages) == {0, 1, 2, 3}
     assert trained_on("x", {**hp, "data": "gone"}, held, pages) is None
+    assert trained_on("x", {**hp, "init": "gone.pt"}, held, pages) is None
     assert trained_on("x", hp, {}, data.load_labels("DATA", "val")) == set()
+    # a copy under another name is the same page
+    shutil.copy("DATA/images/train1.png", "DATA/images/copy.png")
+    labels = {"copy.png": data.read_json("DATA/train.json")["images"]["train1.png"]}
+    data.write_json("DATA/copy.json", {"images": labels})
+    code, _, err = run(folds[0], "--data", "DATA/copy.json")
+    (house / "DATA" / "images" / "copy.png").unlink()
+    assert code == 2 and "trained on 1 of these 1 pages (first: copy.png)" in err
     # replicas of one fold may judge on the pages that both held out
     held = ["train0.png", "train2.png"]
     save_member(house / "replica.pt", 7, held, data=str(house / "DATA"), folds=2, fold=1, seed=1)
@@ -549,7 +549,7 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run, house):
     )
     assert code == 0, err
     code, _, err = run(flags[0], "--data", "DATA/images", "--out", "c.json")
-    assert code == 0 and len(data.read_competition("c.json", need_pictures=False)) == 11, err
+    assert code == 0 and len(data.read_competition("c.json", need_pictures=False)) == 13, err
 
 
 def test_a_detector_without_some_pages_abstains_or_is_refused(run, house):
@@ -566,7 +566,7 @@ def test_a_detector_without_some_pages_abstains_or_is_refused(run, house):
     ] * 3
     data.write_json("p9.json", {"images": {"val0.png": tests["test0.png"]}})
     code, _, err = run("p0.json", "p9.json", *DETECTORS[3:])
-    assert code == 2 and err.count("\n") == 1 and "p9.json: 3 of 4 pages are not in it" in err
+    assert code == 2 and err.count("\n") == 1 and "p9.json: 5 of 6 pages are not in it" in err
 
 
 BAD = [
@@ -574,7 +574,7 @@ BAD = [
     (("p0.json", "p0.json", *DETECTORS[3:]), "named twice"),
     (("empty.json", *DETECTORS[3:]), "no region on any of 0 pages"),
     (("gone.json", *DETECTORS[3:]), "gone.json: no such file"),
-    (("t9.json", *DETECTORS[3:]), "4 of 4 pages are not in it"),
+    (("t9.json", *DETECTORS[3:]), "6 of 6 pages are not in it"),
     (("gone.pt", "--data", "DATA"), "gone.pt"),
     (("p0.json", "--method", "voting"), "add --data"),
     ((*DETECTORS, "--threshold", "4"), "--threshold 4.0"),

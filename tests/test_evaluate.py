@@ -79,12 +79,12 @@ def test_text_output_names_each_metric(work, capsys):
 def test_compare_is_paired(work, capsys):
     full, part = predictions(work), predictions(work, keep=lambda i: i % 3, name="q.json")
     same = scored(capsys, full, "--compare", full)["compare"]["page"]
-    assert same == {"difference": 0, "interval": [0, 0]}
+    assert same == {"difference": 0, "interval": [0, 0], "verdict": "cannot tell"}
     a, b = scored(capsys, full)["hmean"], scored(capsys, part)["hmean"]
     gain = scored(capsys, full, "--compare", part)["compare"]["page"]
     assert gain["difference"] == pytest.approx(a - b) and gain["interval"][0] > 0
     assert evaluate.main([part, "--data", "s", "--compare", full]) == 0
-    assert "worse, vs p.json" in capsys.readouterr().out
+    assert "cannot tell, vs p.json" in capsys.readouterr().out  # of two pages
 
 
 def test_other_pages_are_refused(work, capsys):
@@ -192,6 +192,78 @@ def test_missing_files_and_devices(work, capsys):
     assert "not a device" in error_line(capsys, "p.json", "--data", "s", "--device", "abacus")
 
 
+def test_few_pages_can_say_nothing(work, capsys):
+    """Two pages on which one is better: no 95 % interval leaves out 0, whatever its ends."""
+    full, part = predictions(work), predictions(work, keep=lambda i: i % 3, name="q.json")
+    gain = scored(capsys, full, "--compare", part)["compare"]["page"]
+    assert gain["interval"][0] > 0 and gain["verdict"] == "cannot tell"
+    rows = np.array([(0.8, 0.8, h, 1.0) for h in np.linspace(0.5, 0.9, 6)])
+    for pages, verdict in ((5, "cannot tell"), (6, "better")):
+        a, groups = rows[:pages], range(pages)
+        result = evaluate.paired_difference(a + (0, 0, 0.01, 0), a, evaluate.mean_scores, groups)
+        assert result["verdict"] == verdict and result["difference"] == pytest.approx(0.01)
+    grouped = evaluate.paired_difference(rows + 0.01, rows, evaluate.mean_scores, [1, 2, 3] * 2)
+    assert grouped["verdict"] == "cannot tell"
+
+
+def test_scores_on_pages_that_a_run_trained_on_come_with_a_warning(checkpoint, work, capsys):
+    path = checkpoint("a.pt")
+    assert evaluate.main([path]) == 0 and capsys.readouterr().err == ""
+    assert evaluate.main([path, "--data", "s", "--split", "train"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: a.pt: trained on 6 of these 6 pages")
+    renamed = json.loads((work / "s" / "train.json").read_text())["images"]
+    (work / "t" / "images").mkdir(parents=True)
+    for name in renamed:
+        shutil.copy(work / "s" / "images" / name, work / "t" / "images" / f"new-{name}")
+    renamed = {f"new-{name}": page for name, page in renamed.items()}
+    (work / "t" / "val.json").write_text(json.dumps({"images": renamed}))
+    assert evaluate.main([path, "--data", "t"]) == 0
+    assert "trained on 6 of these 6" in capsys.readouterr().err
+
+
+def test_pages_with_nothing_but_dont_care_count_as_without_labels(work, capsys):
+    labels = json.loads((work / "s" / "val.json").read_text())
+    for word in next(iter(labels["images"].values()))["words"].values():
+        word["ignore"] = True
+    (work / "v.json").write_text(json.dumps(labels))
+    flags = [predictions(work), "--data", "v.json", "--image-dir", "s/images", "--json"]
+    capsys.readouterr()
+    assert evaluate.main(flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["pages_without_labels"] == 1 and result["hmean"] == 0.5
+
+
+def test_a_full_disk_and_an_output_in_the_wrong_place_name_the_file(work, capsys, monkeypatch):
+    path = predictions(work)
+    line = error_line(capsys, path, "--data", "s", "--out", "p.json/out.json", code=1)
+    assert line == "error: p.json: File exists"
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    line = error_line(capsys, path, "--data", "s", "--out", "new/out.json", code=1)
+    assert line == "error: new/out.json: No space left on device"
+    assert not list((work / "new").iterdir())
+
+
+def test_flags_that_do_not_go_with_tuning_are_refused(checkpoint, capsys):
+    path = checkpoint("a.pt")
+    for flag, value in (("--tile", 96), ("--out", "p.json"), ("--images", "s"), ("--html", "r")):
+        assert f"{flag}: not with --tune" in error_line(capsys, path, "--tune", flag, value)
+
+
+def test_memory_and_devices_that_are_not_there_are_one_line(checkpoint, capsys, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    path = checkpoint("a.pt")
+    assert "--device cuda:64: not here" in error_line(capsys, path, "--device", "cuda:64")
+    monkeypatch.setattr(evaluate, "launch", full)
+    assert "out of memory: use a smaller --size" in error_line(capsys, path, code=3)
+
+
 # ---------------------------------------------------------------- pictures without labels
 
 
@@ -210,7 +282,7 @@ def test_any_folder_is_predicted_and_a_broken_file_does_not_stop_it(checkpoint, 
     assert err.count("\n") == 1 and "mine/c.jpg: not a picture" in err
     images = json.loads((work / "p.json").read_text())["images"]
     assert list(images) == ["a.png", "sub/b.jpg"] and images["a.png"]["img_w"] == 300
-    assert {p.name for p in (work / "pics").rglob("*.jpg")} == {"a.jpg", "b.jpg"}
+    assert {p.name for p in (work / "pics").rglob("*.jpg")} == {"a.png.jpg", "b.jpg"}
     assert evaluate.main([path, "--images", "mine/a.png", "--out", "q.json"]) == 0
     alone = json.loads((work / "q.json").read_text())["images"]
     assert alone == {"a.png": images["a.png"]}
@@ -218,6 +290,33 @@ def test_any_folder_is_predicted_and_a_broken_file_does_not_stop_it(checkpoint, 
     assert "no picture in it" in error_line(capsys, path, "--images", "empty", "--tile", "64")
     assert "no such file" in error_line(capsys, path, "--images", "gone")
     assert "leave out" in error_line(capsys, path, "--images", "mine", "--data", "s")
+
+
+def test_drawn_pictures_neither_replace_each_other_nor_the_pages(checkpoint, work, capsys):
+    path, folder = checkpoint("a.pt"), work / "mine"
+    folder.mkdir()
+    for name in ("a.jpg", "a.png", "b.JPG"):
+        cv2.imwrite(str(folder / name), np.full((60, 40, 3), 200, np.uint8))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert evaluate.main([path, "--images", "mine", "--pictures", "pics"]) == 0
+    assert {p.name for p in (work / "pics").iterdir()} == {"a.jpg", "a.png.jpg", "b.JPG"}
+    line = error_line(capsys, path, "--images", "mine", "--pictures", "mine")
+    assert "mine/a.jpg is a page; give a new folder" in line
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_strange_names_do_not_stop_a_folder(checkpoint, work, capsys):
+    path, folder = checkpoint("a.pt"), work / "mine"
+    (folder / "folder.png").mkdir(parents=True)
+    names = ["한글 영수증.png", "émile\u0301.png", "a b'\"&<.png", "bad-\udcff.png"]
+    blank = cv2.imencode(".png", np.full((60, 40, 3), 200, np.uint8))[1].tobytes()
+    for name in names:
+        (folder / name).write_bytes(blank)
+    assert evaluate.main([path, "--images", "mine", "--out", "p.json", "--pictures", "pics"]) == 0
+    images = json.loads((work / "p.json").read_text())["images"]
+    assert set(images) == {*names[:3], "bad-\ufffd.png"}
+    assert {p.name for p in (work / "pics").iterdir()} == {f"{name}.jpg" for name in images}
+    assert len(data.read_competition("p.json", need_pictures=False)) == 4
 
 
 class Ink(torch.nn.Module):
@@ -244,10 +343,14 @@ def test_tiles_merge_into_the_map_of_the_whole_page(work):
     assert half.shape == (350, 150) and scale.tolist() == [0.5, 0.5]
     assert list(evaluate.predict_maps(Ink(1, 1), pages, 96, "off", device, tile=700))[0][
         1
-    ].shape == (
-        96,
-        41,
-    )
+    ].shape == (96, 41)
+
+
+def test_tiles_that_would_enlarge_a_page_beyond_memory_are_refused(checkpoint, work, capsys):
+    path = checkpoint("a.pt")
+    cv2.imwrite("wide.png", np.zeros((900, 4000, 3), np.uint8))
+    flags = ("--images", "wide.png", "--size", "960", "--tile", "32")
+    assert "wide.png: tiles of 32 px at --size 960" in error_line(capsys, path, *flags, code=1)
 
 
 def test_predictions_are_in_the_order_of_pages_and_whole_or_absent(work):
@@ -367,6 +470,12 @@ def test_a_report_shows_the_numbers_of_the_scores(work, capsys):
     command = [browser, *flags.split(), f"--user-data-dir={work / 'chromium'}"]
     shown = subprocess.run([*command, (work / "r.html").as_uri()], capture_output=True, timeout=100)
     check_report(shown.stdout.decode(), result, names)
+
+
+def test_a_page_of_any_shape_is_in_the_report(work):
+    cv2.imwrite("long.png", np.full((9000, 30, 3), 200, np.uint8))
+    page = data.Page("long.png", work / "long.png")
+    assert len(evaluate.thumbnail(page, [np.array([(1, 1), (20, 1), (20, 9)])])) > 1000
 
 
 def test_the_levels_of_a_report_are_those_of_the_metric(checkpoint, work, capsys):
