@@ -766,12 +766,12 @@ COLOURS = {"label": (60, 90, 255), "hit": (0, 150, 0), "miss": (230, 0, 0)}
 COLOURS["false alarm"] = (255, 120, 0)
 
 
-def draw_page(page, polygons, height=1400):
+def draw_page(page, polygons, side=1400):
     """A page with its labels (thin blue), hits (green), misses (red) and false alarms (orange),
     matched at IoU 0.5, or with what was found (green) where labels are not known (None): uint8 RGB
-    [H, W, 3], enlarged to at least `height` and a strip on top that counts them."""
+    [H, W, 3], the longer side at least `side`, and a strip on top that counts them."""
     image = data.read_image(page.path)
-    zoom = max(1.0, height / max(image.shape[:2]))
+    zoom = max(1.0, side / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     image = cv2.addWeighted(image, 0.75, np.full_like(image, 255), 0.25, 0)
     labels, ignore = page.polygons or [], page.ignore
@@ -782,31 +782,21 @@ def draw_page(page, polygons, height=1400):
     lost = [n for n in range(len(labels)) if n not in hit_labels and not ignore[n]]
     known = [n for n in range(len(labels)) if n in hit_labels or ignore[n]]
     alarms = [m for m in range(len(polygons)) if m not in hits and valid[m]]
-    layers = [
-        ("hit", 3, [polygons[m] for m in sorted(hits)]),
+    layers = (
+        ("hit", 2, [polygons[m] for m in sorted(hits)]),
         ("label", 1, [labels[n] for n in known]),
-        ("false alarm", 3, [polygons[m] for m in alarms]),
-        ("miss", 3, [labels[n] for n in lost]),
-    ]
+        ("false alarm", 2, [polygons[m] for m in alarms]),
+        ("miss", 2, [labels[n] for n in lost]),
+    )
     for kind, thickness, outlines in layers:
         outlines = [np.round(p * zoom).astype(np.int32) for p in outlines]
         cv2.polylines(image, outlines, True, COLOURS[kind], thickness, cv2.LINE_AA)
     strip, x = np.full((40, image.shape[1], 3), 255, np.uint8), 8
-    small = min(1.0, image.shape[1] / 640)
+    small, font = min(1.0, image.shape[1] / 640), cv2.FONT_HERSHEY_SIMPLEX
     for kind, _, outlines in (layers[0], *layers[2:]):
-        text = (
-            f"{len(outlines)} {kind}{'' if len(outlines) == 1 else 'es' if kind == 'miss' else 's'}"
-        )
-        cv2.putText(
-            strip,
-            text,
-            (x, 28),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.8 * small,
-            COLOURS[kind],
-            2,
-            cv2.LINE_AA,
-        )
+        plural = "" if len(outlines) == 1 else "es" if kind == "miss" else "s"
+        text, colour = f"{len(outlines)} {kind}{plural}", COLOURS[kind]
+        cv2.putText(strip, text, (x, 28), font, 0.8 * small, colour, 2, cv2.LINE_AA)
         x += round((16 * len(text) + 20) * small)
     return np.concatenate([strip, image])
 
@@ -1185,7 +1175,8 @@ text { fill: var(--muted) } .value { fill: var(--fg) } rect { fill: var(--accent
 path { fill: none; stroke: var(--grid) } .line { stroke-width: 2.2 }
 .chosen { stroke: var(--muted); stroke-dasharray: 4 3 }
 .pages { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 16px }
-figure { margin: 0 } img { width: 100%%; border: 1px solid var(--grid) }
+figure { margin: 0 } img { max-width: 100%%; border: 1px solid var(--grid) }
+@media (max-width: 600px) { svg { font-size: 18px } th, td { padding-right: 8px } }
 </style>%s</html>
 """
 
@@ -1224,14 +1215,12 @@ def html_bars(values, labels, below, high):
     for i, (value, label, lines) in enumerate(zip(values, labels, below)):
         x, h = i * step, 120 * max(value, 0) / (high or 1)
         centre = f'x="{x + step / 2:.1f}" text-anchor="middle"'
-        bar = (
-            f'x="{x + step * 0.1:.1f}" y="{140 - h:.1f}" width="{step * 0.8:.1f}" height="{h:.1f}"'
-        )
-        parts.append(f'<rect {bar}/><text class="value" {centre} y="{134 - h:.1f}">{label}</text>')
-        parts += [
-            f'<text {centre} y="{158 + 17 * k}">{line}</text>' for k, line in enumerate(lines)
-        ]
-    return html_svg(180, parts)
+        bar = f'y="{140 - h:.1f}" width="{step * 0.8:.1f}" height="{h:.1f}"'
+        parts.append(f'<rect x="{x + step * 0.1:.1f}" {bar}/>')
+        parts.append(f'<text class="value" {centre} y="{134 - h:.1f}">{label}</text>')
+        for k, line in enumerate(lines):
+            parts.append(f'<text {centre} y="{159 + 19 * k}">{line}</text>')
+    return html_svg(146 + 19 * max(map(len, below), default=0), parts)
 
 
 def html_curves(curve, chosen):
@@ -1277,7 +1266,7 @@ def binned(x, y, unit, share):
 
 
 def thumbnail(page, polygons):
-    image = draw_page(page, polygons, 900)
+    image = draw_page(page, polygons)
     zoom = min(520 / image.shape[1], 2000 / image.shape[0])
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
     code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])[1]
@@ -1318,7 +1307,7 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
         f"<p>{result['pages']} pages, {words.sum()} words. Decoding: {shown}. "
         "Intervals: bootstrap over groups of pages.</p>",
         html_table(table),
-        "<h2>Pages by score</h2><p>How many pages have which hmean (competition's CLEval).</p>",
+        "<h2>Pages by score</h2><p>Pages with an hmean (competition's CLEval) from so much on.</p>",
         html_bars(count, count, edges, count.max()),
         "<h2>Score by density</h2><p>Mean hmean of pages with so many words.</p>",
         binned(words, hmeans, "words", "pages"),
