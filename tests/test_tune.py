@@ -291,6 +291,28 @@ def test_a_damaged_cache_is_predicted_again(house, tmp_path, capsys):
     assert len(house) == 5 and file.read_bytes() == whole
 
 
+def test_any_flipped_bit_of_a_cache_is_noticed_or_harmless(house, tmp_path, capsys):
+    pages = data.load_labels("DATA", "val")
+    first = cached_maps("runs/plain/best.pt", pages, HP, CPU)
+    (file,) = (tmp_path / "runs" / "plain" / "maps").iterdir()
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    central = whole.index(b"PK\x01\x02")
+    near = [*range(0, 200), *range(central, len(whole))]  # headers, where the flags are
+    for at in rng.choice(near, 150, False):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << rng.integers(8)
+        file.write_bytes(flipped)
+        again = cached_maps("runs/plain/best.pt", pages, HP, CPU)
+        assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(first, again))
+
+
+def test_a_run_folder_that_cannot_be_written_is_tuned_without_a_cache(house, tmp_path, capsys):
+    (tmp_path / "runs" / "plain" / "maps").write_bytes(b"in the way")
+    code, out, err = run(capsys, "runs/plain/best.pt", "--tune", "--write", "tuned.json")
+    assert code == 0 and "cross-fitted" in out and (tmp_path / "tuned.json").exists()
+    assert "maps are not kept" in err and err.count("\n") == 1
+
+
 def test_each_page_is_predicted_by_the_run_that_held_it_out(house):
     parts = held_out_pages(FOLDS)
     assert [[p.name for p in part] for part in parts] == [
