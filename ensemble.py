@@ -33,7 +33,7 @@ from dbnet import NetworkError, load_network
 from evaluate import (
     DECODING, MAX_DETECTIONS, OVERRIDES, add_overrides, amp_dtype, choose_device, decode_page,
     exit_code, given_overrides, mean_scores, metric_rows, own_pages, page_groups, paired_difference,
-    print_scores, score_all, summary, to_shapely, trained_on, write_predictions,
+    print_line, print_scores, score_all, summary, to_shapely, trained_on, write_predictions,
 )  # fmt: skip
 
 SAME_WORD = 0.5  # IoU from which two members mean the same word
@@ -143,10 +143,8 @@ def predict_map(model, image, size, flip, amp, device):
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         logits = model(torch.from_numpy(padded).to(device))
     if logits.shape != (len(copies), 1, *padded.shape[1:3]):
-        raise NetworkError(
-            f"gives a map {list(logits.shape)} for pages {list(padded.shape)}; "
-            "one channel at stride 1 is needed"
-        )
+        shapes = f"a map {list(logits.shape)} for pages {list(padded.shape)}"
+        raise NetworkError(f"gives {shapes}; one channel at stride 1 is needed")
     h, w = map_shape(image.shape[1::-1], size)
     maps = logits[:, 0].float().sigmoid().cpu().numpy()[:, :h, :w]
     return (maps[0] + maps[1, :, ::-1]) / 2 if flip else maps[0]
@@ -160,10 +158,8 @@ def member_map(member, image, scales, flip, device):
     """One member's map of a page, uint8 [h, w] at its own page size: the mean over page sizes."""
     hp, shape = member.hp, map_shape(image.shape[1::-1], member.hp["size"])
     try:
-        maps = [
-            predict_map(member.model, image, s, flip, hp["amp"], device)
-            for s in scales or [hp["size"]]
-        ]
+        sizes, amp = scales or [hp["size"]], hp["amp"]
+        maps = [predict_map(member.model, image, s, flip, amp, device) for s in sizes]
     except NetworkError as error:
         raise NetworkError(f"{member.name}: {error}") from None
     mean = np.mean([to_shape(m, shape) for m in maps], 0)
@@ -198,9 +194,8 @@ def load_member(source, overrides, device):
         return Member(source, model, {**hp, **overrides}, state.get("scores") or {})
     pages = data.read_competition(source, need_pictures=False)
     if not any(p.polygons for p in pages):
-        raise data.DataError(
-            f"{source}: no region on any of {len(pages)} pages; is this a predictions file?"
-        )
+        none = f"no region on any of {len(pages)} pages"
+        raise data.DataError(f"{source}: {none}; is this a predictions file?")
     regions = {p.name: (p.polygons, np.array(p.confidences)) for p in pages}
     return Member(source, regions=regions)
 
@@ -227,23 +222,20 @@ def discover(folder="runs"):
     if whole:
         shown = ", ".join(f"{files[0]} ..." for files in whole)
         raise data.DataError(f"{len(whole)} sets of fold runs under {folder}/: {shown}; name one's")
-    part = ", ".join(
+    part = [
         f"{Path(files[0]).parent} (fold {fold} of {folds})"
         for (folds, _), found in sets.items()
         for fold, files in sorted(found.items())
-    )
-    raise data.DataError(
-        f"no whole set of fold runs with a best.pt under {folder}/ (found: {part or 'none'}); "
-        "name checkpoints"
-    )
+    ]
+    found = f"no whole set of fold runs with a best.pt under {folder}/ (found: "
+    raise data.DataError(f"{found}{', '.join(part) or 'none'}); name checkpoints")
 
 
 def recorded_score(member):
     """H-mean that the run measured on the pages it held out. Raises DataError if there is none."""
     if "hmean" not in member.scores:
-        raise data.DataError(
-            f"{member.name}: no out-of-fold score in it; --best, --drop-worst, --weights need it"
-        )
+        need = "--best, --drop-worst, --weights need it"
+        raise data.DataError(f"{member.name}: no out-of-fold score in it; {need}")
     return member.scores["hmean"]
 
 
@@ -267,9 +259,8 @@ def parse_weights(text, members):
     else:
         weights = parse_numbers("--weights", text, float)
     if len(weights) != len(members) or not all(0 < w < math.inf for w in weights):
-        raise data.DataError(
-            f"--weights {text}: {len(members)} positive numbers are needed, one a member"
-        )
+        need = f"{len(members)} positive numbers are needed, one a member"
+        raise data.DataError(f"--weights {text}: {need}")
     return [w * len(weights) / sum(weights) for w in weights]
 
 
@@ -289,13 +280,11 @@ def common_decoding(members):
         if len(values) > 1:
             shown = ", ".join(f"{value} in {name}" for value, name in values.items())
             if key == "shrink_ratio":
-                raise data.DataError(
-                    f"members have maps of different kinds: {key} {shown}; use --method voting"
-                )
+                kinds = f"members have maps of different kinds: {key} {shown}"
+                raise data.DataError(f"{kinds}; use --method voting")
             if key != "amp":
-                raise data.DataError(
-                    f"members decode differently: {key} {shown}; say which by --{key}"
-                )
+                differ = f"members decode differently: {key} {shown}"
+                raise data.DataError(f"{differ}; say which by --{key}")
     size = max(member.hp["size"] for member in members)
     return {**members[0].hp, "size": size}
 
@@ -325,10 +314,9 @@ def refuse_leaks(ensemble, leaks, pages):
             result = summary("page", metric_rows("page", clean, found), page_groups(clean))
             print_line(result, f"{member.name}, {len(clean)} pages that it did not train on")
     k = max(range(len(leaks)), key=lambda k: len(leaks[k]))
-    raise data.DataError(
-        f"{ensemble.members[k].name} trained on {len(leaks[k])} of these {len(pages)} pages "
-        f"(first: {pages[min(leaks[k])].name}); judge on pages outside all folds, see --data"
-    )
+    some = f"{len(leaks[k])} of these {len(pages)} pages (first: {pages[min(leaks[k])].name})"
+    say = "judge on pages outside all folds, see --data"
+    raise data.DataError(f"{ensemble.members[k].name} trained on {some}; {say}")
 
 
 # ---------------------------------------------------------------- prediction
@@ -361,12 +349,8 @@ def predict_all(ensemble, pages, subsets):
             chunk = pages[start : start + 32]
             for page, image in zip(chunk, load.map(lambda p: data.read_image(p.path), chunk)):
                 page.size = image.shape[1], image.shape[0]
-                maps = [
-                    member_map(m, image, ensemble.scales, ensemble.flip, ensemble.device)
-                    if m.model
-                    else None
-                    for m in ensemble.members
-                ]
+                how = image, ensemble.scales, ensemble.flip, ensemble.device
+                maps = [member_map(m, *how) if m.model else None for m in ensemble.members]
                 job = decoders.submit(decode_all, ensemble, page, maps, subsets)
                 results.append(job)
                 bar.update()
@@ -400,14 +384,6 @@ def combine(ensemble, page, keep, maps, found):
 
 
 # ---------------------------------------------------------------- gate
-
-
-def print_line(result, what):
-    low, high = result["interval"]
-    print(
-        f"precision {result['precision']:.4f}  recall {result['recall']:.4f}  "
-        f"hmean {result['hmean']:.4f} [{low:.4f}, {high:.4f}]  {what}"
-    )
 
 
 def gate(ensemble, pages):
@@ -449,10 +425,8 @@ def print_gate(result):
     if "gate" not in result:
         return
     verdict, (low, high) = result["gate"]["verdict"], result["gate"]["interval"]
-    print(
-        f"hmean {result['gate']['difference']:+.4f} [{low:+.4f}, {high:+.4f}] against the best "
-        f"member {result['gate']['best_member']}: {verdict}"
-    )
+    best = f"against the best member {result['gate']['best_member']}"
+    print(f"hmean {result['gate']['difference']:+.4f} [{low:+.4f}, {high:+.4f}] {best}: {verdict}")
     if verdict != "better":
         loss = "worse than" if verdict == "worse" else "not shown to be better than"
         print(f"the ensemble is {loss} its best member on these pages: predict with the member")
@@ -518,9 +492,7 @@ def read_table(path):
         raise data.DataError(f"{path}: not a CSV file ({error})") from None
     if not rows or rows[0][1] != HEADER:
         shown = ",".join(rows[0][1])[:60] if rows else ""
-        raise data.DataError(
-            f"{path}: line 1: the header is {shown!r}; filename,polygons is needed"
-        )
+        raise data.DataError(f"{path}: line 1: the header is {shown!r}; {','.join(HEADER)} needed")
     if not text.endswith("\n"):
         raise data.DataError(f"{path}: no line end after the last row; is the file cut off?")
     return rows[1:]
@@ -656,10 +628,8 @@ def load_pages(args):
         pages = {page.name: page for page in data.load_labels(folder, split, args.image_dir)}
         missing = [name for name in names or () if name not in pages]
         if missing:
-            raise data.DataError(
-                f"{args.sample}: {len(missing)} of {len(names)} pages are not in {args.data} "
-                f"(first: {missing[0]})"
-            )
+            some = f"{len(missing)} of {len(names)} pages are not in {args.data}"
+            raise data.DataError(f"{args.sample}: {some} (first: {missing[0]})")
         return [pages[name] for name in names or pages]
     where = args.sample or args.data
     if names is None and not args.split:
@@ -692,10 +662,8 @@ def check_page_sets(members, pages, labelled):
     for member in (m for m in members if m.regions is not None):
         missing = [page.name for page in pages if page.name not in member.regions]
         if missing and (labelled or len(missing) == len(pages)):
-            raise data.DataError(
-                f"{member.name}: {len(missing)} of {len(pages)} pages are not in it (first: "
-                f"{missing[0]}); a page without detections needs an entry without words"
-            )
+            some = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
+            raise data.DataError(f"{member.name}: {some}; a page without words needs an entry too")
         if missing:
             say = f"does not vote on {len(missing)} of {len(pages)} pages that are not in it"
             print(f"warning: {member.name}: {say}", file=sys.stderr)
@@ -719,9 +687,8 @@ def build(args):
     weights = parse_weights(args.weights, members)
     threshold = len(members) / 2 + 1e-6 if args.threshold is None else args.threshold
     if not 0 < threshold <= len(members):
-        raise data.DataError(
-            f"--threshold {threshold}: not within 0 to {len(members)}, the sum of the weights"
-        )
+        most = f"{len(members)}, the sum of the weights"
+        raise data.DataError(f"--threshold {threshold}: not within 0 to {most}")
     scales = parse_numbers("--scales", args.scales, int) if args.scales else None
     if scales and not all(32 <= size <= 8192 for size in scales):
         raise data.DataError(f"--scales {args.scales}: page sizes within 32 to 8192 are needed")
@@ -754,9 +721,8 @@ def judge(args, ensemble, pages):
     leaks = find_leaks(ensemble.members, pages)
     if any(leaks):
         refuse_leaks(ensemble, leaks, pages)
-    selected = [
-        m.name for m in ensemble.members if any(p.name in m.scores.get("pages", ()) for p in pages)
-    ]
+    names = {page.name for page in pages}
+    selected = [m.name for m in ensemble.members if names & set(m.scores.get("pages", ()))]
     if selected:
         say = f"some of these pages chose the epoch of {', '.join(selected)}"
         print(f"note: {say}: the scores are rather too good", file=sys.stderr)

@@ -39,13 +39,8 @@ from tqdm import tqdm
 
 import data
 from db_postprocess import (
-    MODES,
-    decode_candidates,
-    find_candidates,
-    polygons_from_map,
-    split_outlines,
-    unclip_distance,
-)
+    MODES, decode_candidates, find_candidates, polygons_from_map, split_outlines, unclip_distance,
+)  # fmt: skip
 from dbnet import NetworkError, load_checkpoint, load_network, replace_file, save_checkpoint
 
 DECODING = "thresh box_thresh unclip_ratio max_candidates min_size mode shrink_ratio".split()
@@ -79,10 +74,8 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     texts = [None] * len(gt) if texts is None else texts
     ignore = np.zeros(len(gt), bool) if ignore is None else np.asarray(ignore, bool)
     if not len(gt) == len(texts) == len(ignore):
-        raise ValueError(
-            f"{len(gt)} labels, {len(texts)} texts and {len(ignore)} ignore flags; "
-            "give one of each a label"
-        )
+        each = f"{len(gt)} labels, {len(texts)} texts and {len(ignore)} ignore flags"
+        raise ValueError(f"{each}; give one of each a label")
     ignore = ignore | np.array([text == "###" for text in texts], bool)
     labels = prepare_labels(gt, texts, ignore, variant)
     (counts,) = count_kept(labels, page_pairs(labels, det), np.ones((1, len(det)), bool), variant)
@@ -99,9 +92,7 @@ def iou_matches(gt_polygons, det_polygons, ignore=None):
     returns: pairs (label, detection), [M] whether a detection counts
     raises ValueError when the lengths differ.
     """
-    gt, det = (
-        make_shapes(to_shapely(as_points(polygons))) for polygons in (gt_polygons, det_polygons)
-    )
+    gt, det = (make_shapes(to_shapely(as_points(p))) for p in (gt_polygons, det_polygons))
     ignore = np.zeros(len(gt.area), bool) if ignore is None else np.asarray(ignore, bool)
     if len(ignore) != len(gt.area):
         raise ValueError(f"{len(gt.area)} labels, {len(ignore)} ignore flags; give one a label")
@@ -180,10 +171,8 @@ def bootstrap(rows, to_scores, *, minus=None, groups=None, draws=4000, seed=0):
     other = np.zeros_like(rows) if minus is None else np.asarray(minus, float)
     names = range(len(rows)) if groups is None else groups
     if not len(rows) == len(names) == len(other) or not len(rows):
-        raise ValueError(
-            f"{len(rows)} pages, {len(names)} groups, {len(other)} pages to compare "
-            "with; give the same pages to all, at least one"
-        )
+        each = f"{len(rows)} pages, {len(names)} groups, {len(other)} pages to compare with"
+        raise ValueError(f"{each}; give the same pages to all, at least one")
     index = {name: n for n, name in enumerate(dict.fromkeys(names))}
     group, size = [index[name] for name in names], len(index)
     sums = np.zeros((2, size, rows.shape[1]))  # [rows or minus, G, k]
@@ -291,17 +280,12 @@ def char_centres(polygons, num_chars, variant):
     """
     if not len(polygons):
         return np.zeros((0, 2))
-    triangle = [0, 1, 2, 2]  # a word whose bottom shrinks to a point
-    polygons = [
-        points if len(points) > 3 else points[triangle] if len(points) else np.full((4, 2), np.nan)
-        for points in polygons
-    ]
+    triangle, none = [0, 1, 2, 2], np.full((4, 2), np.nan)  # its bottom shrinks to a point
+    polygons = [p if len(p) > 3 else p[triangle] if len(p) else none for p in polygons]
     if variant == "official":
         upright = reading_aspect(polygons) < 0.5
-        polygons = [
-            points[[3, 0, 1, 2]] if flag and len(points) == 4 else points
-            for points, flag in zip(polygons, upright)
-        ]
+        turn = [int(flag and len(p) == 4) for p, flag in zip(polygons, upright)]
+        polygons = [np.roll(p, n, 0) for p, n in zip(polygons, turn)]
     size = np.array([len(points) for points in polygons])
     xy, first = np.concatenate(polygons), np.cumsum(size) - size
     label, k = expand(num_chars)
@@ -403,18 +387,10 @@ def count_kept(labels, pairs, keep, variant):
     alarms = keep & pairs.valid & (labels_a_det == 0)
     some = np.flatnonzero(alarms.any(0))
     fp = alarms[:, some] @ alarm_chars([pairs.det[m] for m in some], variant)
-    columns = (
-        labels.num_chars[~labels.ignore].sum() + 0 * tp,
-        covered + fp,
-        tp,
-        tp,
-        np.maximum(dets_a_label - 1, 0).sum(1),
-        np.maximum(labels_a_det - 1, 0).sum(1),
-        fp,
-        (dets_a_label > 1).sum(1),
-        (labels_a_det > 1).sum(1),
-        covered - tp,
-    )
+    num_chars = labels.num_chars[~labels.ignore].sum() + 0 * tp
+    gran_gt, gran_det = (np.maximum(n - 1, 0).sum(1) for n in (dets_a_label, labels_a_det))
+    split, merged = (dets_a_label > 1).sum(1), (labels_a_det > 1).sum(1)
+    columns = num_chars, covered + fp, tp, tp, gran_gt, gran_det, fp, split, merged, covered - tp
     return np.stack(columns, 1)
 
 
@@ -466,20 +442,12 @@ def make_shapes(areas):
     y = xy[:, 1]
     start = np.flatnonzero((np.diff(point_of) == 0) & (np.abs(np.diff(y)) > 1e-9))
     (x0, y0), (x1, y1) = xy.T.take(start, 1), xy.T.take(start + 1, 1)
-    down = y1 > y0
-    edges = np.stack(
-        [
-            np.minimum(y0, y1),
-            np.maximum(y0, y1),
-            np.where(down, x0, x1),
-            (x1 - x0) / (y1 - y0),
-            np.where(down, -1, 1),
-        ]
-    )
+    down, slope = y1 > y0, (x1 - x0) / (y1 - y0)
+    rows = np.minimum(y0, y1), np.maximum(y0, y1)
+    edges = np.stack([*rows, np.where(down, x0, x1), slope, np.where(down, -1, 1)])
     count = np.bincount(part_of[ring_of[point_of[start]]], minlength=len(areas))
-    return Shapes(
-        edges, np.cumsum(count) - count, count, shapely.area(areas), shapely.bounds(areas)
-    )
+    first, area = np.cumsum(count) - count, shapely.area(areas)
+    return Shapes(edges, first, count, area, shapely.bounds(areas))
 
 
 def contains(shapes, n, points):
@@ -883,27 +851,21 @@ def held_out_pages(sources, folder=None, image_dir=None):
         hp = state["hparams"]
         for key in ("data", "image_dir", "folds", "split", "size", "shrink_ratio"):
             if hp.get(key) != first.get(key):
-                raise data.DataError(
-                    f"{source}: {key} is {hp.get(key)!r}, in {sources[0]} {first.get(key)!r}; "
-                    "out-of-fold maps need folds of one split"
-                )
+                both = f"{key} is {hp.get(key)!r}, in {sources[0]} {first.get(key)!r}"
+                raise data.DataError(f"{source}: {both}; tuning needs folds of one split")
         if not hp["folds"]:
             raise data.DataError(f"{source}: not a fold run; tune one checkpoint or the folds")
         if labels is None:
-            found = data.load_labels(
-                data.resolve_data(folder or hp["data"]),
-                "train",
-                image_dir or hp["image_dir"] or None,
-            )
+            folder = data.resolve_data(folder or hp["data"])
+            found = data.load_labels(folder, "train", image_dir or hp["image_dir"] or None)
             labels = {page.name: page for page in found}
         held = sorted(state["scores"].get("pages", ()))
         for name in held:
             if name not in labels:
                 raise data.DataError(f"{source}: its held-out page {name} is not in the data")
             if owner.setdefault(name, source) != source:
-                raise data.DataError(
-                    f"{source}: page {name} is held out by {owner[name]} too; give one run a fold"
-                )
+                both = f"page {name} is held out by {owner[name]} too"
+                raise data.DataError(f"{source}: {both}; give one run a fold")
         if not held:
             raise data.DataError(f"{source}: no record of held-out pages; let an epoch finish")
         parts.append([labels[name] for name in held])
@@ -952,10 +914,8 @@ def score_grid(maps, pages, grid, hp):
         return np.array([job(item) for item in items])
     context = multiprocessing.get_context("forkserver")  # OpenCV's threads do not survive a fork
     with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
-        bar = tqdm(
-            pool.map(job, items), "tuning", len(items), leave=False, disable=not sys.stderr.isatty()
-        )
-        return np.array(list(bar))
+        results, hidden = pool.map(job, items), not sys.stderr.isatty()
+        return np.array(list(tqdm(results, "tuning", len(items), leave=False, disable=hidden)))
 
 
 def with_ones(hmeans):
@@ -1015,44 +975,45 @@ def tune(maps, pages, parts, grid, hp):
     hmeans = table.reshape(len(pages), -1)
     best, middle, plateau = choose_setting(hmeans, groups, grid)
     fitted = crossfit(hmeans, parts, groups, grid)
-    found = [
-        decode_page(prob, scale, np.array(prob.shape[::-1]) / scale, hp) for prob, scale in maps
-    ]
+    found = [decode_page(m, scale, np.array(m.shape[::-1]) / scale, hp) for m, scale in maps]
     own = metric_rows("page", pages, found)[:, [2]]
-    low, high = bootstrap(with_ones(fitted), mean_scores, groups=groups).T
-    less, more = bootstrap(with_ones(fitted[:, [1]] - own), mean_scores, groups=groups)[0]
+
+    def score(hmean):  # [n, 1] with its interval
+        low, high = bootstrap(with_ones(hmean), mean_scores, groups=groups)[0].tolist()
+        return {"hmean": float(hmean.mean()), "interval": [low, high]}
+
+    def setting(n):
+        return {**setting_values(grid, n), "in_sample": float(hmeans[:, n].mean())}
+
     return {
         "pages": len(pages),
         "settings": hmeans.shape[1],
         "before": {**{k: hp[k] for k in TUNED}, "hmean": float(own.mean())},
-        "best": {**setting_values(grid, best), "in_sample": float(hmeans[:, best].mean())},
-        "recommended": {
-            **setting_values(grid, middle),
-            "in_sample": float(hmeans[:, middle].mean()),
-        },
+        "best": setting(best),
+        "recommended": setting(middle),
         "plateau": int(plateau.sum()),
-        "crossfitted_best": {"hmean": float(fitted[:, 0].mean()), "interval": [low[0], high[0]]},
-        "crossfitted": {"hmean": float(fitted[:, 1].mean()), "interval": [low[1], high[1]]},
-        "gain": {"hmean": float((fitted[:, [1]] - own).mean()), "interval": [less, more]},
+        "crossfitted_best": score(fitted[:, [0]]),
+        "crossfitted": score(fitted[:, [1]]),
+        "gain": score(fitted[:, [1]] - own),
     }, table.mean(0)
 
 
 def print_tuning(result):
-    def line(values, hmean, what):
-        shown = "  ".join(f"{key} {values[key]}" for key in TUNED)
-        print(f"hmean {hmean:.4f}  {shown}  {what}")
+    def line(what, hmean, then):
+        shown = "  ".join(f"{key} {result[what][key]}" for key in TUNED)
+        print(f"hmean {result[what][hmean]:.4f}  {shown}  {then}")
 
-    count, (low, high) = result["settings"], result["crossfitted"]["interval"]
-    line(result["before"], result["before"]["hmean"], "before")
-    line(result["best"], result["best"]["in_sample"], f"best of {count} on these same pages")
-    what = f"recommended, middle of {result['plateau']} not told from the best; on these same pages"
-    line(result["recommended"], result["recommended"]["in_sample"], what)
-    print(
-        f"hmean {result['crossfitted']['hmean']:.4f} [{low:.4f}, {high:.4f}]  cross-fitted: what "
-        f"to expect; by the best setting instead {result['crossfitted_best']['hmean']:.4f}"
-    )
-    low, high = result["gain"]["interval"]
-    print(f"hmean {result['gain']['hmean']:+.4f} [{low:+.4f}, {high:+.4f}]  gain, cross-fitted")
+    def interval(what, form):
+        low, high = (f"{value:{form}}" for value in result[what]["interval"])
+        return f"hmean {result[what]['hmean']:{form}} [{low}, {high}]"
+
+    line("before", "hmean", "before")
+    line("best", "in_sample", f"best of {result['settings']} on these same pages")
+    middle = f"recommended, middle of {result['plateau']} not told from the best"
+    line("recommended", "in_sample", f"{middle}; on these same pages")
+    other = f"by the best setting instead {result['crossfitted_best']['hmean']:.4f}"
+    print(f"{interval('crossfitted', '.4f')}  cross-fitted: what to expect; {other}")
+    print(f"{interval('gain', '+.4f')}  gain, cross-fitted")
 
 
 def draw_landscape(path, table, grid, chosen):
@@ -1234,10 +1195,8 @@ def html_curves(curve, chosen):
     for y in np.linspace(low, 1, 6):
         parts.append(f'<path d="M{point(0, y)}L{point(1, y)}"/>')
         parts.append(f'<text x="0" y="{float(point(0, y).split()[1]) + 4}">{y:.2f}</text>')
-    parts += [
-        f'<text x="{40 + 500 * x}" y="270" text-anchor="middle">{x:.1f}</text>'
-        for x in np.arange(0, 1.01, 0.2)
-    ]
+    for x in np.arange(0, 1.01, 0.2):
+        parts.append(f'<text x="{40 + 500 * x}" y="270" text-anchor="middle">{x:.1f}</text>')
     if chosen is not None:
         parts.append(f'<path class="chosen" d="M{point(chosen, low)}L{point(chosen, 1)}"/>')
     colours = {"precision": "--second", "recall": "--third", "hmean": "--accent"}
@@ -1258,10 +1217,8 @@ def binned(x, y, unit, share):
     bins = [np.flatnonzero(which == k) for k in range(max(len(edges) - 1, 1))]
     means = [float(y[b].mean()) if len(b) else 0.0 for b in bins]
     tops = np.append(edges, edges[-1])
-    below = [
-        (f"{edges[k]:.0f} to {tops[k + 1]:.0f} {unit}", f"{len(b)} {share}")
-        for k, b in enumerate(bins)
-    ]
+    below = [f"{low:.0f} to {high:.0f} {unit}" for low, high in zip(edges, tops[1:])]
+    below = [(line, f"{len(b)} {share}") for line, b in zip(below, bins)]
     return html_bars(means, [f"{mean:.4f}" for mean in means], below, 1)
 
 
@@ -1280,48 +1237,45 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
     """
     curves, heights, hits = zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
-    table = [("metric", "precision", "recall", "hmean", "95 % interval")]
+    keys = ("precision", "recall", "hmean")
+    table = [("metric", *keys, "95 % interval")]
     for metric, (name, _) in METRICS.items():
         r = result if metric == "page" else result[metric]
         interval = " to ".join(f"{value:.4f}" for value in r["interval"])
-        table.append(
-            (name, *(f"{r[key]:.4f}" for key in ("precision", "recall", "hmean")), interval)
-        )
+        table.append((name, *(f"{r[key]:.4f}" for key in keys), interval))
     first = min(int(20 * hmeans.min()), 15)  # the histogram's twentieths
     count = np.histogram(hmeans, np.arange(first, 21) / 20)[0]
     edges = [(f"{k / 20:.2f}",) for k in range(first, 20)]
-    curve = np.mean(curves, 0)
-    levels = [("box_thresh", "precision", "recall", "hmean")]
-    levels += [(f"{b:.2f}", *(f"{v:.4f}" for v in row)) for b, row in zip(LEVELS, curve)]
-    chosen = hp["box_thresh"] if hp else None
+    curve, chosen = np.mean(curves, 0), hp["box_thresh"] if hp else None
+    levels = [(f"{b:.2f}", *(f"{v:.4f}" for v in row)) for b, row in zip(LEVELS, curve)]
     shown = ", ".join(f"{key} {hp[key]}" for key in ("size", *DECODING)) if hp else "as in the file"
     figures = []
     for hmean, i, polygons in worst:
-        caption = (
-            f"{pages[i].name}: hmean {hmean:.4f}, {len(heights[i])} words, {hits[i].sum()} hit"
-        )
+        name = f"{pages[i].name}: hmean {hmean:.4f}, {len(heights[i])} words, {hits[i].sum()} hit"
         picture = f'<img alt="page with overlays" src="{thumbnail(pages[i], polygons)}">'
-        figures.append(f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        figures.append(f"<figure>{picture}<figcaption>{html.escape(name)}</figcaption></figure>")
+
+    def section(head, text, *parts):
+        return "".join((f"<h2>{head}</h2><p>{text}</p>", *parts))
+
+    competition = "(competition's CLEval)"
     body = (
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{result['pages']} pages, {words.sum()} words. Decoding: {shown}. "
-        "Intervals: bootstrap over groups of pages.</p>",
-        html_table(table),
-        "<h2>Pages by score</h2><p>Pages with an hmean (competition's CLEval) from so much on.</p>",
-        html_bars(count, count, edges, count.max()),
-        "<h2>Score by density</h2><p>Mean hmean of pages with so many words.</p>",
-        binned(words, hmeans, "words", "pages"),
-        "<h2>Recall by word height</h2><p>Share of words hit at IoU 0.5, height in pixels of the "
-        "page.</p>",
-        binned(np.concatenate(heights), np.concatenate(hits).astype(float), "px", "words"),
-        "<h2>Precision and recall over box_thresh</h2><p>Means over pages (competition's CLEval); "
-        "the dashed line is the value in use.</p>",
-        html_curves(curve, chosen),
-        f"<details><summary>The numbers</summary>{html_table(levels)}</details>",
-        f"<h2>The {len(worst)} worst pages</h2><p>Labels thin blue, hits green, misses red, false "
-        "alarms orange, at IoU 0.5.</p>",
-        f'<div class="pages">{"".join(figures)}</div>',
-    )
+        f"<h1>{html.escape(title)}</h1><p>{result['pages']} pages, {words.sum()} words. Decoding: "
+        f"{shown}. Intervals: bootstrap over groups of pages.</p>{html_table(table)}",
+        section("Pages by score", f"Pages with an hmean {competition} from so much on.",
+                html_bars(count, count, edges, count.max())),
+        section("Score by density", "Mean hmean of pages with so many words.",
+                binned(words, hmeans, "words", "pages")),
+        section("Recall by word height", "Share of words hit at IoU 0.5, by height on the page.",
+                binned(np.concatenate(heights), np.concatenate(hits).astype(float), "px", "words")),
+        section("Precision and recall over box_thresh",
+                f"Means over pages {competition}; the dashed line is the value in use.",
+                html_curves(curve, chosen), "<details><summary>The numbers</summary>",
+                html_table([("box_thresh", *keys), *levels]), "</details>"),
+        section(f"The {len(worst)} worst pages",
+                "Labels thin blue, hits green, misses red, false alarms orange, at IoU 0.5.",
+                f'<div class="pages">{"".join(figures)}</div>'),
+    )  # fmt: skip
     data.write_text(path, PAGE % (html.escape(title), "".join(body)))
 
 
@@ -1355,18 +1309,13 @@ def export(source, path, overrides):
     axes = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the newer exporter needs one more package
-        torch.onnx.export(
-            model,
-            (torch.rand(1, 3, 96, 64),),
-            buffer,
-            input_names=["pages"],
-            output_names=["map"],
-            dynamic_axes={"pages": axes, "map": axes},
-            dynamo=False,
-        )
+        names = dict(input_names=["pages"], output_names=["map"])
+        names["dynamic_axes"] = {"pages": axes, "map": axes}
+        torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, dynamo=False, **names)
     graph = onnx.load_from_string(buffer.getvalue())
     about = {key: hp[key] for key in ("backbone", "size", *DECODING)}
-    about |= {"input": "RGB 0..1", "epoch": state["epoch"], "hmean": state["scores"].get("hmean")}
+    about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
+    about["hmean"] = (state.get("scores") or {}).get("hmean")
     onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
     graph = graph.SerializeToString()
     error = onnx_error(model, graph)
@@ -1402,10 +1351,8 @@ def open_source(source, pages, overrides, args, job, failed=None):
     by_name = {p.name: p for p in data.read_competition(source, need_pictures=False)}
     missing = [p.name for p in pages if p.name not in by_name]
     if missing:
-        raise data.DataError(
-            f"{source}: {len(missing)} of {len(pages)} pages are not in it (first: "
-            f"{missing[0]}); a page without detections needs an entry without words"
-        )
+        some = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
+        raise data.DataError(f"{source}: {some}; a page without words needs an entry too")
 
     def judge(page):
         found = by_name[page.name]
@@ -1459,18 +1406,18 @@ def own_pages(hp):
     return data.run_pages(SimpleNamespace(**hp))[1]
 
 
+def print_line(result, what):
+    low, high = result["interval"]
+    shown = "  ".join(f"{key} {result[key]:.4f}" for key in ("precision", "recall", "hmean"))
+    print(f"{shown} [{low:.4f}, {high:.4f}]  {what}")
+
+
 def print_scores(result):
     for metric, (name, _) in METRICS.items():
-        r = result if metric == "page" else result[metric]
-        low, high = r["interval"]
-        print(
-            f"precision {r['precision']:.4f}  recall {r['recall']:.4f}  hmean {r['hmean']:.4f} "
-            f"[{low:.4f}, {high:.4f}]  {name}"
-        )
-    print(
-        f"{result['pages']} pages, {result['pages_without_labels']} without labels (these score 0 "
-        "in the competition's); intervals: bootstrap 95 % over groups of pages"
-    )
+        print_line(result if metric == "page" else result[metric], name)
+    none = f"{result['pages_without_labels']} without labels (these score 0 in the competition's)"
+    say = "intervals: bootstrap 95 % over groups of pages"
+    print(f"{result['pages']} pages, {none}; {say}")
 
 
 def compare(pages, rows, other_rows):
@@ -1537,38 +1484,16 @@ def parse_args(argv):
     add("--data", help="folder or label file")
     add("--split", default="val", choices=data.SPLITS, help="of DATA (default val)")
     add("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
-    add(
-        "--images",
-        metavar="PATH",
-        help="pictures without labels: a folder, with those in it, or one",
-    )
-    add(
-        "--tile", type=int, default=0, metavar="PX", help="cut larger pages into tiles of PX pixels"
-    )
+    add("--images", metavar="PATH", help="pictures without labels: one, or a folder and below")
+    add("--tile", type=int, default=0, metavar="PX", help="cut larger pages into tiles")
     add = parser.add_argument_group("files to write").add_argument
     add("--out", metavar="JSON", help="predictions with confidences")
-    add(
-        "--export",
-        metavar="ONNX",
-        help="the network for onnxruntime, RapidOCR and others; stops then",
-    )
-    add(
-        "--html",
-        metavar="FILE",
-        help="a report to look at: worst pages, scores by size, thresholds",
-    )
+    add("--export", metavar="ONNX", help="the network for onnxruntime, RapidOCR...; stops then")
+    add("--html", metavar="FILE", help="a report: worst pages, scores by size, thresholds")
     add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
     add = parser.add_argument_group("thresholds").add_argument
-    add(
-        "--tune",
-        action="store_true",
-        help="search them, out of fold (give all folds), cross-fitted",
-    )
-    add(
-        "--write",
-        metavar="PATH",
-        help="copy of the checkpoint (.pt), or hparams (.json), with them",
-    )
+    add("--tune", action="store_true", help="search them, out of fold (give all), cross-fitted")
+    add("--write", metavar="PATH", help="checkpoint (.pt, a copy) or hparams (.json) with them")
     add_overrides(parser)
     args = parser.parse_args(argv)
     args.source = args.sources[0]
@@ -1641,11 +1566,9 @@ def choose_pages(args):
         other = load_checkpoint(args.compare)["hparams"]
         for key in ("data", "val_data", "folds", "fold"):
             if hp[key] != other[key]:
-                raise data.DataError(
-                    f"--compare: {args.compare} validated on other pages ({key} {other[key]!r}, "
-                    f"here {hp[key]!r}) and may have trained on these; name pages that neither "
-                    "has seen by --data"
-                )
+                others = f"other pages ({key} {other[key]!r}, here {hp[key]!r})"
+                say = "may have trained on these; name pages that neither has seen by --data"
+                raise data.DataError(f"--compare: {args.compare} validated on {others} and {say}")
     return own_pages(hp)
 
 
@@ -1763,7 +1686,7 @@ def exit_code(run):
     """The exit code of run(); 1, 2 or 3 with one line on stderr where it fails."""
     try:
         return run() or 0
-    except (data.DataError, NetworkError) as error:
+    except data.DataError as error:
         line, code = error, 2
     except OSError as error:
         line, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
