@@ -746,6 +746,8 @@ def run(args):
         raise data.DataError("--decide SUCCESS ACCEPTABLE: the first has to be the larger")
     if args.sample and not args.submission:
         raise data.DataError("--sample: add --submission, the file to write")
+    if args.submission and Path(args.submission).suffix != ".csv":
+        raise data.DataError(f"--submission {args.submission}: give a .csv file")
     ensemble = build(args)
     pages = choose_pages(args, ensemble.members)
     labelled, code = any(page.polygons for page in pages), 0

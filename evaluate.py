@@ -1102,14 +1102,18 @@ def run_tune(args, overrides):
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
     result, table = tune(maps, pages, parts, grid, hp)
     chosen = {key: result["recommended"][key] for key in TUNED}
+    picture = Path(args.sources[0]).parent / "tune.png"
     if args.json:
         print(json.dumps(result))
     else:
         print_tuning(result)
-        print(f"{len(pages)} pages, cross-fitted over {len(set(parts.tolist()))} parts")
+        print(f"{len(pages)} pages, cross-fitted over {len(set(parts.tolist()))} parts; {picture}")
     if args.write:
         write_setting(args.write, args.sources, chosen)
-    draw_landscape(Path(args.sources[0]).parent / "tune.png", table, grid, chosen)
+    try:
+        draw_landscape(picture, table, grid, chosen)
+    except OSError as error:
+        print(f"warning: {picture}: not drawn ({error.strerror})", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- report

@@ -589,6 +589,7 @@ BAD = [
     (("runs/a-fold1/best.pt", "kind.pt", "--data", "DATA"), "different kinds"),
     (("runs/a-fold1/best.pt", "--data", "DATA", "--split", "test"), "no labels"),
     (("runs/a-fold1/best.pt", "--data", "DATA", "--sample", "p0.json"), "add --submission"),
+    (("runs/a-fold1/best.pt", "--data", "DATA", "--submission", "x.json"), "give a .csv file"),
     (("--validate", "gone.csv"), "gone.csv: no such file"),
 ]
 

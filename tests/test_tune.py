@@ -308,9 +308,10 @@ def test_any_flipped_bit_of_a_cache_is_noticed_or_harmless(house, tmp_path, caps
 
 def test_a_run_folder_that_cannot_be_written_is_tuned_without_a_cache(house, tmp_path, capsys):
     (tmp_path / "runs" / "plain" / "maps").write_bytes(b"in the way")
+    (tmp_path / "runs" / "plain" / "tune.png").mkdir()
     code, out, err = run(capsys, "runs/plain/best.pt", "--tune", "--write", "tuned.json")
     assert code == 0 and "cross-fitted" in out and (tmp_path / "tuned.json").exists()
-    assert "maps are not kept" in err and err.count("\n") == 1
+    assert "maps are not kept" in err and "tune.png: not drawn" in err and err.count("\n") == 2
 
 
 def test_each_page_is_predicted_by_the_run_that_held_it_out(house):
