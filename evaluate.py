@@ -1585,9 +1585,10 @@ def check_flags(args, overrides):
         return
     if len(args.sources) > 1 or args.write:
         raise data.DataError("several sources and --write are for --tune; see also --compare")
-    flag = next((key for key in ("images", "export", *overrides) if vars(args)[key]), None)
-    if args.source.endswith(".json") and flag:
-        raise data.DataError(f"--{flag}: a predictions file is decoded already; give a checkpoint")
+    given = [flag for flag in ("images", "export", "tile") if vars(args)[flag]] + list(overrides)
+    if args.source.endswith(".json") and given:
+        say = "a predictions file is decoded already; give a checkpoint"
+        raise data.DataError(f"--{given[0]}: {say}")
     if args.images and (args.compare or args.data or args.html):
         raise data.DataError("--images: has no labels; leave out --compare, --data and --html")
     if args.tile and args.tile < 32:

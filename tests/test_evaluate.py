@@ -94,7 +94,8 @@ def test_other_pages_are_refused(work, capsys):
     line = error_line(capsys, "p.json", "--data", "s", "--compare", "less.json")
     assert "less.json: 1 of 2 pages are not in it" in line
     assert "which labels? add --data" in error_line(capsys, "p.json")
-    assert "decoded already" in error_line(capsys, "p.json", "--data", "s", "--thresh", "0.5")
+    for flag, value in (("--thresh", "0.5"), ("--box-thresh", "0"), ("--tile", "64")):
+        assert "decoded already" in error_line(capsys, "p.json", "--data", "s", flag, value)
 
 
 @pytest.fixture
