@@ -1141,7 +1141,8 @@ path { fill: none; stroke: var(--grid) } .line { stroke-width: 2.2 }
 .chosen { stroke: var(--muted); stroke-dasharray: 4 3 }
 .pages { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 16px }
 figure { margin: 0 } img { max-width: 100%%; border: 1px solid var(--grid) }
-@media (max-width: 600px) { svg { font-size: 18px } th, td { padding-right: 8px } }
+@media (max-width: 600px) { svg { font-size: 18px } table { font-size: 13px }
+ th, td { padding-right: 8px; white-space: normal } }
 </style>%s</html>
 """
 
@@ -1212,7 +1213,7 @@ def html_curves(curve, chosen):
     return html_svg(280, parts)
 
 
-def binned(x, y, unit, share):
+def binned(x, y, share):
     """Mean of y in up to 5 equally filled bins of x, as a section's bars."""
     if not len(x):
         return "<p>no labels</p>"
@@ -1221,7 +1222,7 @@ def binned(x, y, unit, share):
     bins = [np.flatnonzero(which == k) for k in range(max(len(edges) - 1, 1))]
     means = [float(y[b].mean()) if len(b) else 0.0 for b in bins]
     tops = np.append(edges, edges[-1])
-    below = [f"{low:.0f} to {high:.0f} {unit}" for low, high in zip(edges, tops[1:])]
+    below = [f"{low:.0f} to {high:.0f}" for low, high in zip(edges, tops[1:])]
     below = [(line, f"{len(b)} {share}") for line, b in zip(below, bins)]
     return html_bars(means, [f"{mean:.4f}" for mean in means], below, 1)
 
@@ -1266,12 +1267,12 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
     body = (
         f"<h1>{html.escape(title)}</h1><p>{result['pages']} pages, {words.sum()} words. Decoding: "
         f"{shown}. Intervals: bootstrap over groups of pages.</p>{html_table(table)}",
-        section("Pages by score", f"Pages with an hmean {competition} from so much on.",
+        section("Pages by score", f"Pages with which hmean {competition}, by steps of 0.05.",
                 html_bars(count, count, edges, count.max())),
         section("Score by density", "Mean hmean of pages with so many words.",
-                binned(words, hmeans, "words", "pages")),
-        section("Recall by word height", "Share of words hit at IoU 0.5, by height on the page.",
-                binned(np.concatenate(heights), np.concatenate(hits).astype(float), "px", "words")),
+                binned(words, hmeans, "pages")),
+        section("Recall by word height", "Share of words hit at IoU 0.5, by height in page px.",
+                binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words")),
         section("Precision and recall over box_thresh",
                 f"Means over pages {competition}; the dashed line is the value in use.",
                 html_curves(curve, chosen), "<details><summary>The numbers</summary>",
