@@ -84,8 +84,8 @@ class Page:
 # ---------------------------------------------------------------- label files
 
 
-def read_text(path, limit=MAX_LABEL_BYTES, encoding="utf-8-sig"):
-    """A UTF-8 text file of at most `limit` bytes. Raises DataError."""
+def read_text(path, limit=MAX_LABEL_BYTES, encoding="utf-8-sig", other=None):
+    """A text file of at most `limit` bytes, in UTF-8 or else `other`. Raises DataError."""
     try:
         if not Path(path).is_file():
             raise DataError(f"{path}: no such file")
@@ -93,9 +93,11 @@ def read_text(path, limit=MAX_LABEL_BYTES, encoding="utf-8-sig"):
             raw = file.read(limit + 1)
         if len(raw) > limit:
             raise DataError(f"{path}: larger than {limit >> 20} MiB; split it into several files")
-        return raw.decode(encoding)
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode(encoding)
+        return raw.decode(other or encoding)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not text in UTF-8 ({error.reason})") from None
+        raise DataError(f"{path}: not text in UTF-8 ({error.reason}); save it as such") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -200,11 +202,19 @@ def fill_page(page, where, words):
     return page
 
 
+def is_name(name):
+    """Whether a value from a file may be a file's name. Spaces other than ASCII's, which macOS puts
+    into names, do not count as printable in Python."""
+    if not isinstance(name, str) or not re.sub("[\xa0\u2000-\u200a\u202f\u3000]", " ", name).isprintable():
+        return False
+    return 0 < len(os.fsencode(name)) < 256
+
+
 def picture_path(image_dir, name, where, need=True):
     """Path of a picture inside image_dir. Raises DataError if the name leads out of it or nothing
     is there."""
     where = f"{where}: image {shown(name)}"
-    if not (isinstance(name, str) and name.isprintable() and 0 < len(os.fsencode(name)) < 256):
+    if not is_name(name):
         raise DataError(f"{where}: not a file name")
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or "\\" in name:
@@ -236,7 +246,7 @@ def find_picture(folder, name, where):
     parts = PurePosixPath(name.replace("\\", "/")).parts if isinstance(name, str) else ()
     for k in range(len(parts) if len(parts) < 100 else 0):
         end = "/".join(parts[k:])
-        if ".." not in end and end.isprintable() and len(end) < 256 and Path(folder, end).is_file():
+        if ".." not in parts[k:] and is_name(end) and Path(folder, end).is_file():
             return end
     return parts[-1] if parts else ""
 
@@ -283,31 +293,65 @@ def read_competition(label_file, image_dir=None, need_pictures=True):
 
 
 def read_icdar(files, image_dir=None):
-    """Pages of ICDAR files: gt_NAME.txt with `x1,y1,...,x4,y4,text` a line, `###` = ignore."""
+    """Pages of ICDAR files gt_NAME.txt, res_NAME.txt or NAME.txt, NAME with or without the
+    picture's suffix; in UTF-8 or Windows-1252. Text `###` = ignore."""
     pages, image_dir = [], image_dir_of(files[0], image_dir)
+    pictures = pictures_of(image_dir)
     for file in files:
-        stem = glob.escape(file.stem[3:])
-        names = [p.name for p in image_dir.glob(f"{stem}.*") if p.suffix.lower() in PICTURES]
+        name = re.sub("^(gt|res)_", "", file.stem)
+        names = pictures.get(name, ())
         if len(names) != 1:
-            raise DataError(f"{file}: {len(names)} pictures {stem}.* in {image_dir}; one is needed")
-        lines = enumerate(read_text(file, MAX_PAGE_BYTES).split("\n"), 1)
+            raise DataError(f"{file}: {len(names)} pictures {name}.* in {image_dir}; one is needed")
+        lines = enumerate(read_text(file, MAX_PAGE_BYTES, other="cp1252").split("\n"), 1)
         words = ((f"{n:04d}", *parse_icdar_line(s), False, 1.0) for n, s in lines if s.strip())
         page = Page(names[0], picture_path(image_dir, names[0], file))
         pages.append(fill_page(page, file, words))
     return pages
 
 
+def pictures_of(folder):
+    """{name without suffix, and with it: [names]} of the pictures in a folder."""
+    names = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in PICTURES:
+            names.setdefault(file.stem, []).append(file.name)
+            names[file.name] = [file.name]
+    return names
+
+
+def is_number(text):
+    try:
+        return bool(text) and float(text) is not None
+    except ValueError:
+        return False
+
+
 def parse_icdar_line(line):
-    """`x1,y1,...,xn,yn,text` -> (points, text or None). The numbers end at the first field that is
-    not one."""
-    fields, numbers = line.strip().split(",", 8), []
-    for value in fields[:8]:
-        try:
-            numbers.append(float(value))
-        except ValueError:
-            break
+    """`x1,y1,...,x4,y4,text` -> (points, text or None). Also `left, top, right, bottom, "text"`,
+    with or without commas (ICDAR 2013), and outlines of more points.
+
+    Digits after the 8th number are text, as prices are, unless the text is in quotes or four
+    numbers or more follow.
+    """
+    line = line.strip()
+    comma = "," if "," in line.split('"')[0] else None
+    fields = line.split(comma, 2 * MAX_POINTS + 2)
+    n = next((i for i, field in enumerate(fields) if not is_number(field)), len(fields))
+    quoted = n < len(fields) and fields[n].lstrip().startswith('"')
+    n = n if quoted or n >= 12 else min(n, 8)
+    numbers = list(map(float, fields[: n - n % 2]))
+    text = "".join(line.split(comma, len(numbers))[len(numbers) :])
+    bare = text.strip()
+    text = bare[1:-1] if len(bare) > 1 and bare[0] == bare[-1] == '"' else text
     points = list(zip(numbers[::2], numbers[1::2]))
-    return points, ",".join(fields[2 * len(points) :]) or None
+    if len(points) == 2:
+        points = rectangle(*points)
+    return points, text or None
+
+
+def rectangle(a, b):
+    """Corners of the upright rectangle between two points, as lists of any length."""
+    return [[*a], [*b[:1], *a[1:]], [*b], [*a[:1], *b[1:]]]
 
 
 def read_paddle(label_file, image_dir=None):
@@ -344,16 +388,15 @@ def read_labelme(files, image_dir=None):
         folder = image_dir_of(file, image_dir)
         name = find_picture(folder, sheet.get("imagePath"), file)
         for i, shape in enumerate(shapes, 1):
-            points, kind = shape.get("points", []), shape.get("shape_type", "polygon")
-            if kind not in ("polygon", "rectangle"):
+            points, kind = shape.get("points", []), shape.get("shape_type") or "polygon"
+            if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
                 raise DataError(f"{file}: shape {i} is a {shown(kind)}; draw it as a polygon")
             corners = list(map(type, points)) if isinstance(points, list) else []
             if kind == "rectangle" and corners == [list, list]:
-                low, high = points  # of any numbers; parse_polygon judges them
-                points = [low, [*high[:1], *low[1:]], high, [*low[:1], *high[1:]]]
+                points = rectangle(*points)  # of any values; parse_polygon judges them
             label, flags = shape.get("label"), shape.get("flags")
             text = shape.get("description") or (None if label == "text" else label)
-            skip = isinstance(flags, dict) and flags.get("ignore", False)
+            skip = shape.get("difficult") or isinstance(flags, dict) and flags.get("ignore")
             word_id, confidence = shape.get("id", f"{i:04d}"), shape.get("confidence", 1.0)
             words.append((word_id, points, text, skip or label == "###", confidence))
         page = Page(name, picture_path(folder, name, file))
@@ -367,17 +410,29 @@ def folder_labels(folder):
     folder = Path(folder)
     if (folder / "Label.txt").is_file():
         return read_paddle, folder / "Label.txt"
-    if files := sorted(folder.glob("gt_*.txt")):
-        return read_icdar, files
-    files = [p for p in sorted(folder.glob("*.json")) if '"shapes"' in read_text(p)]
-    return (read_labelme, files) if files else None
+    for pattern in ("gt_*.txt", "res_*.txt"):
+        if files := sorted(folder.glob(pattern)):
+            return read_icdar, files
+    if files := [p for p in sorted(folder.glob("*.json")) if '"shapes"' in read_text(p)]:
+        return read_labelme, files
+    texts = {p: read_text(p, other="latin-1") for p in sorted(folder.glob("*.txt"))}
+    files = [p for p, text in texts.items() if is_icdar(text) or not text.strip()]
+    return (read_icdar, files) if any(map(is_icdar, texts.values())) else None
+
+
+def is_icdar(text):
+    """Whether a file that has not its name from ICDAR begins with eight numbers and commas."""
+    return bool(re.match(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]", text))
 
 
 def find_labels(data, split):
     """(reader, source) of a split's labels in DATA, or None. A single file is every split's."""
     data = Path(data)
+    if data.is_file() and data.suffix == ".json":
+        return read_competition, data
     if data.is_file():
-        return (read_competition if data.suffix == ".json" else read_paddle), data
+        icdar = data.name.startswith(("gt_", "res_")) or is_icdar(read_text(data, other="latin-1"))
+        return (read_icdar, [data]) if icdar else (read_paddle, data)
     if split is None:
         return None
     if (data / f"{split}.json").is_file():
@@ -472,7 +527,11 @@ def to_icdar(pages, split):
                 points = cv2.boxPoints(cv2.minAreaRect(np.float32(points))).tolist()
             numbers = [f"{v:.4f}".rstrip("0").rstrip(".") for point in points for v in point]
             text = "###" if ignore else " ".join((text or "").split("\n"))
+            if parse_icdar_line(",".join([*numbers, text]))[1] != (text or None):
+                text = f'"{text}"'
             lines.append(",".join([*numbers, text]) + "\n")
+        if "/" in page.name:
+            raise DataError(f"image {page.name}: ICDAR knows no sub folders; move its picture")
         files[page_file(files, page, split, "gt_{}.txt")] = "".join(lines)
     return files
 
@@ -496,7 +555,7 @@ def to_labelme(pages, split):
 def page_file(files, page, split, pattern):
     """Path of a page's own label file, one of `files` to be. Raises DataError."""
     path = str(Path(split or "", pattern.format(PurePosixPath(page.name).stem)))
-    if path in files or "/" in page.name:
+    if path in files:
         raise DataError(f"image {page.name}: {path} would hold several pages; rename its picture")
     return path
 
@@ -534,14 +593,19 @@ def convert(data, out, to, image_dir=None):
         raise DataError(f"{out}: exists; choose another folder or remove it")
     splits = [s for s in SPLITS if has_split(data, s)] or [None]
     pages = {split: load_labels(data, split, image_dir) for split in splits}
-    first = next(iter(pages.values()))[0]
-    pictures = first.path.parents[len(PurePosixPath(first.name).parts) - 1].resolve()
+    places = {
+        page.path.parents[len(PurePosixPath(page.name).parts) - 1].resolve()
+        for found in pages.values()
+        for page in found
+    }
+    if len(places) > 1:
+        raise DataError(f"{data}: its pictures lie in {len(places)} folders; convert them one by one")
     try:
         for split in splits:
             for name, text in FORMATS[to](pages[split], split).items():
                 write_text(partial / name, text)
-        (partial / "images").symlink_to(pictures)
-        again = {split: load_labels(partial, split) for split in splits}
+        (partial / "images").symlink_to(*places)
+        again = {split: load_labels(partial, split or "train") for split in splits}
         if out.exists():
             out.rmdir()
         os.replace(partial, out)
