@@ -48,6 +48,7 @@ MAX_PAGES, MAX_WORDS, MAX_TEXT = 100_000, 5_000, 10_000
 MAX_POINTS, MAX_CROSSING, MAX_PAGE_POINTS = 500, 20, 20_000
 MAX_COORDINATE = 1e6
 MAX_PIXELS = 2**27
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to print
 
 
 class DataError(ValueError):
@@ -153,6 +154,22 @@ def write_text(path, text):
 def write_json(path, value, indent=None):
     """Write JSON whole or not at all. Raises ValueError on NaN or infinity."""
     write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(out):
+    """A folder to fill, which becomes `out` at the end, whole or not at all. Raises DataError if
+    there is something in `out`."""
+    out = Path(os.path.abspath(out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists; choose another folder or remove it")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def shown(name):
@@ -588,9 +605,6 @@ def losses(pages, again):
 def convert(data, out, to, image_dir=None):
     """Write the labels of every split of DATA to folder OUT in a format of FORMATS, with a link to
     the pictures. Prints what the format could not hold. Raises DataError."""
-    out, partial = Path(out), Path(f"{out}.partial-{os.getpid()}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists; choose another folder or remove it")
     splits = [s for s in SPLITS if has_split(data, s)] or [None]
     pages = {split: load_labels(data, split, image_dir) for split in splits}
     places = {
@@ -600,17 +614,12 @@ def convert(data, out, to, image_dir=None):
     }
     if len(places) > 1:
         raise DataError(f"{data}: its pictures lie in {len(places)} folders; convert them one by one")
-    try:
+    with new_folder(out) as partial:
         for split in splits:
             for name, text in FORMATS[to](pages[split], split).items():
                 write_text(partial / name, text)
         (partial / "images").symlink_to(*places)
         again = {split: load_labels(partial, split or "train") for split in splits}
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     pages, again = ([page for found in p.values() for page in found] for p in (pages, again))
     lost = ", ".join(f"{count} {kind}" for kind, count in losses(pages, again).items())
     words = sum(len(page.polygons) for page in pages)
@@ -620,36 +629,56 @@ def convert(data, out, to, image_dir=None):
 # ---------------------------------------------------------------- pictures
 
 
+def jpeg_segments(raw):
+    """(marker, where its length is) of a JPEG's segments up to its first scan, found as decoders
+    find them: what begins no marker is skipped."""
+    at, marker = 2, re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # the others have no length
+    for _ in range(10_000):
+        if not (found := marker.search(raw, at)):
+            return
+        yield raw[found.start(1)], found.end()
+        if found[1] in b"\xd9\xda":
+            return
+        at = found.end() + max(2, int.from_bytes(raw[found.end() : found.end() + 2], "big"))
+
+
 def header_size(raw):
     """(width, height) in the header of a JPEG, PNG, BMP, WebP or TIFF file's bytes; None of others.
+    Raises struct.error or KeyError where it is cut.
 
     A decoder allocates what the header says, which a file of a few bytes may set to gigabytes."""
     if raw[:8] == b"\x89PNG\r\n\x1a\n":
         return struct.unpack(">II", raw[16:24])
     if raw[:2] == b"BM":
-        return struct.unpack("<ii", raw[18:26])
+        return struct.unpack(*(("<HH", raw[18:22]) if raw[14] == 12 else ("<ii", raw[18:26])))
     if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
-        sizes = {b"VP8X": (raw[24:27], raw[27:30]), b"VP8 ": (raw[26:28], raw[28:30])}
-        bits = int.from_bytes(raw[21:25], "little")
-        less = [int.from_bytes(n, "little") for n in sizes.get(raw[12:16], ())]
-        less = less or (bits & 0x3FFF, bits >> 14 & 0x3FFF)
-        return less[0] + 1, less[1] + 1
+        if raw[12:16] == b"VP8 ":
+            return tuple(n & 0x3FFF for n in struct.unpack("<HH", raw[26:30]))
+        start, bits = {b"VP8X": (24, 24), b"VP8L": (21, 14)}[raw[12:16]]
+        both = int.from_bytes(raw[start : start + 6], "little")
+        return (both & (1 << bits) - 1) + 1, (both >> bits & (1 << bits) - 1) + 1
     if raw[:4] in (b"II*\0", b"MM\0*"):
         order = "<" if raw[:1] == b"I" else ">"
         (at,) = struct.unpack(order + "I", raw[4:8])
         (count,), tags = struct.unpack(order + "H", raw[at : at + 2]), {}
         for k in range(at + 2, at + 2 + 12 * count, 12):
             tag, kind = struct.unpack(order + "HH", raw[k : k + 4])
-            form, end = ("H", 10) if kind == 3 else ("I", 12)
-            tags[tag] = struct.unpack(order + form, raw[k + 8 : k + end])[0]
+            if form := {3: "H2x", 4: "I"}.get(kind):  # of a tag twice, decoders take the first
+                tags.setdefault(tag, struct.unpack(order + form, raw[k + 8 : k + 12])[0])
         return tags[256], tags[257]
-    at = 2 if raw[:2] == b"\xff\xd8" else len(raw)
-    while at < len(raw):  # from one segment to the next
-        marker, length = struct.unpack(">xBH", raw[at : at + 4])
+    for marker, at in jpeg_segments(raw) if raw[:2] == b"\xff\xd8" else ():
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return struct.unpack(">HH", raw[at + 5 : at + 9])[::-1]
-        at += 1 if marker == 0xFF else 2 + length
+            return struct.unpack(">HH", raw[at + 3 : at + 7])[::-1]
     return None
+
+
+def is_truncated(raw):
+    """Whether a JPEG or PNG lacks its end, which OpenCV fills with grey and says nothing. Other
+    things may follow the end: phones add a film."""
+    if raw[:2] == b"\xff\xd8":
+        scan = [at for marker, at in jpeg_segments(raw) if marker == 0xDA]
+        return not scan or raw.find(b"\xff\xd9", *scan) < 0
+    return raw[:4] == b"\x89PNG" and b"IEND\xaeB`\x82" not in raw
 
 
 def read_image(path):
@@ -662,21 +691,18 @@ def read_image(path):
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         size = header_size(raw) if len(raw) <= MAX_PICTURE_BYTES else None
-    except (struct.error, KeyError):
+    except (struct.error, KeyError, IndexError):
         size = None
     if size and abs(size[0] * size[1]) > MAX_PIXELS:
         raise DataError(f"{path}: {size[0]} x {size[1]} px; up to {MAX_PIXELS >> 20} M are read")
-    # OpenCV fills what a truncated file lacks with grey and says nothing
-    if raw[:2] == b"\xff\xd8" and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"):
-        raise DataError(f"{path}: truncated JPEG; fetch it again or leave it out of the labels")
-    if raw[:4] == b"\x89PNG" and b"IEND" not in raw[-64:]:
-        raise DataError(f"{path}: truncated PNG; fetch it again or leave it out of the labels")
+    if size and is_truncated(raw):
+        raise DataError(f"{path}: truncated; fetch it again or leave it out of the labels")
     try:
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB) if size else None
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{path}: not a picture that OpenCV can read (JPEG, PNG, BMP, WebP, TIFF)")
+        raise DataError(f"{path}: not a picture in JPEG, PNG, BMP, WebP or TIFF, or broken")
     return image
 
 
@@ -1769,34 +1795,34 @@ def synth(out, count, seed, **kind):
 
     A complete OUT of the same arguments is left alone; anything else there is an error.
     """
-    out, spec = Path(out), {"pages": count, "seed": seed, **kind}
-    made = out / "synth.json"
-    if made.is_file() and read_json(made) == spec:
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not this synthetic set; choose another folder")
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    (partial / "images").mkdir(parents=True)
+    spec = {"pages": count, "seed": seed, **kind}
+
+    def is_made():
+        made = Path(out, "synth.json")
+        return made.is_file() and read_json(made) == spec
 
     def draw(i):
-        name = f"synth_{i:05d}.jpg"
         image, words = synthetic_page((seed, i), **kind)
-        cv2.imwrite(
-            str(partial / "images" / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]
-        )
-        page = Page(name, None, size=image.shape[1::-1], group=f"synth {i}")
+        page = Page(f"synth_{i:05d}.jpg", None, size=image.shape[1::-1], group=f"synth {i}")
+        code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        (partial / "images" / page.name).write_bytes(code)
         for k, word in enumerate(words, 1):
             page.add(f"{k:04d}", word["points"], word["transcription"])
         return page
 
-    pages = map_threads(draw, range(count), "drawing receipts")
-    val = max(1, count // 4)
-    write_json(partial / "train.json", pages_to_json(pages[val:]))
-    write_json(partial / "val.json", pages_to_json(pages[:val]))
-    write_json(partial / "synth.json", spec)
-    if out.exists():
-        out.rmdir()
-    os.replace(partial, out)
+    if is_made():
+        return
+    try:
+        with new_folder(out) as partial:
+            (partial / "images").mkdir()
+            pages = map_threads(draw, range(count), "drawing receipts")
+            val = max(1, count // 4)
+            write_json(partial / "train.json", pages_to_json(pages[val:]))
+            write_json(partial / "val.json", pages_to_json(pages[:val]))
+            write_json(partial / "synth.json", spec)
+    except OSError:
+        if not is_made():  # by another process meanwhile
+            raise
 
 
 # what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn

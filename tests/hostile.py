@@ -92,9 +92,17 @@ def jpeg(width, height):
     return raw[: at + 5] + struct.pack(">HH", height, width) + raw[at + 9 :]
 
 
-def tiff(width, height):
-    tags = ((256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (279, 9))
-    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+def jpeg_with_a_decoy(width, height):
+    """Its first header begins no marker: decoders skip such bytes."""
+    raw = jpeg(width, height)
+    at = raw.index(b"\xff\xc0")
+    return raw[:at] + b"\0" + jpeg(16, 16)[at + 1 : at + 19] + raw[at:]
+
+
+def tiff(width, height, *more, kind=4):
+    """more: tags after the first ones, which decoders ignore where they come twice."""
+    tags = ((256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (279, 9), *more)
+    body = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(4)
 
 
@@ -212,10 +220,14 @@ CHECK = {  # data.py check on a folder
     "PNG cut within its header": raw_picture("x.png", png(9, 9)[:20]),
     "PNG bomb, 30,000 x 30,000": raw_picture("x.png", lambda: png_bomb(30_000)),
     "JPEG says 65,500 x 65,500": raw_picture("x.jpg", jpeg(65_500, 65_500)),
+    "JPEG hides 32,000 x 32,000": raw_picture("x.jpg", jpeg_with_a_decoy(32_000, 32_000)),
     "JPEG of markers only": raw_picture("x.jpg", b"\xff\xd8" + b"\xff\xe0\0\0" * 10**6),
+    "JPEG of 250 MB of fill bytes": raw_picture("x.jpg", lambda: b"\xff\xd8" + b"\xff" * (250 << 20)),
     "BMP says 40,000 x -40,000": raw_picture("x.bmp", bmp(40_000, -40_000)),
     "WebP says 16,383 x 16,383": raw_picture("x.webp", webp(16_383, 16_383)),
     "TIFF says 50,000 x 50,000": raw_picture("x.tif", tiff(50_000, 50_000)),
+    "TIFF says two sizes": raw_picture("x.tif", tiff(32_000, 32_000, (256, 9), (257, 9))),
+    "TIFF, sizes of 8 bytes": raw_picture("x.tif", tiff(100, 100, kind=16)),
     "TIFF with its tags nowhere": raw_picture("x.tif", b"II*\0\xff\xff\xff\xff"),
     "ICDAR line of 100 MB": icdar(lambda: "1,2," * (25 << 20)),
     "ICDAR file of 10 MB of text": icdar(lambda: "1,2,30,2,30,9,1,9," + "x" * 10**7),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import cv2
@@ -371,6 +372,29 @@ def test_truncated_and_broken_pictures_are_errors(tmp_path):
         read_image(tmp_path / "none.jpg")
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
+def test_header_size_is_the_decoders(suffix):
+    options = {".jpg": [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]], ".webp": [[], [1 << 6, 80]]}
+    for flags in options.get(suffix, [[]]):
+        raw = cv2.imencode(suffix, np.zeros((200, 300, 3), np.uint8), flags)[1].tobytes()
+        assert data.header_size(raw) == (300, 200)
+    assert data.header_size(b"") is None
+
+
+def test_odd_but_whole_pictures_are_read(tmp_path):
+    """Phones add a film behind a JPEG, screenshot tools something behind a PNG; OS/2's bitmaps."""
+    image = np.random.default_rng(0).integers(0, 255, (20, 32, 3), np.uint8)
+    old = hostile.struct.pack("<IHHIIHHHH", 26, 0, 0, 26, 12, 32, 20, 1, 24)
+    pictures = {
+        "film.jpg": cv2.imencode(".jpg", image)[1].tobytes() + b"..\xff\xd9..\xff\xda..",
+        "tail.png": cv2.imencode(".png", image)[1].tobytes() + b"." * 100,
+        "os2.bmp": b"BM" + old + image.tobytes(),
+    }
+    for name, raw in pictures.items():
+        (tmp_path / name).write_bytes(raw)
+        assert read_image(tmp_path / name).shape == image.shape
+
+
 # ---------------------------------------------------------------- folds
 
 
@@ -427,6 +451,11 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
 
 
 def test_check_errors_are_one_line(tmp_path, script, one_line):
+    (tmp_path / "images").mkdir()
+    raw = cv2.imencode(".bmp", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
+    (tmp_path / "images" / "cut.bmp").write_bytes(raw[:900])
+    write_labels(tmp_path, {"cut.bmp": {"words": {}}})
+    one_line(script("data.py", "check", "."), "images/cut.bmp: not a picture", code=1)
     (tmp_path / "train.json").write_text("{oops")
     one_line(script("data.py", "check", "."), "train.json", "not a JSON file", code=1)
     (tmp_path / "train.json").write_text('{"images": {"gone.png": {"words": {}}}}')
@@ -453,6 +482,29 @@ def test_synth_and_split_commands(tmp_path, script):
     split = json.loads((tmp_path / "runs" / "split-s-3.json").read_text())
     assert split["hash"] in result.stdout
     assert sorted(v["fold"] for v in split["images"].values()) == [1] * 3 + [2] * 3 + [3] * 3
+
+
+def test_a_set_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A crash leaves nothing; of two processes that draw the same set, the second finds it made."""
+    kind = dict(size=96, words=4)
+    data.synth(tmp_path / "other", 2, 0, **kind)
+    draw = data.synthetic_page
+
+    def other_is_first(seed, **kind):
+        if not (tmp_path / "s").exists():
+            shutil.copytree(tmp_path / "other", tmp_path / "s")
+        return draw(seed, **kind)
+
+    monkeypatch.setattr(data, "synthetic_page", lambda seed, **kind: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        data.synth(tmp_path / "s", 2, 0, **kind)
+    assert [p.name for p in tmp_path.iterdir()] == ["other"]
+    monkeypatch.setattr(data, "map_threads", lambda function, items, desc: list(map(function, items)))
+    monkeypatch.setattr(data, "synthetic_page", other_is_first)
+    data.synth(tmp_path / "s", 2, 0, **kind)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "s"]
+    with pytest.raises(DataError, match="s: exists; choose another folder"):
+        data.synth(tmp_path / "s", 3, 0, **kind)
 
 
 def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
