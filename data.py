@@ -736,11 +736,11 @@ def thumbnail(image):
 
 
 def near_duplicates(thumbnails):
-    """Index pairs [K, 2] of pages whose thumbnails [N, 1024] correlate above NEAR_DUPLICATE."""
-    blocks = range(0, len(thumbnails), 1024)
-    close = [np.argwhere(thumbnails[k : k + 1024] @ thumbnails.T > NEAR_DUPLICATE) for k in blocks]
-    pairs = np.concatenate([np.zeros((0, 2), int)] + [c + (k, 0) for c, k in zip(close, blocks)])
-    return pairs[pairs[:, 0] < pairs[:, 1]]
+    """Yields pairs a < b of pages whose thumbnails [N, 1024] correlate above NEAR_DUPLICATE: one
+    picture in another size, quality or brightness; not crops and turned pages."""
+    for k in range(0, len(thumbnails), 256):  # [256, N] at a time: 100 MB for 100,000 pages
+        close = thumbnails[k : k + 256] @ thumbnails[k:].T > NEAR_DUPLICATE
+        yield from (np.argwhere(np.triu(close, 1)) + k).tolist()
 
 
 def repair_words(page):
@@ -1122,11 +1122,9 @@ def page_groups(pages, thumbnails):
             i = parent[i]
         return i
 
-    pairs, first = near_duplicates(thumbnails).tolist(), {}
-    for i, page in enumerate(pages):
-        if page.group is not None:
-            pairs.append((first.setdefault(page.group, i), i))
-    for a, b in pairs:
+    first = {}
+    named = [(first.setdefault(p.group, i), i) for i, p in enumerate(pages) if p.group is not None]
+    for a, b in itertools.chain(named, near_duplicates(thumbnails)):
         parent[max(root(a), root(b))] = min(root(a), root(b))
     return np.array([root(i) for i in range(len(pages))])
 
@@ -1149,7 +1147,10 @@ def make_folds(pages, groups, folds, seed=0):
     load /= np.maximum(load.sum(0), 1)
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise DataError(f"{folds} folds of {len(names)} groups; 2 to {len(names)} are possible")
+        raise DataError(
+            f"{folds} folds of {len(names)} groups (by `group` and near-duplicates); "
+            "at least 2, and a group for each, are needed"
+        )
     total = np.zeros((len(names), 3))
     np.add.at(total, member, load)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -1191,6 +1192,8 @@ def run_pages(hp):
         return pages, val, None
     groups = page_groups(pages, inspect_pages(pages))
     folds = hp.folds or min(10, len(set(groups.tolist())))
+    if folds < 2:
+        raise DataError(f"{hp.data}: one group of pages and no val split; give it one or --val-data")
     split = split_json(pages, groups, folds)
     fold = hp.fold if hp.folds else 1
     if not hp.folds:
@@ -1777,8 +1780,7 @@ def check(data, size, image_dir):
     pages = {s or "all": load_labels(data, s, image_dir) for s in splits}
     thumbnails = {name: check_split(p, name, size) for name, p in pages.items()}
     everything = [(name, page) for name, p in pages.items() for page in p]
-    pairs = near_duplicates(np.concatenate(list(thumbnails.values())))
-    for a, b in pairs:
+    for a, b in near_duplicates(np.concatenate(list(thumbnails.values()))):
         (split_a, page_a), (split_b, page_b) = everything[a], everything[b]
         across = "warning: across splits" if split_a != split_b else "within a split"
         print(f"near-duplicates {across}: {split_a} {page_a.name}, {split_b} {page_b.name}")

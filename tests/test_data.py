@@ -408,6 +408,33 @@ def fold_pages(n=60):
     return pages
 
 
+def test_near_duplicates_are_all_pairs_above_the_threshold():
+    rng = np.random.default_rng(0)
+    thumbnails = rng.standard_normal((600, 1024), np.float32)
+    copies = rng.permutation(600)[:80].reshape(2, 40)
+    thumbnails[copies[0]] = thumbnails[copies[1]] + 0.1 * rng.standard_normal((40, 1024), np.float32)
+    thumbnails[copies[0, :3]] = thumbnails[copies[1, 0]]  # four alike: six pairs
+    thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
+    close = np.triu(thumbnails @ thumbnails.T > data.NEAR_DUPLICATE, 1)
+    assert sorted(data.near_duplicates(thumbnails)) == np.argwhere(close).tolist()
+    assert close.sum() == 37 + 6
+
+
+def test_thumbnails_tell_copies_from_other_pages():
+    pages = [data.synthetic_page((1, i), size=480, words=40)[0] for i in range(6)]
+    thumbnails = np.array([data.thumbnail(page) for page in pages])
+    page = pages[0]
+    copies = [
+        cv2.imdecode(cv2.imencode(".jpg", page, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], 1),
+        cv2.resize(page, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+        (page * 0.6).astype(np.uint8),
+    ]
+    assert min(data.thumbnail(copy) @ thumbnails[0] for copy in copies) > data.NEAR_DUPLICATE
+    assert not list(data.near_duplicates(thumbnails))
+    blank = data.thumbnail(np.full((90, 60, 3), 255, np.uint8))
+    assert not list(data.near_duplicates(np.array([blank, blank])))  # they say nothing
+
+
 def test_folds_are_grouped_balanced_and_deterministic():
     pages = fold_pages()
     thumbnails = np.eye(60, 1024, dtype=np.float32)
@@ -522,6 +549,9 @@ def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
     assert (
         len(val) == 2 and len(train) == 18 and not {p.group for p in train} & {p.group for p in val}
     )
+    write_labels(tmp_path, {"0.png": images["0.png"], "1.png": images["1.png"]})
+    with pytest.raises(DataError, match="one group of pages and no val split"):
+        data.run_pages(hp)
 
 
 # ---------------------------------------------------------------- hostile input
