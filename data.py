@@ -190,9 +190,7 @@ def parse_polygon(points, where):
     if polygon.shape != (count, 2):
         raise DataError(f"{where} has points that are not [x, y] pairs of numbers")
     if not (np.abs(polygon) <= MAX_COORDINATE).all():
-        raise DataError(
-            f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:g} px"
-        )
+        raise DataError(f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:g}")
     if count > MAX_CROSSING and not shapely.is_valid(shapely.polygons(polygon)):
         raise DataError(f"{where} crosses itself; up to {MAX_CROSSING} points may do so")
     return polygon
@@ -220,11 +218,12 @@ def fill_page(page, where, words):
 
 
 def is_name(name):
-    """Whether a value from a file may be a file's name. Spaces other than ASCII's, which macOS puts
-    into names, do not count as printable in Python."""
-    if not isinstance(name, str) or not re.sub("[\xa0\u2000-\u200a\u202f\u3000]", " ", name).isprintable():
+    """Whether a value from a file may be a file's name: a text of what can be printed and of spaces
+    of any kind, which macOS puts into names."""
+    if not isinstance(name, str) or not 0 < len(name) < 256:
         return False
-    return 0 < len(os.fsencode(name)) < 256
+    plain = re.sub("[\xa0\u2000-\u200a\u202f\u3000]", " ", name)
+    return plain.isprintable() and len(os.fsencode(name)) < 256
 
 
 def picture_path(image_dir, name, where, need=True):
@@ -470,10 +469,8 @@ def load_labels(data, split=None, image_dir=None):
         raise DataError(f"{data}: no such file or folder")
     found = find_labels(data, split) or folder_labels(data)
     if found is None:
-        raise DataError(
-            f"{data}: no labels of split {split or 'train, val or test'} "
-            "(SPLIT.json, gt_*.txt, Label.txt or labelme's)"
-        )
+        split = f"{data}: no labels of split {split or 'train, val or test'}"
+        raise DataError(f"{split} (SPLIT.json, gt_*.txt, Label.txt or labelme's)")
     pages = found[0](found[1], image_dir)
     names = sorted(page.name for page in pages)
     if twice := [a for a, b in zip(names, names[1:]) if a == b]:
@@ -527,10 +524,8 @@ def page_words(page):
 def to_paddle(pages, split):
     lines = []
     for page in pages:
-        words = [
-            {"transcription": text or "", "points": points, "difficult": ignore}
-            for _, points, text, ignore, _ in page_words(page)
-        ]
+        keys = "transcription", "points", "difficult"
+        words = [dict(zip(keys, (w[2] or "", w[1], w[3]))) for w in page_words(page)]
         lines.append(f"images/{page.name}\t{dumped(words)}\n")
     return {f"{split}.txt" if split else "Label.txt": "".join(lines)}
 
@@ -607,13 +602,11 @@ def convert(data, out, to, image_dir=None):
     the pictures. Prints what the format could not hold. Raises DataError."""
     splits = [s for s in SPLITS if has_split(data, s)] or [None]
     pages = {split: load_labels(data, split, image_dir) for split in splits}
-    places = {
-        page.path.parents[len(PurePosixPath(page.name).parts) - 1].resolve()
-        for found in pages.values()
-        for page in found
-    }
+    above = [p.path.parents[p.name.count("/")] for found in pages.values() for p in found]
+    places = {folder.resolve() for folder in set(above)}
     if len(places) > 1:
-        raise DataError(f"{data}: its pictures lie in {len(places)} folders; convert them one by one")
+        many = f"{data}: its pictures lie in {len(places)} folders"
+        raise DataError(f"{many}; convert each by itself")
     with new_folder(out) as partial:
         for split in splits:
             for name, text in FORMATS[to](pages[split], split).items():
@@ -728,9 +721,8 @@ def inspect_pages(pages):
 
 def thumbnail(image):
     """Normalised 32 x 32 high-pass picture of a page as a float32 vector [1024]."""
-    small = cv2.resize(
-        cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA
-    )
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
     small = small.astype(np.float32) - cv2.blur(small, (9, 9)).astype(np.float32)
     return small.ravel() / max(np.linalg.norm(small), 1e-6)
 
@@ -810,9 +802,8 @@ def draw_homography(rng, hp, width, height):
     cos, sin = np.cos(np.deg2rad(angle * hp.aug_rotate)), np.sin(np.deg2rad(angle * hp.aug_rotate))
     centre = np.array([width, height]) / 2
     shift = np.array([shift_x, shift_y]) * hp.aug_shift * 2 * centre * fit
-    to_origin = np.array(
-        [[zoom * mirror, 0, -zoom * mirror * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]]
-    )
+    wide = zoom * mirror
+    to_origin = np.array([[wide, 0, -wide * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]])
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     tilt = np.eye(3)
     tilt[2, :2] = np.array([tilt_x, tilt_y]) * hp.aug_perspective / size
@@ -842,13 +833,8 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
     image = shrink_page(image, max(shape))
     source = matrix @ np.diag([width / image.shape[1], height / image.shape[0], 1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
-    image = cv2.warpPerspective(
-        image,
-        np.linalg.inv(half) @ source @ half,
-        shape[::-1],
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=PAD_COLOUR,
-    )
+    pad = dict(borderMode=cv2.BORDER_CONSTANT, borderValue=PAD_COLOUR)
+    image = cv2.warpPerspective(image, np.linalg.inv(half) @ source @ half, shape[::-1], **pad)
     polygons = [apply_homography(matrix, p) for p in polygons]
     cut = [False] * len(polygons)
     for i, polygon in enumerate(polygons):
@@ -1147,10 +1133,7 @@ def make_folds(pages, groups, folds, seed=0):
     load /= np.maximum(load.sum(0), 1)
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise DataError(
-            f"{folds} folds of {len(names)} groups (by `group` and near-duplicates); "
-            "at least 2, and a group for each, are needed"
-        )
+        raise DataError(f"{folds} folds of {len(names)} groups; 2 to as many as groups are possible")
     total = np.zeros((len(names), 3))
     np.add.at(total, member, load)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -1193,7 +1176,7 @@ def run_pages(hp):
     groups = page_groups(pages, inspect_pages(pages))
     folds = hp.folds or min(10, len(set(groups.tolist())))
     if folds < 2:
-        raise DataError(f"{hp.data}: one group of pages and no val split; give it one or --val-data")
+        raise DataError(f"{hp.data}: no val split, and one group of pages; see --val-data")
     split = split_json(pages, groups, folds)
     fold = hp.fold if hp.folds else 1
     if not hp.folds:
@@ -1229,22 +1212,18 @@ def pseudo_pages(hp, known):
 WORDS = {
     "shop": (
         "Sunny_Corner Green_Harbour Maple Golden_Olive Lucky_Star Fresh_Garden Moon_River 99_Hill",
-        "햇살_초록 바다 행복_하늘 가온 소담 별빛_나무 우리 참좋은 큰길 한빛_모퉁이",
-    ),
+        "햇살_초록 바다 행복_하늘 가온 소담 별빛_나무 우리 참좋은 큰길 한빛_모퉁이"),
     "kind": (
         "Ltd. Store Co. Bistro Cafe Sons_(M) Express Enterprise Mart Restaurant Trading Pharmacy",
-        "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점",
-    ),
+        "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점"),
     "place": (
         "1##,_Lake_Road ##,_Oak_Street,_#####_Ashford Lot_1##_&_2##,_Station_Road,_Easton Newton "
         "(######-K) GST_ID_No:_00######## Tel:_0#-###_####_Fax:_0#-###_#### Lowell,_#####_Marlow",
-        "서울시_강남구_중앙로_## 부산시_은행길_1## 성남시 대표:_김민준 02-###-#### 역삼동_2##",
-    ),
+        "서울시_강남구_중앙로_## 부산시_은행길_1## 성남시 대표:_김민준 02-###-#### 역삼동_2##"),
     "meta": (
         "Date|1#/0#/201# Time|1#:2#:4# Receipt|A###### Invoice_No.|000##### Cashier|Anna Table|## "
         "Till|POS-## Tel|0##-####### Member|##-####-# Served_by|Kumar Pax|# Tax_ID|0####### Ref.|",
-        "일시|202#-0#-1# 시간|1#:3#:5# 영수증_번호|A###### 계산원|이서연 테이블|# 사업자|###-#####",
-    ),
+        "일시|202#-0#-1# 시간|1#:3#:5# 영수증_번호|A###### 계산원|이서연 테이블|# 사업자|###-#####"),
     "title": ("Tax_Invoice Receipt Sales_Slip Cash_Bill", "영수증 매출_전표 주문서 신용_승인"),
     "heads": ("Item|Qty|Price|Amount Description|No|U.Price|Total", "상품명|수량|단가|금액"),
     "item": (
@@ -1252,22 +1231,18 @@ WORDS = {
         "Paper Battery Soap 500ml 12pcs Large Hot Set Mint Lemon Cake Fried_Fish Tofu Bolt 2kg w/ "
         "Beef Roll Water Bag Brush XL Sugar No.5 Cable_3m (R) Ginger",
         "우유 식빵 커피 녹차 김밥 라면 만두 비빔밥 불고기 된장_찌개 사과 주스 치킨 샐러드 버터 대 "
-        "볼펜 건전지 비누 생수 소 세트 1+1 500ml 아이스 매운 국산 냉동_만두 간장 두부",
-    ),
+        "볼펜 건전지 비누 생수 소 세트 1+1 500ml 아이스 매운 국산 냉동_만두 간장 두부"),
     "part": (
         "Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_Sales_(excl._Tax)",
-        "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료",
-    ),
+        "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료"),
     "total": ("TOTAL Total_Due AMOUNT_DUE Grand_Total TOTAL_(incl._tax)", "합계 총_액 받을_금액"),
     "pay": (
         "Cash Change Visa_Card Tendered Card_**#### Approval_###### Points Balance",
-        "현금 거스름돈 신용카드 받은_금액 카드_**#### 승인_###### 포인트 잔액",
-    ),
+        "현금 거스름돈 신용카드 받은_금액 카드_**#### 승인_###### 포인트 잔액"),
     "foot": (
         "THANK_YOU Please_come_again Goods_sold_are_not_returnable,_thank_you Have_a_nice_day! "
         "Keep_this_receipt_for_exchange_within_7_days Questions?_Call_our_service_desk",
-        "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 부가세_포함_가격",
-    ),
+        "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 부가세_포함_가격"),
 }
 
 
@@ -1367,10 +1342,8 @@ class Printer:
     def __init__(self, rng):
         self.face = cv2.FontFace(str(rng.choice(["sans", "uni", "italic"], p=[0.6, 0.35, 0.05])))
         self.pitch, self.space = rng.choice([0, rng.uniform(0.5, 0.6)]), rng.uniform(0.25, 0.4)
-        self.dots, self.weight = (
-            rng.choice([1, 1, 0.7, 0.55]),
-            int(rng.choice([3, 4, 4, 5, 6])) * 100,
-        )
+        self.dots = rng.choice([1, 1, 0.7, 0.55])
+        self.weight = int(rng.choice([3, 4, 4, 5, 6])) * 100
         self.stretch, self.glyphs = 1.0, {}
 
     def glyph(self, char, s, weight):
@@ -1458,9 +1431,8 @@ def draw_sheet(rng, lines, w, h, leading, blank):
     width, size = w - 2 * margin, min(h / units, 0.11 * w)
     texts = [line for line in lines if line[0] == "text"]
     wide = [x[1] * sum(len(t) + 0.7 * sum(c > "ᄀ" for c in t) + 1 for _, t in x[3]) for x in texts]
-    fit = width / (
-        (printer.pitch or 0.55) * size * np.percentile(wide, 90 if len(lines) > 20 else 75)
-    )
+    long = np.percentile(wide, 90 if len(lines) > 20 else 75)
+    fit = width / ((printer.pitch or 0.55) * size * long)
     size, printer.stretch = size * min(1, fit / 0.66), float(np.clip(fit, 0.66, 1.2))
     ink, found = np.zeros((h, w), np.uint8), []
     y = (0.8 + blank) * size + max(0, h - size * units) * rng.uniform(0.1, 0.5)
@@ -1473,11 +1445,8 @@ def draw_sheet(rng, lines, w, h, leading, blank):
             up = size * {"*": 0, "_": 0.75, ".": 0.65}.get(cells, 0.35)  # to the line's middle
             printer.set_line(ink, row, size, printer.weight, margin, y - up, width)
         elif kind != "gap":
-            block_h, block_w = (
-                int(height * size * leading * 0.85),
-                int(width * rng.uniform(0.4, 0.8)),
-            )
-            block = draw_block(rng, kind, max(block_h, 8), block_w)
+            block_w = int(width * rng.uniform(0.4, 0.8))
+            block = draw_block(rng, kind, max(int(height * size * leading * 0.85), 8), block_w)
             lay_ink(ink, block, (w - block.shape[1]) // 2, int(y))
         y += height * size * leading
     return ink, found, size
@@ -1855,14 +1824,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
 
     def error(self, message):
-        wrong, known = (
-            message.removeprefix("unrecognized arguments: "),
-            [self._option_string_actions],
-        )
-        for action in self._actions:  # of data.py's commands
-            if isinstance(action, argparse._SubParsersAction):
-                known += [sub._option_string_actions for sub in action.choices.values()]
-        known = [flag for flags in known for flag in flags] if wrong != message else []
+        wrong, known = message.removeprefix("unrecognized arguments: "), []
+        if wrong != message:
+            parsers = [self]
+            for action in self._actions:  # data.py's commands
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+            known = [flag for parser in parsers for flag in parser._option_string_actions]
         if choice := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
             wrong, known = choice[1], re.findall(r"[\w-]+", choice[2])
         near = difflib.get_close_matches(re.split("[= ]", wrong)[0], known, 1, 0.6)
@@ -1874,75 +1842,67 @@ class Parser(argparse.ArgumentParser):
 # flags of the commands: (name, type or choices, default, help)
 DATA = ("data", None, None, "folder or label file")
 PLACE = ("--image-dir", None, None, "where the pictures lie, if not in images/ or beside labels")
-COMMANDS = {
-    "check": ("what is in DATA and what will go wrong in training", "receipts --size 960"),
-    "synth": ("draw synthetic receipts, a quarter of them val", "data/lines --unit line"),
-    "split": ("stratified folds; groups and near-duplicates together", "receipts --folds 5"),
-    "convert": ("labels in another format", "receipts receipts-ppocr --to paddle"),
-}
-FLAGS = {
-    "check": [DATA, ("--size", int, 960, "longer page side in training"), PLACE],
-    "synth": [
-        ("out", None, None, "folder to make"),
-        ("--pages", int, 64, "how many"),
-        ("--seed", int, 0, "another seed, other pages"),
-        ("--size", int, 1280, "longer page side"),
+COMMANDS = {  # what it does, an example, its flags
+    "check": (
+        "what is in DATA and what will go wrong in training", "receipts --size 960",
+        DATA, ("--size", int, 960, "longer page side in training"), PLACE),
+    "synth": (
+        "draw synthetic receipts, a quarter of them val", "data/lines --unit line",
+        ("out", None, None, "folder to make"), ("--pages", int, 64, "how many"),
+        ("--seed", int, 0, "another seed, other pages"), ("--size", int, 1280, "longer page side"),
         ("--words", int, 117, "words a page, about"),
-        ("--unit", ("word", "line"), "word", "label words, or runs of text on scans like SROIE's"),
-    ],
-    "split": [
-        DATA,
-        ("--folds", int, 5, "how many"),
-        ("--seed", int, 0, "breaks ties"),
+        ("--unit", ("word", "line"), "word", "label words, or runs of text on scans like SROIE's")),
+    "split": (
+        "stratified folds; groups and near-duplicates together", "receipts --folds 5",
+        DATA, ("--folds", int, 5, "how many"), ("--seed", int, 0, "breaks ties"),
         ("--split", SPLITS, "train", "which split of DATA"),
-        ("--out", None, None, "JSON to write, runs/split-DATA-FOLDS.json without"),
-        PLACE,
-    ],
-    "convert": [
-        DATA,
-        ("out", None, None, "folder to make; its images/ is a link to the pictures"),
-        ("--to", tuple(FORMATS), "json", "format to write; says what it cannot hold"),
-        PLACE,
-    ],
-}
+        ("--out", None, None, "JSON to write, runs/split-DATA-FOLDS.json without"), PLACE),
+    "convert": (
+        "labels in another format", "receipts receipts-ppocr --to paddle",
+        DATA, ("out", None, None, "folder to make; its images/ is a link to the pictures"),
+        ("--to", tuple(FORMATS), "json", "format to write; says what it cannot hold"), PLACE),
+}  # fmt: skip
 
 
 def parse_args(argv):
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (what, example) in COMMANDS.items():
+    for name, (what, example, *flags) in COMMANDS.items():
         example = f"example: python data.py {name} {example}"
         sub = commands.add_parser(name, help=what, description=what, epilog=example)
-        for flag, kind, default, text in FLAGS[name]:
+        for flag, kind, default, text in flags:
             of = dict(choices=kind) if isinstance(kind, tuple) else dict(type=kind or str)
             text += f" (default {default})" if default is not None else ""
             sub.add_argument(flag, default=default, help=text, **of)
     return parser.parse_args(argv)
 
 
+def make_split(args):
+    pages = load_labels(resolve_data(args.data), args.split, args.image_dir)
+    split = split_json(pages, page_groups(pages, inspect_pages(pages)), args.folds, args.seed)
+    out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
+    write_json(out, split, indent=1)
+    sizes = np.bincount([v["fold"] for v in split["images"].values()])[1:]
+    print(f"{out}: {args.folds} folds of {sizes.tolist()} pages, hash {split['hash']}")
+
+
 def main(argv=None):
     args = parse_args(argv)
     try:
+        for flag, least in (("pages", 2), ("size", 32), ("words", 1)):
+            if getattr(args, flag, least) < least:
+                raise DataError(f"--{flag} {getattr(args, flag)}: at least {least} is needed")
         if args.command == "check":
-            if args.size < 32 or args.size % 32:
+            if args.size % 32:
                 raise DataError(f"--size {args.size}: not a multiple of 32, as in training")
             check(resolve_data(args.data), args.size, args.image_dir)
         elif args.command == "synth":
-            for flag, least in (("pages", 2), ("size", 64), ("words", 1)):
-                if getattr(args, flag) < least:
-                    raise DataError(f"--{flag} {getattr(args, flag)}: at least {least} is needed")
             synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=args.unit)
             print(f"{args.out}: {args.pages} synthetic receipts")
         elif args.command == "convert":
             convert(args.data, args.out, args.to, args.image_dir)
         else:
-            pages = load_labels(resolve_data(args.data), args.split, args.image_dir)
-            groups = page_groups(pages, inspect_pages(pages))
-            split = split_json(pages, groups, args.folds, args.seed)
-            out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
-            write_json(out, split, indent=1)
-            sizes = np.bincount([v["fold"] for v in split["images"].values()])[1:]
-            print(f"{out}: {args.folds} folds of {sizes.tolist()} pages, hash {split['hash']}")
+            make_split(args)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

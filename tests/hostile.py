@@ -222,7 +222,7 @@ CHECK = {  # data.py check on a folder
     "JPEG says 65,500 x 65,500": raw_picture("x.jpg", jpeg(65_500, 65_500)),
     "JPEG hides 32,000 x 32,000": raw_picture("x.jpg", jpeg_with_a_decoy(32_000, 32_000)),
     "JPEG of markers only": raw_picture("x.jpg", b"\xff\xd8" + b"\xff\xe0\0\0" * 10**6),
-    "JPEG of 250 MB of fill bytes": raw_picture("x.jpg", lambda: b"\xff\xd8" + b"\xff" * (250 << 20)),
+    "JPEG, 250 MB of fill": raw_picture("x.jpg", lambda: b"\xff\xd8" + b"\xff" * (250 << 20)),
     "BMP says 40,000 x -40,000": raw_picture("x.bmp", bmp(40_000, -40_000)),
     "WebP says 16,383 x 16,383": raw_picture("x.webp", webp(16_383, 16_383)),
     "TIFF says 50,000 x 50,000": raw_picture("x.tif", tiff(50_000, 50_000)),

@@ -412,7 +412,8 @@ def test_near_duplicates_are_all_pairs_above_the_threshold():
     rng = np.random.default_rng(0)
     thumbnails = rng.standard_normal((600, 1024), np.float32)
     copies = rng.permutation(600)[:80].reshape(2, 40)
-    thumbnails[copies[0]] = thumbnails[copies[1]] + 0.1 * rng.standard_normal((40, 1024), np.float32)
+    noise = 0.1 * rng.standard_normal((40, 1024), np.float32)
+    thumbnails[copies[0]] = thumbnails[copies[1]] + noise
     thumbnails[copies[0, :3]] = thumbnails[copies[1, 0]]  # four alike: six pairs
     thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
     close = np.triu(thumbnails @ thumbnails.T > data.NEAR_DUPLICATE, 1)
@@ -526,7 +527,7 @@ def test_a_set_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         data.synth(tmp_path / "s", 2, 0, **kind)
     assert [p.name for p in tmp_path.iterdir()] == ["other"]
-    monkeypatch.setattr(data, "map_threads", lambda function, items, desc: list(map(function, items)))
+    monkeypatch.setattr(data, "map_threads", lambda draw, pages, desc: [draw(i) for i in pages])
     monkeypatch.setattr(data, "synthetic_page", other_is_first)
     data.synth(tmp_path / "s", 2, 0, **kind)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "s"]
@@ -550,7 +551,7 @@ def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
         len(val) == 2 and len(train) == 18 and not {p.group for p in train} & {p.group for p in val}
     )
     write_labels(tmp_path, {"0.png": images["0.png"], "1.png": images["1.png"]})
-    with pytest.raises(DataError, match="one group of pages and no val split"):
+    with pytest.raises(DataError, match="no val split, and one group of pages"):
         data.run_pages(hp)
 
 
