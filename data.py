@@ -1133,7 +1133,7 @@ def make_folds(pages, groups, folds, seed=0):
     load /= np.maximum(load.sum(0), 1)
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise DataError(f"{folds} folds of {len(names)} groups; 2 to as many as groups are possible")
+        raise DataError(f"{folds} folds of {len(names)} groups; 2 to that many are possible")
     total = np.zeros((len(names), 3))
     np.add.at(total, member, load)
     order = np.random.default_rng(seed).permutation(len(names))

@@ -240,7 +240,7 @@ def test_splits_in_folders_of_their_own(tmp_path):
     for split in ("train", "val"):
         (tmp_path / "in" / split).mkdir(parents=True)
         sample(tmp_path / "in" / split, "Label.txt")
-    with pytest.raises(DataError, match="in: its pictures lie in 2 folders; convert each by itself"):
+    with pytest.raises(DataError, match="in: its pictures lie in 2 folders; convert each"):
         data.convert(tmp_path / "in", tmp_path / "out", "json")
     assert not list(tmp_path.glob("out*"))
     data.convert(tmp_path / "in" / "val", tmp_path / "out", "json")
