@@ -105,9 +105,9 @@ def read_text(path, limit=MAX_LABEL_BYTES, encoding="utf-8-sig", other=None):
 
 def unique_keys(pairs):
     """The object of a JSON object's pairs. Raises DataError on a key that comes twice."""
-    value = dict(pairs)
+    value, seen = dict(pairs), set()
     if len(value) < len(pairs):
-        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise DataError(f"key {shown(twice)} comes twice in one object")
     return value
 
@@ -205,6 +205,8 @@ def fill_page(page, where, words):
         polygon = parse_polygon(points, place)
         if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
             raise DataError(f"{place}: confidence {shown(repr(confidence))} is not in 0..1")
+        if ignore not in (None, False, True):
+            raise DataError(f"{place}: ignore flag {shown(repr(ignore))} is not true or false")
         if text is not None and not (isinstance(text, str) and len(text) <= MAX_TEXT):
             raise DataError(f"{place}: transcription is not a text of up to {MAX_TEXT} characters")
         if text and any("\ud800" <= c <= "\udfff" for c in text):
@@ -259,7 +261,8 @@ def image_dir_of(label_file, image_dir=None):
 def find_picture(folder, name, where):
     """Name of a picture in folder, for tools that write a way to it before the name: the longest
     end of that way that is there."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts if isinstance(name, str) else ()
+    name = name.replace("\\", "/").lstrip("/") if isinstance(name, str) else ""
+    parts = PurePosixPath(name).parts
     for k in range(len(parts) if len(parts) < 100 else 0):
         end = "/".join(parts[k:])
         if ".." not in parts[k:] and is_name(end) and Path(folder, end).is_file():
@@ -413,8 +416,9 @@ def read_labelme(files, image_dir=None):
             label, flags = shape.get("label"), shape.get("flags")
             text = shape.get("description") or (None if label == "text" else label)
             skip = shape.get("difficult") or isinstance(flags, dict) and flags.get("ignore")
-            word_id, confidence = shape.get("id", f"{i:04d}"), shape.get("confidence", 1.0)
-            words.append((word_id, points, text, skip or label == "###", confidence))
+            word_id = f"{i:04d}" if shape.get("id") is None else shape["id"]
+            skip, confidence = skip or label == "###", shape.get("confidence", 1.0)
+            words.append((word_id, points, text, skip, confidence))
         page = Page(name, picture_path(folder, name, file))
         page.size = stated_size(sheet, "imageWidth", "imageHeight", file)
         pages.append(fill_page(page, file, words))

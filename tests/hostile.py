@@ -193,6 +193,9 @@ CHECK = {  # data.py check on a folder
     "words is a list": labels('{"images": {"a.png": {"words": [1]}}}'),
     "word is a number": labels('{"images": {"a.png": {"words": {"1": 7}}}}'),
     "key twice in a word": word(more=', "points": []'),
+    "key twice after 300,000 others": labels(
+        lambda: '{"images": {%s"1": 1}}' % "".join(f'"{i}": 1, ' for i in range(300_000))
+    ),
     "image twice": labels('{"images": {"a.png": {"words": {}}, "a.png": {"words": {}}}}'),
     "lists nested 100,000 deep": labels("[" * DEEP + "]" * DEEP),
     "objects nested 100,000 deep": labels('{"a":' * DEEP + "1" + "}" * DEEP),

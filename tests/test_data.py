@@ -287,12 +287,12 @@ def test_icdar_folder(tmp_path):
 
 def test_paddle_label_txt(tmp_path):
     write_page(tmp_path, "x.png")
-    words = [
-        {"transcription": "a", "points": [[1, 2], [30, 2], [30, 9], [1, 9]], "difficult": True}
-    ]
+    quad = [[1, 2], [30, 2], [30, 9], [1, 9]]
+    words = [dict(points=quad, transcription=text, difficult=text == "a") for text in "a*b"]
     (tmp_path / "Label.txt").write_text(f"images/x.png\t{json.dumps(words)}\n")
     (page,) = load_labels(tmp_path)
-    assert page.ignore == [True] and page.texts == ["a"] and page.path.is_file()
+    assert page.ignore == [True, True, False] and page.texts == ["a", "*", "b"]
+    assert page.path.is_file()
 
 
 def test_labels_round_trip_through_json(tmp_path):
@@ -322,6 +322,14 @@ def test_bad_points_name_file_image_and_word(tmp_path, points, message):
     with pytest.raises(DataError, match=message) as error:
         load_labels(tmp_path, "train")
     assert "train.json: image a.png" in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["false", 2, [], {"a": 1}, 0.5])
+def test_a_flag_is_true_or_false(tmp_path, flag):
+    quad = [[1, 2], [30, 2], [30, 9], [1, 9]]
+    write_labels(tmp_path, write_page(tmp_path, words={"7": {"points": quad, "ignore": flag}}))
+    with pytest.raises(DataError, match="a.png: word 7: ignore flag .* is not true or false"):
+        load_labels(tmp_path, "train")
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "b/../../a.png"])
