@@ -14,7 +14,6 @@ page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 import argparse
 import contextlib
 import difflib
-import glob
 import hashlib
 import itertools
 import json
@@ -258,7 +257,7 @@ def image_dir_of(label_file, image_dir=None):
     return Path(image_dir)
 
 
-def find_picture(folder, name, where):
+def find_picture(folder, name):
     """Name of a picture in folder, for tools that write a way to it before the name: the longest
     end of that way that is there."""
     name = name.replace("\\", "/").lstrip("/") if isinstance(name, str) else ""
@@ -340,9 +339,10 @@ def pictures_of(folder):
 
 def is_number(text):
     try:
-        return bool(text) and float(text) is not None
+        float(text)
     except ValueError:
         return False
+    return True
 
 
 def parse_icdar_line(line):
@@ -385,7 +385,7 @@ def read_paddle(label_file, image_dir=None):
         words = parse_json(words, f"{where}: after `picture<TAB>`")
         if not isinstance(words, list) or not all(isinstance(word, dict) for word in words):
             raise DataError(f"{where}: not `picture<TAB>JSON list of objects`")
-        name = find_picture(folder, name, where)
+        name = find_picture(folder, name)
         page, fields = Page(name, picture_path(folder, name, where)), []
         for i, word in enumerate(words, 1):
             text, points = word.get("transcription") or None, word.get("points", [])
@@ -397,7 +397,7 @@ def read_paddle(label_file, image_dir=None):
 
 def read_labelme(files, image_dir=None):
     """Pages of labelme files, one a picture: polygons and rectangles; the text is the description,
-    or else the label, unless that is "text"; flag "ignore" or label `###` = ignore."""
+    or else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore."""
     pages = []
     for file in files:
         sheet, words = read_json(file), []
@@ -405,7 +405,7 @@ def read_labelme(files, image_dir=None):
         if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
             raise DataError(f'{file}: no "shapes" list of objects; is this a labelme file?')
         folder = image_dir_of(file, image_dir)
-        name = find_picture(folder, sheet.get("imagePath"), file)
+        name = find_picture(folder, sheet.get("imagePath"))
         for i, shape in enumerate(shapes, 1):
             points, kind = shape.get("points", []), shape.get("shape_type") or "polygon"
             if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
@@ -441,7 +441,7 @@ def folder_labels(folder):
 
 
 def is_icdar(text):
-    """Whether a file that has not its name from ICDAR begins with eight numbers and commas."""
+    """Whether a text begins as ICDAR's files do, whatever its name: eight numbers and commas."""
     return bool(re.match(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]", text))
 
 
@@ -546,7 +546,7 @@ def to_icdar(pages, split):
             if parse_icdar_line(",".join([*numbers, text]))[1] != (text or None):
                 text = f'"{text}"'
             lines.append(",".join([*numbers, text]) + "\n")
-        if "/" in page.name:
+        if len(PurePosixPath(page.name).parts) > 1:
             raise DataError(f"image {page.name}: ICDAR knows no sub folders; move its picture")
         files[page_file(files, page, split, "gt_{}.txt")] = "".join(lines)
     return files
@@ -585,9 +585,9 @@ FORMATS = {"json": to_json, "icdar": to_icdar, "paddle": to_paddle, "labelme": t
 
 def losses(pages, again):
     """What differs between pages and what was read back of them, as counts by kind."""
-    lost, known = {}, {page.name: page for page in again}
+    lost, known = {}, {PurePosixPath(page.name): page for page in again}
     for page in pages:
-        other = known[page.name]
+        other = known[PurePosixPath(page.name)]
         lines = {"sizes": [(page.size, other.size)], "groups": [(page.group, other.group)]}
         lines["ids"] = zip(page.ids, other.ids)
         lines["confidences"] = zip(page.confidences, other.confidences)
@@ -606,8 +606,8 @@ def convert(data, out, to, image_dir=None):
     the pictures. Prints what the format could not hold. Raises DataError."""
     splits = [s for s in SPLITS if has_split(data, s)] or [None]
     pages = {split: load_labels(data, split, image_dir) for split in splits}
-    above = [p.path.parents[p.name.count("/")] for found in pages.values() for p in found]
-    places = {folder.resolve() for folder in set(above)}
+    found = [page for split in splits for page in pages[split]]
+    places = {p.path.parents[len(PurePosixPath(p.name).parts) - 1] for p in found}
     if len(places) > 1:
         many = f"{data}: its pictures lie in {len(places)} folders"
         raise DataError(f"{many}; convert each by itself")
@@ -615,12 +615,11 @@ def convert(data, out, to, image_dir=None):
         for split in splits:
             for name, text in FORMATS[to](pages[split], split).items():
                 write_text(partial / name, text)
-        (partial / "images").symlink_to(*places)
-        again = {split: load_labels(partial, split or "train") for split in splits}
-    pages, again = ([page for found in p.values() for page in found] for p in (pages, again))
-    lost = ", ".join(f"{count} {kind}" for kind, count in losses(pages, again).items())
-    words = sum(len(page.polygons) for page in pages)
-    print(f"{out}: {len(pages)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
+        (partial / "images").symlink_to(places.pop().resolve())
+        again = [page for s in splits for page in load_labels(partial, s or "train")]
+    lost = ", ".join(f"{count} {kind}" for kind, count in losses(found, again).items())
+    words = sum(len(page.polygons) for page in found)
+    print(f"{out}: {len(found)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
 
 
 # ---------------------------------------------------------------- pictures

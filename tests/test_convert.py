@@ -278,14 +278,15 @@ def test_splits_in_folders_of_their_own(tmp_path):
 
 
 def test_pictures_in_sub_folders(tmp_path):
-    images = {f"{folder}/{folder}.jpg": {"words": {}} for folder in ("a", "b")}
+    images = {name: {"words": {}} for name in ("a/a.jpg", "./b/b.jpg")}
     for name in images:
         (tmp_path / "images" / name).parent.mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "images" / name), np.zeros((9, 9, 3), np.uint8))
     (tmp_path / "train.json").write_text(json.dumps({"images": images}))
     for to in ("json", "paddle", "labelme"):
         data.convert(tmp_path, tmp_path / to, to)
-        assert {page.name for page in load_labels(tmp_path / to, "train")} == set(images)
+        names = {page.name.removeprefix("./") for page in load_labels(tmp_path / to, "train")}
+        assert names == {"a/a.jpg", "b/b.jpg"}
     with pytest.raises(DataError, match="image a/a.jpg: ICDAR knows no sub folders"):
         data.convert(tmp_path, tmp_path / "icdar", "icdar")
 
