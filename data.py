@@ -23,6 +23,7 @@ import re
 import shutil
 import struct
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -489,21 +490,27 @@ def has_split(data, split):
     return Path(data).is_dir() and find_labels(data, split) is not None
 
 
+def page_words(page):
+    """(id, points [[x, y], ...], text, ignore, confidence) of each word of a page, rounded."""
+    points = [np.round(polygon, 4).tolist() for polygon in page.polygons]
+    confidences = [round(confidence, 6) for confidence in page.confidences]
+    return zip(page.ids, points, page.texts, page.ignore, confidences)
+
+
 def pages_to_json(pages):
     """Pages as the competition's JSON object; words keep confidence and transcription where there
     are any."""
     images = {}
     for page in pages:
         words = {}
-        for i, polygon in enumerate(page.polygons):
-            word = {"points": np.round(polygon, 4).tolist()}
-            if page.texts[i] is not None:
-                word["transcription"] = page.texts[i]
-            if page.confidences[i] != 1.0:
-                word["confidence"] = round(page.confidences[i], 6)
-            if page.ignore[i]:
+        for word_id, points, text, ignore, confidence in page_words(page):
+            words[word_id] = word = {"points": points}
+            if text is not None:
+                word["transcription"] = text
+            if confidence != 1.0:
+                word["confidence"] = confidence
+            if ignore:
                 word["ignore"] = True
-            words[page.ids[i]] = word
         images[page.name] = {"words": words}
         if page.size:
             images[page.name].update(img_w=int(page.size[0]), img_h=int(page.size[1]))
@@ -517,12 +524,6 @@ def pages_to_json(pages):
 
 def dumped(value):
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def page_words(page):
-    """(id, points [[x, y], ...], text, ignore, confidence) of each word of a page."""
-    points = [np.round(polygon, 4).tolist() for polygon in page.polygons]
-    return zip(page.ids, points, page.texts, page.ignore, page.confidences)
 
 
 def to_paddle(pages, split):
@@ -1690,10 +1691,9 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
 
 def describe(pages, size):
     """Counts of inspected pages at a page size, as a dict; what train.py prints before epoch 1."""
-    totals = {}
+    repairs = Counter()
     for page in pages:
-        for key, value in repair_words(page)[2].items():
-            totals[key] = totals.get(key, 0) + value
+        repairs.update(repair_words(page)[2])
     heights = np.concatenate([word_heights(p) * (size / max(p.size)) for p in pages] or [[]])
     counts = np.array([len(p.polygons) for p in pages])
     return {
@@ -1704,45 +1704,36 @@ def describe(pages, size):
         "ignored": sum(sum(p.ignore) for p in pages),
         "height px": float(np.median(heights)) if len(heights) else 0.0,
         "under 8 px": float((heights < 8).mean()) if len(heights) else 0.0,
-        **totals,
+        **repairs,
     }
 
 
 def format_counts(counts):
-    def shown(key, value):
-        if key == "under 8 px":
-            return f"{value:.0%} {key}"
-        return f"{value if isinstance(value, int) else round(value, 1)} {key}"
-
-    return ", ".join(shown(key, value) for key, value in counts.items() if value)
+    """`describe`'s counts on one line; zeros are left out."""
+    style = {"under 8 px": "{:.0%} {}", "words a page": "{:.1f} {}", "height px": "{:.1f} {}"}
+    return ", ".join(style.get(k, "{} {}").format(v, k) for k, v in counts.items() if v)
 
 
-def turned_pages(pages):
-    """Names of pages whose labels leave the page as it is but fit when it is turned."""
-    names = []
-    for page in (p for p in pages if p.polygons):
-        reach = np.concatenate(page.polygons).max(0)
-        width, height = page.size
-        if (reach > (width + 1, height + 1)).any() and (reach <= (height + 1, width + 1)).all():
-            names.append(page.name)
-    return names
+def is_turned(page):
+    """Whether the labels of a page leave it as it is but fit when it is turned."""
+    reach = np.concatenate([*page.polygons, np.zeros((1, 2))]).max(0)
+    size = np.array(page.size) + 1
+    return (reach > size).any() and (reach <= size[::-1]).all()
 
 
 def check_split(pages, label, size):
     """Print the counts of one split and its warnings; returns thumbnails [N, 1024]."""
-    stated = [p.size for p in pages]
-    thumbnails = inspect_pages(pages)
-    counts = describe(pages, size)
+    stated = [page.size for page in pages]
+    thumbnails, counts = inspect_pages(pages), describe(pages, size)
     print(f"{label:5s} {format_counts(counts)}")
-    height, said = counts["height px"], []
+    height, warning = counts["height px"], f"warning: {label}:"
     if counts["words"] and height < 10:
-        said.append(f"median word height {height:.1f} px at --size {size}; use a larger page")
-    for name in turned_pages(pages):
-        said.append(f"{name}: labels fit the page only when it is turned; check its EXIF rotation")
-    for page, size_stated in zip(pages, stated):
-        if size_stated and tuple(size_stated) != page.size:
-            said.append(f"{page.name}: is {page.size}, the label file says {tuple(size_stated)}")
-    print("".join(f"warning: {label}: {line}\n" for line in said), end="")
+        print(f"{warning} median word height {height:.1f} px at --size {size}; use a larger page")
+    for page, said in zip(pages, stated):
+        if is_turned(page):
+            print(f"{warning} {page.name}: labels fit only a turned page; check its EXIF rotation")
+        if said and said != page.size:
+            print(f"{warning} {page.name}: is {page.size}, the label file says {said}")
     return thumbnails
 
 

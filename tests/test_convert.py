@@ -253,10 +253,11 @@ def test_labelme_shapes(tmp_path):
     kinds |= {"rotation": quad, None: quad}
     shapes = [{"shape_type": kind, "points": points} for kind, points in kinds.items()]
     shapes += [{"difficult": True, "description": None, "id": None}, {"flags": None, "id": None}]
+    shapes.append({"label": "###", "description": "a smudge"})
     labelme(tmp_path, *shapes)
     (page,) = load_labels(tmp_path)
     assert all(sorted(polygon.tolist()) == sorted(quad) for polygon in page.polygons)
-    assert page.ignore == [False] * 5 + [True, False]
+    assert page.ignore == [False] * 5 + [True, False, True]
     for kind in ("circle", "line", "linestrip", "point", "points", "mask"):
         labelme(tmp_path, {}, {"shape_type": kind, "points": [[1, 2], [3, 4]]})
         with pytest.raises(DataError, match=f"a.json: shape 2 is a {kind}; draw it as a polygon"):

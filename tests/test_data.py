@@ -478,7 +478,7 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
         "train 2 pages, 2 words",
         "1 without text",
         "median word height",
-        "t.png: labels fit the page only when it is turned",
+        "t.png: labels fit only a turned page",
         "a.png: is (200, 120), the label file says (1, 2)",
         "near-duplicates warning: across splits",
         "group g has pages in more than one split",
