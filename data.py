@@ -1196,9 +1196,9 @@ def pseudo_pages(hp, known):
     Pictures lie beside the file or with hp.data. Left out: pages that `known`, the run's own train
     and val pages, hold already, by name or as a near-duplicate. Raises DataError.
     """
-    beside = Path(hp.pseudo_labels).parent / "images"
-    folder = beside if beside.is_dir() else Path(resolve_data(hp.data)) / "images"
-    pages = read_competition(hp.pseudo_labels, folder)
+    beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(hp.data)
+    own = image_dir_of(own if own.is_file() else own / "labels", hp.image_dir or None)
+    pages = read_competition(hp.pseudo_labels, beside if beside.is_dir() else own)
     names = {page.name for page in known}
     pages = [page for page in pages if page.name not in names]
     if not pages:
@@ -1206,7 +1206,8 @@ def pseudo_pages(hp, known):
     own, other = inspect_pages(pages), inspect_pages(known)
     new = (own @ other.T).max(1) <= NEAR_DUPLICATE
     for page in pages:
-        page.ignore = [c < hp.min_confidence for c in page.confidences]
+        sure = [confidence >= hp.min_confidence for confidence in page.confidences]
+        page.ignore = [skip or not keep for skip, keep in zip(page.ignore, sure)]
     return [page for page, keep in zip(pages, new) if keep]
 
 

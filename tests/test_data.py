@@ -563,6 +563,24 @@ def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
         data.run_pages(hp)
 
 
+def test_pseudo_pages_keep_their_flags_and_leave_out_what_is_known(tmp_path):
+    """DATA may be one label file; a copy of a known page under another name is known."""
+    quad, images = [[1, 2], [30, 2], [30, 9], [1, 9]], {}
+    words = {"a": {"points": quad, "confidence": 0.9}, "b": {"points": quad, "confidence": 0.4}}
+    words["c"] = {"points": quad, "ignore": True}
+    for i, name in enumerate(("known.png", "copy.png", "new.png")):
+        images |= write_page(tmp_path, name, words=words)
+        noise = np.random.default_rng(i // 2).integers(0, 255, (60, 80, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / name), noise)
+    write_labels(tmp_path, {"known.png": images["known.png"]})
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "p.json").write_text(json.dumps({"images": images}))
+    hp = dict(data=str(tmp_path / "train.json"), pseudo_labels=str(tmp_path / "p" / "p.json"))
+    hp = SimpleNamespace(**hp, image_dir="", min_confidence=0.5)
+    (page,) = data.pseudo_pages(hp, load_labels(tmp_path, "train"))
+    assert page.name == "new.png" and page.ignore == [False, True, True]
+
+
 # ---------------------------------------------------------------- hostile input
 
 
