@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -319,6 +320,45 @@ PREDICTIONS = {  # evaluate.py predictions.json --data DATA
 }
 
 
+def zipped(entries, how=zipfile.ZIP_STORED):
+    """A checkpoint as torch writes it, a ZIP file: entries {name: bytes, or a number of zeros}."""
+
+    def make(folder):
+        with zipfile.ZipFile(folder / "x.pt", "w", how) as archive:
+            for name, content in entries.items():
+                with archive.open(f"x/{name}", "w", force_zip64=True) as file:
+                    for _ in range(content >> 20 if isinstance(content, int) else 0):
+                        file.write(bytes(1 << 20))
+                    file.write(b"" if isinstance(content, int) else content)
+
+    return make
+
+
+def laughter(depth):
+    """2^depth lists in as many bytes as there are levels."""
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return pickle.dumps({"model": {}, "hparams": {}, "laughter": value}, protocol=2)
+
+
+def endless_tensor(folder):
+    import torch
+
+    state = {"model": {"w": torch.zeros(1).expand(10**6, 10**6)}, "hparams": {}}
+    torch.save(state, folder / "x.pt")
+
+
+CHECKPOINTS = {  # evaluate.py x.pt
+    "pickle runs a shell": text("x.pt", pickle.dumps(Touch())),
+    "zipped pickle runs a shell": zipped({"data.pkl": pickle.dumps(Touch()), "version": b"3\n"}),
+    "ZIP bomb, 3 GB": zipped({"data.pkl": 3 << 30, "version": b"3\n"}, zipfile.ZIP_DEFLATED),
+    "2^40 lists": zipped({"data.pkl": laughter(40), "version": b"3\n"}),
+    "tensor of 4 TB": endless_tensor,
+    "200 GB": text("x.pt", 200 << 30),
+}
+
+
 def cases():
     """(command, name, maker of the input in a folder, arguments)."""
     check = [sys.executable, str(ROOT / "data.py"), "check", "."]
@@ -342,11 +382,9 @@ def cases():
 
             yield script, what, make, [sys.executable, str(ROOT / script), *arguments]
 
-    def pickled(folder):
-        (folder / "x.pt").write_bytes(pickle.dumps(Touch()))
-
-    arguments = [sys.executable, str(ROOT / "evaluate.py"), "x.pt", "--data", "synth-small"]
-    yield "evaluate.py", "checkpoint that runs a shell", pickled, arguments
+    for what, make in CHECKPOINTS.items():
+        arguments = [sys.executable, str(ROOT / "evaluate.py"), "x.pt", "--data", "synth-small"]
+        yield "evaluate.py", f"checkpoint, {what}", make, arguments
 
 
 def harmless():

@@ -161,6 +161,7 @@ def test_pages_that_would_share_a_file_are_refused(tmp_path):
     [
         ("1,2,30,2,30,9,1,9,12.00", [[1, 2], [30, 2], [30, 9], [1, 9]], "12.00"),
         ("1,2,30,2,30,9,1,9,1,024.50", [[1, 2], [30, 2], [30, 9], [1, 9]], "1,024.50"),
+        ('1,2,30,2,30,9,1,9,"', [[1, 2], [30, 2], [30, 9], [1, 9]], '"'),
         ("1,2,30,2,30,9,1,9", [[1, 2], [30, 2], [30, 9], [1, 9]], None),
         ('1,2,30,2,30,9,1,9,"7, 8"\r', [[1, 2], [30, 2], [30, 9], [1, 9]], "7, 8"),
         # ICDAR 2013 and CVAT: left, top, right, bottom
@@ -195,17 +196,18 @@ def test_texts_that_look_like_coordinates_survive_icdar(text):
 
 @pytest.mark.parametrize("pattern", ["gt_{}.txt", "res_{}.txt", "{}.txt", "gt_{}.jpg.txt"])
 def test_icdar_names_and_windows_text(tmp_path, pattern):
-    """Pictures share a stem's beginning; other text files lie about; Windows' own encoding."""
-    for stem in ("영수증 1", "영수증 1.b"):
+    """Pictures share a stem's beginning; other text files lie about; Windows' own encoding; a page
+    without text."""
+    for stem in ("영수증 1", "영수증 1.b", "c"):
         (tmp_path / f"{stem}.jpg").write_bytes(
             cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
         )
-        line = "1,2,30,2,30,9,1,9,Café € 5\r\n"
+        line = "1,2,30,2,30,9,1,9,Café € 5\r\n" if stem != "c" else ""
         (tmp_path / pattern.format(stem)).write_bytes(line.encode("cp1252"))
     (tmp_path / "fileState.txt").write_text("x\t1\n")
     pages = load_labels(tmp_path)
-    assert {page.name for page in pages} == {"영수증 1.jpg", "영수증 1.b.jpg"}
-    assert [page.texts for page in pages] == [["Café € 5"]] * 2
+    texts = {page.name: page.texts for page in pages}
+    assert texts == {"c.jpg": []} | dict.fromkeys(["영수증 1.jpg", "영수증 1.b.jpg"], ["Café € 5"])
 
 
 def test_a_folder_of_ppocrlabel(tmp_path):
