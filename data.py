@@ -174,7 +174,7 @@ def new_folder(out):
 
 def shown(name):
     """A name from a file as an error message shows it: on one line, and not for ever."""
-    name = name if isinstance(name, str) and name.isprintable() else ascii(name)
+    name = name if isinstance(name, str) and name.isprintable() and name else ascii(name)
     return name if len(name) <= 80 else name[:77] + "..."
 
 
@@ -213,7 +213,8 @@ def fill_page(page, where, words):
             raise DataError(f"{place}: transcription holds half a character (a lone surrogate)")
         page.add(word_id, polygon, text, ignore, confidence)
     if len(set(page.ids)) < len(page.ids):  # JSON's keys cannot, labelme's shapes may
-        raise DataError(f"{where}: two words of one id; give each its own")
+        twice = shown(Counter(page.ids).most_common(1)[0][0])
+        raise DataError(f"{where}: word {twice} comes twice; give each an id of its own")
     if (points := sum(map(len, page.polygons))) > MAX_PAGE_POINTS:
         raise DataError(f"{where}: {points} points on one page; up to {MAX_PAGE_POINTS} are read")
     return page

@@ -251,9 +251,12 @@ CHECK = {  # data.py check on a folder
         {"shapes": [SHAPE | {"points": "ab"}], "imagePath": "a.png"}
     ),
     "Label.txt, picture twice": paddle(lambda: "a.png\t[]\nx/a.png\t[]"),
-    "labelme id twice": labelme({"shapes": [SHAPE | {"id": 1}, SHAPE | {"id": "1"}]}),
+    "labelme without a picture": labelme({"shapes": [SHAPE]}),
+    "labelme id twice": labelme(
+        {"shapes": [SHAPE | {"id": 1}, SHAPE | {"id": "1"}], "imagePath": "a.png"}
+    ),
     "labelme rectangle, ragged": labelme(
-        {"shapes": [{"shape_type": "rectangle", "points": [None, [None, None]]}]}
+        {"shapes": [{"shape_type": "rectangle", "points": [[], [None]]}], "imagePath": "a.png"}
     ),
     "labelme rectangle of texts": labelme(
         {"shapes": [{"shape_type": "rectangle", "points": ["ab", "cd"]}], "imagePath": "a.png"}
