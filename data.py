@@ -916,10 +916,10 @@ def shade(image, seed, depth):
 
 
 def fog(image, seed, depth):
-    """Blend with white by a smooth random field of up to `depth`."""
-    veil = depth * smooth_field(seed, *image.shape[:2])
+    """Blend with white by a smooth random field of up to `depth`, in steps of 1/255."""
+    veil = (255 * depth * smooth_field(seed, *image.shape[:2])).astype(np.uint8)
     veil = cv2.merge([veil] * 3)
-    return cv2.add(cv2.multiply(image, 1 - veil, dtype=cv2.CV_32F), 255 * veil, dtype=cv2.CV_8U)
+    return cv2.add(cv2.multiply(image, 255 - veil, scale=1 / 255), veil)
 
 
 # ---------------------------------------------------------------- target maps
@@ -998,13 +998,10 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
         distance, inside = distance_to_outline(
             edges, columns.start, rows.start, *shrink.shape[::-1]
         )
-        deepest = (distance * inside).max()
-        shrink |= inside & (distance >= min(reach, deepest))
+        core = inside & (distance >= reach)
+        shrink |= core if core.any() else inside & (distance == distance[inside].max(initial=-1))
         near |= inside | (distance < reach)
-        distance *= -255 / reach
-        distance += 255.5
-        cv2.max(distance, 0, distance)
-        np.maximum(thresh, distance.astype(np.uint8), out=thresh)
+        cv2.max(thresh, 255 - cv2.convertScaleAbs(distance, alpha=255 / reach), thresh)
     for polygon, edges in ((p, e) for p, e, skip in zip(polygons, tables, ignore) if skip):
         rows, columns = pixel_window(polygon, 0, height, width)
         covered = maps[:, rows, columns]

@@ -137,9 +137,9 @@ def min_area_rects(contours):
     rects = np.array([(x, y, w, h, a) for (x, y), (w, h), a in rects]).reshape(-1, 5)
     rects[:, :2] += 0.5
     rects[:, 2:4] += 1
-    lying = rects[:, 4] > 45
-    rects[lying, 2:4] = rects[lying, 3:1:-1]
-    rects[:, 4] = np.deg2rad(rects[:, 4] - 90 * lying)
+    quarters = np.round(rects[:, 4] / 90)  # OpenCV 4 gives angles above 0, OpenCV 5 below
+    rects[quarters % 2 == 1, 2:4] = rects[quarters % 2 == 1, 3:1:-1]
+    rects[:, 4] = np.deg2rad(rects[:, 4] - 90 * quarters)
     return rects
 
 

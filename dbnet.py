@@ -127,6 +127,9 @@ def make_backbone(name, pretrained):
         load_timm_weights(model, name)
     elif pretrained != "none":
         load_backbone(model, pretrained)
+    for module in model.modules():
+        if isinstance(module, (nn.SiLU, nn.Hardswish)):  # in place they copy what backward needs
+            module.inplace = False
     channels = model.feature_info.channels()
     return model, levels, [channels[i] for i in levels]
 

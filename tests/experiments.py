@@ -2,8 +2,9 @@
 
 python tests/experiments.py DATA [--minutes 28] [--lite2 PT]
 
-Trains what is not finished yet, the most telling first, three seeds each; after `--minutes` the
-run at hand is told to stop, saves itself, and the next call goes on with it. `--list` prints the
+Does what is not done yet: trainings, the most telling first, three seeds each, then five folds
+with their thresholds and ensemble, then the sweep with and without stopping. After `--minutes` the
+command at hand is told to stop, saves itself, and the next call goes on with it. `--list` prints the
 commands that are left, `--table` the runs that are there: mean and standard deviation of the last
 epoch's H-mean over seeds, and the paired bootstrap interval of the difference to the run that a row
 changes. --lite2 is a state dict of timm's tf_efficientnet_lite2 (default: timm's download). Run
@@ -11,6 +12,7 @@ folders are runs/NAME-seedN.
 """
 
 import argparse
+import json
 import shlex
 import signal
 import statistics
@@ -24,6 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from ensemble import EXIT_NOT_BETTER
 from evaluate import bootstrap
 from train import load_last, read_log
 
@@ -59,46 +62,63 @@ RUNS = {
     "run3": ("--hparams hparams/run3.json --no-pretrained", "run8"),
     "run7": ("--hparams hparams/run7.json --no-pretrained", "run8"),
 }
-AFTER = f"""python train.py {LITE2} --pretrained WEIGHTS --data DATA --name cv --folds 5 --fold all
-python evaluate.py runs/cv-fold*/last.pt --tune --write tuned.json
-python ensemble.py runs/cv-fold*/last.pt --hparams tuned.json --data DATA
-python sweep.py hparams/sweep_lr_wd.json --data DATA --pretrained none
-python sweep.py --report runs/sweep_lr_wd"""
+FOLDS = [Path(f"runs/cv-fold{k}") for k in range(1, 6)]
+MEMBERS = " ".join(f"{folder}/last.pt" for folder in FOLDS)
+SWEEPS = {"sweep_lr_wd": {}, "sweep_whole": {"early_terminate": None}}  # with stopping, without
 
 
-def commands(args):
-    """(run folder or None, command) of everything, in order; a command is a list of strings."""
-    yield Path("data/pretrain"), SYNTH
+def steps(args):
+    """(what comes of it, whether it is there, command), in order; a command that was stopped is
+    given as it goes on."""
+
+    def filled(command):
+        weights, data = shlex.quote(args.lite2), shlex.quote(args.data)
+        return command.replace("WEIGHTS", weights).replace("DATA", data)
+
+    yield "data/pretrain", Path("data/pretrain/train.json").exists(), SYNTH
     for name, (flags, _) in RUNS.items():
         single = name.startswith("*")
         for seed in range(1 if single else SEEDS):
             run = name[1:] if single else f"{name}-seed{seed}"
-            where = "" if "--data" in flags else f"--data {shlex.quote(args.data)} "
-            flags_ = flags.replace("WEIGHTS", shlex.quote(args.lite2))
-            yield Path("runs", run), f"python train.py {flags_} {where}--name {run} --seed {seed}"
+            start = filled(f"python train.py {flags}" + " --data DATA" * ("--data" not in flags))
+            start += f" --name {run} --seed {seed}"
+            begun = Path("runs", run, "hparams.json").exists()
+            go_on = f"python train.py --name {run} --resume"
+            yield run, is_done(Path("runs", run)), go_on if begun else start
+    cv = f"python train.py {LITE2} --pretrained WEIGHTS --data DATA --name cv --folds 5 --fold all"
+    begun = (FOLDS[0] / "hparams.json").exists()
+    yield "five folds", all(map(is_done, FOLDS)), filled(cv) + " --resume" * begun
+    tuned = "runs/cv-tuned.json"
+    tune = f"python evaluate.py {MEMBERS} --tune --write {tuned}"
+    yield tuned, Path(tuned).exists(), tune
+    found = "runs/cv-ensemble.json"
+    vote = f"python ensemble.py {MEMBERS} --hparams {tuned} --data DATA --out {found}"
+    yield found, Path(found).exists(), filled(vote)
+    spec = json.loads((ROOT / "hparams/sweep_lr_wd.json").read_text())
+    for name, change in SWEEPS.items():
+        file, report = Path(f"runs/{name}.json"), Path("runs", name, "report.md")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({**spec, **change}))
+        yield report, report.exists(), filled(f"python sweep.py {file} --data DATA --no-pretrained")
 
 
 def is_done(folder):
-    if folder.parts[0] == "data":
-        return (folder / "train.json").exists()
     if not (folder / "log.csv").exists():
         return False
-    state = load_last(folder)
-    return len(read_log(folder)) >= state["hparams"]["epochs"]
+    return len(read_log(folder)) >= load_last(folder)["hparams"]["epochs"]
 
 
-def train(folder, command, deadline):
-    """Start or resume one command; returns its exit code, 143 when the time was up."""
-    if (folder / "hparams.json").exists():
-        command = f"python train.py --name {folder.name} --resume"
+def run(command, deadline):
+    """Its exit code, 143 when the time was up: then it has saved what it has."""
     print(f"$ {command}", flush=True)
-    words = [sys.executable, *shlex.split(command)[1:]]
-    process = subprocess.Popen(words)
+    script, *words = shlex.split(command)[1:]
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *words])
     try:
         return process.wait(max(1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
-        return process.wait()
+        process.wait()
+        return 143
 
 
 def print_table():
@@ -137,19 +157,17 @@ def main():
     if args.table:
         return print_table()
     deadline = time.monotonic() + 60 * args.minutes
-    for folder, command in commands(args):
-        if is_done(folder):
+    for what, there, command in steps(args):
+        if there:
             continue
         if args.list:
             print(command)
         elif time.monotonic() > deadline:
-            print(f"time is up; next: {folder}")
+            print(f"time is up; next: {what}")
             return 0
-        elif code := train(folder, command, deadline):
-            print(f"{folder}: exit code {code}" + ("; call again to go on" if code == 143 else ""))
+        elif (code := run(command, deadline)) not in (0, EXIT_NOT_BETTER):
+            print(f"{what}: exit code {code}" + "; call again to go on" * (code == 143))
             return 0 if code == 143 else code
-    if args.list:
-        print(AFTER.replace("DATA", args.data).replace("WEIGHTS", args.lite2))
 
 
 if __name__ == "__main__":

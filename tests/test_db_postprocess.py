@@ -121,6 +121,9 @@ def test_blob_is_measured_by_the_pixels_it_covers(mode):
     exact = shapely.box(30 - d, 20 - d, 130 + d, 26 + d)
     assert iou(polygon, exact.exterior.coords) > 1 - 1e-9
     assert score == pytest.approx(0.8)
+    for least, count in ((6 + 2 * d - 1e-6, 1), (6 + 2 * d + 1e-6, 0)):  # the size is the grown one
+        found = {**DECODE, "unclip_ratio": 1.5, "min_size": least}
+        assert len(polygons_from_map(prob, **found, mode=mode)[0]) == count
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -205,6 +208,17 @@ def test_box_mode_is_the_exact_offset_of_the_rectangle():
     d = 2.0 * polygon_area(inner) / polygon_perimeter(inner)
     (exact,) = offset_polygon(inner, d)
     assert iou(outer, shapely.Polygon(exact).minimum_rotated_rectangle.exterior.coords) > 0.99
+
+
+def test_boxes_run_clockwise_from_the_top_left_whatever_their_turn():
+    for degrees in range(-44, 45, 4):
+        rect = np.array([[200, 200, 120, 30, np.deg2rad(degrees)]])
+        for turned in (rect, rect[:, [0, 1, 3, 2, 4]]):  # lying and standing
+            prob = np.zeros((400, 400), np.uint8)
+            cv2.fillPoly(prob, [np.round(rect_corners(turned)[0]).astype(np.int32)], 255)
+            (box,), _ = polygons_from_map(prob, **DECODE, mode="box")
+            (x, y), (_, down) = box[1] - box[0], box[2] - box[1]
+            assert abs(y) < x and down > 0
 
 
 def test_shrink_ratio_is_the_papers():

@@ -7,6 +7,8 @@ import zipfile
 import pytest
 import timm
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dbnet
 from dbnet import (
@@ -91,6 +93,22 @@ def test_loss_is_float32_under_autocast():
     assert loss.dtype == torch.float32
 
 
+def test_activations_do_not_copy_what_backward_needs():
+    class Copies(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function is torch.ops.aten.clone.default
+            return function(*args, **(kwargs or {}))
+
+    for backbone in ("efficientnet_b0", SMALL):
+        with FakeTensorMode():
+            model, pages = DBNet(backbone, 16), torch.empty(1, 64, 64, 3, dtype=torch.uint8)
+            with Copies() as copies:
+                model(pages).sum().backward()
+        assert copies.count == 0
+
+
 def test_largest_weights_equals_a_sort():
     g = torch.Generator().manual_seed(0)
     values = torch.rand(4, 500, generator=g).exp()
@@ -101,6 +119,8 @@ def test_largest_weights_equals_a_sort():
         assert (row * weight).sum() == pytest.approx(
             row.sort(descending=True)[0][:n].sum().item(), rel=1e-5
         )
+    ties = largest_weights(torch.tensor([[3.0, 1, 1, 1, 0]]), torch.tensor([2.0]))
+    torch.testing.assert_close(ties, torch.tensor([[1, 1 / 3, 1 / 3, 1 / 3, 0]]))
     tied = largest_weights(torch.ones(1, 10), torch.tensor([4.0]))
     torch.testing.assert_close(tied, torch.full((1, 10), 0.4))
 
