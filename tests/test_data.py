@@ -236,7 +236,7 @@ def test_repair_rule():
         [(10, 10), (60, 10), (60, 30), (10, 30)],  # good
         [(10, 10), (60, 30), (60, 10), (10, 30)],  # corners swapped
         [(10, 10), (60, 10), (30, 10)],  # no area
-        [(180, 10), (260, 10), (260, 30), (180, 30)],  # three quarters outside
+        [(168, 10), (248, 10), (248, 30), (168, 30)],  # six tenths outside
         [(150, 10), (210, 10), (210, 30), (150, 30)],  # a sixth outside
     )
     polygons, ignore, counts = repair_words(page)
@@ -373,6 +373,11 @@ def test_truncated_and_broken_pictures_are_errors(tmp_path):
         (tmp_path / f"cut{suffix}").write_bytes(raw[: len(raw) // 2])
         with pytest.raises(DataError, match=f"cut{suffix}: truncated"):
             read_image(tmp_path / f"cut{suffix}")
+    raw = cv2.imencode(".jpg", image)[1].tobytes()
+    thumbnail = b"\xff\xe1\0\x08\xff\xda\xff\xd9.."  # its end is not the picture's
+    (tmp_path / "cut.jpg").write_bytes(raw[:2] + thumbnail + raw[2 : len(raw) // 2])
+    with pytest.raises(DataError, match="cut.jpg: truncated"):
+        read_image(tmp_path / "cut.jpg")
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(DataError, match="not a picture"):
         read_image(tmp_path / "text.jpg")
