@@ -14,7 +14,6 @@ page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 import argparse
 import contextlib
 import difflib
-import glob
 import hashlib
 import itertools
 import json
@@ -24,6 +23,7 @@ import re
 import shutil
 import struct
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -48,6 +48,7 @@ MAX_PAGES, MAX_WORDS, MAX_TEXT = 100_000, 5_000, 10_000
 MAX_POINTS, MAX_CROSSING, MAX_PAGE_POINTS = 500, 20, 20_000
 MAX_COORDINATE = 1e6
 MAX_PIXELS = 2**27
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to print
 
 
 class DataError(ValueError):
@@ -84,8 +85,8 @@ class Page:
 # ---------------------------------------------------------------- label files
 
 
-def read_text(path, limit=MAX_LABEL_BYTES, encoding="utf-8-sig"):
-    """A UTF-8 text file of at most `limit` bytes. Raises DataError."""
+def read_text(path, limit=MAX_LABEL_BYTES, encoding="utf-8-sig", other=None):
+    """A text file of at most `limit` bytes, in UTF-8 or else `other`. Raises DataError."""
     try:
         if not Path(path).is_file():
             raise DataError(f"{path}: no such file")
@@ -93,18 +94,20 @@ def read_text(path, limit=MAX_LABEL_BYTES, encoding="utf-8-sig"):
             raw = file.read(limit + 1)
         if len(raw) > limit:
             raise DataError(f"{path}: larger than {limit >> 20} MiB; split it into several files")
-        return raw.decode(encoding)
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode(encoding)
+        return raw.decode(other or encoding)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not text in UTF-8 ({error.reason})") from None
+        raise DataError(f"{path}: not text in UTF-8 ({error.reason}); save it as such") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def unique_keys(pairs):
     """The object of a JSON object's pairs. Raises DataError on a key that comes twice."""
-    value = dict(pairs)
+    value, seen = dict(pairs), set()
     if len(value) < len(pairs):
-        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise DataError(f"key {shown(twice)} comes twice in one object")
     return value
 
@@ -153,9 +156,25 @@ def write_json(path, value, indent=None):
     write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+@contextlib.contextmanager
+def new_folder(out):
+    """A folder to fill, which becomes `out` at the end, whole or not at all. Raises DataError if
+    there is something in `out`."""
+    out = Path(os.path.abspath(out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists; choose another folder or remove it")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def shown(name):
     """A name from a file as an error message shows it: on one line, and not for ever."""
-    name = name if isinstance(name, str) and name.isprintable() else ascii(name)
+    name = name if isinstance(name, str) and name.isprintable() and name else ascii(name)
     return name if len(name) <= 80 else name[:77] + "..."
 
 
@@ -171,9 +190,7 @@ def parse_polygon(points, where):
     if polygon.shape != (count, 2):
         raise DataError(f"{where} has points that are not [x, y] pairs of numbers")
     if not (np.abs(polygon) <= MAX_COORDINATE).all():
-        raise DataError(
-            f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:g} px"
-        )
+        raise DataError(f"{where} has a coordinate that is not finite or beyond {MAX_COORDINATE:g}")
     if count > MAX_CROSSING and not shapely.is_valid(shapely.polygons(polygon)):
         raise DataError(f"{where} crosses itself; up to {MAX_CROSSING} points may do so")
     return polygon
@@ -188,23 +205,35 @@ def fill_page(page, where, words):
         polygon = parse_polygon(points, place)
         if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
             raise DataError(f"{place}: confidence {shown(repr(confidence))} is not in 0..1")
+        if ignore not in (None, False, True):
+            raise DataError(f"{place}: ignore flag {shown(repr(ignore))} is not true or false")
         if text is not None and not (isinstance(text, str) and len(text) <= MAX_TEXT):
             raise DataError(f"{place}: transcription is not a text of up to {MAX_TEXT} characters")
         if text and any("\ud800" <= c <= "\udfff" for c in text):
             raise DataError(f"{place}: transcription holds half a character (a lone surrogate)")
         page.add(word_id, polygon, text, ignore, confidence)
     if len(set(page.ids)) < len(page.ids):  # JSON's keys cannot, labelme's shapes may
-        raise DataError(f"{where}: two words of one id; give each its own")
+        twice = shown(Counter(page.ids).most_common(1)[0][0])
+        raise DataError(f"{where}: word {twice} comes twice; give each an id of its own")
     if (points := sum(map(len, page.polygons))) > MAX_PAGE_POINTS:
         raise DataError(f"{where}: {points} points on one page; up to {MAX_PAGE_POINTS} are read")
     return page
+
+
+def is_name(name):
+    """Whether a value from a file may be a file's name: a text of what can be printed and of spaces
+    of any kind, which macOS puts into names."""
+    if not isinstance(name, str) or not 0 < len(name) < 256:
+        return False
+    plain = re.sub("[\xa0\u2000-\u200a\u202f\u3000]", " ", name)
+    return plain.isprintable() and len(os.fsencode(name)) < 256
 
 
 def picture_path(image_dir, name, where, need=True):
     """Path of a picture inside image_dir. Raises DataError if the name leads out of it or nothing
     is there."""
     where = f"{where}: image {shown(name)}"
-    if not (isinstance(name, str) and name.isprintable() and 0 < len(os.fsencode(name)) < 256):
+    if not is_name(name):
         raise DataError(f"{where}: not a file name")
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or "\\" in name:
@@ -230,13 +259,14 @@ def image_dir_of(label_file, image_dir=None):
     return Path(image_dir)
 
 
-def find_picture(folder, name, where):
+def find_picture(folder, name):
     """Name of a picture in folder, for tools that write a way to it before the name: the longest
     end of that way that is there."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts if isinstance(name, str) else ()
+    name = name.replace("\\", "/").lstrip("/") if isinstance(name, str) else ""
+    parts = PurePosixPath(name).parts
     for k in range(len(parts) if len(parts) < 100 else 0):
         end = "/".join(parts[k:])
-        if ".." not in end and end.isprintable() and len(end) < 256 and Path(folder, end).is_file():
+        if ".." not in parts[k:] and is_name(end) and Path(folder, end).is_file():
             return end
     return parts[-1] if parts else ""
 
@@ -283,31 +313,66 @@ def read_competition(label_file, image_dir=None, need_pictures=True):
 
 
 def read_icdar(files, image_dir=None):
-    """Pages of ICDAR files: gt_NAME.txt with `x1,y1,...,x4,y4,text` a line, `###` = ignore."""
+    """Pages of ICDAR files gt_NAME.txt, res_NAME.txt or NAME.txt, NAME with or without the
+    picture's suffix; in UTF-8 or Windows-1252. Text `###` = ignore."""
     pages, image_dir = [], image_dir_of(files[0], image_dir)
+    pictures = pictures_of(image_dir)
     for file in files:
-        stem = glob.escape(file.stem[3:])
-        names = [p.name for p in image_dir.glob(f"{stem}.*") if p.suffix.lower() in PICTURES]
+        name = re.sub("^(gt|res)_", "", file.stem)
+        names = pictures.get(name, ())
         if len(names) != 1:
-            raise DataError(f"{file}: {len(names)} pictures {stem}.* in {image_dir}; one is needed")
-        lines = enumerate(read_text(file, MAX_PAGE_BYTES).split("\n"), 1)
+            raise DataError(f"{file}: {len(names)} pictures {name}.* in {image_dir}; one is needed")
+        lines = enumerate(read_text(file, MAX_PAGE_BYTES, other="cp1252").split("\n"), 1)
         words = ((f"{n:04d}", *parse_icdar_line(s), False, 1.0) for n, s in lines if s.strip())
         page = Page(names[0], picture_path(image_dir, names[0], file))
         pages.append(fill_page(page, file, words))
     return pages
 
 
+def pictures_of(folder):
+    """{name without suffix, and with it: [names]} of the pictures in a folder."""
+    names = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in PICTURES:
+            names.setdefault(file.stem, []).append(file.name)
+            names[file.name] = [file.name]
+    return names
+
+
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def parse_icdar_line(line):
-    """`x1,y1,...,xn,yn,text` -> (points, text or None). The numbers end at the first field that is
-    not one."""
-    fields, numbers = line.strip().split(",", 8), []
-    for value in fields[:8]:
-        try:
-            numbers.append(float(value))
-        except ValueError:
-            break
+    """`x1,y1,...,x4,y4,text` -> (points, text or None). Also `left, top, right, bottom, "text"`,
+    with or without commas (ICDAR 2013), and outlines of more points.
+
+    Digits after the 8th number are text, as prices are, unless the text is in quotes or four
+    numbers or more follow.
+    """
+    line = line.strip()
+    comma = "," if "," in line.split('"')[0] else None
+    fields = line.split(comma, 2 * MAX_POINTS + 2)
+    n = next((i for i, field in enumerate(fields) if not is_number(field)), len(fields))
+    quoted = n < len(fields) and fields[n].lstrip().startswith('"')
+    n = n if quoted or n >= 12 else min(n, 8)
+    numbers = list(map(float, fields[: n - n % 2]))
+    text = "".join(line.split(comma, len(numbers))[len(numbers) :])
+    bare = text.strip()
+    text = bare[1:-1] if len(bare) > 1 and bare[0] == bare[-1] == '"' else text
     points = list(zip(numbers[::2], numbers[1::2]))
-    return points, ",".join(fields[2 * len(points) :]) or None
+    if len(points) == 2:
+        points = rectangle(*points)
+    return points, text or None
+
+
+def rectangle(a, b):
+    """Corners of the upright rectangle between two points, as lists of any length."""
+    return [[*a], [*b[:1], *a[1:]], [*b], [*a[:1], *b[1:]]]
 
 
 def read_paddle(label_file, image_dir=None):
@@ -322,7 +387,7 @@ def read_paddle(label_file, image_dir=None):
         words = parse_json(words, f"{where}: after `picture<TAB>`")
         if not isinstance(words, list) or not all(isinstance(word, dict) for word in words):
             raise DataError(f"{where}: not `picture<TAB>JSON list of objects`")
-        name = find_picture(folder, name, where)
+        name = find_picture(folder, name)
         page, fields = Page(name, picture_path(folder, name, where)), []
         for i, word in enumerate(words, 1):
             text, points = word.get("transcription") or None, word.get("points", [])
@@ -334,7 +399,7 @@ def read_paddle(label_file, image_dir=None):
 
 def read_labelme(files, image_dir=None):
     """Pages of labelme files, one a picture: polygons and rectangles; the text is the description,
-    or else the label, unless that is "text"; flag "ignore" or label `###` = ignore."""
+    or else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore."""
     pages = []
     for file in files:
         sheet, words = read_json(file), []
@@ -342,20 +407,20 @@ def read_labelme(files, image_dir=None):
         if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
             raise DataError(f'{file}: no "shapes" list of objects; is this a labelme file?')
         folder = image_dir_of(file, image_dir)
-        name = find_picture(folder, sheet.get("imagePath"), file)
+        name = find_picture(folder, sheet.get("imagePath"))
         for i, shape in enumerate(shapes, 1):
-            points, kind = shape.get("points", []), shape.get("shape_type", "polygon")
-            if kind not in ("polygon", "rectangle"):
+            points, kind = shape.get("points", []), shape.get("shape_type") or "polygon"
+            if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
                 raise DataError(f"{file}: shape {i} is a {shown(kind)}; draw it as a polygon")
             corners = list(map(type, points)) if isinstance(points, list) else []
             if kind == "rectangle" and corners == [list, list]:
-                low, high = points  # of any numbers; parse_polygon judges them
-                points = [low, [*high[:1], *low[1:]], high, [*low[:1], *high[1:]]]
+                points = rectangle(*points)  # of any values; parse_polygon judges them
             label, flags = shape.get("label"), shape.get("flags")
             text = shape.get("description") or (None if label == "text" else label)
-            skip = isinstance(flags, dict) and flags.get("ignore", False)
-            word_id, confidence = shape.get("id", f"{i:04d}"), shape.get("confidence", 1.0)
-            words.append((word_id, points, text, skip or label == "###", confidence))
+            skip = shape.get("difficult") or isinstance(flags, dict) and flags.get("ignore")
+            word_id = f"{i:04d}" if shape.get("id") is None else shape["id"]
+            skip, confidence = skip or label == "###", shape.get("confidence", 1.0)
+            words.append((word_id, points, text, skip, confidence))
         page = Page(name, picture_path(folder, name, file))
         page.size = stated_size(sheet, "imageWidth", "imageHeight", file)
         pages.append(fill_page(page, file, words))
@@ -367,17 +432,29 @@ def folder_labels(folder):
     folder = Path(folder)
     if (folder / "Label.txt").is_file():
         return read_paddle, folder / "Label.txt"
-    if files := sorted(folder.glob("gt_*.txt")):
-        return read_icdar, files
-    files = [p for p in sorted(folder.glob("*.json")) if '"shapes"' in read_text(p)]
-    return (read_labelme, files) if files else None
+    for pattern in ("gt_*.txt", "res_*.txt"):
+        if files := sorted(folder.glob(pattern)):
+            return read_icdar, files
+    if files := [p for p in sorted(folder.glob("*.json")) if '"shapes"' in read_text(p)]:
+        return read_labelme, files
+    texts = {p: read_text(p, other="latin-1") for p in sorted(folder.glob("*.txt"))}
+    files = [p for p, text in texts.items() if is_icdar(text) or not text.strip()]
+    return (read_icdar, files) if any(map(is_icdar, texts.values())) else None
+
+
+def is_icdar(text):
+    """Whether a text begins as ICDAR's files do, whatever its name: eight numbers and commas."""
+    return bool(re.match(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]", text))
 
 
 def find_labels(data, split):
     """(reader, source) of a split's labels in DATA, or None. A single file is every split's."""
     data = Path(data)
+    if data.is_file() and data.suffix == ".json":
+        return read_competition, data
     if data.is_file():
-        return (read_competition if data.suffix == ".json" else read_paddle), data
+        icdar = data.name.startswith(("gt_", "res_")) or is_icdar(read_text(data, other="latin-1"))
+        return (read_icdar, [data]) if icdar else (read_paddle, data)
     if split is None:
         return None
     if (data / f"{split}.json").is_file():
@@ -398,10 +475,8 @@ def load_labels(data, split=None, image_dir=None):
         raise DataError(f"{data}: no such file or folder")
     found = find_labels(data, split) or folder_labels(data)
     if found is None:
-        raise DataError(
-            f"{data}: no labels of split {split or 'train, val or test'} "
-            "(SPLIT.json, gt_*.txt, Label.txt or labelme's)"
-        )
+        split = f"{data}: no labels of split {split or 'train, val or test'}"
+        raise DataError(f"{split} (SPLIT.json, gt_*.txt, Label.txt or labelme's)")
     pages = found[0](found[1], image_dir)
     names = sorted(page.name for page in pages)
     if twice := [a for a, b in zip(names, names[1:]) if a == b]:
@@ -416,21 +491,27 @@ def has_split(data, split):
     return Path(data).is_dir() and find_labels(data, split) is not None
 
 
+def page_words(page):
+    """(id, points [[x, y], ...], text, ignore, confidence) of each word of a page, rounded."""
+    points = [np.round(polygon, 4).tolist() for polygon in page.polygons]
+    confidences = [round(confidence, 6) for confidence in page.confidences]
+    return zip(page.ids, points, page.texts, page.ignore, confidences)
+
+
 def pages_to_json(pages):
     """Pages as the competition's JSON object; words keep confidence and transcription where there
     are any."""
     images = {}
     for page in pages:
         words = {}
-        for i, polygon in enumerate(page.polygons):
-            word = {"points": np.round(polygon, 4).tolist()}
-            if page.texts[i] is not None:
-                word["transcription"] = page.texts[i]
-            if page.confidences[i] != 1.0:
-                word["confidence"] = round(page.confidences[i], 6)
-            if page.ignore[i]:
+        for word_id, points, text, ignore, confidence in page_words(page):
+            words[word_id] = word = {"points": points}
+            if text is not None:
+                word["transcription"] = text
+            if confidence != 1.0:
+                word["confidence"] = confidence
+            if ignore:
                 word["ignore"] = True
-            words[page.ids[i]] = word
         images[page.name] = {"words": words}
         if page.size:
             images[page.name].update(img_w=int(page.size[0]), img_h=int(page.size[1]))
@@ -446,19 +527,11 @@ def dumped(value):
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def page_words(page):
-    """(id, points [[x, y], ...], text, ignore, confidence) of each word of a page."""
-    points = [np.round(polygon, 4).tolist() for polygon in page.polygons]
-    return zip(page.ids, points, page.texts, page.ignore, page.confidences)
-
-
 def to_paddle(pages, split):
     lines = []
     for page in pages:
-        words = [
-            {"transcription": text or "", "points": points, "difficult": ignore}
-            for _, points, text, ignore, _ in page_words(page)
-        ]
+        keys = "transcription", "points", "difficult"
+        words = [dict(zip(keys, (w[2] or "", w[1], w[3]))) for w in page_words(page)]
         lines.append(f"images/{page.name}\t{dumped(words)}\n")
     return {f"{split}.txt" if split else "Label.txt": "".join(lines)}
 
@@ -472,7 +545,11 @@ def to_icdar(pages, split):
                 points = cv2.boxPoints(cv2.minAreaRect(np.float32(points))).tolist()
             numbers = [f"{v:.4f}".rstrip("0").rstrip(".") for point in points for v in point]
             text = "###" if ignore else " ".join((text or "").split("\n"))
+            if parse_icdar_line(",".join([*numbers, text]))[1] != (text or None):
+                text = f'"{text}"'
             lines.append(",".join([*numbers, text]) + "\n")
+        if len(PurePosixPath(page.name).parts) > 1:
+            raise DataError(f"image {page.name}: ICDAR knows no sub folders; move its picture")
         files[page_file(files, page, split, "gt_{}.txt")] = "".join(lines)
     return files
 
@@ -496,7 +573,7 @@ def to_labelme(pages, split):
 def page_file(files, page, split, pattern):
     """Path of a page's own label file, one of `files` to be. Raises DataError."""
     path = str(Path(split or "", pattern.format(PurePosixPath(page.name).stem)))
-    if path in files or "/" in page.name:
+    if path in files:
         raise DataError(f"image {page.name}: {path} would hold several pages; rename its picture")
     return path
 
@@ -510,9 +587,9 @@ FORMATS = {"json": to_json, "icdar": to_icdar, "paddle": to_paddle, "labelme": t
 
 def losses(pages, again):
     """What differs between pages and what was read back of them, as counts by kind."""
-    lost, known = {}, {page.name: page for page in again}
+    lost, known = {}, {PurePosixPath(page.name): page for page in again}
     for page in pages:
-        other = known[page.name]
+        other = known[PurePosixPath(page.name)]
         lines = {"sizes": [(page.size, other.size)], "groups": [(page.group, other.group)]}
         lines["ids"] = zip(page.ids, other.ids)
         lines["confidences"] = zip(page.confidences, other.confidences)
@@ -529,63 +606,77 @@ def losses(pages, again):
 def convert(data, out, to, image_dir=None):
     """Write the labels of every split of DATA to folder OUT in a format of FORMATS, with a link to
     the pictures. Prints what the format could not hold. Raises DataError."""
-    out, partial = Path(out), Path(f"{out}.partial-{os.getpid()}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists; choose another folder or remove it")
     splits = [s for s in SPLITS if has_split(data, s)] or [None]
     pages = {split: load_labels(data, split, image_dir) for split in splits}
-    first = next(iter(pages.values()))[0]
-    pictures = first.path.parents[len(PurePosixPath(first.name).parts) - 1].resolve()
-    try:
+    found = [page for split in splits for page in pages[split]]
+    places = {p.path.parents[len(PurePosixPath(p.name).parts) - 1] for p in found}
+    if len(places) > 1:
+        many = f"{data}: its pictures lie in {len(places)} folders"
+        raise DataError(f"{many}; convert each by itself")
+    with new_folder(out) as partial:
         for split in splits:
             for name, text in FORMATS[to](pages[split], split).items():
                 write_text(partial / name, text)
-        (partial / "images").symlink_to(pictures)
-        again = {split: load_labels(partial, split) for split in splits}
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    pages, again = ([page for found in p.values() for page in found] for p in (pages, again))
-    lost = ", ".join(f"{count} {kind}" for kind, count in losses(pages, again).items())
-    words = sum(len(page.polygons) for page in pages)
-    print(f"{out}: {len(pages)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
+        (partial / "images").symlink_to(places.pop().resolve())
+        again = [page for s in splits for page in load_labels(partial, s or "train")]
+    lost = ", ".join(f"{count} {kind}" for kind, count in losses(found, again).items())
+    words = sum(len(page.polygons) for page in found)
+    print(f"{out}: {len(found)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
 
 
 # ---------------------------------------------------------------- pictures
 
 
+def jpeg_segments(raw):
+    """(marker, where its length is) of a JPEG's segments up to its first scan, found as decoders
+    find them: what begins no marker is skipped."""
+    at, marker = 2, re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # the others have no length
+    for _ in range(10_000):
+        if not (found := marker.search(raw, at)):
+            return
+        yield raw[found.start(1)], found.end()
+        if found[1] in b"\xd9\xda":
+            return
+        at = found.end() + max(2, int.from_bytes(raw[found.end() : found.end() + 2], "big"))
+
+
 def header_size(raw):
     """(width, height) in the header of a JPEG, PNG, BMP, WebP or TIFF file's bytes; None of others.
+    Raises struct.error or KeyError where it is cut.
 
     A decoder allocates what the header says, which a file of a few bytes may set to gigabytes."""
     if raw[:8] == b"\x89PNG\r\n\x1a\n":
         return struct.unpack(">II", raw[16:24])
     if raw[:2] == b"BM":
-        return struct.unpack("<ii", raw[18:26])
+        return struct.unpack(*(("<HH", raw[18:22]) if raw[14] == 12 else ("<ii", raw[18:26])))
     if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
-        sizes = {b"VP8X": (raw[24:27], raw[27:30]), b"VP8 ": (raw[26:28], raw[28:30])}
-        bits = int.from_bytes(raw[21:25], "little")
-        less = [int.from_bytes(n, "little") for n in sizes.get(raw[12:16], ())]
-        less = less or (bits & 0x3FFF, bits >> 14 & 0x3FFF)
-        return less[0] + 1, less[1] + 1
+        if raw[12:16] == b"VP8 ":
+            return tuple(n & 0x3FFF for n in struct.unpack("<HH", raw[26:30]))
+        start, bits = {b"VP8X": (24, 24), b"VP8L": (21, 14)}[raw[12:16]]
+        both = int.from_bytes(raw[start : start + 6], "little")
+        return (both & (1 << bits) - 1) + 1, (both >> bits & (1 << bits) - 1) + 1
     if raw[:4] in (b"II*\0", b"MM\0*"):
         order = "<" if raw[:1] == b"I" else ">"
         (at,) = struct.unpack(order + "I", raw[4:8])
         (count,), tags = struct.unpack(order + "H", raw[at : at + 2]), {}
         for k in range(at + 2, at + 2 + 12 * count, 12):
             tag, kind = struct.unpack(order + "HH", raw[k : k + 4])
-            form, end = ("H", 10) if kind == 3 else ("I", 12)
-            tags[tag] = struct.unpack(order + form, raw[k + 8 : k + end])[0]
+            if form := {3: "H2x", 4: "I"}.get(kind):  # of a tag twice, decoders take the first
+                tags.setdefault(tag, struct.unpack(order + form, raw[k + 8 : k + 12])[0])
         return tags[256], tags[257]
-    at = 2 if raw[:2] == b"\xff\xd8" else len(raw)
-    while at < len(raw):  # from one segment to the next
-        marker, length = struct.unpack(">xBH", raw[at : at + 4])
+    for marker, at in jpeg_segments(raw) if raw[:2] == b"\xff\xd8" else ():
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return struct.unpack(">HH", raw[at + 5 : at + 9])[::-1]
-        at += 1 if marker == 0xFF else 2 + length
+            return struct.unpack(">HH", raw[at + 3 : at + 7])[::-1]
     return None
+
+
+def is_truncated(raw):
+    """Whether a JPEG or PNG lacks its end, which OpenCV fills with grey and says nothing. Other
+    things may follow the end: phones add a film."""
+    if raw[:2] == b"\xff\xd8":
+        scan = [at for marker, at in jpeg_segments(raw) if marker == 0xDA]
+        return not scan or raw.find(b"\xff\xd9", *scan) < 0
+    return raw[:4] == b"\x89PNG" and b"IEND\xaeB`\x82" not in raw
 
 
 def read_image(path):
@@ -598,21 +689,18 @@ def read_image(path):
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         size = header_size(raw) if len(raw) <= MAX_PICTURE_BYTES else None
-    except (struct.error, KeyError):
+    except (struct.error, KeyError, IndexError):
         size = None
     if size and abs(size[0] * size[1]) > MAX_PIXELS:
         raise DataError(f"{path}: {size[0]} x {size[1]} px; up to {MAX_PIXELS >> 20} M are read")
-    # OpenCV fills what a truncated file lacks with grey and says nothing
-    if raw[:2] == b"\xff\xd8" and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"):
-        raise DataError(f"{path}: truncated JPEG; fetch it again or leave it out of the labels")
-    if raw[:4] == b"\x89PNG" and b"IEND" not in raw[-64:]:
-        raise DataError(f"{path}: truncated PNG; fetch it again or leave it out of the labels")
+    if size and is_truncated(raw):
+        raise DataError(f"{path}: truncated; fetch it again or leave it out of the labels")
     try:
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB) if size else None
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{path}: not a picture that OpenCV can read (JPEG, PNG, BMP, WebP, TIFF)")
+        raise DataError(f"{path}: not a picture in JPEG, PNG, BMP, WebP or TIFF, or broken")
     return image
 
 
@@ -638,19 +726,18 @@ def inspect_pages(pages):
 
 def thumbnail(image):
     """Normalised 32 x 32 high-pass picture of a page as a float32 vector [1024]."""
-    small = cv2.resize(
-        cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA
-    )
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
     small = small.astype(np.float32) - cv2.blur(small, (9, 9)).astype(np.float32)
     return small.ravel() / max(np.linalg.norm(small), 1e-6)
 
 
 def near_duplicates(thumbnails):
-    """Index pairs [K, 2] of pages whose thumbnails [N, 1024] correlate above NEAR_DUPLICATE."""
-    blocks = range(0, len(thumbnails), 1024)
-    close = [np.argwhere(thumbnails[k : k + 1024] @ thumbnails.T > NEAR_DUPLICATE) for k in blocks]
-    pairs = np.concatenate([np.zeros((0, 2), int)] + [c + (k, 0) for c, k in zip(close, blocks)])
-    return pairs[pairs[:, 0] < pairs[:, 1]]
+    """Yields pairs a < b of pages whose thumbnails [N, 1024] correlate above NEAR_DUPLICATE: one
+    picture in another size, quality or brightness; not crops and turned pages."""
+    for k in range(0, len(thumbnails), 256):  # [256, N] at a time: 100 MB for 100,000 pages
+        close = thumbnails[k : k + 256] @ thumbnails[k:].T > NEAR_DUPLICATE
+        yield from (np.argwhere(np.triu(close, 1)) + k).tolist()
 
 
 def repair_words(page):
@@ -720,9 +807,8 @@ def draw_homography(rng, hp, width, height):
     cos, sin = np.cos(np.deg2rad(angle * hp.aug_rotate)), np.sin(np.deg2rad(angle * hp.aug_rotate))
     centre = np.array([width, height]) / 2
     shift = np.array([shift_x, shift_y]) * hp.aug_shift * 2 * centre * fit
-    to_origin = np.array(
-        [[zoom * mirror, 0, -zoom * mirror * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]]
-    )
+    wide = zoom * mirror
+    to_origin = np.array([[wide, 0, -wide * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]])
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     tilt = np.eye(3)
     tilt[2, :2] = np.array([tilt_x, tilt_y]) * hp.aug_perspective / size
@@ -752,13 +838,8 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
     image = shrink_page(image, max(shape))
     source = matrix @ np.diag([width / image.shape[1], height / image.shape[0], 1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
-    image = cv2.warpPerspective(
-        image,
-        np.linalg.inv(half) @ source @ half,
-        shape[::-1],
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=PAD_COLOUR,
-    )
+    pad = dict(borderMode=cv2.BORDER_CONSTANT, borderValue=PAD_COLOUR)
+    image = cv2.warpPerspective(image, np.linalg.inv(half) @ source @ half, shape[::-1], **pad)
     polygons = [apply_homography(matrix, p) for p in polygons]
     cut = [False] * len(polygons)
     for i, polygon in enumerate(polygons):
@@ -1029,11 +1110,9 @@ def page_groups(pages, thumbnails):
             i = parent[i]
         return i
 
-    pairs, first = near_duplicates(thumbnails).tolist(), {}
-    for i, page in enumerate(pages):
-        if page.group is not None:
-            pairs.append((first.setdefault(page.group, i), i))
-    for a, b in pairs:
+    first = {}
+    named = [(first.setdefault(p.group, i), i) for i, p in enumerate(pages) if p.group is not None]
+    for a, b in itertools.chain(named, near_duplicates(thumbnails)):
         parent[max(root(a), root(b))] = min(root(a), root(b))
     return np.array([root(i) for i in range(len(pages))])
 
@@ -1056,7 +1135,7 @@ def make_folds(pages, groups, folds, seed=0):
     load /= np.maximum(load.sum(0), 1)
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise DataError(f"{folds} folds of {len(names)} groups; 2 to {len(names)} are possible")
+        raise DataError(f"{folds} folds of {len(names)} groups; 2 to that many are possible")
     total = np.zeros((len(names), 3))
     np.add.at(total, member, load)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -1098,6 +1177,8 @@ def run_pages(hp):
         return pages, val, None
     groups = page_groups(pages, inspect_pages(pages))
     folds = hp.folds or min(10, len(set(groups.tolist())))
+    if folds < 2:
+        raise DataError(f"{hp.data}: no val split, and one group of pages; see --val-data")
     split = split_json(pages, groups, folds)
     fold = hp.fold if hp.folds else 1
     if not hp.folds:
@@ -1113,9 +1194,9 @@ def pseudo_pages(hp, known):
     Pictures lie beside the file or with hp.data. Left out: pages that `known`, the run's own train
     and val pages, hold already, by name or as a near-duplicate. Raises DataError.
     """
-    beside = Path(hp.pseudo_labels).parent / "images"
-    folder = beside if beside.is_dir() else Path(resolve_data(hp.data)) / "images"
-    pages = read_competition(hp.pseudo_labels, folder)
+    beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(hp.data)
+    own = image_dir_of(own if own.is_file() else own / "labels", hp.image_dir or None)
+    pages = read_competition(hp.pseudo_labels, beside if beside.is_dir() else own)
     names = {page.name for page in known}
     pages = [page for page in pages if page.name not in names]
     if not pages:
@@ -1123,7 +1204,8 @@ def pseudo_pages(hp, known):
     own, other = inspect_pages(pages), inspect_pages(known)
     new = (own @ other.T).max(1) <= NEAR_DUPLICATE
     for page in pages:
-        page.ignore = [c < hp.min_confidence for c in page.confidences]
+        sure = [confidence >= hp.min_confidence for confidence in page.confidences]
+        page.ignore = [skip or not keep for skip, keep in zip(page.ignore, sure)]
     return [page for page, keep in zip(pages, new) if keep]
 
 
@@ -1133,22 +1215,18 @@ def pseudo_pages(hp, known):
 WORDS = {
     "shop": (
         "Sunny_Corner Green_Harbour Maple Golden_Olive Lucky_Star Fresh_Garden Moon_River 99_Hill",
-        "햇살_초록 바다 행복_하늘 가온 소담 별빛_나무 우리 참좋은 큰길 한빛_모퉁이",
-    ),
+        "햇살_초록 바다 행복_하늘 가온 소담 별빛_나무 우리 참좋은 큰길 한빛_모퉁이"),
     "kind": (
         "Ltd. Store Co. Bistro Cafe Sons_(M) Express Enterprise Mart Restaurant Trading Pharmacy",
-        "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점",
-    ),
+        "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점"),
     "place": (
         "1##,_Lake_Road ##,_Oak_Street,_#####_Ashford Lot_1##_&_2##,_Station_Road,_Easton Newton "
         "(######-K) GST_ID_No:_00######## Tel:_0#-###_####_Fax:_0#-###_#### Lowell,_#####_Marlow",
-        "서울시_강남구_중앙로_## 부산시_은행길_1## 성남시 대표:_김민준 02-###-#### 역삼동_2##",
-    ),
+        "서울시_강남구_중앙로_## 부산시_은행길_1## 성남시 대표:_김민준 02-###-#### 역삼동_2##"),
     "meta": (
         "Date|1#/0#/201# Time|1#:2#:4# Receipt|A###### Invoice_No.|000##### Cashier|Anna Table|## "
         "Till|POS-## Tel|0##-####### Member|##-####-# Served_by|Kumar Pax|# Tax_ID|0####### Ref.|",
-        "일시|202#-0#-1# 시간|1#:3#:5# 영수증_번호|A###### 계산원|이서연 테이블|# 사업자|###-#####",
-    ),
+        "일시|202#-0#-1# 시간|1#:3#:5# 영수증_번호|A###### 계산원|이서연 테이블|# 사업자|###-#####"),
     "title": ("Tax_Invoice Receipt Sales_Slip Cash_Bill", "영수증 매출_전표 주문서 신용_승인"),
     "heads": ("Item|Qty|Price|Amount Description|No|U.Price|Total", "상품명|수량|단가|금액"),
     "item": (
@@ -1156,22 +1234,18 @@ WORDS = {
         "Paper Battery Soap 500ml 12pcs Large Hot Set Mint Lemon Cake Fried_Fish Tofu Bolt 2kg w/ "
         "Beef Roll Water Bag Brush XL Sugar No.5 Cable_3m (R) Ginger",
         "우유 식빵 커피 녹차 김밥 라면 만두 비빔밥 불고기 된장_찌개 사과 주스 치킨 샐러드 버터 대 "
-        "볼펜 건전지 비누 생수 소 세트 1+1 500ml 아이스 매운 국산 냉동_만두 간장 두부",
-    ),
+        "볼펜 건전지 비누 생수 소 세트 1+1 500ml 아이스 매운 국산 냉동_만두 간장 두부"),
     "part": (
         "Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_Sales_(excl._Tax)",
-        "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료",
-    ),
+        "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료"),
     "total": ("TOTAL Total_Due AMOUNT_DUE Grand_Total TOTAL_(incl._tax)", "합계 총_액 받을_금액"),
     "pay": (
         "Cash Change Visa_Card Tendered Card_**#### Approval_###### Points Balance",
-        "현금 거스름돈 신용카드 받은_금액 카드_**#### 승인_###### 포인트 잔액",
-    ),
+        "현금 거스름돈 신용카드 받은_금액 카드_**#### 승인_###### 포인트 잔액"),
     "foot": (
         "THANK_YOU Please_come_again Goods_sold_are_not_returnable,_thank_you Have_a_nice_day! "
         "Keep_this_receipt_for_exchange_within_7_days Questions?_Call_our_service_desk",
-        "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 부가세_포함_가격",
-    ),
+        "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 부가세_포함_가격"),
 }
 
 
@@ -1271,10 +1345,8 @@ class Printer:
     def __init__(self, rng):
         self.face = cv2.FontFace(str(rng.choice(["sans", "uni", "italic"], p=[0.6, 0.35, 0.05])))
         self.pitch, self.space = rng.choice([0, rng.uniform(0.5, 0.6)]), rng.uniform(0.25, 0.4)
-        self.dots, self.weight = (
-            rng.choice([1, 1, 0.7, 0.55]),
-            int(rng.choice([3, 4, 4, 5, 6])) * 100,
-        )
+        self.dots = rng.choice([1, 1, 0.7, 0.55])
+        self.weight = int(rng.choice([3, 4, 4, 5, 6])) * 100
         self.stretch, self.glyphs = 1.0, {}
 
     def glyph(self, char, s, weight):
@@ -1362,9 +1434,8 @@ def draw_sheet(rng, lines, w, h, leading, blank):
     width, size = w - 2 * margin, min(h / units, 0.11 * w)
     texts = [line for line in lines if line[0] == "text"]
     wide = [x[1] * sum(len(t) + 0.7 * sum(c > "ᄀ" for c in t) + 1 for _, t in x[3]) for x in texts]
-    fit = width / (
-        (printer.pitch or 0.55) * size * np.percentile(wide, 90 if len(lines) > 20 else 75)
-    )
+    long = np.percentile(wide, 90 if len(lines) > 20 else 75)
+    fit = width / ((printer.pitch or 0.55) * size * long)
     size, printer.stretch = size * min(1, fit / 0.66), float(np.clip(fit, 0.66, 1.2))
     ink, found = np.zeros((h, w), np.uint8), []
     y = (0.8 + blank) * size + max(0, h - size * units) * rng.uniform(0.1, 0.5)
@@ -1377,11 +1448,8 @@ def draw_sheet(rng, lines, w, h, leading, blank):
             up = size * {"*": 0, "_": 0.75, ".": 0.65}.get(cells, 0.35)  # to the line's middle
             printer.set_line(ink, row, size, printer.weight, margin, y - up, width)
         elif kind != "gap":
-            block_h, block_w = (
-                int(height * size * leading * 0.85),
-                int(width * rng.uniform(0.4, 0.8)),
-            )
-            block = draw_block(rng, kind, max(block_h, 8), block_w)
+            block_w = int(width * rng.uniform(0.4, 0.8))
+            block = draw_block(rng, kind, max(int(height * size * leading * 0.85), 8), block_w)
             lay_ink(ink, block, (w - block.shape[1]) // 2, int(y))
         y += height * size * leading
     return ink, found, size
@@ -1622,10 +1690,9 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
 
 def describe(pages, size):
     """Counts of inspected pages at a page size, as a dict; what train.py prints before epoch 1."""
-    totals = {}
+    repairs = Counter()
     for page in pages:
-        for key, value in repair_words(page)[2].items():
-            totals[key] = totals.get(key, 0) + value
+        repairs.update(repair_words(page)[2])
     heights = np.concatenate([word_heights(p) * (size / max(p.size)) for p in pages] or [[]])
     counts = np.array([len(p.polygons) for p in pages])
     return {
@@ -1636,45 +1703,36 @@ def describe(pages, size):
         "ignored": sum(sum(p.ignore) for p in pages),
         "height px": float(np.median(heights)) if len(heights) else 0.0,
         "under 8 px": float((heights < 8).mean()) if len(heights) else 0.0,
-        **totals,
+        **repairs,
     }
 
 
 def format_counts(counts):
-    def shown(key, value):
-        if key == "under 8 px":
-            return f"{value:.0%} {key}"
-        return f"{value if isinstance(value, int) else round(value, 1)} {key}"
-
-    return ", ".join(shown(key, value) for key, value in counts.items() if value)
+    """`describe`'s counts on one line; zeros are left out."""
+    style = {"under 8 px": "{:.0%} {}", "words a page": "{:.1f} {}", "height px": "{:.1f} {}"}
+    return ", ".join(style.get(k, "{} {}").format(v, k) for k, v in counts.items() if v)
 
 
-def turned_pages(pages):
-    """Names of pages whose labels leave the page as it is but fit when it is turned."""
-    names = []
-    for page in (p for p in pages if p.polygons):
-        reach = np.concatenate(page.polygons).max(0)
-        width, height = page.size
-        if (reach > (width + 1, height + 1)).any() and (reach <= (height + 1, width + 1)).all():
-            names.append(page.name)
-    return names
+def is_turned(page):
+    """Whether the labels of a page leave it as it is but fit when it is turned."""
+    reach = np.concatenate([*page.polygons, np.zeros((1, 2))]).max(0)
+    size = np.array(page.size) + 1
+    return (reach > size).any() and (reach <= size[::-1]).all()
 
 
 def check_split(pages, label, size):
     """Print the counts of one split and its warnings; returns thumbnails [N, 1024]."""
-    stated = [p.size for p in pages]
-    thumbnails = inspect_pages(pages)
-    counts = describe(pages, size)
+    stated = [page.size for page in pages]
+    thumbnails, counts = inspect_pages(pages), describe(pages, size)
     print(f"{label:5s} {format_counts(counts)}")
-    height, said = counts["height px"], []
+    height, warning = counts["height px"], f"warning: {label}:"
     if counts["words"] and height < 10:
-        said.append(f"median word height {height:.1f} px at --size {size}; use a larger page")
-    for name in turned_pages(pages):
-        said.append(f"{name}: labels fit the page only when it is turned; check its EXIF rotation")
-    for page, size_stated in zip(pages, stated):
-        if size_stated and tuple(size_stated) != page.size:
-            said.append(f"{page.name}: is {page.size}, the label file says {tuple(size_stated)}")
-    print("".join(f"warning: {label}: {line}\n" for line in said), end="")
+        print(f"{warning} median word height {height:.1f} px at --size {size}; use a larger page")
+    for page, said in zip(pages, stated):
+        if is_turned(page):
+            print(f"{warning} {page.name}: labels fit only a turned page; check its EXIF rotation")
+        if said and said != page.size:
+            print(f"{warning} {page.name}: is {page.size}, the label file says {said}")
     return thumbnails
 
 
@@ -1684,8 +1742,7 @@ def check(data, size, image_dir):
     pages = {s or "all": load_labels(data, s, image_dir) for s in splits}
     thumbnails = {name: check_split(p, name, size) for name, p in pages.items()}
     everything = [(name, page) for name, p in pages.items() for page in p]
-    pairs = near_duplicates(np.concatenate(list(thumbnails.values())))
-    for a, b in pairs:
+    for a, b in near_duplicates(np.concatenate(list(thumbnails.values()))):
         (split_a, page_a), (split_b, page_b) = everything[a], everything[b]
         across = "warning: across splits" if split_a != split_b else "within a split"
         print(f"near-duplicates {across}: {split_a} {page_a.name}, {split_b} {page_b.name}")
@@ -1702,34 +1759,34 @@ def synth(out, count, seed, **kind):
 
     A complete OUT of the same arguments is left alone; anything else there is an error.
     """
-    out, spec = Path(out), {"pages": count, "seed": seed, **kind}
-    made = out / "synth.json"
-    if made.is_file() and read_json(made) == spec:
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not this synthetic set; choose another folder")
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    (partial / "images").mkdir(parents=True)
+    spec = {"pages": count, "seed": seed, **kind}
+
+    def is_made():
+        made = Path(out, "synth.json")
+        return made.is_file() and read_json(made) == spec
 
     def draw(i):
-        name = f"synth_{i:05d}.jpg"
         image, words = synthetic_page((seed, i), **kind)
-        cv2.imwrite(
-            str(partial / "images" / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]
-        )
-        page = Page(name, None, size=image.shape[1::-1], group=f"synth {i}")
+        page = Page(f"synth_{i:05d}.jpg", None, size=image.shape[1::-1], group=f"synth {i}")
+        code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        (partial / "images" / page.name).write_bytes(code)
         for k, word in enumerate(words, 1):
             page.add(f"{k:04d}", word["points"], word["transcription"])
         return page
 
-    pages = map_threads(draw, range(count), "drawing receipts")
-    val = max(1, count // 4)
-    write_json(partial / "train.json", pages_to_json(pages[val:]))
-    write_json(partial / "val.json", pages_to_json(pages[:val]))
-    write_json(partial / "synth.json", spec)
-    if out.exists():
-        out.rmdir()
-    os.replace(partial, out)
+    if is_made():
+        return
+    try:
+        with new_folder(out) as partial:
+            (partial / "images").mkdir()
+            pages = map_threads(draw, range(count), "drawing receipts")
+            val = max(1, count // 4)
+            write_json(partial / "train.json", pages_to_json(pages[val:]))
+            write_json(partial / "val.json", pages_to_json(pages[:val]))
+            write_json(partial / "synth.json", spec)
+    except OSError:
+        if not is_made():  # by another process meanwhile
+            raise
 
 
 # what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn
@@ -1760,14 +1817,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
 
     def error(self, message):
-        wrong, known = (
-            message.removeprefix("unrecognized arguments: "),
-            [self._option_string_actions],
-        )
-        for action in self._actions:  # of data.py's commands
-            if isinstance(action, argparse._SubParsersAction):
-                known += [sub._option_string_actions for sub in action.choices.values()]
-        known = [flag for flags in known for flag in flags] if wrong != message else []
+        wrong, known = message.removeprefix("unrecognized arguments: "), []
+        if wrong != message:
+            parsers = [self]
+            for action in self._actions:  # data.py's commands
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+            known = [flag for parser in parsers for flag in parser._option_string_actions]
         if choice := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
             wrong, known = choice[1], re.findall(r"[\w-]+", choice[2])
         near = difflib.get_close_matches(re.split("[= ]", wrong)[0], known, 1, 0.6)
@@ -1779,75 +1835,67 @@ class Parser(argparse.ArgumentParser):
 # flags of the commands: (name, type or choices, default, help)
 DATA = ("data", None, None, "folder or label file")
 PLACE = ("--image-dir", None, None, "where the pictures lie, if not in images/ or beside labels")
-COMMANDS = {
-    "check": ("what is in DATA and what will go wrong in training", "receipts --size 960"),
-    "synth": ("draw synthetic receipts, a quarter of them val", "data/lines --unit line"),
-    "split": ("stratified folds; groups and near-duplicates together", "receipts --folds 5"),
-    "convert": ("labels in another format", "receipts receipts-ppocr --to paddle"),
-}
-FLAGS = {
-    "check": [DATA, ("--size", int, 960, "longer page side in training"), PLACE],
-    "synth": [
-        ("out", None, None, "folder to make"),
-        ("--pages", int, 64, "how many"),
-        ("--seed", int, 0, "another seed, other pages"),
-        ("--size", int, 1280, "longer page side"),
+COMMANDS = {  # what it does, an example, its flags
+    "check": (
+        "what is in DATA and what will go wrong in training", "receipts --size 960",
+        DATA, ("--size", int, 960, "longer page side in training"), PLACE),
+    "synth": (
+        "draw synthetic receipts, a quarter of them val", "data/lines --unit line",
+        ("out", None, None, "folder to make"), ("--pages", int, 64, "how many"),
+        ("--seed", int, 0, "another seed, other pages"), ("--size", int, 1280, "longer page side"),
         ("--words", int, 117, "words a page, about"),
-        ("--unit", ("word", "line"), "word", "label words, or runs of text on scans like SROIE's"),
-    ],
-    "split": [
-        DATA,
-        ("--folds", int, 5, "how many"),
-        ("--seed", int, 0, "breaks ties"),
+        ("--unit", ("word", "line"), "word", "label words, or runs of text on scans like SROIE's")),
+    "split": (
+        "stratified folds; groups and near-duplicates together", "receipts --folds 5",
+        DATA, ("--folds", int, 5, "how many"), ("--seed", int, 0, "breaks ties"),
         ("--split", SPLITS, "train", "which split of DATA"),
-        ("--out", None, None, "JSON to write, runs/split-DATA-FOLDS.json without"),
-        PLACE,
-    ],
-    "convert": [
-        DATA,
-        ("out", None, None, "folder to make; its images/ is a link to the pictures"),
-        ("--to", tuple(FORMATS), "json", "format to write; says what it cannot hold"),
-        PLACE,
-    ],
-}
+        ("--out", None, None, "JSON to write, runs/split-DATA-FOLDS.json without"), PLACE),
+    "convert": (
+        "labels in another format", "receipts receipts-ppocr --to paddle",
+        DATA, ("out", None, None, "folder to make; its images/ is a link to the pictures"),
+        ("--to", tuple(FORMATS), "json", "format to write; says what it cannot hold"), PLACE),
+}  # fmt: skip
 
 
 def parse_args(argv):
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (what, example) in COMMANDS.items():
+    for name, (what, example, *flags) in COMMANDS.items():
         example = f"example: python data.py {name} {example}"
         sub = commands.add_parser(name, help=what, description=what, epilog=example)
-        for flag, kind, default, text in FLAGS[name]:
+        for flag, kind, default, text in flags:
             of = dict(choices=kind) if isinstance(kind, tuple) else dict(type=kind or str)
             text += f" (default {default})" if default is not None else ""
             sub.add_argument(flag, default=default, help=text, **of)
     return parser.parse_args(argv)
 
 
+def make_split(args):
+    pages = load_labels(resolve_data(args.data), args.split, args.image_dir)
+    split = split_json(pages, page_groups(pages, inspect_pages(pages)), args.folds, args.seed)
+    out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
+    write_json(out, split, indent=1)
+    sizes = np.bincount([v["fold"] for v in split["images"].values()])[1:]
+    print(f"{out}: {args.folds} folds of {sizes.tolist()} pages, hash {split['hash']}")
+
+
 def main(argv=None):
     args = parse_args(argv)
     try:
+        for flag, least in (("pages", 2), ("size", 32), ("words", 1)):
+            if getattr(args, flag, least) < least:
+                raise DataError(f"--{flag} {getattr(args, flag)}: at least {least} is needed")
         if args.command == "check":
-            if args.size < 32 or args.size % 32:
+            if args.size % 32:
                 raise DataError(f"--size {args.size}: not a multiple of 32, as in training")
             check(resolve_data(args.data), args.size, args.image_dir)
         elif args.command == "synth":
-            for flag, least in (("pages", 2), ("size", 64), ("words", 1)):
-                if getattr(args, flag) < least:
-                    raise DataError(f"--{flag} {getattr(args, flag)}: at least {least} is needed")
             synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=args.unit)
             print(f"{args.out}: {args.pages} synthetic receipts")
         elif args.command == "convert":
             convert(args.data, args.out, args.to, args.image_dir)
         else:
-            pages = load_labels(resolve_data(args.data), args.split, args.image_dir)
-            groups = page_groups(pages, inspect_pages(pages))
-            split = split_json(pages, groups, args.folds, args.seed)
-            out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
-            write_json(out, split, indent=1)
-            sizes = np.bincount([v["fold"] for v in split["images"].values()])[1:]
-            print(f"{out}: {args.folds} folds of {sizes.tolist()} pages, hash {split['hash']}")
+            make_split(args)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

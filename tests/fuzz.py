@@ -1,9 +1,9 @@
 """Random files and random geometry: python tests/fuzz.py [TARGET ...] [--minutes 10] [--seed 0]
 
-Readers (labels in every format, hparams, sweep files, submissions) may raise nothing but an error
-of ours; decoding, metric and voting may raise nothing, give no NaN, and keep what must hold. Needs
-hypothesis (tests/requirements.txt). Prints executions and seconds per target; a target ends at its
-first failure, with the smallest input that shows it, and the exit code is 1.
+Readers (labels in every format, pictures, hparams, sweep files, submissions) may raise nothing but
+an error of ours; decoding, metric and voting may raise nothing, give no NaN, and keep what must
+hold. Needs hypothesis (tests/requirements.txt). Prints executions and seconds per target; a target
+ends at its first failure, with the smallest input that shows it, and the exit code is 1.
 """
 
 import argparse
@@ -83,16 +83,17 @@ labelme = objects(
     shapes=st.lists(mostly(shape), max_size=3), imagePath=names, imageWidth=st.integers(1, 99),
     imageHeight=st.integers(1, 99), version=chars,
 )  # fmt: skip
-icdar_line = st.tuples(st.lists(number.map(str), min_size=6, max_size=9), chars).map(
-    lambda line: ",".join([*line[0], line[1]])
-)
+icdar_line = st.tuples(
+    st.sampled_from([",", ", ", " "]), st.lists(number.map(str), min_size=4, max_size=14),
+    st.one_of(chars, chars.map('"{}"'.format), st.just("1,024.50")),
+).map(lambda line: line[0].join([*line[1], line[2]]))  # fmt: skip
 
 
 @st.composite
 def label_file(draw):
     """(file name, bytes) of a label file in one of the formats; one in ten with bytes broken."""
-    kind = draw(st.sampled_from(["train.json", "Label.txt", "gt_a.txt", "sheet.json"]))
-    if kind == "gt_a.txt":
+    kind = draw(st.sampled_from(["train.json", "Label.txt", "gt_a.txt", "b.txt", "sheet.json"]))
+    if kind in ("gt_a.txt", "b.txt"):
         text = "\n".join(draw(st.lists(mostly(icdar_line, chars), max_size=5)))
     elif kind == "Label.txt":
         lines = draw(
@@ -107,13 +108,17 @@ def label_file(draw):
 def broken(text):
     """The text's bytes, one in ten with a few of them replaced or cut."""
     raw = text.encode("utf-8", "surrogatepass")
+    return mostly(st.just(raw), spoilt(raw))
+
+
+def spoilt(raw):
+    """Bytes with a few of them replaced or cut."""
 
     def spoil(edit):
         at, more, length = edit
         return raw[: at % (len(raw) + 1)] + more + raw[at % (len(raw) + 1) + length :]
 
-    edits = st.tuples(st.integers(0, 10**6), st.binary(max_size=4), st.integers(0, 9)).map(spoil)
-    return mostly(st.just(raw), edits)
+    return st.tuples(st.integers(0, 10**6), st.binary(max_size=4), st.integers(0, 9)).map(spoil)
 
 
 def fuzz_labels(case):
@@ -137,6 +142,21 @@ def fuzz_labels(case):
     again = data.load_labels(FOLDER / "train.json")
     assert [p.texts for p in again] == [p.texts for p in pages]
     assert [p.ignore for p in again] == [p.ignore for p in pages]
+
+
+SUFFIXES = [".jpg", ".png", ".bmp", ".webp", ".tif"]
+PICTURES = [cv2.imencode(s, np.full((9, 20, 3), 200, np.uint8))[1].tobytes() for s in SUFFIXES]
+
+
+def fuzz_pictures(raw):
+    (FOLDER / "picture").write_bytes(raw)
+    try:
+        image = data.read_image(FOLDER / "picture")
+    except data.DataError as error:
+        assert str(error).isprintable(), error
+        return
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    assert sorted(image.shape[:2]) == sorted(map(abs, data.header_size(raw)))
 
 
 defaults = train.dataclasses.asdict(train.Hparams())
@@ -293,6 +313,7 @@ def fuzz_voting(case):
 
 TARGETS = {
     "labels": (fuzz_labels, label_file()),
+    "pictures": (fuzz_pictures, st.sampled_from(PICTURES).flatmap(spoilt).flatmap(spoilt)),
     "hparams": (fuzz_hparams, mostly(hparams_file).map(json.dumps).flatmap(broken)),
     "sweep": (fuzz_sweep, mostly(spec_file).map(json.dumps).flatmap(broken)),
     "csv": (fuzz_csv, table()),

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -92,9 +93,17 @@ def jpeg(width, height):
     return raw[: at + 5] + struct.pack(">HH", height, width) + raw[at + 9 :]
 
 
-def tiff(width, height):
-    tags = ((256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (279, 9))
-    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+def jpeg_with_a_decoy(width, height):
+    """Its first header begins no marker: decoders skip such bytes."""
+    raw = jpeg(width, height)
+    at = raw.index(b"\xff\xc0")
+    return raw[:at] + b"\0" + jpeg(16, 16)[at + 1 : at + 19] + raw[at:]
+
+
+def tiff(width, height, *more, kind=4):
+    """more: tags after the first ones, which decoders ignore where they come twice."""
+    tags = ((256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (279, 9), *more)
+    body = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(4)
 
 
@@ -185,6 +194,9 @@ CHECK = {  # data.py check on a folder
     "words is a list": labels('{"images": {"a.png": {"words": [1]}}}'),
     "word is a number": labels('{"images": {"a.png": {"words": {"1": 7}}}}'),
     "key twice in a word": word(more=', "points": []'),
+    "key twice after 300,000 others": labels(
+        lambda: '{"images": {%s"1": 1}}' % "".join(f'"{i}": 1, ' for i in range(300_000))
+    ),
     "image twice": labels('{"images": {"a.png": {"words": {}}, "a.png": {"words": {}}}}'),
     "lists nested 100,000 deep": labels("[" * DEEP + "]" * DEEP),
     "objects nested 100,000 deep": labels('{"a":' * DEEP + "1" + "}" * DEEP),
@@ -212,10 +224,14 @@ CHECK = {  # data.py check on a folder
     "PNG cut within its header": raw_picture("x.png", png(9, 9)[:20]),
     "PNG bomb, 30,000 x 30,000": raw_picture("x.png", lambda: png_bomb(30_000)),
     "JPEG says 65,500 x 65,500": raw_picture("x.jpg", jpeg(65_500, 65_500)),
+    "JPEG hides 32,000 x 32,000": raw_picture("x.jpg", jpeg_with_a_decoy(32_000, 32_000)),
     "JPEG of markers only": raw_picture("x.jpg", b"\xff\xd8" + b"\xff\xe0\0\0" * 10**6),
+    "JPEG, 250 MB of fill": raw_picture("x.jpg", lambda: b"\xff\xd8" + b"\xff" * (250 << 20)),
     "BMP says 40,000 x -40,000": raw_picture("x.bmp", bmp(40_000, -40_000)),
     "WebP says 16,383 x 16,383": raw_picture("x.webp", webp(16_383, 16_383)),
     "TIFF says 50,000 x 50,000": raw_picture("x.tif", tiff(50_000, 50_000)),
+    "TIFF says two sizes": raw_picture("x.tif", tiff(32_000, 32_000, (256, 9), (257, 9))),
+    "TIFF, sizes of 8 bytes": raw_picture("x.tif", tiff(100, 100, kind=16)),
     "TIFF with its tags nowhere": raw_picture("x.tif", b"II*\0\xff\xff\xff\xff"),
     "ICDAR line of 100 MB": icdar(lambda: "1,2," * (25 << 20)),
     "ICDAR file of 10 MB of text": icdar(lambda: "1,2,30,2,30,9,1,9," + "x" * 10**7),
@@ -235,9 +251,12 @@ CHECK = {  # data.py check on a folder
         {"shapes": [SHAPE | {"points": "ab"}], "imagePath": "a.png"}
     ),
     "Label.txt, picture twice": paddle(lambda: "a.png\t[]\nx/a.png\t[]"),
-    "labelme id twice": labelme({"shapes": [SHAPE | {"id": 1}, SHAPE | {"id": "1"}]}),
+    "labelme without a picture": labelme({"shapes": [SHAPE]}),
+    "labelme id twice": labelme(
+        {"shapes": [SHAPE | {"id": 1}, SHAPE | {"id": "1"}], "imagePath": "a.png"}
+    ),
     "labelme rectangle, ragged": labelme(
-        {"shapes": [{"shape_type": "rectangle", "points": [None, [None, None]]}]}
+        {"shapes": [{"shape_type": "rectangle", "points": [[], [None]]}], "imagePath": "a.png"}
     ),
     "labelme rectangle of texts": labelme(
         {"shapes": [{"shape_type": "rectangle", "points": ["ab", "cd"]}], "imagePath": "a.png"}
@@ -304,6 +323,45 @@ PREDICTIONS = {  # evaluate.py predictions.json --data DATA
 }
 
 
+def zipped(entries, how=zipfile.ZIP_STORED):
+    """A checkpoint as torch writes it, a ZIP file: entries {name: bytes, or a number of zeros}."""
+
+    def make(folder):
+        with zipfile.ZipFile(folder / "x.pt", "w", how) as archive:
+            for name, content in entries.items():
+                with archive.open(f"x/{name}", "w", force_zip64=True) as file:
+                    for _ in range(content >> 20 if isinstance(content, int) else 0):
+                        file.write(bytes(1 << 20))
+                    file.write(b"" if isinstance(content, int) else content)
+
+    return make
+
+
+def laughter(depth):
+    """2^depth lists in as many bytes as there are levels."""
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return pickle.dumps({"model": {}, "hparams": {}, "laughter": value}, protocol=2)
+
+
+def endless_tensor(folder):
+    import torch
+
+    state = {"model": {"w": torch.zeros(1).expand(10**6, 10**6)}, "hparams": {}}
+    torch.save(state, folder / "x.pt")
+
+
+CHECKPOINTS = {  # evaluate.py x.pt
+    "pickle runs a shell": text("x.pt", pickle.dumps(Touch())),
+    "zipped pickle runs a shell": zipped({"data.pkl": pickle.dumps(Touch()), "version": b"3\n"}),
+    "ZIP bomb, 3 GB": zipped({"data.pkl": 3 << 30, "version": b"3\n"}, zipfile.ZIP_DEFLATED),
+    "2^40 lists": zipped({"data.pkl": laughter(40), "version": b"3\n"}),
+    "tensor of 4 TB": endless_tensor,
+    "200 GB": text("x.pt", 200 << 30),
+}
+
+
 def cases():
     """(command, name, maker of the input in a folder, arguments)."""
     check = [sys.executable, str(ROOT / "data.py"), "check", "."]
@@ -327,11 +385,9 @@ def cases():
 
             yield script, what, make, [sys.executable, str(ROOT / script), *arguments]
 
-    def pickled(folder):
-        (folder / "x.pt").write_bytes(pickle.dumps(Touch()))
-
-    arguments = [sys.executable, str(ROOT / "evaluate.py"), "x.pt", "--data", "synth-small"]
-    yield "evaluate.py", "checkpoint that runs a shell", pickled, arguments
+    for what, make in CHECKPOINTS.items():
+        arguments = [sys.executable, str(ROOT / "evaluate.py"), "x.pt", "--data", "synth-small"]
+        yield "evaluate.py", f"checkpoint, {what}", make, arguments
 
 
 def harmless():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import cv2
@@ -235,7 +236,7 @@ def test_repair_rule():
         [(10, 10), (60, 10), (60, 30), (10, 30)],  # good
         [(10, 10), (60, 30), (60, 10), (10, 30)],  # corners swapped
         [(10, 10), (60, 10), (30, 10)],  # no area
-        [(180, 10), (260, 10), (260, 30), (180, 30)],  # three quarters outside
+        [(168, 10), (248, 10), (248, 30), (168, 30)],  # six tenths outside
         [(150, 10), (210, 10), (210, 30), (150, 30)],  # a sixth outside
     )
     polygons, ignore, counts = repair_words(page)
@@ -286,12 +287,12 @@ def test_icdar_folder(tmp_path):
 
 def test_paddle_label_txt(tmp_path):
     write_page(tmp_path, "x.png")
-    words = [
-        {"transcription": "a", "points": [[1, 2], [30, 2], [30, 9], [1, 9]], "difficult": True}
-    ]
+    quad = [[1, 2], [30, 2], [30, 9], [1, 9]]
+    words = [dict(points=quad, transcription=text, difficult=text == "a") for text in "a*b"]
     (tmp_path / "Label.txt").write_text(f"images/x.png\t{json.dumps(words)}\n")
     (page,) = load_labels(tmp_path)
-    assert page.ignore == [True] and page.texts == ["a"] and page.path.is_file()
+    assert page.ignore == [True, True, False] and page.texts == ["a", "*", "b"]
+    assert page.path.is_file()
 
 
 def test_labels_round_trip_through_json(tmp_path):
@@ -321,6 +322,14 @@ def test_bad_points_name_file_image_and_word(tmp_path, points, message):
     with pytest.raises(DataError, match=message) as error:
         load_labels(tmp_path, "train")
     assert "train.json: image a.png" in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["false", 2, [], {"a": 1}, 0.5])
+def test_a_flag_is_true_or_false(tmp_path, flag):
+    quad = [[1, 2], [30, 2], [30, 9], [1, 9]]
+    write_labels(tmp_path, write_page(tmp_path, words={"7": {"points": quad, "ignore": flag}}))
+    with pytest.raises(DataError, match="a.png: word 7: ignore flag .* is not true or false"):
+        load_labels(tmp_path, "train")
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "b/../../a.png"])
@@ -364,11 +373,39 @@ def test_truncated_and_broken_pictures_are_errors(tmp_path):
         (tmp_path / f"cut{suffix}").write_bytes(raw[: len(raw) // 2])
         with pytest.raises(DataError, match=f"cut{suffix}: truncated"):
             read_image(tmp_path / f"cut{suffix}")
+    raw = cv2.imencode(".jpg", image)[1].tobytes()
+    thumbnail = b"\xff\xe1\0\x08\xff\xda\xff\xd9.."  # its end is not the picture's
+    (tmp_path / "cut.jpg").write_bytes(raw[:2] + thumbnail + raw[2 : len(raw) // 2])
+    with pytest.raises(DataError, match="cut.jpg: truncated"):
+        read_image(tmp_path / "cut.jpg")
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(DataError, match="not a picture"):
         read_image(tmp_path / "text.jpg")
     with pytest.raises(DataError, match="cannot be read"):
         read_image(tmp_path / "none.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
+def test_header_size_is_the_decoders(suffix):
+    options = {".jpg": [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]], ".webp": [[], [1 << 6, 80]]}
+    for flags in options.get(suffix, [[]]):
+        raw = cv2.imencode(suffix, np.zeros((200, 300, 3), np.uint8), flags)[1].tobytes()
+        assert data.header_size(raw) == (300, 200)
+    assert data.header_size(b"") is None
+
+
+def test_odd_but_whole_pictures_are_read(tmp_path):
+    """Phones add a film behind a JPEG, screenshot tools something behind a PNG; OS/2's bitmaps."""
+    image = np.random.default_rng(0).integers(0, 255, (20, 32, 3), np.uint8)
+    old = hostile.struct.pack("<IHHIIHHHH", 26, 0, 0, 26, 12, 32, 20, 1, 24)
+    pictures = {
+        "film.jpg": cv2.imencode(".jpg", image)[1].tobytes() + b"..\xff\xd9..\xff\xda..",
+        "tail.png": cv2.imencode(".png", image)[1].tobytes() + b"." * 100,
+        "os2.bmp": b"BM" + old + image.tobytes(),
+    }
+    for name, raw in pictures.items():
+        (tmp_path / name).write_bytes(raw)
+        assert read_image(tmp_path / name).shape == image.shape
 
 
 # ---------------------------------------------------------------- folds
@@ -382,6 +419,34 @@ def fold_pages(n=60):
             page.add(k, np.array([(0, 0), (50, 0), (50, 1), (0, 1)]) * rng.uniform(5, 25))
         pages.append(page)
     return pages
+
+
+def test_near_duplicates_are_all_pairs_above_the_threshold():
+    rng = np.random.default_rng(0)
+    thumbnails = rng.standard_normal((600, 1024), np.float32)
+    copies = rng.permutation(600)[:80].reshape(2, 40)
+    noise = 0.1 * rng.standard_normal((40, 1024), np.float32)
+    thumbnails[copies[0]] = thumbnails[copies[1]] + noise
+    thumbnails[copies[0, :3]] = thumbnails[copies[1, 0]]  # four alike: six pairs
+    thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
+    close = np.triu(thumbnails @ thumbnails.T > data.NEAR_DUPLICATE, 1)
+    assert sorted(data.near_duplicates(thumbnails)) == np.argwhere(close).tolist()
+    assert close.sum() == 37 + 6
+
+
+def test_thumbnails_tell_copies_from_other_pages():
+    pages = [data.synthetic_page((1, i), size=480, words=40)[0] for i in range(6)]
+    thumbnails = np.array([data.thumbnail(page) for page in pages])
+    page = pages[0]
+    copies = [
+        cv2.imdecode(cv2.imencode(".jpg", page, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], 1),
+        cv2.resize(page, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+        (page * 0.6).astype(np.uint8),
+    ]
+    assert min(data.thumbnail(copy) @ thumbnails[0] for copy in copies) > data.NEAR_DUPLICATE
+    assert not list(data.near_duplicates(thumbnails))
+    blank = data.thumbnail(np.full((90, 60, 3), 255, np.uint8))
+    assert not list(data.near_duplicates(np.array([blank, blank])))  # they say nothing
 
 
 def test_folds_are_grouped_balanced_and_deterministic():
@@ -418,7 +483,7 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
         "train 2 pages, 2 words",
         "1 without text",
         "median word height",
-        "t.png: labels fit the page only when it is turned",
+        "t.png: labels fit only a turned page",
         "a.png: is (200, 120), the label file says (1, 2)",
         "near-duplicates warning: across splits",
         "group g has pages in more than one split",
@@ -427,6 +492,11 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
 
 
 def test_check_errors_are_one_line(tmp_path, script, one_line):
+    (tmp_path / "images").mkdir()
+    raw = cv2.imencode(".bmp", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
+    (tmp_path / "images" / "cut.bmp").write_bytes(raw[:900])
+    write_labels(tmp_path, {"cut.bmp": {"words": {}}})
+    one_line(script("data.py", "check", "."), "images/cut.bmp: not a picture", code=1)
     (tmp_path / "train.json").write_text("{oops")
     one_line(script("data.py", "check", "."), "train.json", "not a JSON file", code=1)
     (tmp_path / "train.json").write_text('{"images": {"gone.png": {"words": {}}}}')
@@ -455,6 +525,29 @@ def test_synth_and_split_commands(tmp_path, script):
     assert sorted(v["fold"] for v in split["images"].values()) == [1] * 3 + [2] * 3 + [3] * 3
 
 
+def test_a_set_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A crash leaves nothing; of two processes that draw the same set, the second finds it made."""
+    kind = dict(size=96, words=4)
+    data.synth(tmp_path / "other", 2, 0, **kind)
+    draw = data.synthetic_page
+
+    def other_is_first(seed, **kind):
+        if not (tmp_path / "s").exists():
+            shutil.copytree(tmp_path / "other", tmp_path / "s")
+        return draw(seed, **kind)
+
+    monkeypatch.setattr(data, "synthetic_page", lambda seed, **kind: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        data.synth(tmp_path / "s", 2, 0, **kind)
+    assert [p.name for p in tmp_path.iterdir()] == ["other"]
+    monkeypatch.setattr(data, "map_threads", lambda draw, pages, desc: [draw(i) for i in pages])
+    monkeypatch.setattr(data, "synthetic_page", other_is_first)
+    data.synth(tmp_path / "s", 2, 0, **kind)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "s"]
+    with pytest.raises(DataError, match="s: exists; choose another folder"):
+        data.synth(tmp_path / "s", 3, 0, **kind)
+
+
 def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
     images = {}
     for i in range(20):
@@ -470,6 +563,27 @@ def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
     assert (
         len(val) == 2 and len(train) == 18 and not {p.group for p in train} & {p.group for p in val}
     )
+    write_labels(tmp_path, {"0.png": images["0.png"], "1.png": images["1.png"]})
+    with pytest.raises(DataError, match="no val split, and one group of pages"):
+        data.run_pages(hp)
+
+
+def test_pseudo_pages_keep_their_flags_and_leave_out_what_is_known(tmp_path):
+    """DATA may be one label file; a copy of a known page under another name is known."""
+    quad, images = [[1, 2], [30, 2], [30, 9], [1, 9]], {}
+    words = {"a": {"points": quad, "confidence": 0.9}, "b": {"points": quad, "confidence": 0.4}}
+    words["c"] = {"points": quad, "ignore": True}
+    for i, name in enumerate(("known.png", "copy.png", "new.png")):
+        images |= write_page(tmp_path, name, words=words)
+        noise = np.random.default_rng(i // 2).integers(0, 255, (60, 80, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / name), noise)
+    write_labels(tmp_path, {"known.png": images["known.png"]})
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "p.json").write_text(json.dumps({"images": images}))
+    hp = dict(data=str(tmp_path / "train.json"), pseudo_labels=str(tmp_path / "p" / "p.json"))
+    hp = SimpleNamespace(**hp, image_dir="", min_confidence=0.5)
+    (page,) = data.pseudo_pages(hp, load_labels(tmp_path, "train"))
+    assert page.name == "new.png" and page.ignore == [False, True, True]
 
 
 # ---------------------------------------------------------------- hostile input
