@@ -840,7 +840,7 @@ def read_json(path, what):
     try:
         if os.path.getsize(path) > 1 << 24:
             fail(path, f"is larger than 16 MB, no {what}", "check the path")
-        text = Path(path).read_text("utf-8")
+        text = Path(path).read_text("utf-8-sig")
     except OSError as error:
         fail(path, f"cannot be read ({error.strerror})", f"give the path of a {what}")
     except UnicodeDecodeError:
@@ -1171,14 +1171,16 @@ def read_rows(sweep, trial):
     path = sweep.folder / trial.name / "log.csv"
     if not path.exists():
         return [], []
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and sweep.metric not in rows[0]:
-        what = f"{path} has no such column, only {', '.join(rows[0])}"
+    try:
+        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+        values = [float(row[sweep.metric]) for row in rows]
+        columns = ("seconds", "hmean_lo", "hmean_hi")
+        return values, [[float(row.get(c) or "nan") for c in columns] for row in rows]
+    except KeyError:
+        what = f"is no column of {path}, only {', '.join(rows[0])}"
         fail(f"metric {sweep.metric}", what, "name one of them in the sweep file")
-    columns = (sweep.metric, "seconds", "hmean_lo", "hmean_hi")
-    numbers = [[float(row.get(c) or "nan") for c in columns] for row in rows]
-    return [n[0] for n in numbers], [n[1:] for n in numbers]
+    except (ValueError, TypeError, csv.Error) as error:
+        fail(path, f"is damaged ({error})", "remove it: it is written anew from last.pt")
 
 
 def next_target(sweep, trial):
@@ -1490,13 +1492,28 @@ def expected_maximum(n):
     return float((1 - below[800:]).sum() - below[:800].sum()) / 100
 
 
+def student(freedom, share):
+    """The value that |t| exceeds with probability share."""
+
+    def inside(t):
+        return 1 - beta_cdf(freedom / (freedom + t * t), freedom / 2, 0.5)
+
+    return bisect(inside, 1 - share, 0.0, 1e3)
+
+
 def mean_interval(values):
     """Mean of values [n] and half its 95 % interval by Student's t."""
-    n, v = len(values), len(values) - 1
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    t = bisect(lambda t: 1 - beta_cdf(v / (v + t * t), v / 2, 0.5), 0.95, 0.0, 1e3)
-    return float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(n)
+    n, half = len(values), math.nan
+    if n > 1:
+        half = student(n - 1, 0.05) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return float(np.mean(values)), half
+
+
+def outlier_limit(n):
+    """How far, in sample sd from the mean, the largest of n equal normal runs lies with a
+    probability of 5 % (Grubbs 1969)."""
+    t = student(n - 2, 0.1 / n)
+    return (n - 1) / math.sqrt(n) * math.sqrt(t * t / (n - 2 + t * t))
 
 
 def short(x):
@@ -1672,13 +1689,13 @@ class Report:
         if n < 3:
             yield p("Fewer than 3 sound runs: cannot tell.")
             return
-        expected = expected_maximum(n)
+        expected, limit = expected_maximum(n), outlier_limit(n)
         found = (sound.max() - sound.mean()) / max(sound.std(ddof=1), 1e-12)
         pooled = ", stopped ones with the value at their stop" * (self.fair is not self.finished)
         yield p(
             f"Best of {n} sound runs{pooled}: of {n} runs of equal worth the best is expected at",
             f"{expected:+.2f} sd from their mean; found at {found:+.2f} sd. That is",
-            f"{'no more' if found < expected + 1 else 'more'} than picking explains.",
+            f"{'no more' if found < limit else 'more'} than picking explains (5 % limit: {limit:.2f}).",
         )
         if self.posterior:
             first = self.fair[int(np.argmax(value))]
@@ -2202,7 +2219,8 @@ def main(argv=None):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}; nothing is lost", file=sys.stderr)
+        what = f"{error.filename or 'output'}: {error.strerror}; nothing is lost"
+        print(f"error: {what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the trial in flight is saved. Start the sweep again to go on")

@@ -554,6 +554,8 @@ def test_expected_maximum():
 
 def test_student_interval_and_spearman():
     assert abs(sweep.mean_interval([1.0, 2.0])[1] - 12.7062 * math.sqrt(0.5 / 2)) < 1e-3
+    for n, limit in ((3, 1.153), (10, 2.176), (20, 2.557), (30, 2.745)):
+        assert abs(sweep.outlier_limit(n) - limit) < 1e-3  # Grubbs 1969, table I, 5 %
     assert sweep.spearman([1, 2, 3, 4], [10, 20, 25, 1e9]) == 1
     assert abs(sweep.spearman([1, 2, 2, 3], [1, 2, 3, 4]) - 0.9486833) < 1e-6
 
@@ -814,6 +816,16 @@ def test_a_metric_that_never_arrives_stops_after_the_first_trial(cli):
     code, _, err = cli("s.json", sweep_=spec(metric={"name": "val/f1", "goal": "maximize"}))
     assert code == 2 and "f1" in err and "hmean_lo" in err
     assert len(events(cli.folder, "new")) == 1
+
+
+@pytest.mark.parametrize("line", ["1,high\n", "1\n", '1,"0.\xff'])
+def test_a_damaged_log_is_named(tmp_path, line):
+    state = sweep.Sweep(tmp_path, spec(metric={"name": "hmean"}), 8, [sweep.Trial(1, {})])
+    log = tmp_path / "trial-001/log.csv"
+    log.parent.mkdir()
+    log.write_bytes(("epoch,hmean\n" + line).encode("latin1"))
+    with pytest.raises(ValueError, match="log.csv.*damaged.*remove it"):
+        sweep.read_rows(state, state.trials[0])
 
 
 def test_a_folder_of_another_space_and_a_second_sweep_are_refused(cli):
