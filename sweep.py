@@ -12,6 +12,7 @@ only, never on when somebody looked, so a sweep killed at any moment ends like o
 """
 
 import argparse
+import contextlib
 import csv
 import difflib
 import errno
@@ -764,27 +765,6 @@ def chance_to_win(history, curves, epochs):
     return normal_cdf((mean - max(c[-1] for c in curves)) / sd)
 
 
-def replay(curves, rule, epochs):
-    """Whole curves [n][epochs] and a rule -> epochs trained [n], runs taken one after the other,
-    revived as the rule says."""
-    curves = [list(map(float, c)) for c in curves]
-    if rule["type"] == "brackets":
-        return replay_brackets(curves, rule, epochs)
-    trained, touched = [], set()
-    bands = [b for b in bands_of(rule, epochs) if b < epochs]
-    for curve in curves:
-        past = [c[:k] for c, k in zip(curves, trained)]
-        stops = (b for b in bands if judge(curve[:b], past, rule, epochs)["stop"])
-        trained.append(next(stops, epochs))
-    while True:
-        now = [c[:k] for c, k in zip(curves, trained)]
-        i = to_revive(now, [k < epochs for k in trained], touched, rule, epochs)
-        if i is None:
-            return trained
-        touched.add(i)
-        trained[i] = next((b for b in bands if b > trained[i]), epochs)
-
-
 def to_revive(curves, stopped, touched, rule, epochs):
     """Index of the stopped run most likely to beat the best finished one, None if none may."""
     limit = rule.get("revive", math.inf if rule["type"] == "pause" else 0)
@@ -793,25 +773,6 @@ def to_revive(curves, stopped, touched, rule, epochs):
     chances = {i: chance_to_win(curves[i], whole, epochs) for i in open_}
     best = max(open_, key=chances.get, default=None)
     return best if best is not None and chances[best] >= CHANCE else None
-
-
-def replay_brackets(curves, rule, epochs):
-    trained, first = [0] * len(curves), 0
-    for rungs in itertools.cycle(brackets(epochs, eta_of(rule))):
-        group = list(range(first, min(first + rungs[0][0], len(curves))))
-        if not group:
-            return trained
-        first += len(group)
-        for _, rung in rungs:
-            for i in group:
-                trained[i] = rung
-            ranked = sorted(group, key=lambda i: -curves[i][rung - 1])
-            group = ranked[: max(1, int(len(group) / eta_of(rule)))]
-
-
-def simulate(curves, early_terminate):
-    """curves [n, epochs] of whole runs -> epochs [n] the sweep would train each."""
-    return np.array(replay(curves, early_terminate, len(curves[0])))
 
 
 # ---------------------------------------------------------------- sweep file
@@ -1004,19 +965,11 @@ class Sweep:
         self.metric = leaf(self.spec["metric"]["name"].replace("/", "."))
 
     def write(self, event, trial=None, **more):
-        """Append an event, on the disk before it counts; raises ValueError with the file whole."""
+        """Apply an event, once it is on the disk (if there is a folder); raises ValueError with the
+        file whole."""
         data = {"event": event, "trial": trial.number if trial else 0, **more}
-        path = self.folder / "state.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-        try:
-            with open(path, "ab") as file:
-                file.write(json.dumps(data).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            if path.exists():
-                os.truncate(path, size)
-            fail(path, f"cannot be written ({error.strerror})", ROOM)
+        if self.folder:
+            append_line(self.folder / "state.jsonl", json.dumps(data))
         self.apply(data)
 
     def apply(self, event):
@@ -1142,6 +1095,20 @@ def open_sweep(folder, spec, extra):
         write_whole(path, json.dumps(wanted, indent=1))
         sweep = read_sweep(folder)
     return sweep, held
+
+
+def append_line(path, line):
+    """Append a line to a file, or leave the file as it was."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if path.exists():
+            os.truncate(path, size)
+        fail(path, f"cannot be written ({error.strerror})", ROOM)
 
 
 def write_whole(path, text):
@@ -1480,6 +1447,28 @@ def next_job(sweep, queue, only, running):
     trial = sweep.trials[-1]
     print(f"trial {trial.number}: {' '.join(flags(params))}")
     return trial, job[1] or next_target(sweep, trial)
+
+
+def replay(curves, rule, epochs):
+    """Whole curves [n][epochs], larger being better, and a rule -> epochs trained [n]: what the
+    sweep itself decides, one trial after the other, in memory."""
+    spec = {"metric": METRIC, "run_cap": len(curves), "early_terminate": rule}
+    sweep = Sweep(None, spec, epochs, [])
+    with contextlib.redirect_stdout(None):
+        while job := choose(sweep, ()):
+            trial, target = job
+            if trial is None:
+                sweep.write("new", number=len(sweep.trials) + 1, params={})
+                trial = sweep.trials[-1]
+            curve = curves[trial.number - 1][: target or next_target(sweep, trial)]
+            sweep.write("epochs", trial, history=list(map(float, curve)), rows=[])
+            settle(sweep, trial)
+    return [len(t.history) for t in sweep.trials]
+
+
+def simulate(curves, early_terminate):
+    """curves [n, epochs] of whole runs -> epochs [n] the sweep would train each."""
+    return np.array(replay(curves, early_terminate, len(curves[0])))
 
 
 # ---------------------------------------------------------------- report
