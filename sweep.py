@@ -765,16 +765,6 @@ def chance_to_win(history, curves, epochs):
     return normal_cdf((mean - max(c[-1] for c in curves)) / sd)
 
 
-def to_revive(curves, stopped, touched, rule, epochs):
-    """Index of the stopped run most likely to beat the best finished one, None if none may."""
-    limit = rule.get("revive", math.inf if rule["type"] == "pause" else 0)
-    whole = [c for c in curves if len(c) >= epochs]
-    open_ = [i for i, s in enumerate(stopped) if s and (i in touched or len(touched) < limit)]
-    chances = {i: chance_to_win(curves[i], whole, epochs) for i in open_}
-    best = max(open_, key=chances.get, default=None)
-    return best if best is not None and chances[best] >= CHANCE else None
-
-
 # ---------------------------------------------------------------- sweep file
 
 ROOT = Path(__file__).resolve().parent
@@ -1078,7 +1068,7 @@ def open_locked(folder):
 def open_sweep(folder, spec, extra):
     """Lock and read the sweep folder, making it when it is not there; raises ValueError when it
     belongs to another space or another process."""
-    path, wanted = folder / "sweep.json", {"sweep": spec, "extra": extra}
+    path = folder / "sweep.json"
     hparams = None if path.exists() else resolve(spec, extra)  # refused: no folder is left behind
     if hparams and (folder / "hparams.json").exists():
         fail(folder, "is a run of train.py's", "give --name NEW")
@@ -1091,8 +1081,9 @@ def open_sweep(folder, spec, extra):
         told = " ".join(sweep.extra) or "(none)"
         fail(folder, f"was started with train.py flags {told}", "give the same, or --name NEW")
     if sweep is None or sweep.spec != spec:
-        wanted["hparams"] = sweep.hparams if sweep else hparams
-        write_whole(path, json.dumps(wanted, indent=1))
+        hparams = sweep.hparams if sweep else hparams
+        made = {"sweep": spec, "extra": extra, "hparams": hparams}
+        write_whole(path, json.dumps(made, indent=1))
         sweep = read_sweep(folder)
     return sweep, held
 
@@ -1141,7 +1132,7 @@ def read_rows(sweep, trial):
     try:
         rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
         values = [float(row[sweep.metric]) for row in rows]
-        columns = ("seconds", "hmean_lo", "hmean_hi")
+        columns = ("seconds", f"{sweep.metric}_lo", f"{sweep.metric}_hi")
         return values, [[float(row.get(c) or "nan") for c in columns] for row in rows]
     except KeyError:
         what = f"is no column of {path}, only {', '.join(rows[0])}"
@@ -1173,8 +1164,8 @@ def settle(sweep, trial):
         sweep.write("judged", trial, verdict=verdict)
         why = f" (kept: {verdict['why']})" if "why" in verdict else ""
         word = "paused" if verdict["stop"] else "goes on"
-        print(f"trial {trial.number} {word} at epoch {done}: {explain(verdict)}{why}", end="")
-        print(f"; {trust(sweep, done)}" if len(sweep.curves(sweep.epochs)) > 2 else "")
+        told = f"{explain(verdict)}{why}; {trust(sweep, done)}"
+        print(f"trial {trial.number} {word} at epoch {done}: {told}")
 
 
 def explain(v):
@@ -1209,19 +1200,23 @@ def choose(sweep, busy):
             return trial, next_target(sweep, trial)
     if len(sweep.trials) < sweep.cap:
         return None, 0
-    alive = [t for t in sweep.trials if t.state != "failed" and t.history]
-    if busy or not alive or not sweep.rule["type"]:
+    return None if busy else revive(sweep)
+
+
+def revive(sweep):
+    """(trial, epochs) of the stopped run most likely to beat the best finished one, None if none
+    may."""
+    limit = sweep.rule.get("revive", math.inf if sweep.rule["type"] == "pause" else 0)
+    more = sum(t.revived for t in sweep.trials if t.state != "failed") < limit
+    stopped = [t for t in sweep.trials if t.state == "stopped" and (more or t.revived)]
+    whole = sweep.curves(sweep.epochs)
+    chances = {t: chance_to_win(sweep.curve(t), whole, sweep.epochs) for t in stopped}
+    trial = max(stopped, key=chances.get, default=None)
+    if trial is None or chances[trial] < CHANCE:
         return None
-    stopped = [t.state == "stopped" for t in alive]
-    revived = {i for i, t in enumerate(alive) if t.revived}
-    i = to_revive([sweep.curve(t) for t in alive], stopped, revived, sweep.rule, sweep.epochs)
-    if i is None:
-        return None
-    trial, whole = alive[i], sweep.curves(sweep.epochs)
-    chance = chance_to_win(sweep.curve(trial), whole, sweep.epochs)
-    sweep.write("continued", trial, whole=False, why=f"could still win: chance {chance:.3f}")
+    sweep.write("continued", trial, whole=False, why=f"chance to win {chances[trial]:.3f}")
     at = f"trial {trial.number} goes on from epoch {len(trial.history)}"
-    print(f"{at}: chance to beat the best {chance:.0%}")
+    print(f"{at}: chance to beat the best {chances[trial]:.0%}")
     return trial, next_target(sweep, trial)
 
 
@@ -1313,7 +1308,7 @@ def start(sweep, trial, target, slot, options):
         env["CUDA_VISIBLE_DEVICES"] = devices[slot]
     held = lock(sweep.folder / f"{trial.name}.lock")
     held.truncate(0)
-    print(slot, end="", file=held, flush=True)
+    os.write(held.fileno(), str(slot).encode())
     pipes = dict(stdin=subprocess.DEVNULL, pass_fds=[held.fileno()], start_new_session=True)
     with held, open(sweep.folder / f"{trial.name}.log", "ab") as log:
         trial.said = log.tell()
@@ -1684,7 +1679,8 @@ class Report:
         yield p(
             f"Best of {n} sound runs{pooled}: of {n} runs of equal worth the best is expected at",
             f"{expected:+.2f} sd from their mean; found at {found:+.2f} sd. That is",
-            f"{'no more' if found < limit else 'more'} than picking explains (5 % limit: {limit:.2f}).",
+            f"{'no more' if found < limit else 'more'} than picking explains (5 % limit",
+            f"{limit:.2f}).",
         )
         if self.posterior:
             first = self.fair[int(np.argmax(value))]

@@ -818,6 +818,18 @@ def test_a_metric_that_never_arrives_stops_after_the_first_trial(cli):
     assert len(events(cli.folder, "new")) == 1
 
 
+def test_the_interval_is_of_the_metric(tmp_path):
+    (tmp_path / "trial-001").mkdir()
+    (tmp_path / "trial-001/log.csv").write_text(
+        "loss,seconds,hmean,hmean_lo,hmean_hi\n2,9,.5,.4,.6"
+    )
+    for name, value, low in (("hmean", 0.5, 0.4), ("loss", 2, math.nan)):
+        state = sweep.Sweep(tmp_path, spec(metric={"name": name}), 8, [sweep.Trial(1, {})])
+        values, rows = sweep.read_rows(state, state.trials[0])
+        assert values == [value] and rows[0][0] == 9
+        assert rows[0][1] == low or math.isnan(low) and math.isnan(rows[0][1])
+
+
 @pytest.mark.parametrize("line", ["1,high\n", "1\n", '1,"0.\xff'])
 def test_a_damaged_log_is_named(tmp_path, line):
     state = sweep.Sweep(tmp_path, spec(metric={"name": "hmean"}), 8, [sweep.Trial(1, {})])
