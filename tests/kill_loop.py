@@ -29,13 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 TINY = "--data=pages --backbone=mobilenetv3_small_050 --pretrained=none --neck=64 --size=64"
 TINY = [*TINY.split(), "--batch=2"]
-CLOCKS = (
-    "seconds",
-    "images_s",
-    "wait",
-    "peak_gib",
-    "val_seconds",
-)  # columns that no two runs share
+CLOCKS = "seconds images_s wait peak_gib val_seconds".split()  # columns that no two runs share
 EPOCHS = 16
 SWEEP = {
     "method": "bayes",
@@ -231,9 +225,7 @@ def kill_sweep(rng, kills):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--kills", type=int, nargs=2, default=(35, 20), help="of training, of sweep"
-    )
+    parser.add_argument("--kills", type=int, nargs=2, default=(35, 20), help="training, sweep")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     import data
