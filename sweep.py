@@ -780,9 +780,8 @@ def unique_keys(pairs):
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = sorted(key for key, _ in pairs)
-        raise ValueError(
-            f"key {next(a for a, b in zip(keys, keys[1:]) if a == b)!r:.80} comes twice"
-        )
+        twice = next(a for a, b in itertools.pairwise(keys) if a == b)
+        raise ValueError(f"key {twice!r:.80} comes twice")
     return value
 
 
@@ -792,10 +791,9 @@ def read_json(path, what):
         if os.path.getsize(path) > 1 << 24:
             fail(path, f"is larger than 16 MB, no {what}", "check the path")
         text = Path(path).read_text("utf-8-sig")
-    except OSError as error:
-        fail(path, f"cannot be read ({error.strerror})", f"give the path of a {what}")
-    except UnicodeDecodeError:
-        fail(path, "is not text", f"give the path of a {what}")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", "not text")
+        fail(path, f"cannot be read ({why})", f"give the path of a {what}")
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
@@ -835,7 +833,9 @@ def check_spec(spec):
         fail("metric: target", f"is {metric['target']!r}", "give a number")
     if spec.get("early_terminate") is not None:
         check_rule(spec["early_terminate"])
-    command_flags(spec)
+    words = spec.get("command") or []
+    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+        fail("command", f"is {json.dumps(words)[:80]}", "give a list of words")
     cube = Cube(parse_space(spec))
     keys = [d.key for d in cube.dims]
     for key in keys:
@@ -861,15 +861,13 @@ def say_what_has_no_effect(spec):
 def command_flags(spec):
     """Words of a W&B `command` behind its program, ${envvar:NAME} filled in; the other macros stand
     for what is done anyway. Raises ValueError."""
-    words = spec.get("command") or []
-    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-        fail("command", f"is {json.dumps(words)[:80]}", "give a list of words")
 
     def variable(match):
         if match[1] not in os.environ:
             fail("command", f"environment variable {match[1]} is not set", "set it")
         return os.environ[match[1]]
 
+    words = spec.get("command") or []
     behind = itertools.dropwhile(lambda w: w != "${program}" and not w.endswith(".py"), words)
     words = [re.sub(r"\$\{envvar:(\w+)\}", variable, w) for w in list(behind)[1:]]
     return [w for w in words if not w.startswith("${")]
@@ -965,9 +963,11 @@ class Sweep:
     def apply(self, event):
         kind = event["event"]
         if kind == "new":
-            self.trials.append(Trial(len(self.trials) + 1, event["params"]))
-        number = event["number" if kind == "new" else "trial"]
-        trial = {t.number: t for t in self.trials}[number]
+            self.trials.append(Trial(event["number"], event["params"]))
+            if event["number"] != len(self.trials):
+                raise ValueError("a trial is missing, or there twice")
+            return
+        trial = {t.number: t for t in self.trials}[event["trial"]]
         if kind == "epochs":
             trial.history, trial.rows = event["history"], event["rows"]
         elif kind == "judged":
@@ -1120,7 +1120,7 @@ def write_whole(path, text):
 # ---------------------------------------------------------------- trials
 
 RETRIES = 2  # of a trial whose process or machine died, from its last checkpoint
-AGAIN = 30  # seconds between looks at a trainer on another host
+AGAIN = 30  # seconds until a trial is started again that crashed or still runs on another host
 
 
 def read_rows(sweep, trial):
@@ -1356,6 +1356,7 @@ def collect(sweep, trial, target, code):
         sweep.write("crashed", trial, code=code, tail=tail)
         again = f"retry {trial.crashes} of {RETRIES} from epoch {len(history)}"
         print(f"trial {trial.number} crashed (exit code {code}): {again}")
+        time.sleep(AGAIN)  # or an outage of a minute would use up all retries
     if trial.state == "failed":
         print(f"trial {trial.number} failed, {trial.why}: {' | '.join(tail[-2:])}")
 
@@ -1476,13 +1477,9 @@ def expected_maximum(n):
     return float((1 - below[800:]).sum() - below[:800].sum()) / 100
 
 
-def student(freedom, share):
-    """The value that |t| exceeds with probability share."""
-
-    def inside(t):
-        return 1 - beta_cdf(freedom / (freedom + t * t), freedom / 2, 0.5)
-
-    return bisect(inside, 1 - share, 0.0, 1e3)
+def student(v, share):
+    """The value that |t| exceeds with probability share, at v degrees of freedom."""
+    return bisect(lambda t: 1 - beta_cdf(v / (v + t * t), v / 2, 0.5), 1 - share, 0.0, 1e3)
 
 
 def mean_interval(values):
@@ -1907,12 +1904,11 @@ def figures(r):
     edge = "Values far below the rest stand at the lower edge." * bool(r.ruined)
     plot = Plot((0.5, len(r.s.trials) + 0.5), span(last(sound or r.all)))
     plot.axes(every(len(r.s.trials)), "trial", r.points)
-    tops, best = [], -math.inf
-    for t in r.all:
-        best = max(best, r.s.curve(t)[-1] if t.state == "finished" else best)
-        tops += [(t.number, y) for y in (tops[-1][1], r.sign * best)] if tops else []
-        tops = tops or [(t.number, r.sign * best)] * (best > -math.inf)
-    plot.line(tops or [(1, 0)], "best", "best so far of the finished")
+    values = (r.s.curve(t)[-1] if t.state == "finished" else -math.inf for t in r.all)
+    tops = [(t.number, r.sign * v) for t, v in zip(r.all, itertools.accumulate(values, max))]
+    tops = [top for top in tops if math.isfinite(top[1])] or [(1, 0)]
+    steps = [point for a, b in itertools.pairwise(tops) for point in ((b[0], a[1]), b)]
+    plot.line(tops[:1] + steps, "best", "best so far of the finished")
     for t in r.all:
         plot.dot(t.number, t.history[-1], t)
     caption = f"{r.metric} by trial; hollow: stopped early, at the stop; line: the best finished."
@@ -1946,14 +1942,11 @@ def parallel(r, trials):
     """Parallel coordinates of trials: a line each, the better the darker."""
     n = len(r.names)
     plot, ys = Plot((-0.3, n + 0.3), (0, 1)), span(last(trials), 0)
-    for i, d in enumerate(r.cube.free):
-        ends = [short(d.value(u)) for u in (0.0, 1.0)]
+    axes = [[short(d.value(u)) for u in (0.0, 1.0)] + [d.key] for d in r.cube.free]
+    for i, texts in enumerate([*axes, [*map(r.show, ys), r.metric]]):
         plot.line([(i, 0), (i, 1)], "axis")
-        for text, y, dy in zip((*ends, d.key), (0, 1, 0), (16, -4, 34)):
+        for text, y, dy in zip(texts, (0, 1, 0), (16, -4, 34)):
             plot.text(i, y, text, dy=dy)
-    plot.line([(n, 0), (n, 1)], "axis")
-    for text, y, dy in zip((*map(r.show, ys), r.metric), (0, 1, 0), (16, -4, 34)):
-        plot.text(n, y, text, dy=dy)
     for t in sorted(trials, key=lambda t: (t is r.first, r.s.curve(t)[-1])):
         score = (t.history[-1] - ys[0]) / (ys[1] - ys[0] or 1)
         points = [*enumerate(r.cube.encode(t.params)), (n, score)]
@@ -2034,11 +2027,9 @@ def print_replay(sweep):
         print(f"{made_up} of {len(curves)} curves end early: their missing epochs stand at the "
               "recorded value where there is one, else at the projected final one")  # fmt: skip
     rules = {"hyperband": {"type": "hyperband", "min_iter": max(1, epochs * 10 // 22), "eta": 2}}
-    if sweep.rule["type"]:
-        rules[sweep.rule["type"]] = sweep.rule
+    rules |= {name: {"type": name} for name in ("pause", "brackets")}
+    rules |= {sweep.rule["type"]: sweep.rule} if sweep.rule["type"] else {}
     rules["hyperband, strict false"] = {**rules["hyperband"], "strict": False}
-    for name in ("pause", "brackets"):
-        rules[name] = rules.pop(name, {"type": name})
     best, total = int(np.argmax([c[-1] for c in curves])), len(curves) * epochs
     for name, rule in rules.items():
         groups, trained = {}, replay(curves, rule, epochs)
@@ -2092,10 +2083,8 @@ def whole_number(text):
 
 
 def make_parser():
-    form = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(
-        usage="python sweep.py [SWEEP] [flags]", description=__doc__, allow_abbrev=False,
-        formatter_class=form)  # fmt: skip
+    form = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(usage="sweep.py [SWEEP] [flags]", description=__doc__, **form)
     p.error = lambda message: fail("sweep.py", message, "see --help")
     p.add_argument("sweep", nargs="?", metavar="SWEEP", help="sweep JSON (default: a quick sweep)")
     g = p.add_argument_group("run")

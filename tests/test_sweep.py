@@ -243,7 +243,6 @@ def test_every_key_of_the_schema_is_accepted_and_others_refused():
     ({"early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 1}}, "eta"),
     ({"early_terminate": {"type": "hyperband", "max_iter": 27, "s": 2000}}, "s is 2000"),
     ({"command": "train.py"}, "command"), ({"command": ["${program}", 3]}, "command"),
-    ({"command": ["${program}", "--data=${envvar:NO_SUCH}"]}, "NO_SUCH"),
     ({"parameters": {"epochs": {"values": [5, 10]}}}, "epochs")])
 def test_a_sweep_that_is_none_is_refused_by_name(change, word):
     with pytest.raises(ValueError, match=word):
@@ -684,22 +683,28 @@ def test_a_trainer_on_another_host_is_waited_for(cli):
     assert len(events(cli.folder, "finished")) == 2 and not events(cli.folder, "crashed")
 
 
-def test_orphans_keep_their_devices_and_the_others_go_on(cli):
-    """Killed alone, with trials on both devices: each goes on where its orphan was, none is on a
-    device at the same time as another."""
-    process = cli("s.json", "--devices=4,7", wait=False, sweep_=spec(run_cap=5), SLOW="0.15")
-    for trial in ("trial-001", "trial-002"):
-        wait_for(cli.folder / "runs/s" / trial / "log.csv")
-    process.kill()
+def test_orphans_are_waited_for_each_on_its_device(cli):
+    """Two trainers outlive their sweep, the first trial's on the second device: the next sweep
+    goes on with each where it was, one as soon as the other."""
+    process = cli("s.json", "--devices=4,7", wait=False, sweep_=spec(run_cap=2), SLOW="60")
+    for number in (1, 2):
+        wait_for(cli.folder / f"runs/s/trial-00{number}/hparams.json")
+    process.terminate()
     process.communicate()
-    # as if trial 1 had been started on the second device: the order of slots is not that of trials
-    locks = [cli.folder / f"runs/s/trial-00{n}.lock" for n in (1, 2)]
-    assert [path.read_text() for path in locks] == ["0", "1"]
-    for path, slot in zip(locks, "10"):
-        path.write_text(slot)
-    code, out, err = cli("s.json", "--devices=4,7", SLOW="0.01")
-    assert (code, err) == (0, "") and out.count("still runs from before") == 2
-    assert len(events(cli.folder, "finished")) == 5 and not events(cli.folder, "crashed")
+    held = [sweep.lock(cli.folder / f"runs/s/trial-00{number}.lock") for number in (1, 2)]
+    for number, lock in enumerate(held):
+        assert Path(lock.name).read_text() == str(number)
+        Path(lock.name).write_text(str(1 - number))
+    process = cli("s.json", "--devices=4,7", wait=False)
+    told = [process.stdout.readline() for _ in held]
+    assert all("still runs from before" in line for line in told)
+    for lock in reversed(held):
+        lock.close()
+    assert process.communicate()[1] == "" and process.returncode == 0
+    for number, device in (1, "7"), (2, "4"):
+        log = (cli.folder / f"runs/s/trial-00{number}/log.csv").read_text().splitlines()
+        assert len(log) == 9 and all(row.endswith("," + device) for row in log[1:])
+    assert len(events(cli.folder, "finished")) == 2 and not events(cli.folder, "crashed")
 
 
 def test_without_locks_there_is_no_other_sweep(tmp_path, monkeypatch):
@@ -715,7 +720,8 @@ def test_the_state_is_not_read_wrongly_when_a_line_is_missing(cli):
     path = cli.folder / "runs/s/state.jsonl"
     lines = path.read_text().splitlines(True)
     assert '"trial": 1,' in lines[1]
-    for rest in (lines[1:], [lines[0], lines[1].replace('"trial": 1,', '"trial": 0,')]):
+    none = lines[1].replace('"trial": 1,', '"trial": 0,')
+    for rest in (lines[1:], lines[:1] + lines, [lines[0], none]):
         path.write_text("".join(rest))
         code, _, err = cli("--status", "runs/s")
         assert code == 2 and "is damaged" in err, rest
@@ -1010,6 +1016,8 @@ def test_environment_variables_in_a_command(cli):
     hparams = json.loads((cli.folder / "runs/s/trial-001/hparams.json").read_text())
     assert (code, err, hparams["weight_decay"]) == (0, "", 0.5)
     assert (cli.folder / "runs/s/trial-001/log.csv").read_text().strip().endswith(",cpu")
+    code, _, err = cli("s.json", WHERE="cpu")
+    assert code == 2 and "TENTHS is not set" in err and cli("--status", "runs/s")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["sweep_lr_wd", "sweep_narrow", "sweep_refined"])
