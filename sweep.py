@@ -1062,6 +1062,8 @@ def open_locked(folder):
     log = folder / "state.jsonl"
     if log.exists():  # what a kill left behind the last newline
         os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
     return (read_sweep(folder) if (folder / "sweep.json").exists() else None), held
 
 
@@ -1104,7 +1106,7 @@ def append_line(path, line):
 
 def write_whole(path, text):
     """A file that is complete or as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as file:

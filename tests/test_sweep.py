@@ -637,8 +637,9 @@ def test_killed_at_any_moment_it_ends_like_the_undisturbed_sweep(cli):
         process.communicate()
     with open(cli.folder / "runs/s/state.jsonl", "a") as file:
         file.write('{"event": "finished", "tri')
+    (cli.folder / "runs/s/.report.md.123.tmp").write_text("# Swe")
     assert cli("s.json", "--epochs=8")[0] == 0
-    assert outcome(cli.folder) == calm
+    assert outcome(cli.folder) == calm and not list(cli.folder.glob("runs/s/.*"))
 
 
 def test_interrupted_it_stops_its_trial_and_goes_on(cli):
