@@ -12,6 +12,7 @@ only, never on when somebody looked, so a sweep killed at any moment ends like o
 """
 
 import argparse
+import contextlib
 import csv
 import difflib
 import errno
@@ -27,6 +28,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,7 +66,8 @@ class Dimension:
         return leaf(self.name)
 
     def index(self, u):
-        return np.clip(np.searchsorted(self.edges, u, side="right") - 1, 0, len(self.levels) - 1)
+        u = np.clip(u, 0, 1 - 1e-12)  # 1 belongs to the last level that has a share
+        return np.minimum(np.searchsorted(self.edges, u, side="right"), len(self.levels)) - 1
 
     def value(self, u):
         """u in 0..1 -> the parameter's value."""
@@ -273,6 +276,13 @@ def parse_space(space):
         else:
             dims.append(parse_dimension(name, spec))
     return dims
+
+
+def closest(key, known=()):
+    """A remedy's first words: the key that was meant, or the flag of ours, if any is near."""
+    known = known or make_parser()._option_string_actions
+    near = difflib.get_close_matches(key.split("=")[0], known, 1)
+    return f"did you mean {near[0]}? Or " if near else ""
 
 
 def fail(where, what, remedy):
@@ -509,10 +519,11 @@ def suggest(space, history, rng):
             fail("method: grid", "a parameter has no steps", "give values, int_uniform or q_*")
         return first_new(cube, cube.combinations(), seen)
     if count <= SMALL_SPACE:
-        draws = rng.permutation(np.array(list(cube.combinations())).reshape(-1, len(cube.free)))
+        points = list(cube.combinations())
+        draws = rng.permutation(np.array(points).reshape(len(points), len(cube.free)))
     else:
         draws = rng.random((512, len(cube.free)))
-    u = np.array([cube.encode(h["params"]) for h in history]).reshape(-1, len(cube.free))
+    u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), len(cube.free))
     value, variance = observations(history, 1 if maximised(space) else -1)
     waiting = np.array([h["state"] == "pending" for h in history], bool)
     known = np.isfinite(value)
@@ -632,8 +643,10 @@ def check_rule(rule):
         if key not in ("type", "strict", "bands") and not is_number(x):
             fail(where, f"{key} is {x!r}", "give a number")
     epochs = [rule.get("min_iter", 1), rule.get("max_iter", 1), *rule.get("bands", ())]
-    if not 1.01 <= rule.get("eta", 3) or min(epochs) < 1 or max(*epochs, rule.get("s", 0)) > 1e6:
+    if not 1.01 <= rule.get("eta", 3) or min(epochs) < 1 or max(epochs) > 1e6:
         fail(where, "eta must be above 1, min_iter, max_iter and bands at least 1", "correct it")
+    if not 0 <= rule.get("s", 0) <= 50:
+        fail(where, f"s is {rule['s']}", "give a number of bands from 0 to 50")
     if kind == "hyperband" and not ("min_iter" in rule or {"max_iter", "s"} <= set(rule)):
         fail(where, "hyperband has no bands", "give min_iter, or max_iter and s")
 
@@ -752,56 +765,6 @@ def chance_to_win(history, curves, epochs):
     return normal_cdf((mean - max(c[-1] for c in curves)) / sd)
 
 
-def replay(curves, rule, epochs):
-    """Whole curves [n][epochs] and a rule -> epochs trained [n], runs taken one after the other,
-    revived as the rule says."""
-    curves = [list(map(float, c)) for c in curves]
-    if rule["type"] == "brackets":
-        return replay_brackets(curves, rule, epochs)
-    trained, touched = [], set()
-    bands = [b for b in bands_of(rule, epochs) if b < epochs]
-    for curve in curves:
-        past = [c[:k] for c, k in zip(curves, trained)]
-        stops = (b for b in bands if judge(curve[:b], past, rule, epochs)["stop"])
-        trained.append(next(stops, epochs))
-    while True:
-        now = [c[:k] for c, k in zip(curves, trained)]
-        i = to_revive(now, [k < epochs for k in trained], touched, rule, epochs)
-        if i is None:
-            return trained
-        touched.add(i)
-        trained[i] = next((b for b in bands if b > trained[i]), epochs)
-
-
-def to_revive(curves, stopped, touched, rule, epochs):
-    """Index of the stopped run most likely to beat the best finished one, None if none may."""
-    limit = rule.get("revive", math.inf if rule["type"] == "pause" else 0)
-    whole = [c for c in curves if len(c) >= epochs]
-    open_ = [i for i, s in enumerate(stopped) if s and (i in touched or len(touched) < limit)]
-    chances = {i: chance_to_win(curves[i], whole, epochs) for i in open_}
-    best = max(open_, key=chances.get, default=None)
-    return best if best is not None and chances[best] >= CHANCE else None
-
-
-def replay_brackets(curves, rule, epochs):
-    trained, first = [0] * len(curves), 0
-    for rungs in itertools.cycle(brackets(epochs, eta_of(rule))):
-        group = list(range(first, min(first + rungs[0][0], len(curves))))
-        if not group:
-            return trained
-        first += len(group)
-        for _, rung in rungs:
-            for i in group:
-                trained[i] = rung
-            ranked = sorted(group, key=lambda i: -curves[i][rung - 1])
-            group = ranked[: max(1, int(len(group) / eta_of(rule)))]
-
-
-def simulate(curves, early_terminate):
-    """curves [n, epochs] of whole runs -> epochs [n] the sweep would train each."""
-    return np.array(replay(curves, early_terminate, len(curves[0])))
-
-
 # ---------------------------------------------------------------- sweep file
 
 ROOT = Path(__file__).resolve().parent
@@ -817,9 +780,8 @@ def unique_keys(pairs):
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = sorted(key for key, _ in pairs)
-        raise ValueError(
-            f"key {next(a for a, b in zip(keys, keys[1:]) if a == b)!r:.80} comes twice"
-        )
+        twice = next(a for a, b in itertools.pairwise(keys) if a == b)
+        raise ValueError(f"key {twice!r:.80} comes twice")
     return value
 
 
@@ -828,11 +790,10 @@ def read_json(path, what):
     try:
         if os.path.getsize(path) > 1 << 24:
             fail(path, f"is larger than 16 MB, no {what}", "check the path")
-        text = Path(path).read_text("utf-8")
-    except OSError as error:
-        fail(path, f"cannot be read ({error.strerror})", f"give the path of a {what}")
-    except UnicodeDecodeError:
-        fail(path, "is not text", f"give the path of a {what}")
+        text = Path(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", "not text")
+        fail(path, f"cannot be read ({why})", f"give the path of a {what}")
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
@@ -854,9 +815,8 @@ def check_spec(spec):
     """A sweep dict -> itself, with defaults; raises ValueError naming the first wrong key."""
     if not isinstance(spec, dict):
         fail("sweep", "is not a JSON object", "see hparams/sweep_lr_wd.json")
-    for key in set(spec) - USED - NO_EFFECT:
-        near = difflib.get_close_matches(key, USED | NO_EFFECT, 1)
-        fail("sweep", f"unknown key {key!r}", f"did you mean {near[0]!r}?" if near else "remove it")
+    for key in sorted(set(spec) - USED - NO_EFFECT):
+        fail("sweep", f"unknown key {key!r}", f"{closest(key, USED | NO_EFFECT)}remove it")
     if spec.get("method") not in ("bayes", "random", "grid"):
         fail("method", f"is {spec.get('method')!r}", "give bayes, random or grid")
     metric = spec.get("metric", METRIC)
@@ -873,11 +833,16 @@ def check_spec(spec):
         fail("metric: target", f"is {metric['target']!r}", "give a number")
     if spec.get("early_terminate") is not None:
         check_rule(spec["early_terminate"])
-    seen = set()
-    for key in (d.key for d in parse_space(spec)):
-        if key in seen:
+    words = spec.get("command") or []
+    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+        fail("command", f"is {json.dumps(words)[:80]}", "give a list of words")
+    cube = Cube(parse_space(spec))
+    keys = [d.key for d in cube.dims]
+    for key in keys:
+        if keys.count(key) > 1:
             fail("parameters", f"{key} is named twice (the last part counts)", "remove one")
-        seen.add(key)
+    if "epochs" in [d.key for d in cube.free]:
+        fail("parameters: epochs", "varies", "trials are compared at one length: give one value")
     return {**spec, "metric": metric}
 
 
@@ -885,6 +850,8 @@ def say_what_has_no_effect(spec):
     keys = sorted(NO_EFFECT & set(spec)) + [f"metric.{k}" for k in spec["metric"] if "imp" in k]
     if keys:
         print(f"without effect here: {', '.join(keys)}")
+    if not maximised(spec) and "hmean" in spec["metric"]["name"]:
+        print("warning: metric hmean is minimised; for the best give goal maximize")
     rule = spec.get("early_terminate") or {}
     idle, beside = ("min_iter", "max_iter") if "max_iter" in rule else ("s", "min_iter")
     if rule.get("type") == "hyperband" and idle in rule:
@@ -892,10 +859,18 @@ def say_what_has_no_effect(spec):
 
 
 def command_flags(spec):
-    """Words of a W&B `command` behind its program; macros stand for what is done anyway."""
-    words = [w for w in spec.get("command", ()) if isinstance(w, str)]
+    """Words of a W&B `command` behind its program, ${envvar:NAME} filled in; the other macros stand
+    for what is done anyway. Raises ValueError."""
+
+    def variable(match):
+        if match[1] not in os.environ:
+            fail("command", f"environment variable {match[1]} is not set", "set it")
+        return os.environ[match[1]]
+
+    words = spec.get("command") or []
     behind = itertools.dropwhile(lambda w: w != "${program}" and not w.endswith(".py"), words)
-    return [w for w in list(behind)[1:] if not w.startswith("${")]
+    words = [re.sub(r"\$\{envvar:(\w+)\}", variable, w) for w in list(behind)[1:]]
+    return [w for w in words if not w.startswith("${")]
 
 
 def flags(params):
@@ -907,18 +882,32 @@ def flags(params):
     return [f"--{leaf(name)}={text(x)}" for name, x in params.items()]
 
 
+def asked(given):
+    """train.py started to resolve flags; for `answer`."""
+    command = [*TRAINER, *given, "--print-hparams"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer(process):
+    """(hparams, "") as train.py resolves them, or ({}, why it refuses them)."""
+    out, err = process.communicate()
+    if process.returncode == 0:
+        return json.loads(out), ""
+    return {}, (err.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+
+
 def resolve(spec, extra):
     """The middle point's hparams as train.py resolves them, once it has accepted the lowest and
     the highest point too; raises ValueError with its own message."""
-    cube, pipe = Cube(parse_space(spec)), subprocess.PIPE
+    cube = Cube(parse_space(spec))
     points = [cube.decode(np.full(len(cube.free), u)) for u in (0.0, 1.0, 0.5)]
-    commands = [TRAINER + extra + flags(p) + ["--print-hparams"] for p in points]
-    for process in [subprocess.Popen(c, stdout=pipe, stderr=pipe, text=True) for c in commands]:
-        out, err = process.communicate()
-        if process.returncode:
-            said = (err.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
-            fail("train.py refuses the sweep's values", said, "correct the sweep file or the flag")
-    return json.loads(out)
+    answers = [answer(process) for process in [asked(extra + flags(p)) for p in points]]
+    for _, refused in answers:
+        if refused:
+            unknown = re.match(r"unrecognized arguments: ([^= ]+)", refused)
+            remedy = f"{closest(unknown[1]) if unknown else ''}correct the sweep file or the flag"
+            fail("train.py refuses the sweep's values", refused, remedy)
+    return answers[-1][0]
 
 
 # ---------------------------------------------------------------- state
@@ -958,31 +947,27 @@ class Sweep:
     def __post_init__(self):
         self.sign = 1 if maximised(self.spec) else -1
         self.cap = self.spec.get("run_cap", math.inf)
-        self.rule = self.spec.get("early_terminate") or {"type": ""}
+        self.rule = {"type": ""} | (self.spec.get("early_terminate") or {})
+        if "preserve_threshold" in self.rule:  # in the metric's units; values judged are maximised
+            self.rule["preserve_threshold"] *= self.sign
         self.metric = leaf(self.spec["metric"]["name"].replace("/", "."))
 
     def write(self, event, trial=None, **more):
-        """Append an event, on the disk before it counts; raises ValueError with the file whole."""
+        """Apply an event, once it is on the disk (if there is a folder); raises ValueError with the
+        file whole."""
         data = {"event": event, "trial": trial.number if trial else 0, **more}
-        path = self.folder / "state.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-        try:
-            with open(path, "ab") as file:
-                file.write(json.dumps(data).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            if path.exists():
-                os.truncate(path, size)
-            fail(path, f"cannot be written ({error.strerror})", ROOM)
+        if self.folder:
+            append_line(self.folder / "state.jsonl", json.dumps(data))
         self.apply(data)
 
     def apply(self, event):
         kind = event["event"]
         if kind == "new":
             self.trials.append(Trial(event["number"], event["params"]))
+            if event["number"] != len(self.trials):
+                raise ValueError("a trial is missing, or there twice")
             return
-        trial = self.trials[event["trial"] - 1]
+        trial = {t.number: t for t in self.trials}[event["trial"]]
         if kind == "epochs":
             trial.history, trial.rows = event["history"], event["rows"]
         elif kind == "judged":
@@ -995,6 +980,7 @@ class Sweep:
             trial.state, trial.why = kind, event["why"] if kind == "failed" else ""
         elif kind == "continued":
             trial.state, trial.revived, trial.whole = "pending", True, event["whole"]
+            trial.crashes = 0
 
     def history(self):
         """The trials as suggest() wants them."""
@@ -1025,12 +1011,7 @@ def read_sweep(path):
     data = read_json(path / "sweep.json" if path.is_dir() else path, "sweep folder")
     try:
         if not path.is_dir():
-            trials = [Trial(r["number"], r["params"], r["state"]) for r in data["trials"]]
-            for trial, r in zip(trials, data["trials"]):
-                trial.history = [r["value"]] * int(r["epoch"])
-                trial.rows = [[math.nan] * 3] * int(r["epoch"])
-            folder = Path("runs") / path.stem
-            return Sweep(folder, check_spec(data["sweep"]), int(data["epochs"]), trials)
+            return read_history(path, data)
         spec, hparams = check_spec(data["sweep"]), data["hparams"]
         sweep = Sweep(path, spec, hparams["epochs"], [], data["extra"], hparams)
     except (KeyError, TypeError, AttributeError) as error:
@@ -1045,15 +1026,32 @@ def read_sweep(path):
     return sweep
 
 
-def lock(path, wait=False):
-    """An exclusive lock on a file; None when another process holds it and there is no waiting."""
-    file = open(path, "a")
+def read_history(path, data):
+    """A history file's content -> Sweep; raises ValueError, KeyError or TypeError."""
+    spec, epochs, trials = check_spec(data["sweep"]), data["epochs"], []
+    names = {d.name for d in parse_space(spec)}
+    for number, r in enumerate(data["trials"], 1):
+        sound = r["number"] == number and r["state"] in ("finished", "stopped", "failed")
+        sound = sound and names <= set(r["params"]) and is_number(r["value"])
+        if not sound or not 0 < int(r["epoch"]) <= epochs <= 1e5:
+            fail(f"{path}: trial {number}", f"is {json.dumps(r)[:200]}", "see hparams/history_*")
+        trial = Trial(number, dict(r["params"]), r["state"], [r["value"]] * int(r["epoch"]))
+        trial.rows = [[math.nan] * 3] * len(trial.history)
+        trials.append(trial)
+    return Sweep(Path("runs") / path.stem, spec, epochs, trials)
+
+
+def lock(path):
+    """An exclusive lock on a file; None when another process holds it."""
+    file = open(path, "a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        return file
-    except OSError:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         file.close()
         return None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def open_locked(folder):
@@ -1064,14 +1062,18 @@ def open_locked(folder):
     log = folder / "state.jsonl"
     if log.exists():  # what a kill left behind the last newline
         os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
     return (read_sweep(folder) if (folder / "sweep.json").exists() else None), held
 
 
 def open_sweep(folder, spec, extra):
     """Lock and read the sweep folder, making it when it is not there; raises ValueError when it
     belongs to another space or another process."""
-    path, wanted = folder / "sweep.json", {"sweep": spec, "extra": extra}
+    path = folder / "sweep.json"
     hparams = None if path.exists() else resolve(spec, extra)  # refused: no folder is left behind
+    if hparams and (folder / "hparams.json").exists():
+        fail(folder, "is a run of train.py's", "give --name NEW")
     folder.mkdir(parents=True, exist_ok=True)
     sweep, held = open_locked(folder)
     for key in ("method", "metric", "parameters", "early_terminate", "seed"):
@@ -1081,15 +1083,30 @@ def open_sweep(folder, spec, extra):
         told = " ".join(sweep.extra) or "(none)"
         fail(folder, f"was started with train.py flags {told}", "give the same, or --name NEW")
     if sweep is None or sweep.spec != spec:
-        wanted["hparams"] = sweep.hparams if sweep else hparams
-        write_whole(path, json.dumps(wanted, indent=1))
+        hparams = sweep.hparams if sweep else hparams
+        made = {"sweep": spec, "extra": extra, "hparams": hparams}
+        write_whole(path, json.dumps(made, indent=1))
         sweep = read_sweep(folder)
     return sweep, held
 
 
+def append_line(path, line):
+    """Append a line to a file, or leave the file as it was."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if path.exists():
+            os.truncate(path, size)
+        fail(path, f"cannot be written ({error.strerror})", ROOM)
+
+
 def write_whole(path, text):
     """A file that is complete or as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as file:
@@ -1105,6 +1122,7 @@ def write_whole(path, text):
 # ---------------------------------------------------------------- trials
 
 RETRIES = 2  # of a trial whose process or machine died, from its last checkpoint
+AGAIN = 30  # seconds until a trial is started again that crashed or still runs on another host
 
 
 def read_rows(sweep, trial):
@@ -1113,14 +1131,16 @@ def read_rows(sweep, trial):
     path = sweep.folder / trial.name / "log.csv"
     if not path.exists():
         return [], []
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and sweep.metric not in rows[0]:
-        what = f"{path} has no such column, only {', '.join(rows[0])}"
+    try:
+        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+        values = [float(row[sweep.metric]) for row in rows]
+        columns = ("seconds", f"{sweep.metric}_lo", f"{sweep.metric}_hi")
+        return values, [[float(row.get(c) or "nan") for c in columns] for row in rows]
+    except KeyError:
+        what = f"is no column of {path}, only {', '.join(rows[0])}"
         fail(f"metric {sweep.metric}", what, "name one of them in the sweep file")
-    columns = (sweep.metric, "seconds", "hmean_lo", "hmean_hi")
-    numbers = [[float(row.get(c) or "nan") for c in columns] for row in rows]
-    return [n[0] for n in numbers], [n[1:] for n in numbers]
+    except (ValueError, TypeError, csv.Error) as error:
+        fail(path, f"is damaged ({error})", "remove it: it is written anew from last.pt")
 
 
 def next_target(sweep, trial):
@@ -1146,8 +1166,8 @@ def settle(sweep, trial):
         sweep.write("judged", trial, verdict=verdict)
         why = f" (kept: {verdict['why']})" if "why" in verdict else ""
         word = "paused" if verdict["stop"] else "goes on"
-        print(f"trial {trial.number} {word} at epoch {done}: {explain(verdict)}{why}", end="")
-        print(f"; {trust(sweep, done)}" if len(sweep.curves(sweep.epochs)) > 2 else "")
+        told = f"{explain(verdict)}{why}; {trust(sweep, done)}"
+        print(f"trial {trial.number} {word} at epoch {done}: {told}")
 
 
 def explain(v):
@@ -1182,19 +1202,23 @@ def choose(sweep, busy):
             return trial, next_target(sweep, trial)
     if len(sweep.trials) < sweep.cap:
         return None, 0
-    alive = [t for t in sweep.trials if t.state != "failed" and t.history]
-    if busy or not alive or not sweep.rule["type"]:
+    return None if busy else revive(sweep)
+
+
+def revive(sweep):
+    """(trial, epochs) of the stopped run most likely to beat the best finished one, None if none
+    may."""
+    limit = sweep.rule.get("revive", math.inf if sweep.rule["type"] == "pause" else 0)
+    more = sum(t.revived for t in sweep.trials if t.state != "failed") < limit
+    stopped = [t for t in sweep.trials if t.state == "stopped" and (more or t.revived)]
+    whole = sweep.curves(sweep.epochs)
+    chances = {t: chance_to_win(sweep.curve(t), whole, sweep.epochs) for t in stopped}
+    trial = max(stopped, key=chances.get, default=None)
+    if trial is None or chances[trial] < CHANCE:
         return None
-    stopped = [t.state == "stopped" for t in alive]
-    revived = {i for i, t in enumerate(alive) if t.revived}
-    i = to_revive([sweep.curve(t) for t in alive], stopped, revived, sweep.rule, sweep.epochs)
-    if i is None:
-        return None
-    trial, whole = alive[i], sweep.curves(sweep.epochs)
-    chance = chance_to_win(sweep.curve(trial), whole, sweep.epochs)
-    sweep.write("continued", trial, whole=False, why=f"could still win: chance {chance:.3f}")
+    sweep.write("continued", trial, whole=False, why=f"chance to win {chances[trial]:.3f}")
     at = f"trial {trial.number} goes on from epoch {len(trial.history)}"
-    print(f"{at}: chance to beat the best {chance:.0%}")
+    print(f"{at}: chance to beat the best {chances[trial]:.0%}")
     return trial, next_target(sweep, trial)
 
 
@@ -1253,10 +1277,16 @@ def read_enqueued(sweep, paths):
         given = read_json(path, "hparams file")
         if not isinstance(given, dict):
             fail(path, "is not a JSON object of hyperparameters", "see hparams/run8.json")
+        for key in sorted(given.keys() - sweep.hparams.keys()):
+            fail(path, f"unknown key {key!r}", f"{closest(key, sweep.hparams)}remove it")
         values, params = {**sweep.hparams, **given}, {}
         for d in parse_space(sweep.spec):
             params[d.name] = values[d.key]
-            if not 0 <= d.encode(params[d.name]) <= 1:
+            if len(d.levels) == 1:
+                if identity(params[d.name]) != identity(d.levels[0]):
+                    print(f"{path}: {d.key} = {params[d.name]}: the sweep's is {d.levels[0]}")
+                params[d.name] = d.levels[0]
+            elif not 0 <= d.encode(params[d.name]) <= 1:
                 print(f"warning: {path}: {d.name} = {params[d.name]} lies outside the space; the "
                       "search cannot come back to it. Widen its range")  # fmt: skip
         queue.append((str(path), params))
@@ -1264,25 +1294,23 @@ def read_enqueued(sweep, paths):
 
 
 def start(sweep, trial, target, slot, options):
-    """Start train.py up to epoch target. The process inherits a lock of the trial: should the
-    sweep be killed, its successor waits for the orphan to reach its band instead of running a
-    second trainer into the same folder."""
+    """Start train.py up to epoch target. The process inherits a lock of the trial, which names its
+    slot: should the sweep be killed, its successor waits for the orphan to reach its band instead
+    of running a second trainer into the same folder or on the same device."""
     folder = sweep.folder / trial.name
-    held = lock(sweep.folder / f"{trial.name}.lock")
-    if held is None:
-        print(f"trial {trial.number} still runs from before; waiting for it")
-        held = lock(sweep.folder / f"{trial.name}.lock", wait=True)
-    command = options.launcher + TRAINER
+    command = [*options.launcher, *TRAINER, *sweep.extra, *flags(trial.params)]
     if (folder / "hparams.json").exists():
-        command = command + ["--resume"]
+        command += ["--resume"]
     else:
         shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to keep
-        command = command + sweep.extra + flags(trial.params)
     command += [f"--name={sweep.folder.name}/{trial.name}"]
     command += [f"--stop-epoch={target if target < sweep.epochs else 0}"]
     env, devices = dict(os.environ), options.devices
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = devices[slot]
+    held = lock(sweep.folder / f"{trial.name}.lock")
+    held.truncate(0)
+    os.write(held.fileno(), str(slot).encode())
     pipes = dict(stdin=subprocess.DEVNULL, pass_fds=[held.fileno()], start_new_session=True)
     with held, open(sweep.folder / f"{trial.name}.log", "ab") as log:
         trial.said = log.tell()
@@ -1292,18 +1320,30 @@ def start(sweep, trial, target, slot, options):
             fail("--launcher", f"{command[0]}: {error.strerror}", "give a command that exists here")
 
 
+def adopt(sweep, trial):
+    """{pid: (trial, process, no target, slot)} of a process that ends when the trainer does that
+    a killed sweep left behind; empty where there is none."""
+    path = sweep.folder / f"{trial.name}.lock"
+    if held := lock(path):
+        held.close()
+        return {}
+    print(f"trial {trial.number} still runs from before; waiting for it")
+    wait = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
+    process = subprocess.Popen([sys.executable, "-c", wait, path])
+    return {process.pid: (trial, process, 0, int(path.read_text() or 0))}
+
+
 def collect(sweep, trial, target, code):
     """Record what a trainer process that ended with this exit code has brought."""
     tail = last_lines(sweep, trial)
-    if code == 2:
-        what = tail[-1].removeprefix("error: ") if tail else "no message"
-        fail(f"trial {trial.number}: train.py refuses it", what, "correct that; nothing is lost")
     history, rows = read_rows(sweep, trial)
     if history != list(trial.history):
         sweep.write("epochs", trial, history=history, rows=rows)
     if code and disk_is_full(sweep, tail):
         fail(sweep.folder, f"trial {trial.number}: {os.strerror(errno.ENOSPC)}", ROOM)
-    if not all(map(math.isfinite, trial.history)):
+    if code == 2:
+        refused(sweep, trial, tail)
+    elif not all(abs(v) < 1e100 for v in trial.history):
         sweep.write("failed", trial, why="non-finite metric", tail=tail)
     elif code in (3, 4):
         why = "out of memory" if code == 3 else "non-finite loss"
@@ -1318,6 +1358,7 @@ def collect(sweep, trial, target, code):
         sweep.write("crashed", trial, code=code, tail=tail)
         again = f"retry {trial.crashes} of {RETRIES} from epoch {len(history)}"
         print(f"trial {trial.number} crashed (exit code {code}): {again}")
+        time.sleep(AGAIN)  # or an outage of a minute would use up all retries
     if trial.state == "failed":
         print(f"trial {trial.number} failed, {trial.why}: {' | '.join(tail[-2:])}")
 
@@ -1335,24 +1376,30 @@ def disk_is_full(sweep, tail):
     return said or shutil.disk_usage(sweep.folder).free < 1 << 20
 
 
-def check_failures(sweep):
-    ended = [t for t in sweep.trials if t.state != "pending"][-3:]
-    if len(ended) == 3 and all(t.state == "failed" for t in ended):
-        what = f"three trials failed in a row, the last one: {ended[-1].why}"
-        fail(sweep.folder, what, f"see {ended[-1].name}.log there, then start with --name NEW")
+def refused(sweep, trial, tail):
+    """What follows from exit code 2. Values that do not go together are a failure of the trial;
+    anything else, as missing data, is for the user to mend."""
+    what = tail[-1].removeprefix("error: ") if tail else "no message"
+    if "another process is training there" in what:  # locks of this host do not show it
+        print(f"trial {trial.number} still runs on another host; asking again in {AGAIN} s")
+        time.sleep(AGAIN)
+    elif why := answer(asked(sweep.extra + flags(trial.params)))[1]:
+        sweep.write("failed", trial, why=f"train.py refuses its values: {why}", tail=tail)
+    else:
+        fail(f"trial {trial.number}: train.py stops", what, "correct that; nothing is lost")
 
 
 def run_sweep(sweep, options, queue=(), only=None):
     """Run trials until the cap, then revive; options: workers, devices, launcher; only: just
     this trial. Raises ValueError when the sweep cannot go on."""
-    busy = {}
-    for trial in sweep.trials:
-        if trial.state == "pending" and trial.history:
-            settle(sweep, trial)
+    busy, failures = {}, 0
+    for trial in [only] if only else sweep.trials:
+        if trial.state == "pending":
+            settle(sweep, trial) if trial.history else None
+            busy |= adopt(sweep, trial)
     try:
         while True:
             while len(busy) < options.workers:
-                check_failures(sweep)
                 job = next_job(sweep, queue, only, [b[0] for b in busy.values()])
                 if job is None:
                     break
@@ -1364,10 +1411,17 @@ def run_sweep(sweep, options, queue=(), only=None):
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             for pid in [p for p, b in busy.items() if b[1].poll() is not None]:
                 trial, process, target, _ = busy.pop(pid)
-                collect(sweep, trial, target, process.returncode)
+                if target:
+                    collect(sweep, trial, target, process.returncode)
+                if trial.state != "pending":
+                    failures = failures + 1 if trial.state == "failed" else 0
+            if failures >= 3:
+                what = f"three trials failed in a row, the last one: {trial.why}"
+                fail(sweep.folder, what, "see the .log files there, then start the sweep again")
     finally:
         for _, process, *_ in busy.values():
-            process.send_signal(signal.SIGTERM)  # saves exactly; the trial stays pending
+            # train.py saves exactly (srun kills it: the epoch is lost); the trial stays pending
+            process.send_signal(signal.SIGTERM)
         for _, process, *_ in busy.values():
             process.wait()
 
@@ -1393,6 +1447,28 @@ def next_job(sweep, queue, only, running):
     return trial, job[1] or next_target(sweep, trial)
 
 
+def replay(curves, rule, epochs):
+    """Whole curves [n][epochs], larger being better, and a rule -> epochs trained [n]: what the
+    sweep itself decides, one trial after the other, in memory."""
+    spec = {"metric": METRIC, "run_cap": len(curves), "early_terminate": rule}
+    sweep = Sweep(None, spec, epochs, [])
+    with contextlib.redirect_stdout(None):
+        while job := choose(sweep, ()):
+            trial, target = job
+            if trial is None:
+                sweep.write("new", number=len(sweep.trials) + 1, params={})
+                trial = sweep.trials[-1]
+            curve = curves[trial.number - 1][: target or next_target(sweep, trial)]
+            sweep.write("epochs", trial, history=list(map(float, curve)), rows=[])
+            settle(sweep, trial)
+    return [len(t.history) for t in sweep.trials]
+
+
+def simulate(curves, early_terminate):
+    """curves [n, epochs] of whole runs -> epochs [n] the sweep would train each."""
+    return np.array(replay(curves, early_terminate, len(curves[0])))
+
+
 # ---------------------------------------------------------------- report
 
 
@@ -1403,13 +1479,24 @@ def expected_maximum(n):
     return float((1 - below[800:]).sum() - below[:800].sum()) / 100
 
 
+def student(v, share):
+    """The value that |t| exceeds with probability share, at v degrees of freedom."""
+    return bisect(lambda t: 1 - beta_cdf(v / (v + t * t), v / 2, 0.5), 1 - share, 0.0, 1e3)
+
+
 def mean_interval(values):
     """Mean of values [n] and half its 95 % interval by Student's t."""
-    n, v = len(values), len(values) - 1
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    t = bisect(lambda t: 1 - beta_cdf(v / (v + t * t), v / 2, 0.5), 0.95, 0.0, 1e3)
-    return float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(n)
+    n, half = len(values), math.nan
+    if n > 1:
+        half = student(n - 1, 0.05) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return float(np.mean(values)), half
+
+
+def outlier_limit(n):
+    """How far, in sample sd from the mean, the largest of n equal normal runs lies with a
+    probability of 5 % (Grubbs 1969)."""
+    t = student(n - 2, 0.1 / n)
+    return (n - 1) / math.sqrt(n) * math.sqrt(t * t / (n - 2 + t * t))
 
 
 def short(x):
@@ -1585,13 +1672,14 @@ class Report:
         if n < 3:
             yield p("Fewer than 3 sound runs: cannot tell.")
             return
-        expected = expected_maximum(n)
+        expected, limit = expected_maximum(n), outlier_limit(n)
         found = (sound.max() - sound.mean()) / max(sound.std(ddof=1), 1e-12)
         pooled = ", stopped ones with the value at their stop" * (self.fair is not self.finished)
         yield p(
             f"Best of {n} sound runs{pooled}: of {n} runs of equal worth the best is expected at",
             f"{expected:+.2f} sd from their mean; found at {found:+.2f} sd. That is",
-            f"{'no more' if found < expected + 1 else 'more'} than picking explains.",
+            f"{'no more' if found < limit else 'more'} than picking explains (5 % limit",
+            f"{limit:.2f}).",
         )
         if self.posterior:
             first = self.fair[int(np.argmax(value))]
@@ -1768,6 +1856,7 @@ class Plot:
 
     def line(self, points, kind, tip=""):
         path = "L".join(" ".join(self.at(*point)) for point in points)
+        tip = html.escape(tip)
         self.parts.append(f'<path class="{kind}" d="M{path}"><title>{tip}</title></path>')
 
     def dot(self, x, y, trial):
@@ -1817,12 +1906,11 @@ def figures(r):
     edge = "Values far below the rest stand at the lower edge." * bool(r.ruined)
     plot = Plot((0.5, len(r.s.trials) + 0.5), span(last(sound or r.all)))
     plot.axes(every(len(r.s.trials)), "trial", r.points)
-    tops, best = [], -math.inf
-    for t in r.all:
-        best = max(best, r.s.curve(t)[-1] if t.state == "finished" else best)
-        tops += [(t.number, y) for y in (tops[-1][1], r.sign * best)] if tops else []
-        tops = tops or [(t.number, r.sign * best)] * (best > -math.inf)
-    plot.line(tops or [(1, 0)], "best", "best so far of the finished")
+    values = (r.s.curve(t)[-1] if t.state == "finished" else -math.inf for t in r.all)
+    tops = [(t.number, r.sign * v) for t, v in zip(r.all, itertools.accumulate(values, max))]
+    tops = [top for top in tops if math.isfinite(top[1])] or [(1, 0)]
+    steps = [point for a, b in itertools.pairwise(tops) for point in ((b[0], a[1]), b)]
+    plot.line(tops[:1] + steps, "best", "best so far of the finished")
     for t in r.all:
         plot.dot(t.number, t.history[-1], t)
     caption = f"{r.metric} by trial; hollow: stopped early, at the stop; line: the best finished."
@@ -1856,14 +1944,11 @@ def parallel(r, trials):
     """Parallel coordinates of trials: a line each, the better the darker."""
     n = len(r.names)
     plot, ys = Plot((-0.3, n + 0.3), (0, 1)), span(last(trials), 0)
-    for i, d in enumerate(r.cube.free):
-        ends = [short(d.value(u)) for u in (0.0, 1.0)]
+    axes = [[short(d.value(u)) for u in (0.0, 1.0)] + [d.key] for d in r.cube.free]
+    for i, texts in enumerate([*axes, [*map(r.show, ys), r.metric]]):
         plot.line([(i, 0), (i, 1)], "axis")
-        for text, y, dy in zip((*ends, d.key), (0, 1, 0), (16, -4, 34)):
+        for text, y, dy in zip(texts, (0, 1, 0), (16, -4, 34)):
             plot.text(i, y, text, dy=dy)
-    plot.line([(n, 0), (n, 1)], "axis")
-    for text, y, dy in zip((*map(r.show, ys), r.metric), (0, 1, 0), (16, -4, 34)):
-        plot.text(n, y, text, dy=dy)
     for t in sorted(trials, key=lambda t: (t is r.first, r.s.curve(t)[-1])):
         score = (t.history[-1] - ys[0]) / (ys[1] - ys[0] or 1)
         points = [*enumerate(r.cube.encode(t.params)), (n, score)]
@@ -1944,11 +2029,9 @@ def print_replay(sweep):
         print(f"{made_up} of {len(curves)} curves end early: their missing epochs stand at the "
               "recorded value where there is one, else at the projected final one")  # fmt: skip
     rules = {"hyperband": {"type": "hyperband", "min_iter": max(1, epochs * 10 // 22), "eta": 2}}
-    if sweep.rule["type"]:
-        rules[sweep.rule["type"]] = sweep.rule
+    rules |= {name: {"type": name} for name in ("pause", "brackets")}
+    rules |= {sweep.rule["type"]: sweep.rule} if sweep.rule["type"] else {}
     rules["hyperband, strict false"] = {**rules["hyperband"], "strict": False}
-    for name in ("pause", "brackets"):
-        rules[name] = rules.pop(name, {"type": name})
     best, total = int(np.argmax([c[-1] for c in curves])), len(curves) * epochs
     for name, rule in rules.items():
         groups, trained = {}, replay(curves, rule, epochs)
@@ -2002,10 +2085,8 @@ def whole_number(text):
 
 
 def make_parser():
-    form = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(
-        usage="python sweep.py [SWEEP] [flags]", description=__doc__, allow_abbrev=False,
-        formatter_class=form)  # fmt: skip
+    form = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = argparse.ArgumentParser(usage="sweep.py [SWEEP] [flags]", description=__doc__, **form)
     p.error = lambda message: fail("sweep.py", message, "see --help")
     p.add_argument("sweep", nargs="?", metavar="SWEEP", help="sweep JSON (default: a quick sweep)")
     g = p.add_argument_group("run")
@@ -2032,7 +2113,7 @@ def make_parser():
 def command(options, extra):
     looks = (options.report, options.replay, options.status, options.wandb, options.continue_trial)
     if extra and any(looks):
-        fail(extra[0], "is not known here", "see --help")
+        fail(extra[0], "is not known here", f"{closest(extra[0])}see --help")
     if options.html and not options.report:
         fail("--html", "belongs to --report", "give --report DIR --html FILE")
     if options.devices and (options.workers or 1) > len(options.devices):
@@ -2062,11 +2143,14 @@ QUICK = ROOT / "hparams" / "sweep_quick.json"
 def start_sweep(options, extra):
     spec = load_spec(options.sweep or QUICK)
     name = options.name or (Path(options.sweep).stem if options.sweep else "quick")
-    keys = {d.key for d in parse_space(spec)} | {"stop_epoch", "resume", "name"}
-    for word in extra:
-        key = word.lstrip("-").split("=")[0].replace("-", "_")
-        if word.startswith("--") and key in keys:
-            fail(f"--{key}", "is set by the sweep", "leave it out")
+    if Path(name).name != name or name == "..":
+        fail("--name", f"{name} is not one folder's name", "give a name without /")
+    ours = {d.key for d in parse_space(spec)} | {"stop_epoch", "resume", "name", "seeds"}
+    for word, value in zip(extra, [*extra[1:], ""]):
+        key = word.split("=")[0].lstrip("-").replace("-", "_")
+        several = key == "fold" and "all" in (value, word.split("=")[-1])
+        if word.startswith("--") and (key in ours or several or key == "print_hparams"):
+            fail(word, "is set by the sweep, or makes no single run", "leave it out")
     say_what_has_no_effect(spec)
     sweep, held = open_sweep(Path("runs") / name, spec, command_flags(spec) + extra)
     with held:
@@ -2080,8 +2164,8 @@ def start_sweep(options, extra):
 
 def continue_trial(options):
     folder = Path(options.sweep or "")
-    if not (folder / "sweep.json").exists():
-        fail(folder, "is no sweep folder", "python sweep.py runs/NAME --continue-trial N")
+    if not (folder / "sweep.json").exists() or folder.resolve().parent != Path("runs").resolve():
+        fail(folder, "is no sweep's folder in ./runs", "give runs/NAME --continue-trial N")
     sweep, held = open_locked(folder)
     trial = next((t for t in sweep.trials if t.number == options.continue_trial), None)
     if trial is None:
@@ -2100,12 +2184,19 @@ def main(argv=None):
     sys.stdout.reconfigure(line_buffering=True)  # a log up to the moment of a kill
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        command(*make_parser().parse_known_args(argv))
+        words = sys.argv[1:] if argv is None else argv
+        options, extra = make_parser().parse_known_args(words)
+        flag = words[words.index(options.sweep) - 1] if options.sweep in words[1:] else ""
+        if flag in extra and flag.startswith("--") and "=" not in flag:
+            what = f"is no flag of sweep.py, so {options.sweep} would be the sweep file"
+            fail(flag, what, f"{closest(flag)}write {flag}={options.sweep}, or that file first")
+        command(options, extra)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}; nothing is lost", file=sys.stderr)
+        what = f"{error.filename or 'output'}: {error.strerror}; nothing is lost"
+        print(f"error: {what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the trial in flight is saved. Start the sweep again to go on")

@@ -174,9 +174,8 @@ def main():
             call(draw_pages, log=LOG)
             for kind in (training, predictions, submission, split, sweep):
                 failures, said = kind()
-                print(
-                    f"{kind.__name__:12s} {failures:2d} times full, then equal  {said}", flush=True
-                )
+                row = f"{kind.__name__:12s} {failures:2d} times full, then equal  {said}"
+                print(row, flush=True)
         except AssertionError as error:
             print(f"FAILED {kind.__name__}: {error}")
             return 1

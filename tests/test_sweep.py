@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import sweep  # noqa: E402
 
-# A trainer with train.py's command line and a closed-form score, best at lr 10^-3.2. An "oom" and
-# a "crash" range of lr fail as the real one does.
+# A trainer with train.py's command line and a closed-form score, best at lr 10^-3.2; FAULT makes it
+# fail in the ways of the real one.
 TRAINER = '''
 import argparse, csv, json, math, os, sys, time
 HP = dict(lr=1e-3, weight_decay=1e-4, T_max=22, epochs=8, thresh=.3, ema=True, stop_epoch=0,
@@ -32,15 +32,23 @@ for k, v in HP.items():
 p.add_argument("--resume", action="store_true")
 p.add_argument("--print-hparams", action="store_true")
 p.add_argument("--hparams")
+p.add_argument("--device", default=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 a, rest = p.parse_known_args()
 if rest:
-    sys.exit(print("error: unknown flag", rest[0], file=sys.stderr) or 2)
+    sys.exit(print("error: unrecognized arguments:", *rest, file=sys.stderr) or 2)
 hp = {**HP, **{k: v for k, v in vars(a).items() if k in HP and v is not None}}
+fault = os.environ.get("FAULT", "")
+if fault == "refuse" and 2e-4 < hp["lr"] < 8e-4:
+    sys.exit(print("error: flags: eta_min is above lr", file=sys.stderr) or 2)
 if a.print_hparams:
     sys.exit(print(json.dumps(hp)))
 d = "runs/" + hp["name"]
 if a.resume:
-    hp = {**json.load(open(d + "/hparams.json")), "stop_epoch": a.stop_epoch or 0}
+    saved = json.load(open(d + "/hparams.json"))
+    for k in set(HP) - {"stop_epoch", "name"}:
+        if getattr(a, k) not in (None, saved[k]):
+            sys.exit(print("error: --resume cannot change", k, file=sys.stderr) or 2)
+    hp = {**saved, "stop_epoch": a.stop_epoch or 0}
 else:
     os.makedirs(d)
     with open(d + "/t", "w") as f:
@@ -48,7 +56,9 @@ else:
     os.replace(d + "/t", d + "/hparams.json")
 log = d + "/log.csv"
 rows = list(csv.DictReader(open(log))) if os.path.exists(log) else []
-fault = os.environ.get("FAULT", "")
+if fault == "elsewhere" and not os.path.exists(d + "/seen"):
+    open(d + "/seen", "w")
+    sys.exit(print(f"error: {d}: another process is training there", file=sys.stderr) or 2)
 for e in range(len(rows) + 1, min(hp["epochs"], hp["stop_epoch"] or 99) + 1):
     time.sleep(float(os.environ.get("SLOW", "0")))
     once = d + "/crashed"
@@ -61,7 +71,7 @@ for e in range(len(rows) + 1, min(hp["epochs"], hp["stop_epoch"] or 99) + 1):
         raise RuntimeError("broken cable")
     v = .96 - .02 * (math.log10(hp["lr"]) + 3.2) ** 2 - .3 * math.exp(-e / 1.6)
     rows.append({"epoch": e, "loss": 1 / e, "hmean": v, "hmean_lo": v - .002, "hmean_hi": v + .002,
-                 "seconds": 36, "device": os.environ.get("CUDA_VISIBLE_DEVICES", "")})
+                 "seconds": 36, "device": a.device})
     with open(log + ".t", "w") as f:
         w = csv.DictWriter(f, rows[0].keys())
         w.writeheader()
@@ -163,6 +173,14 @@ def test_integers_and_categories():
     assert all(isinstance(dim.value(u), int) for u in (0.0, 0.3, 1.0))
 
 
+def test_a_value_of_probability_0_is_never_tried():
+    dim = sweep.parse_dimension("x", {"values": ["a", "b", "c"], "probabilities": [0, 1, 0]})
+    assert [dim.value(u) for u in (0.0, 0.5, 1.0)] == ["b"] * 3
+    space = {**cube_space(0), "parameters": {"x": {"values": [1, 2], "probabilities": [0, 1]}}}
+    assert [h["params"] for h in drive(space, lambda p: 0.0, 1)] == [{"x": 2}]
+    assert sweep.suggest(space, [entry({"x": 2}, 0.0)], np.random.default_rng(0)) is None
+
+
 def test_ends_of_a_log_range_come_back_as_written():
     dim = sweep.parse_dimension("x", log_range(5e-5, 6e-4))
     assert (dim.value(0.0), dim.value(1.0)) == (5e-5, 6e-4)
@@ -197,8 +215,8 @@ SCHEMA_KEYS = ["apiVersion", "kind", "controller", "description", "program", "jo
 
 def test_every_key_of_the_schema_is_accepted_and_others_refused():
     for key in SCHEMA_KEYS:
-        assert sweep.check_spec(spec() if key in spec() else spec(**{
-            key: {"type": "hyperband", "min_iter": 2} if key == "early_terminate" else "x"}))
+        value = {"early_terminate": {"type": "hyperband", "min_iter": 2}, "command": ["${program}"]}
+        assert sweep.check_spec(spec() if key in spec() else spec(**{key: value.get(key, "x")}))
     for key in ("paramaters", "epochs", "runcap"):
         with pytest.raises(ValueError, match=key):
             sweep.check_spec(spec(**{key: 1}))
@@ -222,7 +240,10 @@ def test_every_key_of_the_schema_is_accepted_and_others_refused():
     ({"early_terminate": {"type": "envelope"}}, "type"), ({"seed": -1}, "seed"),
     ({"early_terminate": {"type": "hyperband", "eta": 2}}, "min_iter"),
     ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "min_iter"),
-    ({"early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 1}}, "eta")])
+    ({"early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 1}}, "eta"),
+    ({"early_terminate": {"type": "hyperband", "max_iter": 27, "s": 2000}}, "s is 2000"),
+    ({"command": "train.py"}, "command"), ({"command": ["${program}", 3]}, "command"),
+    ({"parameters": {"epochs": {"values": [5, 10]}}}, "epochs")])
 def test_a_sweep_that_is_none_is_refused_by_name(change, word):
     with pytest.raises(ValueError, match=word):
         sweep.check_spec(spec(**change))
@@ -343,6 +364,14 @@ def test_twelve_combinations_in_twelve_runs_then_none():
         assert sweep.suggest({**space, "method": method}, history, np.random.default_rng(0)) is None
 
 
+def test_a_space_of_constants_has_one_run():
+    space = {**cube_space(1), "parameters": {"a": {"value": 1}, "b": {"values": ["x"]}}}
+    for method in ("bayes", "random", "grid"):
+        history = drive({**space, "method": method}, lambda p: 0.0, 1)
+        assert history[0]["params"] == {"a": 1, "b": "x"}
+        assert sweep.suggest({**space, "method": method}, history, np.random.default_rng(0)) is None
+
+
 def test_starts_spread_over_every_parameter():
     history = drive(cube_space(5), lambda p: 0.0, 5)
     u = np.array([[h["params"][f"x{i}"] for i in range(5)] for h in history])
@@ -456,6 +485,18 @@ def test_wandbs_rule_against_the_package():
             assert sweep.should_stop(c, curves[:i] + curves[i + 1:], rule) == (str(i) in stopped)
 
 
+def test_preserve_threshold_is_in_the_metrics_units():
+    rule = {"type": "hyperband", "min_iter": 1, "eta": 2, "preserve_threshold": 0.3}
+    for goal, value in (("minimize", 0.29), ("maximize", 0.31)):
+        state = sweep.Sweep(Path("s"), spec(metric={"name": "y", "goal": goal},
+                                            early_terminate=rule), 8, [])
+        curve = [state.sign * value]
+        better = [[curve[0] + 0.1 * k] for k in (1, 2, 3)]
+        assert not sweep.judge(curve, better, state.rule, 8)["stop"]
+        curve[0] -= 0.02
+        assert sweep.judge(curve, better, state.rule, 8)["stop"]
+
+
 def test_leader_is_never_stopped():
     rng = np.random.default_rng(0)
     rules = [{"type": "hyperband", "min_iter": 4, "eta": 4}, {"type": "pause", "epochs": 8},
@@ -512,6 +553,8 @@ def test_expected_maximum():
 
 def test_student_interval_and_spearman():
     assert abs(sweep.mean_interval([1.0, 2.0])[1] - 12.7062 * math.sqrt(0.5 / 2)) < 1e-3
+    for n, limit in ((3, 1.153), (10, 2.176), (20, 2.557), (30, 2.745)):
+        assert abs(sweep.outlier_limit(n) - limit) < 1e-3  # Grubbs 1969, table I, 5 %
     assert sweep.spearman([1, 2, 3, 4], [10, 20, 25, 1e9]) == 1
     assert abs(sweep.spearman([1, 2, 2, 3], [1, 2, 3, 4]) - 0.9486833) < 1e-6
 
@@ -526,6 +569,7 @@ def cli(tmp_path):
     (tmp_path / "run.py").write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sweep\n"
         f"sweep.TRAINER = [sys.executable, {str(tmp_path / 'trainer.py')!r}]\n"
+        "sweep.AGAIN = 0.2\n"
         "sys.exit(sweep.main())\n")
 
     def call(*args, wait=True, sweep_=None, **env):
@@ -593,8 +637,9 @@ def test_killed_at_any_moment_it_ends_like_the_undisturbed_sweep(cli):
         process.communicate()
     with open(cli.folder / "runs/s/state.jsonl", "a") as file:
         file.write('{"event": "finished", "tri')
+    (cli.folder / "runs/s/.report.md.123.tmp").write_text("# Swe")
     assert cli("s.json", "--epochs=8")[0] == 0
-    assert outcome(cli.folder) == calm
+    assert outcome(cli.folder) == calm and not list(cli.folder.glob("runs/s/.*"))
 
 
 def test_interrupted_it_stops_its_trial_and_goes_on(cli):
@@ -616,6 +661,73 @@ def test_workers_devices_and_the_launcher(cli):
     assert {log.splitlines()[1].rsplit(",", 1)[1] for log in logs} == {"4", "7"}
 
 
+def test_flags_that_are_no_hyperparameters_survive_a_pause(cli):
+    rule = {"type": "hyperband", "min_iter": 2, "eta": 2}
+    words = ["${program}", "--weight-decay=0.5"]
+    sweep_ = spec(early_terminate=rule, run_cap=1, command=words)
+    sweep_["parameters"]["weight_decay"] = {"value": 0.25}
+    code, _, err = cli("s.json", "--device=cpu", sweep_=sweep_)
+    rows = (cli.folder / "runs/s/trial-001/log.csv").read_text().splitlines()[1:]
+    assert (code, err, len(rows)) == (0, "", 8) and all(row.endswith(",cpu") for row in rows)
+
+
+def test_values_that_only_train_py_knows_to_be_wrong_fail_their_trial_only(cli):
+    code, out, err = cli("s.json", sweep_=spec(run_cap=8), FAULT="refuse")
+    refused = [e for e in events(cli.folder, "failed") if "eta_min is above lr" in e["why"]]
+    assert (code, err) == (0, "") and 1 <= len(refused) == len(events(cli.folder, "failed"))
+    assert len(events(cli.folder, "finished")) == 8 - len(refused)
+
+
+def test_a_trainer_on_another_host_is_waited_for(cli):
+    code, out, err = cli("s.json", sweep_=spec(run_cap=2), FAULT="elsewhere")
+    assert (code, err) == (0, "") and out.count("still runs on another host") == 2
+    assert len(events(cli.folder, "finished")) == 2 and not events(cli.folder, "crashed")
+
+
+def test_orphans_are_waited_for_each_on_its_device(cli):
+    """Two trainers outlive their sweep, the first trial's on the second device: the next sweep
+    goes on with each where it was, one as soon as the other."""
+    process = cli("s.json", "--devices=4,7", wait=False, sweep_=spec(run_cap=2), SLOW="60")
+    for number in (1, 2):
+        wait_for(cli.folder / f"runs/s/trial-00{number}/hparams.json")
+    process.terminate()
+    process.communicate()
+    held = [sweep.lock(cli.folder / f"runs/s/trial-00{number}.lock") for number in (1, 2)]
+    for number, lock in enumerate(held):
+        assert Path(lock.name).read_text() == str(number)
+        Path(lock.name).write_text(str(1 - number))
+    process = cli("s.json", "--devices=4,7", wait=False)
+    told = [process.stdout.readline() for _ in held]
+    assert all("still runs from before" in line for line in told)
+    for lock in reversed(held):
+        lock.close()
+    assert process.communicate()[1] == "" and process.returncode == 0
+    for number, device in (1, "7"), (2, "4"):
+        log = (cli.folder / f"runs/s/trial-00{number}/log.csv").read_text().splitlines()
+        assert len(log) == 9 and all(row.endswith("," + device) for row in log[1:])
+    assert len(events(cli.folder, "finished")) == 2 and not events(cli.folder, "crashed")
+
+
+def test_without_locks_there_is_no_other_sweep(tmp_path, monkeypatch):
+    """Some network file systems have none."""
+    def none(*_):
+        raise OSError(95, "Operation not supported")
+    monkeypatch.setattr(sweep.fcntl, "flock", none)
+    assert sweep.lock(tmp_path / "lock") is not None
+
+
+def test_the_state_is_not_read_wrongly_when_a_line_is_missing(cli):
+    assert cli("s.json", sweep_=spec(run_cap=2))[0] == 0
+    path = cli.folder / "runs/s/state.jsonl"
+    lines = path.read_text().splitlines(True)
+    assert '"trial": 1,' in lines[1]
+    none = lines[1].replace('"trial": 1,', '"trial": 0,')
+    for rest in (lines[1:], lines[:1] + lines, [lines[0], none]):
+        path.write_text("".join(rest))
+        code, _, err = cli("--status", "runs/s")
+        assert code == 2 and "is damaged" in err, rest
+
+
 def test_enqueued_configurations_come_first(cli):
     (cli.folder / "known.json").write_text('{"lr": 0.0005, "T_max": 24}')
     (cli.folder / "wide.json").write_text('{"lr": 0.05}')
@@ -623,6 +735,18 @@ def test_enqueued_configurations_come_first(cli):
     assert code == 0 and "wide.json: optim.lr = 0.05 lies outside the space" in out
     tried = [(e["params"]["optim.lr"], e["params"]["T_max"]) for e in events(cli.folder, "new")]
     assert tried[:2] == [(0.0005, 24), (0.05, 22)]
+    (cli.folder / "typo.json").write_text('{"weight_dekay": 1}')
+    code, _, err = cli("s.json", "--name=t", "--enqueue", "typo.json")
+    assert code == 2 and "typo.json" in err and "weight_decay" in err
+
+
+def test_what_the_sweep_holds_constant_an_enqueued_configuration_does_not_change(cli):
+    (cli.folder / "known.json").write_text('{"lr": 0.0005, "epochs": 5}')
+    parameters = {"lr": log_range(1e-4, 1e-2), "epochs": {"value": 6}}
+    code, out, err = cli("s.json", "--enqueue", "known.json",
+                         sweep_=spec(run_cap=1, parameters=parameters))
+    assert (code, err) == (0, "") and "known.json: epochs = 5: the sweep's is 6" in out
+    assert events(cli.folder, "new")[0]["params"] == {"lr": 0.0005, "epochs": 6}
 
 
 def test_brackets_train_no_epoch_twice(cli):
@@ -663,6 +787,10 @@ def test_three_failures_in_a_row_stop_the_sweep(cli):
     assert code == 2 and "three trials failed in a row" in err and len(err.splitlines()) == 1
     assert len(events(cli.folder, "failed")) == 3
     assert "broken cable" in events(cli.folder, "failed")[0]["tail"][-1]
+    assert cli("s.json")[0] == 0  # mended: what went before does not condemn the sweep
+    assert len(events(cli.folder, "finished")) == 3
+    assert cli("runs/s", "--continue-trial", 2, FAULT="once")[0] == 0  # with retries of its own
+    assert events(cli.folder, "finished")[-1]["trial"] == 2
 
 
 def test_bad_input_is_one_line_before_the_first_run(cli):
@@ -675,14 +803,48 @@ def test_bad_input_is_one_line_before_the_first_run(cli):
         assert not list(cli.folder.glob("runs/*/trial-*"))
     code, _, err = cli("none.json")
     assert code == 2 and "none.json" in err
-    code, _, err = cli("s.json", "--lr=3", sweep_=spec(parameters={"lr": log_range(1e-4, 1)}))
-    assert code == 2 and "--lr" in err
+    cli("s.json", "--lr=3", sweep_=spec(parameters={"lr": log_range(1e-4, 1)}))
+    (cli.folder / "runs/taken").mkdir(parents=True)
+    (cli.folder / "runs/taken/hparams.json").write_text("{}")
+    for flags, word in [
+        (["s.json", "--lr=3"], "--lr"), (["s.json", "--seeds", "3"], "--seeds"),
+        (["s.json", "--fold", "all"], "--fold"), (["s.json", "--print-hparams"], "--print-hparams"),
+        (["s.json", "--name", "a/b"], "--name"), (["s.json", "--name=.."], "--name"),
+        (["s.json", "--name=taken"], "taken"), (["s.json", "--lancher=x"], "--launcher"),
+        (["--lancher", "s.json"], "--launcher"), (["--status=x", "--htm=y"], "--html"),
+        (["--data", "s.json"], "--data=s.json"), (["/tmp", "--continue-trial=1"], "/tmp"),
+    ]:
+        code, _, err = cli(*flags)
+        assert code == 2 and word in err and len(err.splitlines()) == 1, (flags, err)
+        assert not list(cli.folder.glob("runs/*/trial-*"))
 
 
 def test_a_metric_that_never_arrives_stops_after_the_first_trial(cli):
     code, _, err = cli("s.json", sweep_=spec(metric={"name": "val/f1", "goal": "maximize"}))
     assert code == 2 and "f1" in err and "hmean_lo" in err
     assert len(events(cli.folder, "new")) == 1
+
+
+def test_the_interval_is_of_the_metric(tmp_path):
+    (tmp_path / "trial-001").mkdir()
+    (tmp_path / "trial-001/log.csv").write_text(
+        "loss,seconds,hmean,hmean_lo,hmean_hi\n2,9,.5,.4,.6"
+    )
+    for name, value, low in (("hmean", 0.5, 0.4), ("loss", 2, math.nan)):
+        state = sweep.Sweep(tmp_path, spec(metric={"name": name}), 8, [sweep.Trial(1, {})])
+        values, rows = sweep.read_rows(state, state.trials[0])
+        assert values == [value] and rows[0][0] == 9
+        assert rows[0][1] == low or math.isnan(low) and math.isnan(rows[0][1])
+
+
+@pytest.mark.parametrize("line", ["1,high\n", "1\n", '1,"0.\xff'])
+def test_a_damaged_log_is_named(tmp_path, line):
+    state = sweep.Sweep(tmp_path, spec(metric={"name": "hmean"}), 8, [sweep.Trial(1, {})])
+    log = tmp_path / "trial-001/log.csv"
+    log.parent.mkdir()
+    log.write_bytes(("epoch,hmean\n" + line).encode("latin1"))
+    with pytest.raises(ValueError, match="log.csv.*damaged.*remove it"):
+        sweep.read_rows(state, state.trials[0])
 
 
 def test_a_folder_of_another_space_and_a_second_sweep_are_refused(cli):
@@ -797,6 +959,25 @@ def test_report_of_the_published_sweep(cli):
     assert "96.60" not in finished and "| 8 | 10 | 96.60 |" in stopped
 
 
+@pytest.mark.parametrize("key, value", [
+    ("number", "<script>"), ("number", 7), ("state", "done"), ("value", None), ("value", "high"),
+    ("epoch", 10 ** 9), ("epoch", -1), ("params", {}), ("params", [])])
+def test_a_history_that_is_none_is_refused(cli, key, value):
+    record = json.loads((ROOT / "hparams/history_v5inrfwe.json").read_text())
+    record["trials"][2][key] = value
+    (cli.folder / "h.json").write_text(json.dumps(record))
+    code, _, err = cli("--report", "h.json")
+    assert code == 2 and "h.json" in err and len(err.splitlines()) == 1
+
+
+def test_names_from_a_file_are_no_markup():
+    state = sweep.Sweep(Path("s"), spec(parameters={"<b>": {"min": 0.0, "max": 1.0}}), 1, [])
+    for n in range(1, 9):
+        state.trials.append(sweep.Trial(n, {"<b>": n / 9}, "finished", [n / 9], [[1.0, 0.1, 0.2]]))
+    blocks = list(sweep.Report(state).blocks())
+    assert "<b>" not in sweep.page("s", blocks).replace("<b>&lt;b&gt;</b>", "")
+
+
 def test_wandb_form(cli):
     ours = spec(early_terminate={"type": "pause"}, seed=3)
     code, out, err = cli("s.json", "--wandb", sweep_=ours)
@@ -829,9 +1010,41 @@ def test_a_wandb_sweep_with_dotted_names_and_macros(cli):
     assert 1e-4 < hparams["lr"] < 1e-2
 
 
+def test_environment_variables_in_a_command(cli):
+    words = ["${env}", "python", "train.py", "--device", "${envvar:WHERE}", "${args_json_file}",
+             "--weight-decay=0.${envvar:TENTHS}", "${args_no_boolean_flags}"]
+    code, _, err = cli("s.json", sweep_=spec(run_cap=1, command=words), WHERE="cpu", TENTHS="5")
+    hparams = json.loads((cli.folder / "runs/s/trial-001/hparams.json").read_text())
+    assert (code, err, hparams["weight_decay"]) == (0, "", 0.5)
+    assert (cli.folder / "runs/s/trial-001/log.csv").read_text().strip().endswith(",cpu")
+    code, _, err = cli("s.json", WHERE="cpu")
+    assert code == 2 and "TENTHS is not set" in err and cli("--status", "runs/s")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["sweep_lr_wd", "sweep_narrow", "sweep_refined"])
+def test_what_wandbs_agent_calls_is_what_train_py_takes(name):
+    """The agent's own code makes the command line of the sweep's middle point."""
+    pytest.importorskip("wandb", reason="pip install wandb")
+    from wandb.sdk.launch.sweeps import utils
+
+    data = json.loads((ROOT / "hparams" / f"{name}.json").read_text())
+    cube = sweep.Cube(sweep.parse_space(data))
+    params = cube.decode(np.full(len(cube.free), 0.5)) | {"ema": False}
+    args = utils.create_sweep_command_args({"args": {k: {"value": v} for k, v in params.items()}})
+    for form in ("args", "args_no_hyphens", "args_no_boolean_flags"):
+        words = [w if w.startswith("--") else f"--{w}" for w in args[form]]
+        command = [sys.executable, ROOT / data["program"], *words, "--print-hparams"]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        without = {"ema"} if form == "args_no_boolean_flags" else set()
+        assert {k: json.loads(out)[k] for k in params.keys() - without} == {
+            k: v for k, v in params.items() if k not in without}
+
+
 def test_what_has_no_effect_is_named(cli):
     out = cli("s.json", sweep_=spec(
         run_cap=1, program="train.py", project="receipts",
         early_terminate={"type": "hyperband", "min_iter": 4, "s": 2}))[1]
     assert "without effect here: program, project" in out
     assert "s is ignored beside min_iter" in out
+    out = cli("s.json", "--name=m", sweep_=spec(run_cap=1, metric={"name": "hmean"}))[1]
+    assert "metric hmean is minimised" in out
