@@ -1825,11 +1825,15 @@ h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
 h2, th, td { border-bottom: 1px solid var(--grid) } table { border-collapse: collapse }
 .scroll { overflow-x: auto } table { font-variant-numeric: tabular-nums }
 th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
-th { color: var(--muted) }
+th { color: var(--muted); white-space: normal; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left; white-space: normal }
 pre { background: var(--grid); padding: 10px; overflow-x: auto; border-radius: 4px }
 figure { margin: 1em 0 } figcaption { color: var(--muted); font-size: 13px }
 svg { display: block; width: 100%%; height: auto; font: 12px system-ui, sans-serif }
-.wide { min-width: 600px } .narrow { max-width: 560px } text { fill: var(--muted) }
+.narrow { max-width: 560px }
+@media (max-width: 600px) { .wide { font-size: 17px } .narrow { font-size: 15px }
+ table { font-size: 13px } td:first-child { min-width: 6em } }
+text { fill: var(--muted) }
 path { fill: none; stroke: var(--muted); stroke-width: 1.2; stroke-linejoin: round }
 .axis { stroke: var(--grid) } .best { stroke: var(--accent); stroke-width: 2.2 }
 .band { fill: var(--accent); opacity: .15; stroke: none }
