@@ -990,7 +990,8 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
     maps[2] = 1
     tables = edge_tables(polygons) if polygons else []
     for polygon, edges, skip in zip(polygons, tables, ignore):
-        reach = shrink_distance(polygon_area(polygon), polygon_perimeter(polygon), shrink_ratio)
+        length = polygon_perimeter(polygon)
+        reach = shrink_distance(polygon_area(polygon), length, shrink_ratio) if length else 0
         rows, columns = pixel_window(polygon, reach, height, width)
         shrink, thresh, _, near = maps[:, rows, columns]
         if skip or not shrink.size or reach <= 0:

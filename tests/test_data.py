@@ -88,6 +88,9 @@ def test_ignored_words_are_masked_and_thin_words_keep_a_line():
     assert not maps[2, 10:30, 10:60].any() and maps[2].sum() == 40 * 80 - 20 * 50
     thin = np.array([(10.0, 10.2), (60, 10.2), (60, 12.1), (10, 12.1)])
     assert make_targets([thin], [False], 40, 80)[0].any()
+    for point in (True, False):  # labels exist whose points are all the same
+        maps = make_targets([np.full((4, 2), 20.0)], [point], 40, 80)
+        assert not maps[[0, 1, 3]].any() and maps[2].all()
 
 
 def test_targets_off_the_page_are_empty():
