@@ -1057,8 +1057,11 @@ class Receipts:
         with contextlib.suppress(OSError):  # no room for it
             if self.cache:
                 temporary = file.with_suffix(f".{os.getpid()}.npy")
-                np.save(temporary, image)
-                os.replace(temporary, file)
+                try:
+                    np.save(temporary, image)
+                    os.replace(temporary, file)
+                finally:
+                    temporary.unlink(missing_ok=True)
         return image
 
     def __getitem__(self, key):
@@ -1174,7 +1177,10 @@ def run_pages(hp):
     pages = load_labels(folder, "train", image_dir)
     if not hp.folds and (hp.val_data or has_split(folder, "val")):
         val = load_labels(hp.val_data or folder, "val", image_dir)
-        inspect_pages(pages + val)
+        groups = page_groups(pages + val, inspect_pages(pages + val)).tolist()
+        if shared := set(groups[: len(pages)]) & set(groups[len(pages) :]):
+            say = "of train pages reach into val, whose scores are too good: see data.py check"
+            print(f"warning: {hp.data}: {len(shared)} groups {say}", file=sys.stderr)
         return pages, val, None
     groups = page_groups(pages, inspect_pages(pages))
     folds = hp.folds or min(10, len(set(groups.tolist())))

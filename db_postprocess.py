@@ -137,7 +137,7 @@ def min_area_rects(contours):
     rects = np.array([(x, y, w, h, a) for (x, y), (w, h), a in rects]).reshape(-1, 5)
     rects[:, :2] += 0.5
     rects[:, 2:4] += 1
-    quarters = np.round(rects[:, 4] / 90)  # OpenCV 4 gives angles above 0, OpenCV 5 below
+    quarters = np.round(rects[:, 4] / 90)  # a rectangle's angle may name either of its sides
     rects[quarters % 2 == 1, 2:4] = rects[quarters % 2 == 1, 3:1:-1]
     rects[:, 4] = np.deg2rad(rects[:, 4] - 90 * quarters)
     return rects

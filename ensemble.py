@@ -185,13 +185,15 @@ class Member(NamedTuple):
     hp: dict | None = None
     scores: dict = {}
     regions: dict | None = None
+    best: bool = False  # of its run's epochs, by the pages of its scores
 
 
 def load_member(source, overrides, device):
     """A checkpoint or predictions.json. Raises DataError, NetworkError naming the file."""
     if not source.endswith(".json"):
         model, hp, state = load_network(source, device)
-        return Member(source, model, {**hp, **overrides}, state.get("scores") or {})
+        scores = state.get("scores") or {}
+        return Member(source, model, {**hp, **overrides}, scores, None, "optimizer" not in state)
     pages = data.read_competition(source, need_pictures=False)
     if not any(p.polygons for p in pages):
         none = f"no region on any of {len(pages)} pages"
@@ -722,7 +724,8 @@ def judge(args, ensemble, pages):
     if any(leaks):
         refuse_leaks(ensemble, leaks, pages)
     names = {page.name for page in pages}
-    selected = [m.name for m in ensemble.members if names & set(m.scores.get("pages", ()))]
+    best = [member for member in ensemble.members if member.best]
+    selected = [member.name for member in best if names & set(member.scores.get("pages", ()))]
     if selected:
         say = f"some of these pages chose the epoch of {', '.join(selected)}"
         print(f"note: {say}: the scores are rather too good", file=sys.stderr)

@@ -1087,8 +1087,8 @@ def run_tune(args, overrides):
     else:
         page_lists = [choose_pages(args)]
     pages = [page for page_list in page_lists for page in page_list]
-    if len(page_lists) == 1:
-        warn_of_leaks(args.source, pages)
+    for source, page_list in zip(args.sources, page_lists):
+        warn_of_leaks(source, page_list)
     if not any(page.polygons for page in pages):
         raise data.DataError("--tune: the pages have no labels")
     parts = np.repeat(range(len(page_lists)), [len(page_list) for page_list in page_lists])
@@ -1539,25 +1539,38 @@ def trained_on(source, hp, scores, pages):
     try:
         train = data.load_labels(folder, "train", hp["image_dir"] or None)
         train = [page for page in train if page.name not in held_out]
-        begun = load_checkpoint(hp["init"]) if hp["init"] else None
+        names = [hp["init"], *hp.get("teacher", "").split(",")]
+        begun = [(name, load_checkpoint(name)) for name in names if name]
     except data.DataError:
         return None
     seen = {picture_digest(page) for page in train if page.path.stat().st_size in sizes}
     leaks = {n for n, page in enumerate(pages) if picture_digest(page) in seen}
-    if begun is None:
-        return leaks
-    before = trained_on(hp["init"], begun["hparams"], begun.get("scores") or {}, pages)
-    return None if before is None else leaks | before
+    for name, state in begun:
+        before = trained_on(name, state["hparams"], state.get("scores") or {}, pages)
+        if before is None:
+            return None
+        leaks |= before
+    return leaks
+
+
+def chose_epoch(state, pages):
+    """Whether a checkpoint is its run's best epoch by some of these pages, a best.pt."""
+    own = (state.get("scores") or {}).get("pages", ())
+    return "optimizer" not in state and any(page.name in own for page in pages)
 
 
 def warn_of_leaks(source, pages):
-    """Say on stderr when a checkpoint trained on some of the pages that it is scored on."""
-    if not source.endswith(".json"):
-        state = load_checkpoint(source)
-        leaks = trained_on(source, state["hparams"], state.get("scores") or {}, pages)
-        if leaks:
-            some = f"{len(leaks)} of these {len(pages)} pages (first: {pages[min(leaks)].name})"
-            print(f"warning: {source}: trained on {some}, too good there", file=sys.stderr)
+    """Say on stderr when a checkpoint trained on some of the pages, or was chosen by them."""
+    if source.endswith(".json"):
+        return
+    state = load_checkpoint(source)
+    leaks = trained_on(source, state["hparams"], state.get("scores") or {}, pages)
+    if leaks:
+        some = f"{len(leaks)} of these {len(pages)} pages (first: {pages[min(leaks)].name})"
+        print(f"warning: {source}: trained on {some}, too good there", file=sys.stderr)
+    if chose_epoch(state, pages):
+        say = "its epoch was chosen on these pages, so it is rather too good there; see last.pt"
+        print(f"note: {source}: {say}", file=sys.stderr)
 
 
 def choose_pages(args):

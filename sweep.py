@@ -2163,6 +2163,8 @@ def start_sweep(options, extra):
     print(f"{sweep.folder}/report.md")
     finished = Report(sweep).finished
     best = f"{finished[0].history[-1]:.4f} trial {finished[0].number}" if finished else ""
+    if finished:
+        print("the next line is the best of the trials on the pages that select it; see the report")
     print(f"best {sweep.metric} {best}" if finished else "no trial finished")
 
 

@@ -268,7 +268,7 @@ def resumed_values(values, flags):
         if key not in MAY_CHANGE and saved.get(key, FIELDS[key].default) != new:
             was = f"{key} is {saved.get(key)!r} in run {name}"
             raise UsageError(f"--resume: {was} and cannot become {new!r}; start a new run")
-    return {**saved, "stop_epoch": values.get("stop_epoch", 0)}
+    return {**saved, "stop_epoch": 0, **{k: v for k, v in values.items() if k in MAY_CHANGE}}
 
 
 def choose_run_folder(hp, stem):
@@ -367,6 +367,9 @@ def read_pages(hp):
         train = train + pseudo
     for name, pages in (("train", train), ("val", val)):
         print(f"{name:5s} {data.format_counts(data.describe(pages, hp.size))}")
+    for path in filter(None, [hp.init, *hp.teacher.split(",")]):
+        if Path(path).exists():
+            evaluate.warn_of_leaks(path, val)
     if not any(has_text(page, hp) for page in train):
         raise data.DataError(
             f"{hp.data}: no positive pixel in {len(train)} train pages at size {hp.size}; "
@@ -407,6 +410,8 @@ def keep_split(hp, split):
 
 
 def start_worker(_):
+    for number in STOP_SIGNALS:  # to the whole group; the trainer saves, and needs their batches
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
@@ -455,15 +460,16 @@ def update_ema(ema, model, step):
     torch._foreach_lerp_(ema, model, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
 
 
-def start_network(hp, device):
-    """The network with the weights that hp names; those of process 0 reach the others later.
+def start_network(hp, device, fresh):
+    """The network, if fresh with the weights that hp names; those of process 0 reach the others
+    later.
 
     Raises NetworkError, UsageError.
     """
     torch.manual_seed(hp.seed)
-    pretrained = hp.pretrained if place()[0] == 0 and not hp.init else "none"
+    pretrained = hp.pretrained if fresh and place()[0] == 0 and not hp.init else "none"
     model = DBNet(hp.backbone, hp.neck, pretrained)
-    if hp.init:
+    if hp.init and fresh:
         state = load_checkpoint(hp.init)
         try:
             model.load_state_dict(state.get("ema") or state["model"])
@@ -487,9 +493,10 @@ class Trainer:
     """What changes while training, and nothing else: network, EMA, optimizer, scaler, position,
     best, log rows."""
 
-    def __init__(self, hp, device):
+    def __init__(self, hp, device, fresh=True):
+        """fresh: no state will be loaded."""
         self.hp, self.device, self.processes = hp, device, place()[1]
-        self.model = self.forward = start_network(hp, device)
+        self.model = self.forward = start_network(hp, device, fresh)
         if hp.compile:  # traced once for all canvases; the code generator may still want some anew
             self.forward = torch.compile(self.model, dynamic=True)
         if dist.is_initialized():
@@ -619,7 +626,7 @@ def write_checkpoints(folder, last, best, failed):
             keep_previous(folder)
         save_checkpoint(folder / "last.pt", last)
         write_log(folder / "log.csv", last["rows"])
-    except OSError as error:
+    except Exception as error:  # the trainer raises it; a thread's own would only be printed
         failed.append(error)
 
 
@@ -638,7 +645,10 @@ def keep_previous(folder):
         shutil.copy2(last, temporary)
     os.replace(temporary, prev)
     temporary.unlink(missing_ok=True)  # rename does nothing between two names of one file
-    data.replace_file(sides[1], digests[0])
+    if sides[0].exists():
+        data.replace_file(sides[1], sides[0].read_bytes())
+    else:  # of a copy without it
+        sides[1].unlink(missing_ok=True)
 
 
 def load_last(folder):
@@ -872,6 +882,8 @@ def score_pages(trainer, val):
 def finish_epoch(trainer, val, steps):
     """Validate, append the epoch's row, advance. Returns (row, whether it is the best so far)."""
     hp, begin = trainer.hp, time.perf_counter()
+    if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
+        raise NotFinite(f"weights are not finite after epoch {trainer.epoch + 1}")
     rows = score_pages(trainer, val)
     row = evaluate.summary("page", rows, evaluate.page_groups(val))
     row["hmean_lo"], row["hmean_hi"] = row.pop("interval")
@@ -899,8 +911,8 @@ def open_folder(hp, folder, resume):
 
     Raises UsageError when another process trains there.
     """
+    folder.mkdir(parents=True, exist_ok=resume)
     if not (folder / "hparams.json").exists():
-        folder.mkdir(parents=True, exist_ok=resume)
         data.write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)
     lock = open(folder / "hparams.json", "r+")
     try:
@@ -938,9 +950,11 @@ def load_run(folder):
 def run(hp, folder, resume, options, stop):
     """Train to hp.epochs (or hp.stop_epoch); options: the command line's. Returns the exit code."""
     train, val, hp = from_first(lambda: read_pages(hp))
-    trainer = Trainer(hp, options.device)
+    trainer = None if resume else Trainer(hp, options.device)  # before there is a folder
     with open_folder(hp, folder, resume) if place()[0] == 0 else contextlib.nullcontext():
-        trainer.load(from_first(lambda: load_run(folder) if resume else None), folder)
+        state = from_first(lambda: load_run(folder) if resume else None)
+        trainer = trainer or Trainer(hp, options.device, fresh=state is None)
+        trainer.load(state, folder)
         return train_run(trainer, train, val, folder, options, stop)
 
 
@@ -1151,7 +1165,7 @@ def explain(error, store=None):
         line, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
         line += "; what was written before is whole"
     elif "DataLoader worker" in text:
-        line, code = "a loader process was killed; out of memory? lower --workers", EXIT_MEMORY
+        line, code = "a loader process was killed; out of memory? lower --workers", 1
     elif store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
         line, code = "a process of the group was lost; the run folder keeps the last whole epoch", 1
     else:
