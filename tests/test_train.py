@@ -75,7 +75,51 @@ def undisturbed(work, whole):
     return last(work, "whole")
 
 
+# ---------------------------------------------------------------- stops and failed saves
+
+
+def test_loader_processes_leave_the_stop_signals_to_the_trainer():
+    code = "import signal, train; train.start_worker(0); "
+    code += "print(*(signal.getsignal(n) == signal.SIG_IGN for n in train.STOP_SIGNALS))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True True\n", done.stderr
+
+
+def test_whatever_a_save_fails_of_ends_the_run(work, monkeypatch, capsys):
+    def fail(path, state):
+        raise MemoryError
+
+    monkeypatch.setattr(train, "save_checkpoint", fail)
+    assert run("--name", "full") == train.EXIT_MEMORY
+    assert train.MEMORY_ADVICE in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_not_saved(work, monkeypatch, capsys):
+    step = train.Trainer.train_step
+
+    def spoil(trainer, pages, maps, lr, number):
+        losses = step(trainer, pages, maps, lr, number)
+        if number == 5:  # the last of epoch 2
+            next(trainer.model.parameters()).data.fill_(torch.nan)
+        return losses
+
+    monkeypatch.setattr(train.Trainer, "train_step", spoil)
+    assert run("--name", "nan") == train.EXIT_NOT_FINITE
+    assert "weights are not finite after epoch 2" in capsys.readouterr().err
+    assert last(work, "nan")["epoch"] == 1
+
+
 # ---------------------------------------------------------------- resume
+
+
+def test_resume_needs_neither_digests_nor_the_weights_it_began_with(work, whole):
+    shutil.copy(whole / "best.pt", work / "begin.pt")
+    assert run("--name", "copied", "--init", "begin.pt", "--stop-epoch", 2) == 0
+    for file in [work / "begin.pt", *(work / "runs/copied").glob("*.sha256")]:
+        file.unlink()
+    assert train.main(["--name", "copied", "--resume", "--stop-epoch", "3"]) == 0
+    for name, epoch in (("last.pt", 3), ("prev.pt", 2)):
+        assert train.load_checkpoint(work / "runs/copied" / name)["epoch"] == epoch
 
 
 def test_two_and_two_epochs_equal_four_bit_for_bit(work, undisturbed, capsys):
