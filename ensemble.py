@@ -11,6 +11,7 @@ compare; 2: something is wrong with the input; 3: not shown to be better than th
 """
 
 import csv
+import difflib
 import io
 import json
 import math
@@ -617,6 +618,10 @@ def read_overrides(args):
     values = data.read_json(args.hparams) if args.hparams else {}
     if not isinstance(values, dict):
         raise data.DataError(f"{args.hparams}: not a JSON object of hyperparameters")
+    for key in values.keys() - OVERRIDES.keys():  # of training, unless it is a slip
+        if near := difflib.get_close_matches(key, OVERRIDES, 1, 0.8):
+            hint = f"did you mean {near[0]!r}?"
+            raise data.DataError(f"{args.hparams}: unknown key {data.shown(key)!r}; {hint}")
     return given_overrides(args, {key: values[key] for key in OVERRIDES if key in values})
 
 

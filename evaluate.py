@@ -761,9 +761,10 @@ def draw_page(page, polygons, side=1400):
         cv2.polylines(image, outlines, True, COLOURS[kind], thickness, cv2.LINE_AA)
     strip, x = np.full((40, image.shape[1], 3), 255, np.uint8), 8
     small, font = min(1.0, image.shape[1] / 640), cv2.FONT_HERSHEY_SIMPLEX
-    for kind, _, outlines in (layers[0], *layers[2:]):
+    for kind, _, outlines in (layers[0], *layers[2:]) if page.polygons is not None else layers[:1]:
         plural = "" if len(outlines) == 1 else "es" if kind == "miss" else "s"
         text, colour = f"{len(outlines)} {kind}{plural}", COLOURS[kind]
+        text = text if page.polygons is not None else f"{len(outlines)} found"
         cv2.putText(strip, text, (x, 28), font, 0.8 * small, colour, 2, cv2.LINE_AA)
         x += round((16 * len(text) + 20) * small)
     return np.concatenate([strip, image])

@@ -367,9 +367,9 @@ def read_pages(hp):
         train = train + pseudo
     for name, pages in (("train", train), ("val", val)):
         print(f"{name:5s} {data.format_counts(data.describe(pages, hp.size))}")
-    for path in filter(None, [hp.init, *hp.teacher.split(",")]):
-        if Path(path).exists():
-            evaluate.warn_of_leaks(path, val)
+    begun = [hp.init] if Path(hp.init).is_file() else []  # a resumed run can do without
+    for path in filter(None, begun + hp.teacher.split(",")):
+        evaluate.warn_of_leaks(path, val)
     if not any(has_text(page, hp) for page in train):
         raise data.DataError(
             f"{hp.data}: no positive pixel in {len(train)} train pages at size {hp.size}; "

@@ -591,12 +591,14 @@ BAD = [
     (("runs/a-fold1/best.pt", "--data", "DATA", "--sample", "p0.json"), "add --submission"),
     (("runs/a-fold1/best.pt", "--data", "DATA", "--submission", "x.json"), "give a .csv file"),
     (("--validate", "gone.csv"), "gone.csv: no such file"),
+    ((*DETECTORS, "--hparams", "slip.json"), "unknown key 'box_tresh'; did you mean 'box_thresh'"),
 ]
 
 
 @pytest.mark.parametrize("flags, words", BAD)
 def test_bad_input_is_one_line(run, house, flags, words):
     data.write_json("empty.json", {"images": {}})
+    data.write_json("slip.json", {"lr": 1e-3, "box_tresh": 0.4})  # a run's other values may be there
     box_of = {"words": {"1": {"points": box(0, 0, 9, 9).tolist()}}}
     data.write_json("t9.json", {"images": {"other.png": box_of}})
     if "other.pt" in flags and not (house / "other.pt").exists():
