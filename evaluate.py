@@ -284,8 +284,9 @@ def char_centres(polygons, num_chars, variant):
     polygons = [p if len(p) > 3 else p[triangle] if len(p) else none for p in polygons]
     if variant == "official":
         upright = reading_aspect(polygons) < 0.5
-        turn = [int(flag and len(p) == 4) for p, flag in zip(polygons, upright)]
-        polygons = [np.roll(p, n, 0) for p, n in zip(polygons, turn)]
+        for n in np.flatnonzero(upright):
+            if len(polygons[n]) == 4:
+                polygons[n] = polygons[n][[3, 0, 1, 2]]
     size = np.array([len(points) for points in polygons])
     xy, first = np.concatenate(polygons), np.cumsum(size) - size
     label, k = expand(num_chars)
