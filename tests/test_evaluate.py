@@ -488,3 +488,11 @@ def test_the_levels_of_a_report_are_those_of_the_metric(checkpoint, work, capsys
     for level in (0.05, 0.1, 0.15):
         again = scored(capsys, path, "--box-thresh", str(level))
         assert levels[level][2] == pytest.approx(again["hmean"], abs=6e-5)
+
+
+def test_only_a_best_checkpoint_was_chosen_by_its_pages():
+    pages, scores = [data.Page("a.jpg", None)], {"hmean": 0.9, "pages": {"a.jpg": 0.9}}
+    assert evaluate.chose_epoch({"scores": scores}, pages)
+    assert not evaluate.chose_epoch({"scores": scores, "optimizer": {}}, pages)  # a last.pt
+    assert not evaluate.chose_epoch({"scores": scores}, [data.Page("b.jpg", None)])
+    assert not evaluate.chose_epoch({"scores": None}, pages)
