@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import DataError, replace_file
+from files import DataError, replace_file
 
 MAX_BYTES, MAX_PICKLE, MAX_NODES = 8 << 30, 64 << 20, 10**6  # of a checkpoint
 FIELDS = dict(epoch=int, step=int, losses=list, timing=list, rows=list, best=dict, scores=dict)

@@ -30,12 +30,32 @@ import torch
 from tqdm import tqdm
 
 import data
+import files
 from dbnet import NetworkError, load_network
 from evaluate import (
-    DECODING, MAX_DETECTIONS, OVERRIDES, add_overrides, amp_dtype, choose_device, decode_page,
-    exit_code, given_overrides, mean_scores, metric_rows, own_pages, page_groups, paired_difference,
-    print_line, print_scores, score_all, summary, to_shapely, trained_on, write_predictions,
+    DECODING,
+    MAX_DETECTIONS,
+    OVERRIDES,
+    add_overrides,
+    amp_dtype,
+    choose_device,
+    decode_page,
+    exit_code,
+    given_overrides,
+    mean_scores,
+    metric_rows,
+    own_pages,
+    page_groups,
+    paired_difference,
+    print_line,
+    print_scores,
+    score_all,
+    summary,
+    to_shapely,
+    trained_on,
+    write_predictions,
 )  # fmt: skip
+from files import DataError, Parser, read_json, read_text, write_text
 
 SAME_WORD = 0.5  # IoU from which two members mean the same word
 HEADER = ["filename", "polygons"]
@@ -198,7 +218,7 @@ def load_member(source, overrides, device):
     pages = data.read_competition(source, need_pictures=False)
     if not any(p.polygons for p in pages):
         none = f"no region on any of {len(pages)} pages"
-        raise data.DataError(f"{source}: {none}; is this a predictions file?")
+        raise DataError(f"{source}: {none}; is this a predictions file?")
     regions = {p.name: (p.polygons, np.array(p.confidences)) for p in pages}
     return Member(source, regions=regions)
 
@@ -211,7 +231,7 @@ def discover(folder="runs"):
     sets, private = defaultdict(dict), ("name", "fold", "workers", "stop_epoch")
     for file in sorted(Path(folder).glob("**/best.pt")):
         beside = file.with_name("hparams.json")
-        hp = data.read_json(beside) if beside.is_file() else {}
+        hp = read_json(beside) if beside.is_file() else {}
         if hp.get("folds"):
             key = json.dumps({k: v for k, v in hp.items() if k not in private}, sort_keys=True)
             sets[hp["folds"], key].setdefault(hp["fold"], []).append(str(file))
@@ -224,21 +244,21 @@ def discover(folder="runs"):
         return whole[0]
     if whole:
         shown = ", ".join(f"{files[0]} ..." for files in whole)
-        raise data.DataError(f"{len(whole)} sets of fold runs under {folder}/: {shown}; name one's")
+        raise DataError(f"{len(whole)} sets of fold runs under {folder}/: {shown}; name one's")
     part = [
         f"{Path(files[0]).parent} (fold {fold} of {folds})"
         for (folds, _), found in sets.items()
         for fold, files in sorted(found.items())
     ]
     found = f"no whole set of fold runs with a best.pt under {folder}/ (found: "
-    raise data.DataError(f"{found}{', '.join(part) or 'none'}); name checkpoints")
+    raise DataError(f"{found}{', '.join(part) or 'none'}); name checkpoints")
 
 
 def recorded_score(member):
     """H-mean that the run measured on the pages it held out. Raises DataError if there is none."""
     if "hmean" not in member.scores:
         need = "--best, --drop-worst, --weights need it"
-        raise data.DataError(f"{member.name}: no out-of-fold score in it; {need}")
+        raise DataError(f"{member.name}: no out-of-fold score in it; {need}")
     return member.scores["hmean"]
 
 
@@ -246,7 +266,7 @@ def choose_members(members, best, drop_worst):
     """The `best` members, or all but the worst, by their recorded scores; the order stays."""
     keep = len(members) - 1 if drop_worst else best or len(members)
     if not 1 <= keep <= len(members):
-        raise data.DataError(f"{keep} of {len(members)} members; 1 to {len(members)} are possible")
+        raise DataError(f"{keep} of {len(members)} members; 1 to {len(members)} are possible")
     if keep == len(members):
         return members
     ranked = sorted(range(len(members)), key=lambda k: -recorded_score(members[k]))
@@ -263,7 +283,7 @@ def parse_weights(text, members):
         weights = parse_numbers("--weights", text, float)
     if len(weights) != len(members) or not all(0 < w < math.inf for w in weights):
         need = f"{len(members)} positive numbers are needed, one a member"
-        raise data.DataError(f"--weights {text}: {need}")
+        raise DataError(f"--weights {text}: {need}")
     return [w * len(weights) / sum(weights) for w in weights]
 
 
@@ -271,7 +291,7 @@ def parse_numbers(flag, text, kind):
     try:
         return [kind(value) for value in text.split(",")]
     except ValueError:
-        raise data.DataError(f"{flag} {text}: give numbers with commas between") from None
+        raise DataError(f"{flag} {text}: give numbers with commas between") from None
 
 
 def common_decoding(members):
@@ -284,10 +304,10 @@ def common_decoding(members):
             shown = ", ".join(f"{value} in {name}" for value, name in values.items())
             if key == "shrink_ratio":
                 kinds = f"members have maps of different kinds: {key} {shown}"
-                raise data.DataError(f"{kinds}; use --method voting")
+                raise DataError(f"{kinds}; use --method voting")
             if key != "amp":
                 differ = f"members decode differently: {key} {shown}"
-                raise data.DataError(f"{differ}; say which by --{key}")
+                raise DataError(f"{differ}; say which by --{key}")
     size = max(member.hp["size"] for member in members)
     return {**members[0].hp, "size": size}
 
@@ -319,7 +339,7 @@ def refuse_leaks(ensemble, leaks, pages):
     k = max(range(len(leaks)), key=lambda k: len(leaks[k]))
     some = f"{len(leaks[k])} of these {len(pages)} pages (first: {pages[min(leaks[k])].name})"
     say = "judge on pages outside all folds, see --data"
-    raise data.DataError(f"{ensemble.members[k].name} trained on {some}; {say}")
+    raise DataError(f"{ensemble.members[k].name} trained on {some}; {say}")
 
 
 # ---------------------------------------------------------------- prediction
@@ -481,23 +501,23 @@ def write_submission(path, pages, found):
         regions = submission_regions(polygons, scores, page.size)
         field = "|".join(" ".join(map(str, region.ravel().tolist())) for region in regions)
         writer.writerow([page.name, field])
-    data.write_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def read_table(path):
     """A CSV of the header HEADER -> [(line, fields)]. Raises DataError when it is none."""
     csv.field_size_limit(2**20)
-    text = data.read_text(path, 2**26, "utf-8")
+    text = read_text(path, 2**26, "utf-8")
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise data.DataError(f"{path}: not a CSV file ({error})") from None
+        raise DataError(f"{path}: not a CSV file ({error})") from None
     if not rows or rows[0][1] != HEADER:
         shown = ",".join(rows[0][1])[:60] if rows else ""
-        raise data.DataError(f"{path}: line 1: the header is {shown!r}; {','.join(HEADER)} needed")
+        raise DataError(f"{path}: line 1: the header is {shown!r}; {','.join(HEADER)} needed")
     if not text.endswith("\n"):
-        raise data.DataError(f"{path}: no line end after the last row; is the file cut off?")
+        raise DataError(f"{path}: no line end after the last row; is the file cut off?")
     return rows[1:]
 
 
@@ -506,7 +526,7 @@ def read_sample(path):
     rows = read_table(path)
     names = [row[0] for _, row in rows if row]
     if len(set(names)) != len(rows):
-        raise data.DataError(f"{path}: an empty line or a page twice among its {len(rows)} rows")
+        raise DataError(f"{path}: an empty line or a page twice among its {len(rows)} rows")
     return names
 
 
@@ -554,7 +574,7 @@ def read_submission(path, names=None, sizes=None, ordered=False):
     """
     try:
         rows = read_table(path)
-    except data.DataError as error:
+    except DataError as error:
         return {}, [str(error)]
     regions, problems, first = {}, [], {}
     for line, row in rows:
@@ -584,7 +604,7 @@ def read_submission(path, names=None, sizes=None, ordered=False):
 
 
 def parse_args(argv):
-    parser = data.Parser(usage="python ensemble.py [SOURCE ...] [options]", description=__doc__)
+    parser = Parser(usage="python ensemble.py [SOURCE ...] [options]", description=__doc__)
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="checkpoints; for voting any predictions.json")
     add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
@@ -615,13 +635,13 @@ def parse_args(argv):
 
 def read_overrides(args):
     """Decoding values of --hparams and of flags, flags first. Raises DataError."""
-    values = data.read_json(args.hparams) if args.hparams else {}
+    values = read_json(args.hparams) if args.hparams else {}
     if not isinstance(values, dict):
-        raise data.DataError(f"{args.hparams}: not a JSON object of hyperparameters")
+        raise DataError(f"{args.hparams}: not a JSON object of hyperparameters")
     for key in values.keys() - OVERRIDES.keys():  # of training, unless it is a slip
         if near := difflib.get_close_matches(key, OVERRIDES, 1, 0.8):
             hint = f"did you mean {near[0]!r}?"
-            raise data.DataError(f"{args.hparams}: unknown key {data.shown(key)!r}; {hint}")
+            raise DataError(f"{args.hparams}: unknown key {files.shown(key)!r}; {hint}")
     return given_overrides(args, {key: values[key] for key in OVERRIDES if key in values})
 
 
@@ -636,7 +656,7 @@ def load_pages(args):
         missing = [name for name in names or () if name not in pages]
         if missing:
             some = f"{len(missing)} of {len(names)} pages are not in {args.data}"
-            raise data.DataError(f"{args.sample}: {some} (first: {missing[0]})")
+            raise DataError(f"{args.sample}: {some} (first: {missing[0]})")
         return [pages[name] for name in names or pages]
     where = args.sample or args.data
     if names is None and not args.split:
@@ -655,12 +675,12 @@ def choose_pages(args, members):
     runs = [member.hp for member in members if member.hp]
     keys = ("data", "val_data", "image_dir", "folds", "fold")
     if not runs or any(hp[key] != runs[0][key] for hp in runs for key in keys[:4]):
-        raise data.DataError("which pages? the members do not share their data; add --data")
+        raise DataError("which pages? the members do not share their data; add --data")
     if all(hp["fold"] == runs[0]["fold"] for hp in runs) or not runs[0]["folds"]:
         return own_pages(runs[0])
     folder = data.resolve_data(runs[0]["data"])
     if not data.has_split(folder, "val"):
-        raise data.DataError(f"{folder}: no val split outside the folds; name pages by --data")
+        raise DataError(f"{folder}: no val split outside the folds; name pages by --data")
     return data.load_labels(folder, "val", runs[0]["image_dir"] or None)
 
 
@@ -670,7 +690,7 @@ def check_page_sets(members, pages, labelled):
         missing = [page.name for page in pages if page.name not in member.regions]
         if missing and (labelled or len(missing) == len(pages)):
             some = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
-            raise data.DataError(f"{member.name}: {some}; a page without words needs an entry too")
+            raise DataError(f"{member.name}: {some}; a page without words needs an entry too")
         if missing:
             say = f"does not vote on {len(missing)} of {len(pages)} pages that are not in it"
             print(f"warning: {member.name}: {say}", file=sys.stderr)
@@ -683,22 +703,22 @@ def build(args):
     if not args.sources:
         print(f"members: {', '.join(sources)}", file=sys.stderr)
     if len(set(sources)) < len(sources):
-        raise data.DataError("a member is named twice; it would vote twice")
+        raise DataError("a member is named twice; it would vote twice")
     files = [source for source in sources if source.endswith(".json")]
     if files and args.method == "maps":
-        raise data.DataError(f"{files[0]}: has no maps; use --method voting")
+        raise DataError(f"{files[0]}: has no maps; use --method voting")
     if args.best is not None and args.drop_worst:
-        raise data.DataError("--best and --drop-worst: give one of them")
+        raise DataError("--best and --drop-worst: give one of them")
     members = [load_member(source, overrides, device) for source in sources]
     members = choose_members(members, args.best, args.drop_worst)
     weights = parse_weights(args.weights, members)
     threshold = len(members) / 2 + 1e-6 if args.threshold is None else args.threshold
     if not 0 < threshold <= len(members):
         most = f"{len(members)}, the sum of the weights"
-        raise data.DataError(f"--threshold {threshold}: not within 0 to {most}")
+        raise DataError(f"--threshold {threshold}: not within 0 to {most}")
     scales = parse_numbers("--scales", args.scales, int) if args.scales else None
     if scales and not all(32 <= size <= 8192 for size in scales):
-        raise data.DataError(f"--scales {args.scales}: page sizes within 32 to 8192 are needed")
+        raise DataError(f"--scales {args.scales}: page sizes within 32 to 8192 are needed")
     hp = common_decoding(members) if args.method == "maps" else None
     return Ensemble(members, weights, args.method, hp, threshold, scales, args.flip, device)
 
@@ -751,11 +771,11 @@ def run(args):
     if args.validate:
         return validate(args)
     if args.decide and not args.decide[0] > args.decide[1]:
-        raise data.DataError("--decide SUCCESS ACCEPTABLE: the first has to be the larger")
+        raise DataError("--decide SUCCESS ACCEPTABLE: the first has to be the larger")
     if args.sample and not args.submission:
-        raise data.DataError("--sample: add --submission, the file to write")
+        raise DataError("--sample: add --submission, the file to write")
     if args.submission and Path(args.submission).suffix != ".csv":
-        raise data.DataError(f"--submission {args.submission}: give a .csv file")
+        raise DataError(f"--submission {args.submission}: give a .csv file")
     ensemble = build(args)
     pages = choose_pages(args, ensemble.members)
     labelled, code = any(page.polygons for page in pages), 0
@@ -763,7 +783,7 @@ def run(args):
     if labelled:
         found, code = judge(args, ensemble, pages)
     elif args.decide or not (args.submission or args.out):
-        raise data.DataError("the pages have no labels to judge on; add --submission or --out")
+        raise DataError("the pages have no labels to judge on; add --submission or --out")
     else:
         found = predict_all(ensemble, pages, [list(range(len(ensemble.members)))])[1][0]
     out = args.out or args.submission and Path(args.submission).with_suffix(".json")

@@ -39,9 +39,15 @@ from tqdm import tqdm
 
 import data
 from db_postprocess import (
-    MODES, decode_candidates, find_candidates, polygons_from_map, split_outlines, unclip_distance,
+    MODES,
+    decode_candidates,
+    find_candidates,
+    polygons_from_map,
+    split_outlines,
+    unclip_distance,
 )  # fmt: skip
-from dbnet import NetworkError, load_checkpoint, load_network, replace_file, save_checkpoint
+from dbnet import NetworkError, load_checkpoint, load_network, save_checkpoint
+from files import DataError, Parser, read_json, replace_file, write_json, write_text
 
 DECODING = "thresh box_thresh unclip_ratio max_candidates min_size mode shrink_ratio".split()
 
@@ -527,7 +533,7 @@ def load_sheet(index, path, size, tile):
     enlarge = max(1, max(height, width) / tile) if tile else 1
     if height * width * (size * enlarge / max(height, width)) ** 2 > data.MAX_PIXELS:
         limit = f"over {data.MAX_PIXELS >> 20} M pixels; use a larger --tile or a smaller --size"
-        raise data.DataError(f"{path}: tiles of {tile} px at --size {size} enlarge it to {limit}")
+        raise DataError(f"{path}: tiles of {tile} px at --size {size} enlarge it to {limit}")
     image, scale = data.resize_page(image, round(size * enlarge))
     window = -(-size // 32) * 32
 
@@ -594,7 +600,7 @@ def predict_maps(model, pages, size, amp, device, tile=0, failed=None):
     def load(i):
         try:
             return load_sheet(i, pages[i].path, size, tile)
-        except data.DataError as error:
+        except DataError as error:
             if failed is None:
                 raise
             failed[i] = error
@@ -854,9 +860,9 @@ def held_out_pages(sources, folder=None, image_dir=None):
         for key in ("data", "image_dir", "folds", "split", "size", "shrink_ratio"):
             if hp.get(key) != first.get(key):
                 both = f"{key} is {hp.get(key)!r}, in {sources[0]} {first.get(key)!r}"
-                raise data.DataError(f"{source}: {both}; tuning needs folds of one split")
+                raise DataError(f"{source}: {both}; tuning needs folds of one split")
         if not hp["folds"]:
-            raise data.DataError(f"{source}: not a fold run; tune one checkpoint or the folds")
+            raise DataError(f"{source}: not a fold run; tune one checkpoint or the folds")
         if labels is None:
             folder = data.resolve_data(folder or hp["data"])
             found = data.load_labels(folder, "train", image_dir or hp["image_dir"] or None)
@@ -864,12 +870,12 @@ def held_out_pages(sources, folder=None, image_dir=None):
         held = sorted(state["scores"].get("pages", ()))
         for name in held:
             if name not in labels:
-                raise data.DataError(f"{source}: its held-out page {name} is not in the data")
+                raise DataError(f"{source}: its held-out page {name} is not in the data")
             if owner.setdefault(name, source) != source:
                 both = f"page {name} is held out by {owner[name]} too"
-                raise data.DataError(f"{source}: {both}; give one run a fold")
+                raise DataError(f"{source}: {both}; give one run a fold")
         if not held:
-            raise data.DataError(f"{source}: no record of held-out pages; let an epoch finish")
+            raise DataError(f"{source}: no record of held-out pages; let an epoch finish")
         parts.append([labels[name] for name in held])
     return parts
 
@@ -958,7 +964,7 @@ def halves(groups, seed=0):
     """Part 0 or 1 of each page [n]: half of the groups each. Raises DataError with one group."""
     names = sorted(set(groups))
     if len(names) < 2:
-        raise data.DataError("--tune: all pages are of one group; cross-fitting needs two")
+        raise DataError("--tune: all pages are of one group; cross-fitting needs two")
     order = np.random.default_rng(seed).permutation(len(names))
     part = {names[n]: k % 2 for k, n in enumerate(order)}
     return np.array([part[name] for name in groups])
@@ -1055,9 +1061,9 @@ def check_target(path, sources):
     """Raises DataError when --write cannot put values into path."""
     path = Path(path)
     if path.suffix not in (".pt", ".json"):
-        raise data.DataError(f"--write {path}: give a .pt or a .json file")
+        raise DataError(f"--write {path}: give a .pt or a .json file")
     if path.suffix == ".pt" and (len(sources) > 1 or path.exists()):
-        raise data.DataError(f"--write {path}: give a new file, .json for several checkpoints")
+        raise DataError(f"--write {path}: give a new file, .json for several checkpoints")
 
 
 def write_setting(path, sources, values):
@@ -1068,19 +1074,19 @@ def write_setting(path, sources, values):
         save_checkpoint(path, {**state, "hparams": {**state["hparams"], **values}})
         return
     if Path(path).exists():
-        hp = data.read_json(path)
+        hp = read_json(path)
     else:
         hp = load_checkpoint(sources[0])["hparams"]
         own = ("name", "folds", "fold", "split", "stop_epoch", "workers", "init")
         hp = {key: hp[key] for key in hp if key not in own}
-    data.write_json(path, {**hp, **values}, indent=1)
+    write_json(path, {**hp, **values}, indent=1)
 
 
 def run_tune(args, overrides):
     """evaluate.py --tune. Raises DataError, NetworkError."""
     for source in args.sources:
         if source.endswith(".json"):
-            raise data.DataError(f"{source}: has no maps to tune on; give checkpoints")
+            raise DataError(f"{source}: has no maps to tune on; give checkpoints")
     if args.write:
         check_target(args.write, args.sources)
     hp = {**load_checkpoint(args.sources[0])["hparams"], **overrides}
@@ -1092,7 +1098,7 @@ def run_tune(args, overrides):
     for source, page_list in zip(args.sources, page_lists):
         warn_of_leaks(source, page_list)
     if not any(page.polygons for page in pages):
-        raise data.DataError("--tune: the pages have no labels")
+        raise DataError("--tune: the pages have no labels")
     parts = np.repeat(range(len(page_lists)), [len(page_list) for page_list in page_lists])
     if len(page_lists) == 1:
         parts = halves(page_groups(pages))
@@ -1283,7 +1289,7 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
                 "Labels thin blue, hits green, misses red, false alarms orange, at IoU 0.5.",
                 f'<div class="pages">{"".join(figures)}</div>'),
     )  # fmt: skip
-    data.write_text(path, PAGE % (html.escape(title), "".join(body)))
+    write_text(path, PAGE % (html.escape(title), "".join(body)))
 
 
 # ---------------------------------------------------------------- export
@@ -1310,7 +1316,7 @@ def export(source, path, overrides):
     try:
         import onnx
     except ImportError:
-        raise data.DataError("--export: needs a package; pip install onnx onnxruntime") from None
+        raise DataError("--export: needs a package; pip install onnx onnxruntime") from None
     model, hp, state = load_network(source)
     model, hp, buffer = Probability(model).eval(), {**hp, **overrides}, io.BytesIO()
     axes = {0: "batch", 2: "height", 3: "width"}
@@ -1359,7 +1365,7 @@ def open_source(source, pages, overrides, args, job, failed=None):
     missing = [p.name for p in pages if p.name not in by_name]
     if missing:
         some = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
-        raise data.DataError(f"{source}: {some}; a page without words needs an entry too")
+        raise DataError(f"{source}: {some}; a page without words needs an entry too")
 
     def judge(page):
         found = by_name[page.name]
@@ -1472,16 +1478,16 @@ def given_overrides(args, values=None):
     for key, value in values.items():
         kind, *allowed = OVERRIDES[key]
         if kind is str and value not in allowed:
-            raise data.DataError(f"--{key} {value}: not one of {', '.join(allowed)}")
+            raise DataError(f"--{key} {value}: not one of {', '.join(allowed)}")
         kinds = (int,) if kind is int else (int, float)
         if kind is not str and not (type(value) in kinds and allowed[0] <= value <= allowed[1]):
             whole = "whole numbers " * (kind is int)
-            raise data.DataError(f"--{key} {value}: not within {whole}{allowed[0]} to {allowed[1]}")
+            raise DataError(f"--{key} {value}: not within {whole}{allowed[0]} to {allowed[1]}")
     return values
 
 
 def parse_args(argv):
-    parser = data.Parser(usage="python evaluate.py SOURCE [options]", description=__doc__)
+    parser = Parser(usage="python evaluate.py SOURCE [options]", description=__doc__)
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="best.pt, or predictions.json of any detector")
     add("--compare", metavar="OTHER", help="another SOURCE: the paired difference, its interval")
@@ -1511,7 +1517,7 @@ def picture_pages(path):
     """Pages without known labels (None) of a picture, or of all pictures in a folder and below."""
     path = Path(path)
     if not path.exists():
-        raise data.DataError(f"--images {path}: no such file or folder")
+        raise DataError(f"--images {path}: no such file or folder")
     if path.is_dir():
         files = sorted(path.rglob("*"))
         files = [p for p in files if p.suffix.lower() in data.PICTURES and p.is_file()]
@@ -1521,7 +1527,7 @@ def picture_pages(path):
     names = [os.fsencode(p.relative_to(path)).decode("utf-8", "replace") for p in files]
     pages = [data.Page(name, file, None) for name, file in zip(names, files)]
     if not pages:
-        raise data.DataError(f"--images {path}: no picture in it ({' '.join(data.PICTURES)})")
+        raise DataError(f"--images {path}: no picture in it ({' '.join(data.PICTURES)})")
     return pages
 
 
@@ -1543,7 +1549,7 @@ def trained_on(source, hp, scores, pages):
         train = [page for page in train if page.name not in held_out]
         names = [hp["init"], *hp.get("teacher", "").split(",")]
         begun = [(name, load_checkpoint(name)) for name in names if name]
-    except data.DataError:
+    except DataError:
         return None
     seen = {picture_digest(page) for page in train if page.path.stat().st_size in sizes}
     leaks = {n for n, page in enumerate(pages) if picture_digest(page) in seen}
@@ -1580,7 +1586,7 @@ def choose_pages(args):
     if args.data:
         return data.load_labels(data.resolve_data(args.data), args.split, args.image_dir)
     if args.source.endswith(".json"):
-        raise data.DataError(f"{args.source}: which labels? add --data")
+        raise DataError(f"{args.source}: which labels? add --data")
     hp = load_checkpoint(args.source)["hparams"]
     if args.compare and not args.compare.endswith(".json"):
         other = load_checkpoint(args.compare)["hparams"]
@@ -1588,7 +1594,7 @@ def choose_pages(args):
             if hp[key] != other[key]:
                 others = f"other pages ({key} {other[key]!r}, here {hp[key]!r})"
                 say = "may have trained on these; name pages that neither has seen by --data"
-                raise data.DataError(f"--compare: {args.compare} validated on {others} and {say}")
+                raise DataError(f"--compare: {args.compare} validated on {others} and {say}")
     return own_pages(hp)
 
 
@@ -1597,18 +1603,18 @@ def check_flags(args, overrides):
     if args.tune:
         others = ("compare", "images", "tile", "out", "export", "html", "pictures")
         if given := [flag for flag in others if vars(args)[flag]]:
-            raise data.DataError(f"--{given[0]}: not with --tune; --write, and then score that")
+            raise DataError(f"--{given[0]}: not with --tune; --write, and then score that")
         return
     if len(args.sources) > 1 or args.write:
-        raise data.DataError("several sources and --write are for --tune; see also --compare")
+        raise DataError("several sources and --write are for --tune; see also --compare")
     given = [flag for flag in ("images", "export", "tile") if vars(args)[flag]] + list(overrides)
     if args.source.endswith(".json") and given:
         say = "a predictions file is decoded already; give a checkpoint"
-        raise data.DataError(f"--{given[0]}: {say}")
+        raise DataError(f"--{given[0]}: {say}")
     if args.images and (args.compare or args.data or args.html):
-        raise data.DataError("--images: has no labels; leave out --compare, --data and --html")
+        raise DataError("--images: has no labels; leave out --compare, --data and --html")
     if args.tile and args.tile < 32:
-        raise data.DataError(f"--tile {args.tile}: at least 32 page pixels are needed")
+        raise DataError(f"--tile {args.tile}: at least 32 page pixels are needed")
 
 
 def score_source(source, pages, overrides, args, main=True, failed=None):
@@ -1669,7 +1675,7 @@ def run(args):
     for page in pages if args.pictures else ():
         file = picture_file(page, args.pictures)
         if file.exists() and file.samefile(page.path):
-            raise data.DataError(f"--pictures {args.pictures}: {file} is a page; give a new folder")
+            raise DataError(f"--pictures {args.pictures}: {file} is a page; give a new folder")
     for source in () if args.images else filter(None, (args.source, args.compare)):
         warn_of_leaks(source, pages)
     rows = score_source(args.source, pages, overrides, args, True, failed)
@@ -1696,10 +1702,10 @@ def choose_device(name):
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise data.DataError(f"--device {name}: not a device; use cuda, cuda:1 or cpu") from None
+        raise DataError(f"--device {name}: not a device; use cuda, cuda:1 or cpu") from None
     gpus = torch.cuda.device_count()
     if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
-        raise data.DataError(f"--device {name}: not here, with {gpus} CUDA devices; use cpu")
+        raise DataError(f"--device {name}: not here, with {gpus} CUDA devices; use cpu")
     return device
 
 
@@ -1707,7 +1713,7 @@ def exit_code(run):
     """The exit code of run(); 1, 2 or 3 with one line on stderr where it fails."""
     try:
         return run() or 0
-    except data.DataError as error:
+    except DataError as error:
         line, code = error, 2
     except OSError as error:
         line, code = f"{error.filename or 'output'}: {error.strerror or error}", 1

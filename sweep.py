@@ -16,7 +16,6 @@ import contextlib
 import csv
 import difflib
 import errno
-import fcntl
 import html
 import itertools
 import json
@@ -33,6 +32,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from files import lock
 
 # ---------------------------------------------------------------- search space
 
@@ -1039,19 +1040,6 @@ def read_history(path, data):
         trial.rows = [[math.nan] * 3] * len(trial.history)
         trials.append(trial)
     return Sweep(Path("runs") / path.stem, spec, epochs, trials)
-
-
-def lock(path):
-    """An exclusive lock on a file; None when another process holds it."""
-    file = open(path, "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError:  # a file system without locks
-        pass
-    return file
 
 
 def open_locked(folder):

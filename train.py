@@ -43,8 +43,10 @@ from tqdm import tqdm
 
 import data
 import evaluate
+import files
 from db_postprocess import MODES, SHRINK_RATIO
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
+from files import DataError, Parser, read_json, replace_file, write_json, write_text
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_USAGE, EXIT_MEMORY, EXIT_NOT_FINITE = 2, 3, 4
@@ -146,7 +148,7 @@ GROUPS = {  # each with its first field, for --help
 FIELDS = {f.name: f for f in dataclasses.fields(Hparams)}
 
 
-class UsageError(data.DataError):
+class UsageError(DataError):
     """The user's values do not work: one line with key, value and what is allowed; exit code 2."""
 
 
@@ -161,13 +163,13 @@ def checked(key, raw, where):
     if key not in FIELDS:
         near = difflib.get_close_matches(key, FIELDS, 1, 0.7)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"{where}: unknown key {data.shown(key)!r}{hint}")
+        raise UsageError(f"{where}: unknown key {files.shown(key)!r}{hint}")
     kind, meta = FIELDS[key].type, FIELDS[key].metadata
     if kind is float and type(raw) is int and abs(raw) < 1e300:
         raw = float(raw)
     if kind is int and type(raw) is float and raw.is_integer():
         raw = int(raw)
-    shown = data.shown(repr(raw))
+    shown = files.shown(repr(raw))
     if type(raw) is not kind or kind is str and not raw.isprintable():
         raise UsageError(f"{where}: {key} = {shown} is not {KINDS[kind]}")
     low, high, choices = meta["low"], meta["high"], meta["choices"]
@@ -191,7 +193,7 @@ def from_text(key, text):
 
 def read_hparams(path):
     """The values of a flat JSON file as a dict. Raises UsageError."""
-    values = data.read_json(path)
+    values = read_json(path)
     if not isinstance(values, dict):
         raise UsageError(f"{path}: not a JSON object of hyperparameters")
     return {key: checked(key, raw, path) for key, raw in values.items()}
@@ -213,7 +215,7 @@ def validate(hp, where="hparams"):
 
 
 def parse_args(argv):
-    parser = data.Parser(
+    parser = Parser(
         description=__doc__, usage="python train.py [--hparams JSON] [--key value ...]"
     )
     layout = argparse.RawDescriptionHelpFormatter
@@ -371,7 +373,7 @@ def read_pages(hp):
     for path in filter(None, begun + hp.teacher.split(",")):
         evaluate.warn_of_leaks(path, val)
     if not any(has_text(page, hp) for page in train):
-        raise data.DataError(
+        raise DataError(
             f"{hp.data}: no positive pixel in {len(train)} train pages at size {hp.size}; "
             "are all words ignored?"
         )
@@ -400,11 +402,11 @@ def keep_split(hp, split):
     """hp with the hash of its split, which is written to runs/. Raises DataError when a resumed
     run's pages would fall into other folds than before."""
     if hp.split not in ("", split["hash"]):
-        raise data.DataError(
+        raise DataError(
             f"{hp.data}: its pages make another split ({split['hash']}) than when run {hp.name} "
             f"began ({hp.split}); put the data back or start a new run"
         )
-    data.write_json(Path("runs", f"split-{split['hash']}.json"), split, indent=1)
+    write_json(Path("runs", f"split-{split['hash']}.json"), split, indent=1)
     print(f"fold {hp.fold} of {hp.folds}, split {split['hash']}")
     return dataclasses.replace(hp, split=split["hash"])
 
@@ -636,7 +638,7 @@ def keep_previous(folder):
     last, prev = folder / "last.pt", folder / "prev.pt"
     sides = [Path(f"{path}.sha256") for path in (last, prev)]
     digests = [side.read_bytes() for side in sides if side.exists()]
-    data.replace_file(sides[1], b"".join(digests))
+    replace_file(sides[1], b"".join(digests))
     temporary = folder / f".{prev.name}.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     try:
@@ -646,7 +648,7 @@ def keep_previous(folder):
     os.replace(temporary, prev)
     temporary.unlink(missing_ok=True)  # rename does nothing between two names of one file
     if sides[0].exists():
-        data.replace_file(sides[1], sides[0].read_bytes())
+        replace_file(sides[1], sides[0].read_bytes())
     else:  # of a copy without it
         sides[1].unlink(missing_ok=True)
 
@@ -681,7 +683,7 @@ def write_log(path, rows):
     writer = csv.DictWriter(text, COLUMNS, restval="nan", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    data.write_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def read_log(folder):
@@ -913,7 +915,7 @@ def open_folder(hp, folder, resume):
     """
     folder.mkdir(parents=True, exist_ok=resume)
     if not (folder / "hparams.json").exists():
-        data.write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)
+        write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)
     lock = open(folder / "hparams.json", "r+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -935,7 +937,7 @@ def load_run(folder):
     state = load_last(folder)
     try:
         load_checkpoint(folder / "best.pt") if state and state["best"]["epoch"] else None
-    except data.DataError as error:
+    except DataError as error:
         print(f"warning: {error}; the next epoch's becomes best.pt")
         state["best"] = {"hmean": -1.0, "epoch": 0}
     if state:
@@ -1094,7 +1096,7 @@ def report_members(runs):
         print(f"out of fold: hmean {statistics.mean(pages.values()):.4f} over {len(pages)} pages")
 
 
-FAILURES = (data.DataError, NotFinite, torch.OutOfMemoryError, OSError)
+FAILURES = (DataError, NotFinite, torch.OutOfMemoryError, OSError)
 
 
 def begin(args, stem):

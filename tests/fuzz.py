@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import ensemble  # noqa: E402
 import evaluate  # noqa: E402
+import files  # noqa: E402
 import sweep  # noqa: E402
 import train  # noqa: E402
 from db_postprocess import decode_candidates, find_candidates  # noqa: E402
@@ -128,7 +129,7 @@ def fuzz_labels(case):
     (FOLDER / name).write_bytes(raw)
     try:
         pages = data.load_labels(FOLDER, "train")
-    except data.DataError as error:
+    except files.DataError as error:
         assert str(error).isprintable(), error
         return
     data.inspect_pages(pages)
@@ -138,7 +139,7 @@ def fuzz_labels(case):
         assert all(np.isfinite(polygon).all() for polygon in polygons)
         maps = data.make_targets(polygons, ignore, 64, 96)
         assert maps.shape == (4, 64, 96) and maps[[0, 2, 3]].max() <= 1
-    data.write_json(FOLDER / "train.json", data.pages_to_json(pages))
+    files.write_json(FOLDER / "train.json", data.pages_to_json(pages))
     again = data.load_labels(FOLDER / "train.json")
     assert [p.texts for p in again] == [p.texts for p in pages]
     assert [p.ignore for p in again] == [p.ignore for p in pages]
@@ -152,7 +153,7 @@ def fuzz_pictures(raw):
     (FOLDER / "picture").write_bytes(raw)
     try:
         image = data.read_image(FOLDER / "picture")
-    except data.DataError as error:
+    except files.DataError as error:
         assert str(error).isprintable(), error
         return
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
@@ -172,7 +173,7 @@ def fuzz_hparams(case):
         values = train.read_hparams(FOLDER / "hparams")
         hp = train.dataclasses.replace(train.Hparams(), **values)
         train.validate(hp)
-    except (train.UsageError, data.DataError) as error:
+    except (train.UsageError, files.DataError) as error:
         assert str(error).isprintable(), error
         return
     shown = json.dumps(train.dataclasses.asdict(hp), allow_nan=False)

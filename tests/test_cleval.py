@@ -11,8 +11,22 @@ import pytest
 import shapely
 
 from evaluate import (
-    COUNTS, as_points, bootstrap, char_centres, cleval, iou50, iou_matches, iou_scores, make_shapes,
-    mean_rows, mean_scores, micro_rows, micro_scores, overlap_area, pseudo_chars, to_shapely,
+    COUNTS,
+    as_points,
+    bootstrap,
+    char_centres,
+    cleval,
+    iou50,
+    iou_matches,
+    iou_scores,
+    make_shapes,
+    mean_rows,
+    mean_scores,
+    micro_rows,
+    micro_scores,
+    overlap_area,
+    pseudo_chars,
+    to_shapely,
 )  # fmt: skip
 
 DATA = Path(__file__).parent / "data" / "cleval"

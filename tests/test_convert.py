@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import data
-from data import DataError, load_labels
+from data import load_labels
+from files import DataError
 
 SAMPLES = Path(__file__).parent / "data" / "convert"
 # what a format cannot hold; where ICDAR loses an outline it keeps the smallest rectangle

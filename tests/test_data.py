@@ -12,8 +12,10 @@ import pytest
 import shapely
 
 import data
-from data import DataError, load_labels, make_folds, make_targets, read_image, repair_words
+import files
+from data import load_labels, make_folds, make_targets, read_image, repair_words
 from db_postprocess import rect_corners, shrink_distance
+from files import DataError
 from train import Hparams
 
 HP = Hparams(size=256, seed=1)
@@ -301,7 +303,7 @@ def test_paddle_label_txt(tmp_path):
 def test_labels_round_trip_through_json(tmp_path):
     images = write_page(tmp_path, group="g", img_w=200, img_h=120)
     pages = load_labels(write_labels(tmp_path, images), "train")
-    data.write_json(tmp_path / "val.json", data.pages_to_json(pages))
+    files.write_json(tmp_path / "val.json", data.pages_to_json(pages))
     again = load_labels(tmp_path, "val")
     assert [p.__dict__ | {"polygons": 0} for p in pages] == [
         p.__dict__ | {"polygons": 0} for p in again

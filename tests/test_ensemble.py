@@ -11,11 +11,27 @@ import torch
 
 import data
 import ensemble
+import files
 from dbnet import DBNet, NetworkError, save_checkpoint
 from ensemble import (
-    Member, canonical, choose_members, cluster_words, common_decoding, decide, discover, mean_map,
-    member_map, overlaps, parse_weights, predict_map, read_submission, region_points,
-    submission_regions, trained_on, vote, write_submission,
+    Member,
+    canonical,
+    choose_members,
+    cluster_words,
+    common_decoding,
+    decide,
+    discover,
+    mean_map,
+    member_map,
+    overlaps,
+    parse_weights,
+    predict_map,
+    read_submission,
+    region_points,
+    submission_regions,
+    trained_on,
+    vote,
+    write_submission,
 )  # fmt: skip
 from evaluate import predict
 from train import Hparams
@@ -233,14 +249,14 @@ def test_discover_takes_the_one_whole_set(tmp_path):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         (folder / "best.pt").touch()
-        data.write_json(folder / "hparams.json", {**HP, "name": name, **hp})
+        files.write_json(folder / "hparams.json", {**HP, "name": name, **hp})
 
-    with pytest.raises(data.DataError, match="found: none"):
+    with pytest.raises(files.DataError, match="found: none"):
         discover(tmp_path / "runs")
     make("plain")
     for fold in (3, 1):
         make(f"a-fold{fold}", folds=3, fold=fold)
-    with pytest.raises(data.DataError, match="a-fold1 .fold 1 of 3., .*a-fold3 .fold 3 of 3"):
+    with pytest.raises(files.DataError, match="a-fold1 .fold 1 of 3., .*a-fold3 .fold 3 of 3"):
         discover(tmp_path / "runs")
     make("a-fold2", folds=3, fold=2)
     make("b-fold2", folds=3, fold=2, lr=1e-3)
@@ -248,7 +264,7 @@ def test_discover_takes_the_one_whole_set(tmp_path):
     assert [f.split("/")[-2] for f in found] == ["a-fold1", "a-fold2", "a-fold3"]
     for fold in (1, 3):
         make(f"b-fold{fold}", folds=3, fold=fold, lr=1e-3)
-    with pytest.raises(data.DataError, match="2 sets of fold runs"):
+    with pytest.raises(files.DataError, match="2 sets of fold runs"):
         discover(tmp_path / "runs")
 
 
@@ -261,20 +277,20 @@ def test_members_are_chosen_and_weighted_by_their_recorded_scores():
     assert np.mean(weights) == pytest.approx(1) and weights[1] / weights[0] == pytest.approx(1.6)
     assert parse_weights("2,1,1,4", members) == [1.0, 0.5, 0.5, 2.0]
     for text in ("1,2", "1,1,1,0", "1,1,1,nan", "1,1,1,x"):
-        with pytest.raises(data.DataError, match="--weights"):
+        with pytest.raises(files.DataError, match="--weights"):
             parse_weights(text, members)
-    with pytest.raises(data.DataError, match="5 of 4"):
+    with pytest.raises(files.DataError, match="5 of 4"):
         choose_members(members, 5, False)
-    with pytest.raises(data.DataError, match="x.json: no out-of-fold score"):
+    with pytest.raises(files.DataError, match="x.json: no out-of-fold score"):
         choose_members([*members, Member("x.json")], 2, False)
 
 
 def test_members_of_a_mean_map_have_to_decode_alike():
     a, b = Member("a", hp=HP), Member("b", hp={**HP, "size": 128})
     assert common_decoding([a, b])["size"] == 128
-    with pytest.raises(data.DataError, match="thresh 0.1 in a, 0.3 in b; .*--thresh"):
+    with pytest.raises(files.DataError, match="thresh 0.1 in a, 0.3 in b; .*--thresh"):
         common_decoding([a, Member("b", hp={**HP, "thresh": 0.3})])
-    with pytest.raises(data.DataError, match="different kinds: shrink_ratio"):
+    with pytest.raises(files.DataError, match="different kinds: shrink_ratio"):
         common_decoding([a, Member("b", hp={**HP, "shrink_ratio": 0.5})])
 
 
@@ -420,13 +436,13 @@ def house(tmp_path_factory):
             for k, word in enumerate(words if split != "test" else ()):
                 page.add(k, word)
             pages.append(page)
-        data.write_json(root / "DATA" / f"{split}.json", data.pages_to_json(pages))
+        files.write_json(root / "DATA" / f"{split}.json", data.pages_to_json(pages))
     common = dict(data=str(root / "DATA"), folds=2)
     for fold in (1, 2):
         held = [f"train{n}.png" for n in range(4) if n % 2 == fold - 1]
         folder = root / "runs" / f"a-fold{fold}"
         save_member(folder / "best.pt", fold, held, fold=fold, **common)
-        data.write_json(folder / "hparams.json", {**HP, **common, "fold": fold})
+        files.write_json(folder / "hparams.json", {**HP, **common, "fold": fold})
     write_detectors(root)
     return root
 
@@ -442,7 +458,7 @@ def write_detectors(root):
                 one.add(n, word, confidence=0.9)
             one.add("alarm", box(58, 5 + 30 * k, 10, 10), confidence=0.8)
             found.append(one)
-        data.write_json(root / f"p{k}.json", data.pages_to_json(found))
+        files.write_json(root / f"p{k}.json", data.pages_to_json(found))
 
 
 @pytest.fixture
@@ -477,9 +493,9 @@ def test_voting_removes_what_only_one_detector_sees(run):
 
 
 def test_few_pages_cannot_open_the_gate(run):
-    images = data.read_json("DATA/val.json")["images"]
+    images = files.read_json("DATA/val.json")["images"]
     for pages, code in ((1, 3), (5, 3), (6, 0)):
-        data.write_json("DATA/few.json", {"images": dict(list(images.items())[:pages])})
+        files.write_json("DATA/few.json", {"images": dict(list(images.items())[:pages])})
         assert run(*DETECTORS[:-1], "DATA/few.json")[0] == code
 
 
@@ -514,8 +530,8 @@ def test_pages_of_a_fold_are_refused_to_those_who_trained_on_them(run, house):
     assert trained_on("x", hp, {}, data.load_labels("DATA", "val")) == set()
     # a copy under another name is the same page
     shutil.copy("DATA/images/train1.png", "DATA/images/copy.png")
-    labels = {"copy.png": data.read_json("DATA/train.json")["images"]["train1.png"]}
-    data.write_json("DATA/copy.json", {"images": labels})
+    labels = {"copy.png": files.read_json("DATA/train.json")["images"]["train1.png"]}
+    files.write_json("DATA/copy.json", {"images": labels})
     code, _, err = run(folds[0], "--data", "DATA/copy.json")
     (house / "DATA" / "images" / "copy.png").unlink()
     assert code == 2 and "trained on 1 of these 1 pages (first: copy.png)" in err
@@ -524,8 +540,8 @@ def test_pages_of_a_fold_are_refused_to_those_who_trained_on_them(run, house):
     save_member(house / "replica.pt", 7, held, data=str(house / "DATA"), folds=2, fold=1, seed=1)
     code, _, err = run(folds[0], "replica.pt", "--data", "DATA", "--split", "train")
     assert code == 2 and "trained on 2" in err
-    pages = data.read_json("DATA/train.json")["images"]
-    data.write_json("DATA/one.json", {"images": {name: pages[name] for name in held}})
+    pages = files.read_json("DATA/train.json")["images"]
+    files.write_json("DATA/one.json", {"images": {name: pages[name] for name in held}})
     code, out, err = run(folds[0], "replica.pt", "--data", "DATA/one.json")
     assert code in (0, 3) and "2 pages" in out and "chose the epoch" in err
 
@@ -556,15 +572,15 @@ def test_a_detector_without_some_pages_abstains_or_is_refused(run, house):
     tests = {
         f"test{n}.png": {"words": {"1": {"points": box(9, 9, 30, 9).tolist()}}} for n in range(3)
     }
-    data.write_json("t0.json", {"images": tests})
-    data.write_json("t1.json", {"images": {"test0.png": tests["test0.png"]}})
+    files.write_json("t0.json", {"images": tests})
+    files.write_json("t1.json", {"images": {"test0.png": tests["test0.png"]}})
     both = ("t0.json", "t1.json", "--method", "voting", "--data", "DATA", "--split", "test")
     code, _, err = run(*both, "--out", "both.json")
     assert code == 0 and "t1.json: does not vote on 2 of 3 pages" in err
     assert [len(p.polygons) for p in data.read_competition("both.json", need_pictures=False)] == [
         1
     ] * 3
-    data.write_json("p9.json", {"images": {"val0.png": tests["test0.png"]}})
+    files.write_json("p9.json", {"images": {"val0.png": tests["test0.png"]}})
     code, _, err = run("p0.json", "p9.json", *DETECTORS[3:])
     assert code == 2 and err.count("\n") == 1 and "p9.json: 5 of 6 pages are not in it" in err
 
@@ -597,10 +613,10 @@ BAD = [
 
 @pytest.mark.parametrize("flags, words", BAD)
 def test_bad_input_is_one_line(run, house, flags, words):
-    data.write_json("empty.json", {"images": {}})
-    data.write_json("slip.json", {"lr": 1e-3, "box_tresh": 0.4})  # a run's other values may be there
+    files.write_json("empty.json", {"images": {}})
+    files.write_json("slip.json", {"lr": 1e-3, "box_tresh": 0.4})  # a run's other values may be there
     box_of = {"words": {"1": {"points": box(0, 0, 9, 9).tolist()}}}
-    data.write_json("t9.json", {"images": {"other.png": box_of}})
+    files.write_json("t9.json", {"images": {"other.png": box_of}})
     if "other.pt" in flags and not (house / "other.pt").exists():
         save_member(house / "other.pt", thresh=0.2, data=str(house / "DATA"))
     if "kind.pt" in flags and not (house / "kind.pt").exists():

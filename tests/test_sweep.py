@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import files  # noqa: E402
 import sweep  # noqa: E402
 
 # A trainer with train.py's command line and a closed-form score, best at lr 10^-3.2; FAULT makes it
@@ -692,7 +693,7 @@ def test_orphans_are_waited_for_each_on_its_device(cli):
         wait_for(cli.folder / f"runs/s/trial-00{number}/hparams.json")
     process.terminate()
     process.communicate()
-    held = [sweep.lock(cli.folder / f"runs/s/trial-00{number}.lock") for number in (1, 2)]
+    held = [files.lock(cli.folder / f"runs/s/trial-00{number}.lock") for number in (1, 2)]
     for number, lock in enumerate(held):
         assert Path(lock.name).read_text() == str(number)
         Path(lock.name).write_text(str(1 - number))
@@ -712,8 +713,8 @@ def test_without_locks_there_is_no_other_sweep(tmp_path, monkeypatch):
     """Some network file systems have none."""
     def none(*_):
         raise OSError(95, "Operation not supported")
-    monkeypatch.setattr(sweep.fcntl, "flock", none)
-    assert sweep.lock(tmp_path / "lock") is not None
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    assert files.lock(tmp_path / "lock") is not None
 
 
 def test_the_state_is_not_read_wrongly_when_a_line_is_missing(cli):
@@ -853,7 +854,7 @@ def test_a_folder_of_another_space_and_a_second_sweep_are_refused(cli):
     code, _, err = cli("s.json", sweep_=other)
     assert code == 2 and "other parameters" in err
     assert cli("s.json", sweep_=spec(run_cap=2))[0] == 0          # a larger cap is the same sweep
-    held = sweep.lock(cli.folder / "runs/s/lock")
+    held = files.lock(cli.folder / "runs/s/lock")
     code, _, err = cli("s.json")
     assert code == 2 and "another sweep is running" in err
     assert "a sweep is running" in cli("--status", "runs/s")[1]

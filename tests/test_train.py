@@ -17,6 +17,7 @@ from conftest import ROOT
 
 import data
 import evaluate
+import files
 import train
 
 TINY = (
@@ -609,7 +610,7 @@ def test_all_folds_hold_each_page_out_once_and_go_on_after_a_failure(work, monke
 
     def failing(hp):
         if hp.fold == 2 and not failing.mended:
-            raise data.DataError("s: fold 2 is cursed")
+            raise files.DataError("s: fold 2 is cursed")
         return real(hp)
 
     failing.mended = False

@@ -9,6 +9,7 @@ import torch
 
 import data
 import evaluate
+import files
 from dbnet import load_checkpoint, save_checkpoint
 from evaluate import (
     TUNED,
@@ -203,7 +204,7 @@ def test_halves_keep_groups_whole():
     names = [f"g{n % 7}" for n in range(40)]
     part = halves(names)
     assert len({(name, p) for name, p in zip(names, part)}) == 7 and set(part) == {0, 1}
-    with pytest.raises(data.DataError, match="one group"):
+    with pytest.raises(files.DataError, match="one group"):
         halves(["a", "a"])
 
 
@@ -223,7 +224,7 @@ def house(tmp_path, monkeypatch):
             picture = np.full((200, 150, 3), seed, np.uint8)
             cv2.imwrite(str(tmp_path / "DATA" / "images" / page.name), picture)
             pages.append(page)
-        data.write_json(tmp_path / "DATA" / f"{split}.json", data.pages_to_json(pages))
+        files.write_json(tmp_path / "DATA" / f"{split}.json", data.pages_to_json(pages))
 
     def predict_maps(model, pages, size, amp, device, *_):
         calls.append(len(pages))
@@ -331,17 +332,17 @@ def change(source, target, scores=None, **hp):
 
 
 def test_runs_of_other_splits_do_not_mix(house):
-    with pytest.raises(data.DataError, match="held out by runs/a-fold1/best.pt too"):
+    with pytest.raises(files.DataError, match="held out by runs/a-fold1/best.pt too"):
         change(FOLDS[0], "replica.pt", seed=1)
         held_out_pages([*FOLDS, "replica.pt"])
     for key, value in (("folds", 3), ("data", "OTHER"), ("split", "abc"), ("size", 192)):
         change(FOLDS[1], "other.pt", **{key: value})
-        with pytest.raises(data.DataError, match=f"other.pt: {key} is"):
+        with pytest.raises(files.DataError, match=f"other.pt: {key} is"):
             held_out_pages([FOLDS[0], "other.pt"])
-    with pytest.raises(data.DataError, match="plain/best.pt: not a fold run"):
+    with pytest.raises(files.DataError, match="plain/best.pt: not a fold run"):
         held_out_pages(["runs/plain/best.pt"] * 2)
     change(FOLDS[1], "other.pt", {"hmean": 1, "pages": {"x.png": 1}})
-    with pytest.raises(data.DataError, match="held-out page x.png is not in the data"):
+    with pytest.raises(files.DataError, match="held-out page x.png is not in the data"):
         held_out_pages([FOLDS[0], "other.pt"])
 
 
@@ -352,14 +353,14 @@ def test_written_values_go_into_a_copy(house):
     after = load_checkpoint("tuned.pt")
     assert after["hparams"] == {**before["hparams"], **values}
     assert all(torch.equal(after["model"][k], before["model"][k]) for k in before["model"])
-    data.write_json("mine.json", {"lr": 1e-3, "thresh": 0.3})
+    files.write_json("mine.json", {"lr": 1e-3, "thresh": 0.3})
     write_setting("mine.json", FOLDS, values)
-    assert data.read_json("mine.json") == {"lr": 1e-3, **values}
+    assert files.read_json("mine.json") == {"lr": 1e-3, **values}
     write_setting("new.json", FOLDS, values)
-    new = data.read_json("new.json")
+    new = files.read_json("new.json")
     assert not {"name", "fold"} & new.keys() and new["mode"] == "box" and new["lr"] == HP["lr"]
     for path, sources in ((FOLDS[0], FOLDS[:1]), ("x.pt", FOLDS), ("x.txt", FOLDS[:1])):
-        with pytest.raises(data.DataError, match="--write"):
+        with pytest.raises(files.DataError, match="--write"):
             write_setting(path, sources, values)
 
 
@@ -393,7 +394,7 @@ def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
     assert result["best"]["mode"] == "box" and result["recommended"]["min_size"] == 3
     code, out, _ = run(capsys, *FOLDS, "--tune", "--write", "tuned.json")
     assert code == 0 and house == [4, 2] and "6 pages, cross-fitted over 2 parts" in out
-    assert set(TUNED) < data.read_json("tuned.json").keys()
+    assert set(TUNED) < files.read_json("tuned.json").keys()
 
 
 @pytest.mark.parametrize(
