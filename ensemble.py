@@ -56,6 +56,18 @@ from evaluate import (
     write_predictions,
 )  # fmt: skip
 from files import DataError, Parser, read_json, read_text, write_text
+from labels import (
+    PICTURES,
+    SPLITS,
+    Page,
+    find_labels,
+    folder_labels,
+    has_split,
+    image_dir_of,
+    load_labels,
+    picture_path,
+    read_competition,
+)
 
 SAME_WORD = 0.5  # IoU from which two members mean the same word
 HEADER = ["filename", "polygons"]
@@ -215,7 +227,7 @@ def load_member(source, overrides, device):
         model, hp, state = load_network(source, device)
         scores = state.get("scores") or {}
         return Member(source, model, {**hp, **overrides}, scores, None, "optimizer" not in state)
-    pages = data.read_competition(source, need_pictures=False)
+    pages = read_competition(source, need_pictures=False)
     if not any(p.polygons for p in pages):
         none = f"no region on any of {len(pages)} pages"
         raise DataError(f"{source}: {none}; is this a predictions file?")
@@ -611,7 +623,7 @@ def parse_args(argv):
     add("--json", action="store_true", help="print one JSON object instead of text")
     add = parser.add_argument_group("pages (default: what the runs validated on)").add_argument
     add("--data", help="folder or label file, or a folder of pictures")
-    add("--split", choices=data.SPLITS, help="of DATA (default val, for a submission test)")
+    add("--split", choices=SPLITS, help="of DATA (default val, for a submission test)")
     add("--image-dir", metavar="DIR", help="where the pictures lie, if not beside the labels")
     add = parser.add_argument_group("how they vote").add_argument
     add("--method", choices=("maps", "voting"), default="maps", help="(default maps)")
@@ -649,10 +661,10 @@ def load_pages(args):
     """Pages of --data: a split, or the pictures that --sample names, or those of a plain folder."""
     folder = data.resolve_data(args.data)
     wanted = "test" if args.submission or args.validate else "val"
-    split = args.split or (wanted if data.has_split(folder, wanted) else "val")
+    split = args.split or (wanted if has_split(folder, wanted) else "val")
     names = read_sample(args.sample) if args.sample else None
-    if not folder.is_dir() or data.find_labels(folder, split) or data.folder_labels(folder):
-        pages = {page.name: page for page in data.load_labels(folder, split, args.image_dir)}
+    if not folder.is_dir() or find_labels(folder, split) or folder_labels(folder):
+        pages = {page.name: page for page in load_labels(folder, split, args.image_dir)}
         missing = [name for name in names or () if name not in pages]
         if missing:
             some = f"{len(missing)} of {len(names)} pages are not in {args.data}"
@@ -660,11 +672,11 @@ def load_pages(args):
         return [pages[name] for name in names or pages]
     where = args.sample or args.data
     if names is None and not args.split:
-        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in data.PICTURES)
+        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICTURES)
     if not names:
-        return data.load_labels(folder, split, args.image_dir)  # says what is missing
-    pictures = data.image_dir_of(folder / "labels", args.image_dir)
-    return [data.Page(name, data.picture_path(pictures, name, where)) for name in names]
+        return load_labels(folder, split, args.image_dir)  # says what is missing
+    pictures = image_dir_of(folder / "labels", args.image_dir)
+    return [Page(name, picture_path(pictures, name, where)) for name in names]
 
 
 def choose_pages(args, members):
@@ -679,9 +691,9 @@ def choose_pages(args, members):
     if all(hp["fold"] == runs[0]["fold"] for hp in runs) or not runs[0]["folds"]:
         return own_pages(runs[0])
     folder = data.resolve_data(runs[0]["data"])
-    if not data.has_split(folder, "val"):
+    if not has_split(folder, "val"):
         raise DataError(f"{folder}: no val split outside the folds; name pages by --data")
-    return data.load_labels(folder, "val", runs[0]["image_dir"] or None)
+    return load_labels(folder, "val", runs[0]["image_dir"] or None)
 
 
 def check_page_sets(members, pages, labelled):

@@ -48,6 +48,7 @@ from db_postprocess import (
 )  # fmt: skip
 from dbnet import NetworkError, load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, read_json, replace_file, write_json, write_text
+from labels import PICTURES, SPLITS, Page, has_split, load_labels, pages_to_json, read_competition
 
 DECODING = "thresh box_thresh unclip_ratio max_candidates min_size mode shrink_ratio".split()
 
@@ -865,7 +866,7 @@ def held_out_pages(sources, folder=None, image_dir=None):
             raise DataError(f"{source}: not a fold run; tune one checkpoint or the folds")
         if labels is None:
             folder = data.resolve_data(folder or hp["data"])
-            found = data.load_labels(folder, "train", image_dir or hp["image_dir"] or None)
+            found = load_labels(folder, "train", image_dir or hp["image_dir"] or None)
             labels = {page.name: page for page in found}
         held = sorted(state["scores"].get("pages", ()))
         for name in held:
@@ -1361,7 +1362,7 @@ def open_source(source, pages, overrides, args, job, failed=None):
         model, hp, _ = load_network(source, args.device)
         hp = {**hp, **overrides}
         return hp, predict_each(model, pages, hp, args.device, job, True, args.tile, failed)
-    by_name = {p.name: p for p in data.read_competition(source, need_pictures=False)}
+    by_name = {p.name: p for p in read_competition(source, need_pictures=False)}
     missing = [p.name for p in pages if p.name not in by_name]
     if missing:
         some = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
@@ -1387,10 +1388,10 @@ def predictions_file(path):
 
     def write(page, found):
         nonlocal start
-        out = data.Page(page.name, page.path, size=page.size)
+        out = Page(page.name, page.path, size=page.size)
         for i, (polygon, confidence) in enumerate(zip(*found), 1):
             out.add(f"{i:04d}", polygon, confidence=confidence)
-        images = json.dumps(data.pages_to_json([out])["images"], ensure_ascii=False)
+        images = json.dumps(pages_to_json([out])["images"], ensure_ascii=False)
         file.write(start + images[1:-1])
         start = ",\n"
 
@@ -1495,7 +1496,7 @@ def parse_args(argv):
     add("--json", action="store_true", help="print one JSON object instead of text")
     add = parser.add_argument_group("pages (default: what the run validated on)").add_argument
     add("--data", help="folder or label file")
-    add("--split", default="val", choices=data.SPLITS, help="of DATA (default val)")
+    add("--split", default="val", choices=SPLITS, help="of DATA (default val)")
     add("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
     add("--images", metavar="PATH", help="pictures without labels: one, or a folder and below")
     add("--tile", type=int, default=0, metavar="PX", help="cut larger pages into tiles")
@@ -1520,14 +1521,14 @@ def picture_pages(path):
         raise DataError(f"--images {path}: no such file or folder")
     if path.is_dir():
         files = sorted(path.rglob("*"))
-        files = [p for p in files if p.suffix.lower() in data.PICTURES and p.is_file()]
+        files = [p for p in files if p.suffix.lower() in PICTURES and p.is_file()]
     else:
         files, path = [path], path.parent
     # names whose bytes are no UTF-8 could not be written into a JSON file
     names = [os.fsencode(p.relative_to(path)).decode("utf-8", "replace") for p in files]
-    pages = [data.Page(name, file, None) for name, file in zip(names, files)]
+    pages = [Page(name, file, None) for name, file in zip(names, files)]
     if not pages:
-        raise DataError(f"--images {path}: no picture in it ({' '.join(data.PICTURES)})")
+        raise DataError(f"--images {path}: no picture in it ({' '.join(PICTURES)})")
     return pages
 
 
@@ -1541,11 +1542,11 @@ def trained_on(source, hp, scores, pages):
     if folder is None:
         return None
     held_out = scores.get("pages", {})
-    if not hp["folds"] and (hp["val_data"] or data.has_split(folder, "val")):
+    if not hp["folds"] and (hp["val_data"] or has_split(folder, "val")):
         held_out = {}  # not parted from the train pages, and may have the same names
     sizes = {Path(page.path).stat().st_size for page in pages}
     try:
-        train = data.load_labels(folder, "train", hp["image_dir"] or None)
+        train = load_labels(folder, "train", hp["image_dir"] or None)
         train = [page for page in train if page.name not in held_out]
         names = [hp["init"], *hp.get("teacher", "").split(",")]
         begun = [(name, load_checkpoint(name)) for name in names if name]
@@ -1584,7 +1585,7 @@ def warn_of_leaks(source, pages):
 def choose_pages(args):
     """The labelled pages to score on. Raises DataError."""
     if args.data:
-        return data.load_labels(data.resolve_data(args.data), args.split, args.image_dir)
+        return load_labels(data.resolve_data(args.data), args.split, args.image_dir)
     if args.source.endswith(".json"):
         raise DataError(f"{args.source}: which labels? add --data")
     hp = load_checkpoint(args.source)["hparams"]

@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import data
+import labels
 import sweep
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet, db_loss
@@ -264,7 +265,7 @@ def bench_thresholds(args):
     )
     for words in WORDS if args.growth else [50]:
         quads = page_of_lines(1024, *WORDS[words])
-        prob, page = probability_map(quads), data.Page("page", None, size=(1024, 1024))
+        prob, page = probability_map(quads), labels.Page("page", None, size=(1024, 1024))
         for quad in quads:
             page.add(len(page.ids), quad)
         item = ((prob * 255).astype(np.uint8), np.ones(2)), page
@@ -520,7 +521,7 @@ def bench_inference(args):
     torch.set_num_threads(threads)
     engine = peer_module("rapidocr_onnxruntime", "rapidocr-onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
-        pages = [data.Page(f"{i}.jpg", Path(folder, f"{i}.jpg")) for i in range(4)]
+        pages = [labels.Page(f"{i}.jpg", Path(folder, f"{i}.jpg")) for i in range(4)]
         for i, page in enumerate(pages):
             image, _ = data.synthetic_page((0, i), size=1280, words=117)
             cv2.imwrite(str(page.path), image[..., ::-1])

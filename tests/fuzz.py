@@ -26,6 +26,7 @@ import data  # noqa: E402
 import ensemble  # noqa: E402
 import evaluate  # noqa: E402
 import files  # noqa: E402
+import labels  # noqa: E402
 import sweep  # noqa: E402
 import train  # noqa: E402
 from db_postprocess import decode_candidates, find_candidates  # noqa: E402
@@ -128,7 +129,7 @@ def fuzz_labels(case):
         old.unlink()
     (FOLDER / name).write_bytes(raw)
     try:
-        pages = data.load_labels(FOLDER, "train")
+        pages = labels.load_labels(FOLDER, "train")
     except files.DataError as error:
         assert str(error).isprintable(), error
         return
@@ -139,8 +140,8 @@ def fuzz_labels(case):
         assert all(np.isfinite(polygon).all() for polygon in polygons)
         maps = data.make_targets(polygons, ignore, 64, 96)
         assert maps.shape == (4, 64, 96) and maps[[0, 2, 3]].max() <= 1
-    files.write_json(FOLDER / "train.json", data.pages_to_json(pages))
-    again = data.load_labels(FOLDER / "train.json")
+    files.write_json(FOLDER / "train.json", labels.pages_to_json(pages))
+    again = labels.load_labels(FOLDER / "train.json")
     assert [p.texts for p in again] == [p.texts for p in pages]
     assert [p.ignore for p in again] == [p.ignore for p in pages]
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data
+import labels
 from evaluate import write_predictions
 
 DETECTION_ONLY = dict(use_det=True, use_cls=False, use_rec=False)
@@ -78,7 +79,7 @@ def main():
     parser.add_argument("out", help="predictions.json to write")
     parser.add_argument("--split", default="val")
     args = parser.parse_args()
-    pages = data.load_labels(args.data, args.split)
+    pages = labels.load_labels(args.data, args.split)
     detect, found, begin = PEERS[args.peer](), [], time.perf_counter()
     for page in tqdm(pages, disable=not sys.stderr.isatty()):
         boxes = [np.array(box, float) for box in detect(page)]

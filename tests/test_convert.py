@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-import data
-from data import load_labels
+import labels
 from files import DataError
+from labels import load_labels
 
 SAMPLES = Path(__file__).parent / "data" / "convert"
 # what a format cannot hold; where ICDAR loses an outline it keeps the smallest rectangle
@@ -28,7 +28,7 @@ def random_pages(rng, folder, quads=False):
     pages, images = [], {}
     for name in ("a.png", "b 1.jpg", "[c].png"):
         cv2.imwrite(str(folder / "images" / name), np.zeros((90, 120, 3), np.uint8))
-        page = data.Page(name, None, size=(120, 90), group=str(rng.choice(["g", "h", "가"])))
+        page = labels.Page(name, None, size=(120, 90), group=str(rng.choice(["g", "h", "가"])))
         words = {}
         for i in range(int(rng.integers(0, 9))):
             points = rng.uniform(0, 90, (4 if quads else int(rng.integers(3, 9)), 2)).round(4)
@@ -68,18 +68,18 @@ def kinds(pages, again):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("to", list(data.FORMATS))
-@pytest.mark.parametrize("back", list(data.FORMATS))
+@pytest.mark.parametrize("to", list(labels.FORMATS))
+@pytest.mark.parametrize("back", list(labels.FORMATS))
 def test_there_and_back(tmp_path, to, back, seed, capsys):
     """Nothing is lost but what one of the two formats cannot hold, and convert says so."""
     pages = random_pages(np.random.default_rng(seed), tmp_path / "in")
-    data.convert(tmp_path / "in", tmp_path / "there", to)
+    labels.convert(tmp_path / "in", tmp_path / "there", to)
     said = capsys.readouterr().out
     there = load_labels(tmp_path / "there", "train")
     assert kinds(pages, there) <= LOST[to]
     shown = ", ".join(sorted(f"{n} {kind}" for kind, n in lost(pages, there).items()))
     assert ", ".join(sorted(said.strip().split("lost: ")[1].split(", "))) == (shown or "nothing")
-    data.convert(tmp_path / "there", tmp_path / "back", back)
+    labels.convert(tmp_path / "there", tmp_path / "back", back)
     again = load_labels(tmp_path / "back", "train")
     assert kinds(pages, again) <= LOST[to] | LOST[back]
     for file in (tmp_path / "there" / "train").glob("*.json"):  # as labelme finds the picture
@@ -91,7 +91,7 @@ def test_there_and_back(tmp_path, to, back, seed, capsys):
 
 def test_icdar_keeps_quads_and_texts_of_words_that_count(tmp_path):
     pages = random_pages(np.random.default_rng(5), tmp_path / "in", quads=True)
-    data.convert(tmp_path / "in", tmp_path / "out", "icdar")
+    labels.convert(tmp_path / "in", tmp_path / "out", "icdar")
     assert "outlines" not in kinds(pages, load_labels(tmp_path / "out", "train"))
     by_name = {page.name: page for page in load_labels(tmp_path / "out", "train")}
     for page in pages:
@@ -124,10 +124,10 @@ def test_a_labelme_file(tmp_path):
     assert load_labels(tmp_path / "receipt_1.json")[0].texts == page.texts
 
 
-@pytest.mark.parametrize("to", list(data.FORMATS))
+@pytest.mark.parametrize("to", list(labels.FORMATS))
 def test_labels_without_a_split(tmp_path, to):
     sample(tmp_path, "Label.txt")
-    data.convert(tmp_path / "Label.txt", tmp_path / "out", to)
+    labels.convert(tmp_path / "Label.txt", tmp_path / "out", to)
     pages = load_labels(tmp_path / "out", "train")
     corners = [len(polygon) for page in pages for polygon in page.polygons]
     assert corners == [4, 4, 4, 4, 4, 4 if to == "icdar" else 6]
@@ -152,9 +152,9 @@ def test_pages_that_would_share_a_file_are_refused(tmp_path):
     images = {name: {"words": {}} for name in ("a.png", "a.jpg")}
     (tmp_path / "train.json").write_text(json.dumps({"images": images}))
     with pytest.raises(DataError, match="gt_a.txt would hold several pages"):
-        data.convert(tmp_path, tmp_path / "out", "icdar")
+        labels.convert(tmp_path, tmp_path / "out", "icdar")
     assert not list(tmp_path.glob("out*"))
-    data.convert(tmp_path, tmp_path / "out", "paddle")
+    labels.convert(tmp_path, tmp_path / "out", "paddle")
 
 
 @pytest.mark.parametrize(
@@ -182,16 +182,16 @@ def test_icdar_lines(tmp_path, line, points, text):
     assert page.name == "a.JPG" and page.polygons[0].tolist() == points and page.texts == [text]
     assert load_labels(tmp_path / "gt_a.txt")[0].texts == [text]
     if text:  # what we write is read the same
-        data.convert(tmp_path, tmp_path / "out", "icdar")
+        labels.convert(tmp_path, tmp_path / "out", "icdar")
         assert load_labels(tmp_path / "out")[0].texts == [text]
 
 
 @pytest.mark.parametrize("text", ["1,2,3,4", "1,2,3,4,x", '"a"', " a ", '"', "1,2,"])
 def test_texts_that_look_like_coordinates_survive_icdar(text):
-    page = data.Page("a.jpg", None)
+    page = labels.Page("a.jpg", None)
     page.add("1", np.array([[1.0, 2], [30, 2], [30, 9], [1, 9]]), text)
-    (lines,) = data.to_icdar([page], None).values()
-    points, again = data.parse_icdar_line(lines.rstrip("\n"))
+    (lines,) = labels.to_icdar([page], None).values()
+    points, again = labels.parse_icdar_line(lines.rstrip("\n"))
     assert again == text and len(points) == 4
 
 
@@ -276,9 +276,9 @@ def test_splits_in_folders_of_their_own(tmp_path):
         (tmp_path / "in" / split).mkdir(parents=True)
         sample(tmp_path / "in" / split, "Label.txt")
     with pytest.raises(DataError, match="in: its pictures lie in 2 folders; convert each"):
-        data.convert(tmp_path / "in", tmp_path / "out", "json")
+        labels.convert(tmp_path / "in", tmp_path / "out", "json")
     assert not list(tmp_path.glob("out*"))
-    data.convert(tmp_path / "in" / "val", tmp_path / "out", "json")
+    labels.convert(tmp_path / "in" / "val", tmp_path / "out", "json")
 
 
 def test_pictures_in_sub_folders(tmp_path):
@@ -288,11 +288,11 @@ def test_pictures_in_sub_folders(tmp_path):
         cv2.imwrite(str(tmp_path / "images" / name), np.zeros((9, 9, 3), np.uint8))
     (tmp_path / "train.json").write_text(json.dumps({"images": images}))
     for to in ("json", "paddle", "labelme"):
-        data.convert(tmp_path, tmp_path / to, to)
+        labels.convert(tmp_path, tmp_path / to, to)
         names = {page.name.removeprefix("./") for page in load_labels(tmp_path / to, "train")}
         assert names == {"a/a.jpg", "b/b.jpg"}
     with pytest.raises(DataError, match="image a/a.jpg: ICDAR knows no sub folders"):
-        data.convert(tmp_path, tmp_path / "icdar", "icdar")
+        labels.convert(tmp_path, tmp_path / "icdar", "icdar")
 
 
 def test_spaces_of_every_kind_in_picture_names(tmp_path):
@@ -302,4 +302,4 @@ def test_spaces_of_every_kind_in_picture_names(tmp_path):
         (tmp_path / "train.json").write_text(json.dumps({"images": {name: {"words": {}}}}))
         (tmp_path / "Label.txt").write_text(f"x/{name}\t[]\n")
         assert load_labels(tmp_path, "train")[0].name == load_labels(tmp_path)[0].name == name
-    assert data.load_labels(tmp_path / "Label.txt")
+    assert labels.load_labels(tmp_path / "Label.txt")

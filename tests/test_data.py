@@ -13,9 +13,11 @@ import shapely
 
 import data
 import files
-from data import load_labels, make_folds, make_targets, read_image, repair_words
+import labels
+from data import make_folds, make_targets, read_image, repair_words
 from db_postprocess import rect_corners, shrink_distance
 from files import DataError
+from labels import load_labels
 from train import Hparams
 
 HP = Hparams(size=256, seed=1)
@@ -200,7 +202,7 @@ def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
 
 def test_epochs_visit_every_page_and_fill_the_last_batch():
     hp = dataclasses.replace(HP, batch=4)
-    pages = [data.Page(str(i), None, size=(100, 100)) for i in range(10)]
+    pages = [labels.Page(str(i), None, size=(100, 100)) for i in range(10)]
     batches = data.epoch_batches(pages, hp, epoch=5)
     assert [len(b) for b in batches] == [4, 4, 4]
     assert {key[1] for b in batches for key in b} == set(range(10))
@@ -212,7 +214,7 @@ def test_epochs_visit_every_page_and_fill_the_last_batch():
 def test_a_batch_is_the_smallest_canvas_that_holds_its_pages():
     rng = np.random.default_rng(0)
     hp = dataclasses.replace(HP, batch=4, size=640)
-    pages = [data.Page(str(i), None, size=tuple(rng.integers(200, 2000, 2))) for i in range(128)]
+    pages = [labels.Page(str(i), None, size=tuple(rng.integers(200, 2000, 2))) for i in range(128)]
     keys = [b for epoch in range(3) for b in data.epoch_batches(pages, hp, epoch)]
     for batch in keys:
         shapes = [
@@ -230,7 +232,7 @@ def test_a_batch_is_the_smallest_canvas_that_holds_its_pages():
 
 
 def page_of(*polygons, size=(200, 120)):
-    page = data.Page("p", None, size=size)
+    page = labels.Page("p", None, size=size)
     for i, polygon in enumerate(polygons):
         page.add(i, np.array(polygon, float))
     return page
@@ -303,7 +305,7 @@ def test_paddle_label_txt(tmp_path):
 def test_labels_round_trip_through_json(tmp_path):
     images = write_page(tmp_path, group="g", img_w=200, img_h=120)
     pages = load_labels(write_labels(tmp_path, images), "train")
-    files.write_json(tmp_path / "val.json", data.pages_to_json(pages))
+    files.write_json(tmp_path / "val.json", labels.pages_to_json(pages))
     again = load_labels(tmp_path, "val")
     assert [p.__dict__ | {"polygons": 0} for p in pages] == [
         p.__dict__ | {"polygons": 0} for p in again
@@ -419,7 +421,7 @@ def test_odd_but_whole_pictures_are_read(tmp_path):
 def fold_pages(n=60):
     rng, pages = np.random.default_rng(0), []
     for i in range(n):
-        page = data.Page(f"{i}.png", None, group=f"shop {rng.integers(20)}", size=(500, 1000))
+        page = labels.Page(f"{i}.png", None, group=f"shop {rng.integers(20)}", size=(500, 1000))
         for k in range(rng.integers(5, 120)):
             page.add(k, np.array([(0, 0), (50, 0), (50, 1), (0, 1)]) * rng.uniform(5, 25))
         pages.append(page)

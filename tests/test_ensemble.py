@@ -9,9 +9,9 @@ import pytest
 import shapely
 import torch
 
-import data
 import ensemble
 import files
+import labels
 from dbnet import DBNet, NetworkError, save_checkpoint
 from ensemble import (
     Member,
@@ -212,7 +212,7 @@ def test_a_mirrored_page_gives_the_mirrored_mean_of_both():
 def test_an_ensemble_of_one_predicts_what_evaluate_predicts(tmp_path):
     image, _ = page_image()
     cv2.imwrite(str(tmp_path / "a.png"), image)
-    page, model = data.Page("a.png", tmp_path / "a.png"), tiny_network()
+    page, model = labels.Page("a.png", tmp_path / "a.png"), tiny_network()
     member = Member("a", model, HP)
     for method in ("maps", "voting"):
         one = ensemble.Ensemble([member], [1.0], method, HP, 1, None, False, CPU)
@@ -318,7 +318,7 @@ def test_what_the_writer_writes_the_validator_accepts_and_reads_back(tmp_path):
     rng = np.random.default_rng(0)
     names = ["plain.jpg", "with, comma.jpg", 'quo"te.jpg', "한글.png", "no text.jpg"]
     for most in (0, 3, 30, 30, 700):
-        pages = [data.Page(name, None, size=(600, 400)) for name in names]
+        pages = [labels.Page(name, None, size=(600, 400)) for name in names]
         found = [random_found(rng, rng.integers(most + 1)) for _ in names[:-1]]
         found.append(([], np.zeros(0)))
         write_submission(tmp_path / "out.csv", pages, found)
@@ -431,12 +431,12 @@ def house(tmp_path_factory):
         pages = []
         for n in range(count):
             image, words = page_image(10 * count + n)
-            page = data.Page(f"{split}{n}.png", None, size=(70, 90), group=f"{split} {n}")
+            page = labels.Page(f"{split}{n}.png", None, size=(70, 90), group=f"{split} {n}")
             cv2.imwrite(str(root / "DATA" / "images" / page.name), image)
             for k, word in enumerate(words if split != "test" else ()):
                 page.add(k, word)
             pages.append(page)
-        files.write_json(root / "DATA" / f"{split}.json", data.pages_to_json(pages))
+        files.write_json(root / "DATA" / f"{split}.json", labels.pages_to_json(pages))
     common = dict(data=str(root / "DATA"), folds=2)
     for fold in (1, 2):
         held = [f"train{n}.png" for n in range(4) if n % 2 == fold - 1]
@@ -449,16 +449,16 @@ def house(tmp_path_factory):
 
 def write_detectors(root):
     """p0.json to p2.json: each finds the words and, on its own, one false alarm a page."""
-    pages = data.load_labels(root / "DATA", "val")
+    pages = labels.load_labels(root / "DATA", "val")
     for k in range(3):
         found = []
         for page in pages:
-            one = data.Page(page.name, page.path, size=(70, 90))
+            one = labels.Page(page.name, page.path, size=(70, 90))
             for n, word in enumerate(page.polygons):
                 one.add(n, word, confidence=0.9)
             one.add("alarm", box(58, 5 + 30 * k, 10, 10), confidence=0.8)
             found.append(one)
-        files.write_json(root / f"p{k}.json", data.pages_to_json(found))
+        files.write_json(root / f"p{k}.json", labels.pages_to_json(found))
 
 
 @pytest.fixture
@@ -520,18 +520,18 @@ def test_pages_of_a_fold_are_refused_to_those_who_trained_on_them(run, house):
     assert code == 2 and out.count("2 pages that it did not train on") == 2
     assert err.count("\n") == 1 and "trained on 2 of these 4 pages" in err
     hp = {**HP, "data": "DATA", "folds": 2}
-    pages = data.load_labels("DATA", "train")
+    pages = labels.load_labels("DATA", "train")
     held = {"pages": {"train0.png": 0.1}}
     assert trained_on("x", hp, held, pages) == {1, 2, 3}
     assert trained_on("x", {**hp, "folds": 0}, held, pages) == {0, 1, 2, 3}
     assert trained_on("x", {**hp, "init": folds[1]}, held, pages) == {0, 1, 2, 3}
     assert trained_on("x", {**hp, "data": "gone"}, held, pages) is None
     assert trained_on("x", {**hp, "init": "gone.pt"}, held, pages) is None
-    assert trained_on("x", hp, {}, data.load_labels("DATA", "val")) == set()
+    assert trained_on("x", hp, {}, labels.load_labels("DATA", "val")) == set()
     # a copy under another name is the same page
     shutil.copy("DATA/images/train1.png", "DATA/images/copy.png")
-    labels = {"copy.png": files.read_json("DATA/train.json")["images"]["train1.png"]}
-    files.write_json("DATA/copy.json", {"images": labels})
+    own = {"copy.png": files.read_json("DATA/train.json")["images"]["train1.png"]}
+    files.write_json("DATA/copy.json", {"images": own})
     code, _, err = run(folds[0], "--data", "DATA/copy.json")
     (house / "DATA" / "images" / "copy.png").unlink()
     assert code == 2 and "trained on 1 of these 1 pages (first: copy.png)" in err
@@ -554,7 +554,7 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run, house):
     assert code == 0 and err == "out.csv: 3 pages, 3 regions found\n"
     regions, problems = read_submission("out.csv", sample, ordered=True)
     assert problems == [] and sum(map(len, regions.values()))
-    beside = data.read_competition("out.json", need_pictures=False)
+    beside = labels.read_competition("out.json", need_pictures=False)
     assert [p.name for p in beside] == sample and beside[0].size == (70, 90)
     assert all(0 < c < 1 for p in beside for c in p.confidences)
     code, out, _ = run("--validate", "out.csv", "--data", "DATA", "--sample", "sample.csv")
@@ -565,7 +565,7 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run, house):
     )
     assert code == 0, err
     code, _, err = run(flags[0], "--data", "DATA/images", "--out", "c.json")
-    assert code == 0 and len(data.read_competition("c.json", need_pictures=False)) == 13, err
+    assert code == 0 and len(labels.read_competition("c.json", need_pictures=False)) == 13, err
 
 
 def test_a_detector_without_some_pages_abstains_or_is_refused(run, house):
@@ -577,7 +577,7 @@ def test_a_detector_without_some_pages_abstains_or_is_refused(run, house):
     both = ("t0.json", "t1.json", "--method", "voting", "--data", "DATA", "--split", "test")
     code, _, err = run(*both, "--out", "both.json")
     assert code == 0 and "t1.json: does not vote on 2 of 3 pages" in err
-    assert [len(p.polygons) for p in data.read_competition("both.json", need_pictures=False)] == [
+    assert [len(p.polygons) for p in labels.read_competition("both.json", need_pictures=False)] == [
         1
     ] * 3
     files.write_json("p9.json", {"images": {"val0.png": tests["test0.png"]}})

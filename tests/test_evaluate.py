@@ -15,6 +15,7 @@ import torch
 
 import data
 import evaluate
+import labels
 from db_postprocess import polygons_from_map
 from dbnet import DBNet, save_checkpoint
 from train import Hparams
@@ -23,7 +24,7 @@ from train import Hparams
 def predictions(work, change=lambda i, points: points, name="p.json", keep=lambda i: True):
     """A predictions file made from the val labels of `s`."""
     images = {}
-    for page in data.load_labels("s", "val"):
+    for page in labels.load_labels("s", "val"):
         words = {
             f"{i:04d}": {"points": np.asarray(change(i, p)).tolist(), "confidence": 0.5}
             for i, p in enumerate(page.polygons)
@@ -147,7 +148,7 @@ def test_comparing_runs_of_other_folds_is_refused(checkpoint, capsys):
 
 def test_pages_of_one_shape_in_a_batch_get_the_maps_they_get_alone(checkpoint, work):
     model, hp, _ = evaluate.load_network(work / checkpoint("a.pt"))
-    pages = data.load_labels("s", "train")
+    pages = labels.load_labels("s", "train")
     device = torch.device("cpu")
     together = {i: m for i, m, _ in evaluate.predict_maps(model, pages, 96, "off", device)}
     for i, page in enumerate(pages):
@@ -317,7 +318,7 @@ def test_strange_names_do_not_stop_a_folder(checkpoint, work, capsys):
     images = json.loads((work / "p.json").read_text())["images"]
     assert set(images) == {*names[:3], "bad-\ufffd.png"}
     assert {p.name for p in (work / "pics").iterdir()} == {f"{name}.jpg" for name in images}
-    assert len(data.read_competition("p.json", need_pictures=False)) == 4
+    assert len(labels.read_competition("p.json", need_pictures=False)) == 4
 
 
 class Ink(torch.nn.Module):
@@ -475,7 +476,7 @@ def test_a_report_shows_the_numbers_of_the_scores(work, capsys):
 
 def test_a_page_of_any_shape_is_in_the_report(work):
     cv2.imwrite("long.png", np.full((9000, 30, 3), 200, np.uint8))
-    page = data.Page("long.png", work / "long.png")
+    page = labels.Page("long.png", work / "long.png")
     assert len(evaluate.thumbnail(page, [np.array([(1, 1), (20, 1), (20, 9)])])) > 1000
 
 
@@ -491,8 +492,8 @@ def test_the_levels_of_a_report_are_those_of_the_metric(checkpoint, work, capsys
 
 
 def test_only_a_best_checkpoint_was_chosen_by_its_pages():
-    pages, scores = [data.Page("a.jpg", None)], {"hmean": 0.9, "pages": {"a.jpg": 0.9}}
+    pages, scores = [labels.Page("a.jpg", None)], {"hmean": 0.9, "pages": {"a.jpg": 0.9}}
     assert evaluate.chose_epoch({"scores": scores}, pages)
     assert not evaluate.chose_epoch({"scores": scores, "optimizer": {}}, pages)  # a last.pt
-    assert not evaluate.chose_epoch({"scores": scores}, [data.Page("b.jpg", None)])
+    assert not evaluate.chose_epoch({"scores": scores}, [labels.Page("b.jpg", None)])
     assert not evaluate.chose_epoch({"scores": None}, pages)

@@ -18,6 +18,7 @@ from conftest import ROOT
 import data
 import evaluate
 import files
+import labels
 import train
 
 TINY = (
@@ -209,7 +210,7 @@ def test_workers_and_cache_do_not_change_the_run(work, undisturbed, monkeypatch)
     assert run("--name", "cache", "--cache") == 0
     assert_same_run(undisturbed, last(work, "cache"))
     counts = Counter(files)
-    for page in data.load_labels("s", "train"):  # inspected, read once; not once in each epoch
+    for page in labels.load_labels("s", "train"):  # inspected, read once; not once in each epoch
         assert counts[page.name] == 2, counts
     assert not (work / "runs/cache/cache").exists()
 
@@ -241,7 +242,7 @@ def test_run_folder(work, undisturbed):
     best = torch.load(folder / "best.pt", weights_only=True)
     assert set(best) == {"model", "hparams", "epoch", "scores"}
     assert best["hparams"] == json.loads((folder / "hparams.json").read_text())
-    assert set(best["scores"]["pages"]) == {p.name for p in data.load_labels("s", "val")}
+    assert set(best["scores"]["pages"]) == {p.name for p in labels.load_labels("s", "val")}
 
 
 def test_names_count_up_from_the_hparams_file(work):
@@ -627,7 +628,7 @@ def test_all_folds_hold_each_page_out_once_and_go_on_after_a_failure(work, monke
     assert "last hmean of 3 runs: mean " in out and "over 6 pages" in out
     states = [last(work, f"cv-fold{k}") for k in (1, 2, 3)]
     held = [set(s["scores"]["pages"]) for s in states]
-    assert set.union(*held) == {p.name for p in data.load_labels("s", "train")}
+    assert set.union(*held) == {p.name for p in labels.load_labels("s", "train")}
     assert sum(map(len, held)) == 6
     (digest,) = {s["hparams"]["split"] for s in states}
     split = json.loads((work / f"runs/split-{digest}.json").read_text())
@@ -661,7 +662,7 @@ def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
     extra = work / "extra"
     data.synth(extra, 4, 7, size=96, words=4)
     images = {}
-    for page in data.load_labels(extra, "train"):
+    for page in labels.load_labels(extra, "train"):
         words = {
             i: {"points": p.tolist(), "confidence": 0.9 if k else 0.5}
             for k, (i, p) in enumerate(zip(page.ids, page.polygons))

@@ -10,6 +10,7 @@ import torch
 import data
 import evaluate
 import files
+import labels
 from dbnet import load_checkpoint, save_checkpoint
 from evaluate import (
     TUNED,
@@ -48,7 +49,7 @@ FINE = dict(
 def synthetic_page(seed, noise=0.25, width=120, height=160):
     """((map uint8 [h, w], scale [2]), page): words as a network shows them, blotches."""
     rng = np.random.default_rng(seed)
-    page = data.Page(f"{seed}.png", None, size=(width / 0.8, height / 0.8), group=f"g{seed // 2}")
+    page = labels.Page(f"{seed}.png", None, size=(width / 0.8, height / 0.8), group=f"g{seed // 2}")
     for y in range(8, height - 16, 16):
         x, w, h = rng.integers(4, 20), rng.integers(20, 90), rng.integers(7, 12)
         corners = np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], float)
@@ -86,7 +87,7 @@ def test_every_setting_scores_as_if_decoded_alone():
 
 def test_pages_without_words_and_the_limit_of_candidates_score_the_same():
     (prob, scale), page = synthetic_page(7)
-    empty = data.Page("empty", None)
+    empty = labels.Page("empty", None)
     for item in (((prob * 0, scale), page), ((prob, scale), empty), ((prob * 0, scale), empty)):
         table = score_page(item, SMALL, HP).reshape(-1, 3)
         assert (table[5] == one_by_one(item, setting_values(SMALL, 5))).all() and not table.any()
@@ -224,7 +225,7 @@ def house(tmp_path, monkeypatch):
             picture = np.full((200, 150, 3), seed, np.uint8)
             cv2.imwrite(str(tmp_path / "DATA" / "images" / page.name), picture)
             pages.append(page)
-        files.write_json(tmp_path / "DATA" / f"{split}.json", data.pages_to_json(pages))
+        files.write_json(tmp_path / "DATA" / f"{split}.json", labels.pages_to_json(pages))
 
     def predict_maps(model, pages, size, amp, device, *_):
         calls.append(len(pages))
@@ -259,7 +260,7 @@ FOLDS = ("runs/a-fold1/best.pt", "runs/a-fold2/best.pt")
 
 
 def test_the_cache_is_used_and_never_stale(house, capsys):
-    pages = data.load_labels("DATA", "val")
+    pages = labels.load_labels("DATA", "val")
     first = cached_maps("runs/plain/best.pt", pages, HP, CPU)
     again = cached_maps("runs/plain/best.pt", pages, HP, CPU)
     assert house == [4]
@@ -278,7 +279,7 @@ def test_the_cache_is_used_and_never_stale(house, capsys):
 
 
 def test_a_damaged_cache_is_predicted_again(house, tmp_path, capsys):
-    pages = data.load_labels("DATA", "val")
+    pages = labels.load_labels("DATA", "val")
     first = cached_maps("runs/plain/best.pt", pages, HP, CPU)
     (file,) = (tmp_path / "runs" / "plain" / "maps").iterdir()
     whole = file.read_bytes()
@@ -293,7 +294,7 @@ def test_a_damaged_cache_is_predicted_again(house, tmp_path, capsys):
 
 
 def test_any_flipped_bit_of_a_cache_is_noticed_or_harmless(house, tmp_path, capsys):
-    pages = data.load_labels("DATA", "val")
+    pages = labels.load_labels("DATA", "val")
     first = cached_maps("runs/plain/best.pt", pages, HP, CPU)
     (file,) = (tmp_path / "runs" / "plain" / "maps").iterdir()
     whole, rng = file.read_bytes(), np.random.default_rng(0)
