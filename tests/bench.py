@@ -43,6 +43,7 @@ sys.path.insert(0, str(ROOT))
 import data
 import labels
 import sweep
+import synth
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet, db_loss
 from evaluate import cleval, predict, score_page
@@ -348,14 +349,14 @@ def ask_optuna(optuna, history, names):
 def bench_samples(args):
     """A training sample step by step: what one core of the input pipeline delivers."""
     with tempfile.TemporaryDirectory() as folder:
-        image, words = data.synthetic_page((0, 0), size=1280, words=117)
+        image, words = synth.synthetic_page((0, 0), size=1280, words=117)
         path = Path(folder, "page.jpg")
         cv2.imwrite(str(path), image[..., ::-1])
         for size in (640, 960, 1280) if args.growth else [960]:
             time_sample(path, [w["points"] for w in words], Hparams(size=size))
     compare(
         "draw a synthetic receipt, 1280 px",
-        lambda: data.synthetic_page((0, 1), size=1280, words=117),
+        lambda: synth.synthetic_page((0, 1), size=1280, words=117),
         rounds=5,
     )
 
@@ -523,7 +524,7 @@ def bench_inference(args):
     with tempfile.TemporaryDirectory() as folder:
         pages = [labels.Page(f"{i}.jpg", Path(folder, f"{i}.jpg")) for i in range(4)]
         for i, page in enumerate(pages):
-            image, _ = data.synthetic_page((0, i), size=1280, words=117)
+            image, _ = synth.synthetic_page((0, i), size=1280, words=117)
             cv2.imwrite(str(page.path), image[..., ::-1])
         print(f"inference, 4 synthetic pages of 1280 px, {device}, {threads} threads on a CPU")
         for backbone, neck in (("efficientnet_b4", 256), ("tf_efficientnet_lite2", 96)):

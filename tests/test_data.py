@@ -14,6 +14,7 @@ import shapely
 import data
 import files
 import labels
+import synth
 from data import make_folds, make_targets, read_image, repair_words
 from db_postprocess import rect_corners, shrink_distance
 from files import DataError
@@ -442,7 +443,7 @@ def test_near_duplicates_are_all_pairs_above_the_threshold():
 
 
 def test_thumbnails_tell_copies_from_other_pages():
-    pages = [data.synthetic_page((1, i), size=480, words=40)[0] for i in range(6)]
+    pages = [synth.synthetic_page((1, i), size=480, words=40)[0] for i in range(6)]
     thumbnails = np.array([data.thumbnail(page) for page in pages])
     page = pages[0]
     copies = [
@@ -536,7 +537,7 @@ def test_a_set_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch):
     """A crash leaves nothing; of two processes that draw the same set, the second finds it made."""
     kind = dict(size=96, words=4)
     data.synth(tmp_path / "other", 2, 0, **kind)
-    draw = data.synthetic_page
+    draw = synth.synthetic_page
 
     def other_is_first(seed, **kind):
         if not (tmp_path / "s").exists():

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-import data
-from data import synthetic_page
+import synth
+from synth import synthetic_page
 
 PAGES = [synthetic_page((9, i)) for i in range(10)]
 SMALL = [synthetic_page((9, i), size=320, words=18) for i in range(16)]
@@ -32,9 +32,9 @@ def grey_inside(grey, quad):
 
 def warp(seed, page_h, page_w, w, h):
     rng = np.random.default_rng(seed)
-    corners = np.float32(data.sheet_corners(rng, page_h, page_w, w / h, True, 1.0))
+    corners = np.float32(synth.sheet_corners(rng, page_h, page_w, w / h, True, 1.0))
     square = np.float32([[0, 0], [w, 0], [w, h], [0, h]])
-    return cv2.getPerspectiveTransform(square, corners), data.draw_bends(rng, 25, 1.0)
+    return cv2.getPerspectiveTransform(square, corners), synth.draw_bends(rng, 25, 1.0)
 
 
 def test_same_seed_same_page_whatever_the_threads():
@@ -74,7 +74,7 @@ def test_lines_are_upright_rectangles_cut_at_wide_gaps():
 
 def test_a_line_is_cut_where_the_gap_is_wide():
     words = [("TOTAL", 0, 0, 50, 20), ("12.00", 120, 0, 170, 20), ("DUE", 58, 0, 90, 20)]
-    texts = [[word[0] for word in run] for run in data.cut_line(words)]
+    texts = [[word[0] for word in run] for run in synth.cut_line(words)]
     assert texts == [["TOTAL", "DUE"], ["12.00"]]
 
 
@@ -110,7 +110,7 @@ def test_latin_and_hangul():
 def test_every_glyph_is_in_the_font():
     """A glyph that the font lacks is drawn as a question mark."""
     chars = sorted(
-        {c for pair in data.WORDS.values() for text in pair for c in text} - set(" _=?#|")
+        {c for pair in synth.WORDS.values() for text in pair for c in text} - set(" _=?#|")
     )
     for name in ("sans", "uni", "italic"):
         drawn = [np.zeros((40, 60), np.uint8) for _ in range(len(chars) + 1)]
@@ -122,9 +122,9 @@ def test_every_glyph_is_in_the_font():
 def test_boxes_hold_all_ink_and_fit_it():
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        lines = data.Till(rng, 117, 0.5 * (seed % 2)).write()
+        lines = synth.Till(rng, 117, 0.5 * (seed % 2)).write()
         lines = [line for line in lines if line[0] in ("text", "gap")]
-        ink, runs, _ = data.draw_sheet(rng, lines, 800, 1200, 1.2, 0)
+        ink, runs, _ = synth.draw_sheet(rng, lines, 800, 1200, 1.2, 0)
         left = ink.copy()
         for _, x0, y0, x1, y1 in [box for run in runs for box in run]:
             rows = slice(int(np.floor(y0)), int(np.ceil(y1)))
@@ -140,7 +140,7 @@ def test_blocks_and_separators_carry_no_label():
     lines = [(kind, 3, 0, None) for kind in ("bars", "code", "logo")]
     lines += [("rule", 1, 0, char) for char in ("-", "=", "*", "_", ".", "- ")]
     lines.insert(3, ("text", 1, 0, [(0, "Milk"), (1, "2.50")]))
-    ink, runs, _ = data.draw_sheet(np.random.default_rng(1), lines, 800, 1200, 1.2, 0)
+    ink, runs, _ = synth.draw_sheet(np.random.default_rng(1), lines, 800, 1200, 1.2, 0)
     assert [[word[0] for word in words] for words in runs] == [["Milk", "2.50"]]
     y0, y1 = runs[0][0][2], runs[0][0][4]
     assert (ink[: int(y0)] > 0).sum() > 1000 and (ink[int(y1) + 1 :] > 0).any(1).sum() >= 6
@@ -156,9 +156,9 @@ def test_quads_follow_perspective_curl_and_folds():
         sheet[y0:y1, x0:x1] = 1
     for seed in range(6):
         matrix, bends = warp(seed, page_h, page_w, w, h)
-        x, y = data.page_to_sheet(matrix, bends, w, h, page_h, page_w)
+        x, y = synth.page_to_sheet(matrix, bends, w, h, page_h, page_w)
         page, offsets = cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR), []
-        for label in data.place_labels(None, [boxes], "word", matrix, bends, w, h):
+        for label in synth.place_labels(None, [boxes], "word", matrix, bends, w, h):
             quad = label["points"]
             (x0, y0), (x1, y1) = np.int32(quad.min(0)) - 3, np.int32(quad.max(0)) + 4
             ink, exact = cv2.moments(page[y0:y1, x0:x1]), cv2.moments(np.float32(quad - (x0, y0)))
@@ -173,8 +173,8 @@ def test_maps_there_and_back():
     matrix, bends = warp(0, 1000, 700, 600, 900)
     rng = np.random.default_rng(0)
     points = rng.uniform(30, 570, (200, 2))
-    page = data.sheet_to_page(points, matrix, bends, 600, 900)
-    x, y = data.page_to_sheet(matrix, bends, 600, 900, 1000, 700)
+    page = synth.sheet_to_page(points, matrix, bends, 600, 900)
+    x, y = synth.page_to_sheet(matrix, bends, 600, 900, 1000, 700)
     at = np.float32(page - 0.5)[None]  # the maps are sampled at pixel centres
     back = np.stack([cv2.remap(m, at, None, cv2.INTER_LINEAR)[0] for m in (x, y)], 1)
     assert np.abs(back - points).max() < 0.15
