@@ -31,10 +31,19 @@ from tqdm import tqdm
 
 import data
 import files
+from cleval import (
+    MAX_DETECTIONS,
+    bootstrap_groups,
+    mean_scores,
+    metric_rows,
+    paired_difference,
+    score_all,
+    summary,
+    to_shapely,
+)
 from dbnet import NetworkError, load_network
 from evaluate import (
     DECODING,
-    MAX_DETECTIONS,
     OVERRIDES,
     add_overrides,
     amp_dtype,
@@ -42,19 +51,12 @@ from evaluate import (
     decode_page,
     exit_code,
     given_overrides,
-    mean_scores,
-    metric_rows,
     own_pages,
-    page_groups,
-    paired_difference,
     print_line,
     print_scores,
-    score_all,
-    summary,
-    to_shapely,
     trained_on,
     write_predictions,
-)  # fmt: skip
+)
 from files import DataError, Parser, read_json, read_text, write_text
 from labels import (
     PICTURES,
@@ -346,7 +348,7 @@ def refuse_leaks(ensemble, leaks, pages):
         if clean:
             alone = ensemble._replace(members=[member], weights=[1.0])
             found = predict_all(alone, clean, [[0]])[0][0]
-            result = summary("page", metric_rows("page", clean, found), page_groups(clean))
+            result = summary("page", metric_rows("page", clean, found), bootstrap_groups(clean))
             print_line(result, f"{member.name}, {len(clean)} pages that it did not train on")
     k = max(range(len(leaks)), key=lambda k: len(leaks[k]))
     some = f"{len(leaks[k])} of these {len(pages)} pages (first: {pages[min(leaks[k])].name})"
@@ -432,7 +434,7 @@ def gate(ensemble, pages):
     left_out = everyone if len(everyone) > 2 else []
     subsets = [everyone, *([m for m in everyone if m != k] for k in left_out)]
     found, (together, *without) = predict_all(ensemble, pages, subsets)
-    groups = page_groups(pages)
+    groups = bootstrap_groups(pages)
     rows, result = score_all(pages, together)
     member_rows = [metric_rows("page", pages, f) for f in found]
     result["method"] = ensemble.method

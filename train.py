@@ -44,6 +44,7 @@ from tqdm import tqdm
 import data
 import evaluate
 import files
+from cleval import bootstrap_groups, page_row, summary
 from db_postprocess import MODES, SHRINK_RATIO
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, Parser, read_json, replace_file, write_json, write_text
@@ -873,7 +874,7 @@ def score_pages(trainer, val):
     rows = torch.zeros(len(val), 4, dtype=torch.float64)
 
     def judge(page, found):  # beside the network
-        return evaluate.page_row("page", page, found[0])
+        return page_row("page", page, found[0])
 
     hp, model = dataclasses.asdict(trainer.hp), trainer.averaged_model()
     found = evaluate.predict(model, val[rank::size], hp, trainer.device, judge)
@@ -887,7 +888,7 @@ def finish_epoch(trainer, val, steps):
     if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
         raise NotFinite(f"weights are not finite after epoch {trainer.epoch + 1}")
     rows = score_pages(trainer, val)
-    row = evaluate.summary("page", rows, evaluate.page_groups(val))
+    row = summary("page", rows, bootstrap_groups(val))
     row["hmean_lo"], row["hmean_hi"] = row.pop("interval")
     row["epoch"], row["lr"] = trainer.epoch + 1, learning_rate(hp, trainer.epoch, trainer.epoch + 1)
     losses = np.mean(trainer.losses, 0).tolist()

@@ -26,8 +26,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from cleval import bootstrap
 from ensemble import EXIT_NOT_BETTER
-from evaluate import bootstrap
 from train import load_last, read_log
 
 SEEDS = 3

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import cleval  # noqa: E402
 import data  # noqa: E402
 import ensemble  # noqa: E402
-import evaluate  # noqa: E402
 import files  # noqa: E402
 import labels  # noqa: E402
 import sweep  # noqa: E402
@@ -259,22 +259,22 @@ def fuzz_metric(case):
     ignore = (ignore + [False] * 6)[: len(gt)]
     order = np.random.default_rng(seed).permutation(len(det))
     for variant in ("page", "official"):
-        counts = evaluate.cleval(gt, det, ignore=ignore, variant=variant)
+        counts = cleval.cleval(gt, det, ignore=ignore, variant=variant)
         values = [counts[key] for key in ("precision", "recall", "hmean")]
         assert all(0 <= value <= 1 for value in values), counts
-        turned = evaluate.cleval(gt, [det[i] for i in order], ignore=ignore, variant=variant)
+        turned = cleval.cleval(gt, [det[i] for i in order], ignore=ignore, variant=variant)
         assert turned == counts, (counts, turned)
-    tp, n, m = evaluate.iou50(gt, det, ignore)
+    tp, n, m = cleval.iou50(gt, det, ignore)
     assert 0 <= tp <= min(n, m) and n == len(gt) - sum(ignore) and m <= len(det)
-    assert evaluate.iou50(det, gt)[0] == evaluate.iou50(gt, det)[0] or len(gt) > 1 and len(det) > 1
+    assert cleval.iou50(det, gt)[0] == cleval.iou50(gt, det)[0] or len(gt) > 1 and len(det) > 1
     boxes = [cv2.minAreaRect(np.float32(points)) for points in gt]
     boxes = [cv2.boxPoints(box).astype(float) for box in boxes if min(box[1]) > 5]
     sides = [np.linalg.norm(box[1] - box[0]) > np.linalg.norm(box[2] - box[1]) for box in boxes]
     boxes = [box if wide else np.roll(box, 1, 0) for box, wide in zip(boxes, sides)]  # along text
     apart = [box + (500 * i, 0) for i, box in enumerate(boxes)]
     if apart:
-        assert evaluate.cleval(apart, apart)["hmean"] == 1
-        assert evaluate.iou50(apart, apart)[0] == len(apart)
+        assert cleval.cleval(apart, apart)["hmean"] == 1
+        assert cleval.iou50(apart, apart)[0] == len(apart)
 
 
 def fuzz_decode(case):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import shapely
 
-from evaluate import (
+from cleval import (
     COUNTS,
     as_points,
     bootstrap,
@@ -27,7 +27,7 @@ from evaluate import (
     overlap_area,
     pseudo_chars,
     to_shapely,
-)  # fmt: skip
+)
 
 DATA = Path(__file__).parent / "data" / "cleval"
 VARIANTS = ("page", "official")

@@ -13,6 +13,7 @@ import pytest
 import shapely
 import torch
 
+import cleval
 import data
 import evaluate
 import labels
@@ -202,9 +203,9 @@ def test_few_pages_can_say_nothing(work, capsys):
     rows = np.array([(0.8, 0.8, h, 1.0) for h in np.linspace(0.5, 0.9, 6)])
     for pages, verdict in ((5, "cannot tell"), (6, "better")):
         a, groups = rows[:pages], range(pages)
-        result = evaluate.paired_difference(a + (0, 0, 0.01, 0), a, evaluate.mean_scores, groups)
+        result = cleval.paired_difference(a + (0, 0, 0.01, 0), a, cleval.mean_scores, groups)
         assert result["verdict"] == verdict and result["difference"] == pytest.approx(0.01)
-    grouped = evaluate.paired_difference(rows + 0.01, rows, evaluate.mean_scores, [1, 2, 3] * 2)
+    grouped = cleval.paired_difference(rows + 0.01, rows, cleval.mean_scores, [1, 2, 3] * 2)
     assert grouped["verdict"] == "cannot tell"
 
 
@@ -438,7 +439,7 @@ def report_numbers(page):
         if row
     }
     numbers = {name: [float(v) for v in row] for name, row in rows.items() if row[0][0] in "01"}
-    metrics = {m: numbers[name] for m, (name, _) in evaluate.METRICS.items()}
+    metrics = {m: numbers[name] for m, (name, _) in cleval.METRICS.items()}
     return metrics, {float(k): v for k, v in numbers.items() if re.fullmatch(r"0\.\d\d", k)}
 
 

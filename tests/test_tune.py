@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+import cleval
 import data
 import evaluate
 import files
 import labels
+from cleval import metric_rows
 from dbnet import load_checkpoint, save_checkpoint
 from evaluate import (
     TUNED,
@@ -20,7 +22,6 @@ from evaluate import (
     decode_page,
     halves,
     held_out_pages,
-    metric_rows,
     score_grid,
     score_page,
     setting_values,
@@ -195,7 +196,7 @@ def test_few_pages_and_a_fine_grid_overfit_and_it_shows():
     luck = []
     for start in range(0, 20, 4):
         few = slice(start, start + 4)
-        names = evaluate.page_groups(pages[few])
+        names = cleval.bootstrap_groups(pages[few])
         fitted = crossfit(hmeans[few], halves(names), names, FINE)[:, 0]
         luck.append(hmeans[few].mean(0).max() - fitted.mean())
     assert np.mean(luck) > 0.005 and min(luck) >= 0
