@@ -233,3 +233,19 @@ def polygons_from_map(prob, *, thresh, **decoding):
     prob: float in 0..1 or uint8 in 0..255; decoding: the keywords of `decode_candidates`.
     """
     return decode_candidates(find_candidates(prob, thresh), **decoding)
+
+
+DECODING = "thresh box_thresh unclip_ratio max_candidates min_size mode shrink_ratio".split()
+
+
+def decode_page(prob, scale, page_size, hp):
+    """Polygons (page px, inside the page) and scores of one map [h, w]; hp: dict with the
+    decoding's keys."""
+    polygons, scores = polygons_from_map(prob, **{k: hp[k] for k in DECODING})
+    return to_page(polygons, scale, page_size), scores
+
+
+def to_page(polygons, scale, page_size):
+    """Polygons in map pixels -> in page pixels, inside the page."""
+    xy = np.concatenate([np.zeros((0, 2)), *polygons]) / scale
+    return split_outlines(xy.clip(0, page_size), [len(points) for points in polygons])

@@ -41,14 +41,13 @@ from cleval import (
     summary,
     to_shapely,
 )
+from db_postprocess import DECODING, decode_page
 from dbnet import NetworkError, load_network
 from evaluate import (
-    DECODING,
     OVERRIDES,
     add_overrides,
     amp_dtype,
     choose_device,
-    decode_page,
     exit_code,
     given_overrides,
     own_pages,

@@ -47,8 +47,9 @@ import synth
 from cleval import cleval
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet, db_loss
-from evaluate import predict, score_page
+from evaluate import predict
 from train import Hparams, Trainer
+from tune import score_page
 
 cv2.setNumThreads(1)
 torch.set_num_threads(1)

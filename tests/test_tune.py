@@ -13,21 +13,11 @@ import evaluate
 import files
 import labels
 from cleval import metric_rows
+from db_postprocess import decode_page
 from dbnet import load_checkpoint, save_checkpoint
-from evaluate import (
-    TUNED,
-    cached_maps,
-    choose_setting,
-    crossfit,
-    decode_page,
-    halves,
-    held_out_pages,
-    score_grid,
-    score_page,
-    setting_values,
-    write_setting,
-)
+from evaluate import cached_maps, held_out_pages, write_setting
 from train import Hparams
+from tune import TUNED, choose_setting, crossfit, halves, score_grid, score_page, setting_values
 
 CPU = torch.device("cpu")
 HP = dict(vars(Hparams()), backbone="mobilenetv3_small_050", neck=16, size=160)
