@@ -48,7 +48,8 @@ from cleval import cleval
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet, db_loss
 from evaluate import predict
-from train import Hparams, Trainer
+from hparams import Hparams
+from train import Trainer
 from tune import score_page
 
 cv2.setNumThreads(1)

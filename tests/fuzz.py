@@ -26,6 +26,7 @@ import cleval  # noqa: E402
 import data  # noqa: E402
 import ensemble  # noqa: E402
 import files  # noqa: E402
+import hparams  # noqa: E402
 import labels  # noqa: E402
 import sweep  # noqa: E402
 import train  # noqa: E402
@@ -161,7 +162,7 @@ def fuzz_pictures(raw):
     assert sorted(image.shape[:2]) == sorted(map(abs, data.header_size(raw)))
 
 
-defaults = train.dataclasses.asdict(train.Hparams())
+defaults = train.dataclasses.asdict(hparams.Hparams())
 hparams_file = st.dictionaries(
     mostly(st.sampled_from(sorted(defaults)), st.text(max_size=6)), odd | anything, max_size=5
 )
@@ -171,15 +172,15 @@ def fuzz_hparams(case):
     raw = case
     (FOLDER / "hparams").write_bytes(raw)
     try:
-        values = train.read_hparams(FOLDER / "hparams")
-        hp = train.dataclasses.replace(train.Hparams(), **values)
-        train.validate(hp)
-    except (train.UsageError, files.DataError) as error:
+        values = hparams.read_hparams(FOLDER / "hparams")
+        hp = train.dataclasses.replace(hparams.Hparams(), **values)
+        hparams.validate(hp)
+    except (hparams.UsageError, files.DataError) as error:
         assert str(error).isprintable(), error
         return
     shown = json.dumps(train.dataclasses.asdict(hp), allow_nan=False)
     (FOLDER / "hparams").write_text(shown)
-    again = train.dataclasses.replace(train.Hparams(), **train.read_hparams(FOLDER / "hparams"))
+    again = train.dataclasses.replace(hparams.Hparams(), **hparams.read_hparams(FOLDER / "hparams"))
     assert again == hp
 
 

@@ -18,8 +18,8 @@ import synth
 from data import make_folds, make_targets, read_image, repair_words
 from db_postprocess import rect_corners, shrink_distance
 from files import DataError
+from hparams import Hparams
 from labels import load_labels
-from train import Hparams
 
 HP = Hparams(size=256, seed=1)
 

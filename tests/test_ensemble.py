@@ -34,7 +34,7 @@ from ensemble import (
     write_submission,
 )  # fmt: skip
 from evaluate import predict
-from train import Hparams
+from hparams import Hparams
 
 CPU = torch.device("cpu")
 HP = dict(

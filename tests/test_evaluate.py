@@ -19,7 +19,7 @@ import evaluate
 import labels
 from db_postprocess import polygons_from_map
 from dbnet import DBNet, save_checkpoint
-from train import Hparams
+from hparams import Hparams
 
 
 def predictions(work, change=lambda i, points: points, name="p.json", keep=lambda i: True):

@@ -18,6 +18,7 @@ from conftest import ROOT
 import data
 import evaluate
 import files
+import hparams
 import labels
 import train
 
@@ -340,7 +341,7 @@ def test_init_starts_from_a_checkpoint(work, undisturbed, capsys):
 
 @pytest.mark.parametrize("t_max", [20, 22, 24])
 def test_schedule_is_torchs_cosine(t_max):
-    hp = train.Hparams(lr=5e-4, eta_min=6e-6, T_max=t_max)
+    hp = hparams.Hparams(lr=5e-4, eta_min=6e-6, T_max=t_max)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, t_max, 6e-6)
     for epoch in range(22):
@@ -351,7 +352,7 @@ def test_schedule_is_torchs_cosine(t_max):
 
 
 def test_warm_up_is_linear():
-    hp = train.Hparams(lr=1e-3, warmup=2.0)
+    hp = hparams.Hparams(lr=1e-3, warmup=2.0)
     assert train.learning_rate(hp, 0, 0.5) == pytest.approx(train.learning_rate(hp, 0, 9) / 4)
 
 
@@ -369,7 +370,7 @@ def test_ema_is_a_moving_average():
     "t_max, word", [(4, None), (2, "rises again"), (8, "still has lr 2.1e-03")]
 )
 def test_schedules_that_do_not_end_with_the_run_are_named(t_max, word, capsys):
-    train.check_schedule(train.Hparams(lr=3e-3, epochs=4, T_max=t_max))
+    train.check_schedule(hparams.Hparams(lr=3e-3, epochs=4, T_max=t_max))
     assert word in capsys.readouterr().out if word else capsys.readouterr().out == ""
 
 
@@ -382,7 +383,7 @@ def test_traced_once_for_all_canvases(monkeypatch):
     monkeypatch.setattr(torch, "compile", traced)
     small = dict(backbone="resnet10t", pretrained="none", neck=16)
     plain, compiled = (
-        train.Trainer(train.Hparams(compile=c, **small), torch.device("cpu")) for c in (False, True)
+        train.Trainer(hparams.Hparams(compile=c, **small), torch.device("cpu")) for c in (False, True)
     )
     for height, width in ((64, 96), (96, 64), (64, 64)):
         pages = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
@@ -391,7 +392,7 @@ def test_traced_once_for_all_canvases(monkeypatch):
 
 
 def test_frozen_batch_norm_keeps_its_statistics():
-    hp = train.Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16, freeze_bn=True)
+    hp = hparams.Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16, freeze_bn=True)
     trainer = train.Trainer(hp, torch.device("cpu"))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items() if "running" in k}
     trainer.train_mode()
@@ -401,7 +402,7 @@ def test_frozen_batch_norm_keeps_its_statistics():
 
 
 def test_gradient_clipping_limits_the_step(work):
-    hp = train.Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16, clip=1e-3)
+    hp = hparams.Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16, clip=1e-3)
     trainer = train.Trainer(hp, torch.device("cpu"))
     trainer.model.train()
     maps = torch.ones(2, 4, 64, 64, dtype=torch.uint8)
@@ -427,7 +428,7 @@ def test_order_of_values_and_spellings(work, capsys):
     assert resolved(capsys, "--ema=true", "--compile")["compile"] is True
     assert resolved(capsys, "--no-ema", "--no-pretrained")["ema"] is False
     assert resolved(capsys, "--no-pretrained")["pretrained"] == "none"
-    assert set(resolved(capsys)) == set(train.FIELDS)
+    assert set(resolved(capsys)) == set(hparams.FIELDS)
 
 
 @pytest.mark.parametrize("name", ["baseline", "run8", "run3", "run7", "quickstart"])

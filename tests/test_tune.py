@@ -16,7 +16,7 @@ from cleval import metric_rows
 from db_postprocess import decode_page
 from dbnet import load_checkpoint, save_checkpoint
 from evaluate import cached_maps, held_out_pages, write_setting
-from train import Hparams
+from hparams import Hparams
 from tune import TUNED, choose_setting, crossfit, halves, score_grid, score_page, setting_values
 
 CPU = torch.device("cpu")
