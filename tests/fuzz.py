@@ -28,7 +28,7 @@ import ensemble  # noqa: E402
 import files  # noqa: E402
 import hparams  # noqa: E402
 import labels  # noqa: E402
-import sweep  # noqa: E402
+import space  # noqa: E402
 import train  # noqa: E402
 from db_postprocess import decode_candidates, find_candidates  # noqa: E402
 
@@ -205,8 +205,8 @@ spec_file = objects(
 def fuzz_sweep(case):
     (FOLDER / "spec").write_bytes(case)
     try:
-        spec = sweep.load_spec(FOLDER / "spec")
-        cube = sweep.Cube(sweep.parse_space(spec))
+        spec = space.load_spec(FOLDER / "spec")
+        cube = space.Cube(space.parse_space(spec))
     except ValueError as error:
         assert len(str(error).splitlines()) == 1, error
         return

@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import files  # noqa: E402
+import space  # noqa: E402
 import sweep  # noqa: E402
 
 # A trainer with train.py's command line and a closed-form score, best at lr 10^-3.2; FAULT makes it
@@ -104,11 +105,11 @@ def entry(params, value=None, state="finished", **more):
 
 
 def samples(entry_, n=2000):
-    dim = sweep.parse_dimension("x", entry_)
+    dim = space.parse_dimension("x", entry_)
     return dim, np.array([dim.value(u) for u in (np.arange(n) + 0.5) / n])
 
 
-NORMAL = sweep.normal_cdf
+NORMAL = space.normal_cdf
 LAWS = [
     ({"min": 2.0, "max": 5.0}, lambda x: (x - 2) / 3),
     ({"distribution": "uniform", "min": 2, "max": 5}, lambda x: (x - 2) / 3),
@@ -165,25 +166,25 @@ def test_stepped_law_has_the_mass_between_its_steps(law, cdf):
 def test_integers_and_categories():
     _, x = samples({"min": 1, "max": 4})
     assert [int((x == k).sum()) for k in (1, 2, 3, 4)] == [500] * 4
-    dim = sweep.parse_dimension("x", {"values": [True, 1, 0, None, "0", False]})
+    dim = space.parse_dimension("x", {"values": [True, 1, 0, None, "0", False]})
     assert dim.category and [dim.value(dim.encode(v)) for v in dim.levels] == list(dim.levels)
     assert len({dim.encode(v) for v in dim.levels}) == 6
-    dim = sweep.parse_dimension("x", {"values": ["a", "b"], "probabilities": [0.9, 0.1]})
+    dim = space.parse_dimension("x", {"values": ["a", "b"], "probabilities": [0.9, 0.1]})
     assert [dim.value(u) for u in (0.0, 0.89, 0.91, 1.0)] == ["a", "a", "b", "b"]
-    dim = sweep.parse_dimension("x", {"distribution": "int_uniform", "min": 1, "max": 10 ** 9})
+    dim = space.parse_dimension("x", {"distribution": "int_uniform", "min": 1, "max": 10 ** 9})
     assert all(isinstance(dim.value(u), int) for u in (0.0, 0.3, 1.0))
 
 
 def test_a_value_of_probability_0_is_never_tried():
-    dim = sweep.parse_dimension("x", {"values": ["a", "b", "c"], "probabilities": [0, 1, 0]})
+    dim = space.parse_dimension("x", {"values": ["a", "b", "c"], "probabilities": [0, 1, 0]})
     assert [dim.value(u) for u in (0.0, 0.5, 1.0)] == ["b"] * 3
-    space = {**cube_space(0), "parameters": {"x": {"values": [1, 2], "probabilities": [0, 1]}}}
-    assert [h["params"] for h in drive(space, lambda p: 0.0, 1)] == [{"x": 2}]
-    assert sweep.suggest(space, [entry({"x": 2}, 0.0)], np.random.default_rng(0)) is None
+    space_ = {**cube_space(0), "parameters": {"x": {"values": [1, 2], "probabilities": [0, 1]}}}
+    assert [h["params"] for h in drive(space_, lambda p: 0.0, 1)] == [{"x": 2}]
+    assert sweep.suggest(space_, [entry({"x": 2}, 0.0)], np.random.default_rng(0)) is None
 
 
 def test_ends_of_a_log_range_come_back_as_written():
-    dim = sweep.parse_dimension("x", log_range(5e-5, 6e-4))
+    dim = space.parse_dimension("x", log_range(5e-5, 6e-4))
     assert (dim.value(0.0), dim.value(1.0)) == (5e-5, 6e-4)
 
 
@@ -206,7 +207,7 @@ BAD_PARAMETERS = [
 @pytest.mark.parametrize("parameters, word", BAD_PARAMETERS)
 def test_a_space_that_is_none_is_refused_by_name(parameters, word):
     with pytest.raises(ValueError, match=word):
-        sweep.check_spec(spec(parameters=parameters))
+        space.check_spec(spec(parameters=parameters))
 
 
 SCHEMA_KEYS = ["apiVersion", "kind", "controller", "description", "program", "job", "image_uri",
@@ -217,22 +218,22 @@ SCHEMA_KEYS = ["apiVersion", "kind", "controller", "description", "program", "jo
 def test_every_key_of_the_schema_is_accepted_and_others_refused():
     for key in SCHEMA_KEYS:
         value = {"early_terminate": {"type": "hyperband", "min_iter": 2}, "command": ["${program}"]}
-        assert sweep.check_spec(spec() if key in spec() else spec(**{key: value.get(key, "x")}))
+        assert space.check_spec(spec() if key in spec() else spec(**{key: value.get(key, "x")}))
     for key in ("paramaters", "epochs", "runcap"):
         with pytest.raises(ValueError, match=key):
-            sweep.check_spec(spec(**{key: 1}))
+            space.check_spec(spec(**{key: 1}))
     for key in ("min_iter", "max_iter", "eta", "s", "strict"):
         rule = {"type": "hyperband", "min_iter": 3, key: 4}
-        assert sweep.check_spec(spec(early_terminate=rule))
+        assert space.check_spec(spec(early_terminate=rule))
     with pytest.raises(ValueError, match="patience"):
-        sweep.check_spec(spec(early_terminate={"type": "hyperband", "min_iter": 3, "patience": 5}))
-    for name, keys in sweep.DISTRIBUTIONS.items():
+        space.check_spec(spec(early_terminate={"type": "hyperband", "min_iter": 3, "patience": 5}))
+    for name, keys in space.DISTRIBUTIONS.items():
         good = dict(value=1, values=[1, 2], probabilities=[0.5, 0.5], min=1, max=9, mu=1, sigma=1,
                     a=1, b=2, q=1)
         chosen = {"distribution": name, **{k: good[k] for k in keys.split()}}
-        assert sweep.parse_dimension("x", chosen)
+        assert space.parse_dimension("x", chosen)
         with pytest.raises(ValueError, match="'width'"):
-            sweep.parse_dimension("x", {**chosen, "width": 1})
+            space.parse_dimension("x", {**chosen, "width": 1})
 
 
 @pytest.mark.parametrize("change, word", [
@@ -247,15 +248,15 @@ def test_every_key_of_the_schema_is_accepted_and_others_refused():
     ({"parameters": {"epochs": {"values": [5, 10]}}}, "epochs")])
 def test_a_sweep_that_is_none_is_refused_by_name(change, word):
     with pytest.raises(ValueError, match=word):
-        sweep.check_spec(spec(**change))
+        space.check_spec(spec(**change))
 
 
 @pytest.mark.parametrize("name", ["sweep_lr_wd", "sweep_narrow", "sweep_refined"])
 def test_shipped_sweeps_in_wandb_form_pass_wandbs_schema(name):
     data = json.loads((ROOT / "hparams" / f"{name}.json").read_text())
-    sweep.check_spec(data)
+    space.check_spec(data)
     schema = pytest.importorskip("sweeps.config", reason="pip install sweeps==0.3.0 'numpy<2'")
-    assert schema.schema_violations_from_proposed_config(sweep.wandb_form(data)[0]) == []
+    assert schema.schema_violations_from_proposed_config(space.wandb_form(data)[0]) == []
     if name != "sweep_refined":
         assert schema.schema_violations_from_proposed_config(data) == []
 
@@ -426,7 +427,7 @@ def test_pending_trials_are_believed():
 def test_after_run_8_of_the_published_sweep_the_search_stays_near_it():
     record = sweep.read_sweep(ROOT / "hparams" / "history_v5inrfwe.json")
     history = [entry(t.params, t.history[-1]) for t in record.trials[:8]]
-    cube = sweep.Cube(sweep.parse_space(record.spec))
+    cube = space.Cube(space.parse_space(record.spec))
     keep = [i for i, d in enumerate(cube.free) if d.name != "T_max"]
     run8 = np.array(cube.encode(history[7]["params"]))[keep]
     gaps = [np.linalg.norm(np.array(cube.encode(sweep.suggest(
@@ -1029,7 +1030,7 @@ def test_what_wandbs_agent_calls_is_what_train_py_takes(name):
     from wandb.sdk.launch.sweeps import utils
 
     data = json.loads((ROOT / "hparams" / f"{name}.json").read_text())
-    cube = sweep.Cube(sweep.parse_space(data))
+    cube = space.Cube(space.parse_space(data))
     params = cube.decode(np.full(len(cube.free), 0.5)) | {"ema": False}
     args = utils.create_sweep_command_args({"args": {k: {"value": v} for k, v in params.items()}})
     for form in ("args", "args_no_hyphens", "args_no_boolean_flags"):
