@@ -17,7 +17,6 @@ import hashlib
 import html
 import io
 import json
-import math
 import os
 import sys
 import time
@@ -58,6 +57,7 @@ from db_postprocess import (
 from dbnet import NetworkError, load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, read_json, replace_file, write_json, write_text
 from labels import PICTURES, SPLITS, Page, has_split, load_labels, pages_to_json, read_competition
+from report import LEVELS, SCORES_PAGE, binned, html_bars, html_curves, html_table
 from tune import GRID, TUNED, draw_landscape, halves, print_tuning, tune
 
 # ---------------------------------------------------------------- prediction
@@ -443,33 +443,7 @@ def run_tune(args, overrides):
 
 # ---------------------------------------------------------------- report
 
-LEVELS = np.arange(1, 20) / 20  # of box_thresh
 WORST = 12
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>%s</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root { color-scheme: light dark; --fg: #1d2126; --bg: #fff; --muted: #68707a; --accent: #0a62c4;
- --grid: #e1e5ea; --second: #b3541e; --third: #1d7a4b }
-@media (prefers-color-scheme: dark) { :root { --fg: #e4e7ea; --bg: #14171a; --muted: #98a1ab;
- --accent: #62a8ff; --grid: #30363d; --second: #ec9a63; --third: #63c793 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
- max-width: 960px; margin: 0 auto; padding: 16px }
-h1 { font-size: 1.6em; overflow-wrap: anywhere } h2 { font-size: 1.2em; margin-top: 2em }
-h2, th, td { border-bottom: 1px solid var(--grid) }
-p, figcaption { color: var(--muted) } figcaption { font-size: 13px; overflow-wrap: anywhere }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
-th { color: var(--muted) }
-th:first-child, td:first-child { text-align: left; white-space: normal }
-svg { display: block; width: 100%%; max-width: 720px; font: 13px system-ui, sans-serif }
-text { fill: var(--muted) } .value { fill: var(--fg) } rect { fill: var(--accent) }
-path { fill: none; stroke: var(--grid) } .line { stroke-width: 2.2 }
-.chosen { stroke: var(--muted); stroke-dasharray: 4 3 }
-.pages { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 16px }
-figure { margin: 0 } img { max-width: 100%%; border: 1px solid var(--grid) }
-@media (max-width: 600px) { svg { font-size: 18px } table { font-size: 13px }
- th, td { padding-right: 8px; white-space: normal } }
-</style>%s</html>
-"""
 
 
 def page_details(page, found, chosen):
@@ -485,71 +459,6 @@ def page_details(page, found, chosen):
     hit[[n for n, _ in iou_matches(page.polygons, chosen, ignore)[0]]] = True
     height = np.array([min(min_area_sides(np.asarray(p))) for p in page.polygons])
     return micro_scores(count_kept(labels, pairs, keep, "page")), height[~ignore], hit[~ignore]
-
-
-def html_table(rows):
-    """Rows of cells, the first is the head."""
-    cells = [[html.escape(str(cell)) for cell in row] for row in rows]
-    head, *body = ("".join(f"<td>{cell}</td>" for cell in row) for row in cells)
-    body = "".join(f"<tr>{row}</tr>" for row in body)
-    head = head.replace("td>", "th>")
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def html_svg(height, parts):
-    return f'<svg viewBox="0 0 640 {height}" role="img">{"".join(parts)}</svg>'
-
-
-def html_bars(values, labels, below, high):
-    """Bars up to the value `high`, a label on each and lines of text below it."""
-    parts, step = [], 640 / max(len(values), 1)
-    for i, (value, label, lines) in enumerate(zip(values, labels, below)):
-        x, h = i * step, 120 * max(value, 0) / (high or 1)
-        centre = f'x="{x + step / 2:.1f}" text-anchor="middle"'
-        bar = f'y="{140 - h:.1f}" width="{step * 0.8:.1f}" height="{h:.1f}"'
-        parts.append(f'<rect x="{x + step * 0.1:.1f}" {bar}/>')
-        parts.append(f'<text class="value" {centre} y="{134 - h:.1f}">{label}</text>')
-        for k, line in enumerate(lines):
-            parts.append(f'<text {centre} y="{159 + 19 * k}">{line}</text>')
-    return html_svg(146 + 19 * max(map(len, below), default=0), parts)
-
-
-def html_curves(curve, chosen):
-    """Precision, recall and hmean [19, 3] over LEVELS, a line at the chosen box_thresh."""
-    low = min(math.floor(10 * curve.min()) / 10, 0.9)
-
-    def point(x, y):
-        return f"{40 + 500 * x:.1f} {250 - 230 * (y - low) / (1 - low):.1f}"
-
-    parts = []
-    for y in np.linspace(low, 1, 6):
-        parts.append(f'<path d="M{point(0, y)}L{point(1, y)}"/>')
-        parts.append(f'<text x="0" y="{float(point(0, y).split()[1]) + 4}">{y:.2f}</text>')
-    for x in np.arange(0, 1.01, 0.2):
-        parts.append(f'<text x="{40 + 500 * x}" y="270" text-anchor="middle">{x:.1f}</text>')
-    if chosen is not None:
-        parts.append(f'<path class="chosen" d="M{point(chosen, low)}L{point(chosen, 1)}"/>')
-    colours = {"precision": "--second", "recall": "--third", "hmean": "--accent"}
-    for k, (name, colour) in enumerate(colours.items()):
-        line = "L".join(point(x, y) for x, y in zip(LEVELS, curve[:, k]))
-        parts.append(f'<path class="line" style="stroke: var({colour})" d="M{line}"/>')
-        style = f'style="fill: var({colour})"'
-        parts.append(f'<text {style} x="560" y="{40 + 22 * k}">{name}</text>')
-    return html_svg(280, parts)
-
-
-def binned(x, y, share):
-    """Mean of y in up to 5 equally filled bins of x, as a section's bars."""
-    if not len(x):
-        return "<p>no labels</p>"
-    edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)))
-    which = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
-    bins = [np.flatnonzero(which == k) for k in range(max(len(edges) - 1, 1))]
-    means = [float(y[b].mean()) if len(b) else 0.0 for b in bins]
-    tops = np.append(edges, edges[-1])
-    below = [f"{low:.0f} to {high:.0f}" for low, high in zip(edges, tops[1:])]
-    below = [(line, f"{len(b)} {share}") for line, b in zip(below, bins)]
-    return html_bars(means, [f"{mean:.4f}" for mean in means], below, 1)
 
 
 def thumbnail(page, polygons):
@@ -606,7 +515,7 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
                 "Labels thin blue, hits green, misses red, false alarms orange, at IoU 0.5.",
                 f'<div class="pages">{"".join(figures)}</div>'),
     )  # fmt: skip
-    write_text(path, PAGE % (html.escape(title), "".join(body)))
+    write_text(path, SCORES_PAGE % (html.escape(title), "".join(body)))
 
 
 # ---------------------------------------------------------------- export

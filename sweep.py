@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import csv
 import errno
-import html
 import itertools
 import json
 import math
@@ -33,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from files import lock
+from report import Plot, every, markdown, p, page, short, span
 from space import (
     METRIC,
     NO_EFFECT,
@@ -1112,14 +1112,6 @@ def outlier_limit(n):
     return (n - 1) / math.sqrt(n) * math.sqrt(t * t / (n - 2 + t * t))
 
 
-def short(x):
-    return f"{x:.4g}" if isinstance(x, float) else str(x)
-
-
-def p(*parts):
-    return "p", " ".join(parts)
-
-
 # standard error of a difference over the same pages, as a share of one score's: on 404 pages 0.08
 # of 0.27 points
 PAIRED = 0.3
@@ -1411,110 +1403,7 @@ def pages(trial):
     return trial.rows[-1][1:3] if trial.rows else (math.nan, math.nan)
 
 
-def markdown(blocks):
-    text = ""
-    for kind, *body in blocks:
-        if kind == "table":
-            lines = [body[0], ["---"] * len(body[0]), *body[1]]
-            text += "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines) + "\n"
-        elif kind == "code":
-            text += f"```{body[0]}\n{body[1]}\n```\n\n"
-        elif kind != "figure":
-            text += f"{kind} {body[0]}\n\n".removeprefix("p ")
-    return text
-
-
 # ---------------------------------------------------------------- report as a page
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>%s</title><style>
-:root { color-scheme: light dark; --fg: #1d2126; --bg: #fff; --muted: #68707a; --accent: #0a62c4;
- --grid: #e1e5ea }
-@media (prefers-color-scheme: dark) {
- :root { --fg: #e4e7ea; --bg: #14171a; --muted: #98a1ab; --accent: #62a8ff; --grid: #30363d } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
- max-width: 960px; margin: 0 auto; padding: 16px }
-h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
-h2, th, td { border-bottom: 1px solid var(--grid) } table { border-collapse: collapse }
-.scroll { overflow-x: auto } table { font-variant-numeric: tabular-nums }
-th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
-th { color: var(--muted); white-space: normal; vertical-align: bottom }
-th:first-child, td:first-child { text-align: left; white-space: normal }
-pre { background: var(--grid); padding: 10px; overflow-x: auto; border-radius: 4px }
-figure { margin: 1em 0 } figcaption { color: var(--muted); font-size: 13px }
-svg { display: block; width: 100%%; height: auto; font: 12px system-ui, sans-serif }
-.narrow { max-width: 560px }
-@media (max-width: 600px) { .wide { font-size: 17px } .narrow { font-size: 15px }
- table { font-size: 13px } td:first-child { min-width: 6em } }
-text { fill: var(--muted) }
-path { fill: none; stroke: var(--muted); stroke-width: 1.2; stroke-linejoin: round }
-.axis { stroke: var(--grid) } .best { stroke: var(--accent); stroke-width: 2.2 }
-.band { fill: var(--accent); opacity: .15; stroke: none }
-.bar { fill: var(--accent); stroke: none }
-.stopped { stroke-dasharray: 4 3 } circle { fill: var(--accent); stroke: var(--bg) }
-circle.stopped { fill: var(--bg); stroke: var(--fg); stroke-dasharray: none }
-</style>
-%s</html>
-"""
-
-
-class Plot:
-    """An SVG with axes: ranges (low, high) of x and y in data units; parts in drawing order."""
-
-    def __init__(self, xs, ys, width=920, height=300):
-        self.xs, self.ys, self.width, self.height, self.parts = xs, ys, width, height, []
-
-    def at(self, x, y):
-        """Data units -> pixels; what lies outside is drawn at the edge."""
-        pairs = ((x, *self.xs), (y, *self.ys))
-        x, y = (min(max((v - low) / (high - low or 1), 0), 1) for v, low, high in pairs)
-        y = self.height - 40 - y * (self.height - 56)
-        return f"{56 + x * (self.width - 76):.1f}", f"{y:.1f}"
-
-    def line(self, points, kind, tip=""):
-        path = "L".join(" ".join(self.at(*point)) for point in points)
-        tip = html.escape(tip)
-        self.parts.append(f'<path class="{kind}" d="M{path}"><title>{tip}</title></path>')
-
-    def dot(self, x, y, trial):
-        """A trial's mark; its numbers, unrounded, are in the attributes and rounded in the tip."""
-        (left, top), value = self.at(x, y), trial.history[-1]
-        data = f'data-trial="{trial.number}" data-state="{trial.state}" data-value="{value!r}"'
-        tip = f"trial {trial.number}, {trial.state}, {value:.4f}, {' '.join(flags(trial.params))}"
-        mark = f'<circle class="{trial.state}" cx="{left}" cy="{top}" r="4.5" {data}>'
-        self.parts.append(f"{mark}<title>{html.escape(tip)}</title></circle>")
-
-    def text(self, x, y, text, anchor="middle", dx=0, dy=0):
-        left, top = (float(v) + d for v, d in zip(self.at(x, y), (dx, dy)))
-        where = f'x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}"'
-        self.parts.append(f"<text {where}>{html.escape(str(text))}</text>")
-
-    def axes(self, xticks, xlabel, points):
-        """Grid, tick labels (y in points) and the name of x."""
-        (left, right), (low, high) = self.xs, self.ys
-        step = 10 ** math.floor(math.log10(max(high - low, 1e-12)))
-        step *= next(m for m in (0.2, 0.5, 1, 2) if (high - low) / (m * step) <= 6)
-        for k in range(math.ceil(low / step), math.floor(high / step) + 1):
-            self.line([(left, k * step), (right, k * step)], "axis")
-            self.text(left, k * step, f"{k * step * points:.6g}", "end", -6, 4)
-        for x, label in xticks:
-            self.text(x, low, label, dy=16)
-        self.text((left + right) / 2, low, xlabel, dy=34)
-
-    def svg(self, label, size="wide"):
-        head = f'class="{size}" viewBox="0 0 {self.width} {self.height}" role="img"'
-        return f'<svg {head} aria-label="{html.escape(label)}">{"".join(self.parts)}</svg>'
-
-
-def span(values, margin=0.08):
-    low, high = min(values), max(values)
-    pad = margin * (high - low) if high > low else abs(high) * 0.01 or 1
-    return low - pad, high + pad
-
-
-def every(n, most=12):
-    """Tick marks 1..n, thinned out."""
-    return [(k, k) for k in range(1, n + 1, -(-n // most))]
 
 
 def figures(r):
@@ -1596,28 +1485,6 @@ def parameter_plot(r, i, d):
         plot.dot(d.encode(t.params[d.name]), t.history[-1], t)
     caption = f"{r.metric} against {d.key}; the GP's mean and 95 % band through the best."
     return caption, plot.svg(f"{r.metric} against {d.key}", "narrow")
-
-
-def page(title, blocks):
-    """Blocks as one HTML page that needs nothing else."""
-    text = ""
-    for kind, *body in blocks:
-        if kind == "figure":
-            text += f'<figure><div class="scroll">{body[1]}</div>'
-            text += f"<figcaption>{html.escape(body[0])}</figcaption></figure>\n"
-        elif kind == "table":
-            rows = [("th", body[0]), *(("td", row) for row in body[1])]
-            table = ""
-            for tag, row in rows:
-                line = f"</{tag}><{tag}>".join(html.escape(str(cell)) for cell in row)
-                table += f"<tr><{tag}>{line}</{tag}></tr>\n"
-            text += f'<div class="scroll"><table>{table}</table></div>\n'
-        else:
-            tag = {"#": "h1", "##": "h2", "code": "pre"}.get(kind, kind)
-            line = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(body[-1]))
-            line = re.sub(r"`(.+?)`", r"<code>\1</code>", line)
-            text += f"<{tag}>{line}</{tag}>\n"
-    return PAGE % (html.escape(title), text)
 
 
 def write_report(sweep, path=None):

@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import files  # noqa: E402
+import report  # noqa: E402
 import space  # noqa: E402
 import sweep  # noqa: E402
 
@@ -977,7 +978,7 @@ def test_names_from_a_file_are_no_markup():
     for n in range(1, 9):
         state.trials.append(sweep.Trial(n, {"<b>": n / 9}, "finished", [n / 9], [[1.0, 0.1, 0.2]]))
     blocks = list(sweep.Report(state).blocks())
-    assert "<b>" not in sweep.page("s", blocks).replace("<b>&lt;b&gt;</b>", "")
+    assert "<b>" not in report.page("s", blocks).replace("<b>&lt;b&gt;</b>", "")
 
 
 def test_wandb_form(cli):
