@@ -601,7 +601,7 @@ def test_pseudo_pages_keep_their_flags_and_leave_out_what_is_known(tmp_path):
     "name", [n for n in hostile.CHECK if not any(w in n for w in ("MB", "GB", "million", "bomb"))]
 )
 def test_hostile_input_is_an_error_of_one_line(tmp_path, monkeypatch, name):
-    """The quick ones of tests/hostile.py in this process; the script itself bounds memory too."""
+    """The quick ones of tests/by_hand/hostile.py in this process; the script itself bounds memory too."""
     monkeypatch.chdir(tmp_path)
     hostile.CHECK[name](tmp_path)
     with pytest.raises(DataError) as error:

@@ -1,4 +1,4 @@
-"""Each target of tests/fuzz.py for a moment; ten minutes of it are `python tests/fuzz.py`."""
+"""Each target of by_hand/fuzz.py for a moment; ten minutes are `python tests/by_hand/fuzz.py`."""
 
 import pytest
 

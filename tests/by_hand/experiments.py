@@ -1,6 +1,6 @@
 """The runs behind a table of results on real receipts.
 
-python tests/experiments.py DATA [--minutes 28] [--lite2 PT]
+python tests/by_hand/experiments.py DATA [--minutes 28] [--lite2 PT]
 
 Does what is not done yet: trainings, the most telling first, three seeds each, then five folds
 with their thresholds and ensemble, then the sweep with and without stopping. After `--minutes` the
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from cleval import bootstrap

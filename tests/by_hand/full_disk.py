@@ -1,4 +1,4 @@
-"""A disk filled to the last byte at each kind of write: python tests/full_disk.py
+"""A disk filled to the last byte at each kind of write: python tests/by_hand/full_disk.py
 
 Root is needed, to mount a tmpfs. Each command meets a disk with ever more room, from not a byte to
 enough. Until it is enough, the command must end with an error of one line, whatever was written
@@ -18,9 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-from kill_loop import SWEEP, TINY, call, check_files, child, outcome, same_weights  # noqa: E402
+from kill_loop import ROOT, SWEEP, TINY, call, check_files, child, outcome, same_weights
 
 PAGE = os.sysconf("SC_PAGE_SIZE")  # what a tmpfs gives and takes
 

@@ -1,4 +1,4 @@
-"""Random files and random geometry: python tests/fuzz.py [TARGET ...] [--minutes 10] [--seed 0]
+"""Random files and random geometry: python tests/by_hand/fuzz.py [TARGET ...] [--minutes 10] [--seed 0]
 
 Readers (labels in every format, pictures, hparams, sweep files, submissions) may raise nothing but
 an error of ours; decoding, metric and voting may raise nothing, give no NaN, and keep what must
@@ -20,7 +20,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import cleval  # noqa: E402
 import data  # noqa: E402

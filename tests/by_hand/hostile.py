@@ -1,4 +1,4 @@
-"""Hostile files against the real commands: python tests/hostile.py [WORD ...] [--seconds 60]
+"""Hostile files against the real commands: python tests/by_hand/hostile.py [WORD ...] [--seconds 60]
 
 Makes each input in a folder of its own, runs the command on it in a process of limited memory and
 time, and prints what it got: exit code, seconds, peak MiB (280 are this script's own), message.
@@ -24,7 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 QUAD = [[10, 10], [60, 10], [60, 30], [10, 30]]
 DEEP = 100_000
 

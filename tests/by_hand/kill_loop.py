@@ -1,4 +1,4 @@
-"""SIGKILLs at random moments over a training and a sweep, always resumed: python tests/kill_loop.py
+"""SIGKILLs at random moments over a training and a sweep, always resumed: python tests/by_hand/kill_loop.py
 
 Each part runs once undisturbed and once killed again and again, on the CPU with a tiny network. The
 two must end the same: weights in last.pt and best.pt bit for bit, log.csv with each epoch once, the
@@ -25,7 +25,7 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 TINY = "--data=pages --backbone=mobilenetv3_small_050 --pretrained=none --neck=64 --size=64"
 TINY = [*TINY.split(), "--batch=2"]

@@ -1,6 +1,6 @@
 """What other detectors find on labelled pages, as a user would run them.
 
-python tests/peers.py PEER DATA OUT.json
+python tests/by_hand/peers.py PEER DATA OUT.json
 
 PEER is rapidocr-onnxruntime (1.4.4: PP-OCRv4 mobile), rapidocr (3.10: PP-OCRv6 small) or tesseract
 (lines of page segmentation mode 11). OUT.json is in the form of evaluate.py's predictions, so the
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import data
 import labels

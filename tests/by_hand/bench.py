@@ -1,6 +1,6 @@
 """Speed of each part next to its peer in the same process.
 
-python tests/bench.py [PART ...] [--growth] [--device cuda]
+python tests/by_hand/bench.py [PART ...] [--growth] [--device cuda]
 
 One thread, medians of alternating rounds (a machine that changes its speed changes both), the
 machine and versions first. Peers come from tests/requirements.txt; an absent one is named and
@@ -37,7 +37,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import data

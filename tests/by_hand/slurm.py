@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm of one node, jobs killed in the middle: python tests/slurm.py
+"""A sweep on a real Slurm of one node, jobs killed in the middle: python tests/by_hand/slurm.py
 
 Starts munged, slurmctld and slurmd of its own (Debian: apt-get install slurm-wlm munge) with all
 their files in a temporary folder and ports that are free; runs six trials of the real train.py
@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 TOOLS = ("munged", "slurmctld", "slurmd", "srun", "scancel", "sinfo")
 EPOCHS, TRIALS = 3, 6
