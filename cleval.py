@@ -13,8 +13,18 @@ import shapely
 
 AREA_PRECISION = 0.3  # share of a detection's area that has to lie on a label
 MAX_DETECTIONS = 500  # the competition scores the first 500 detections of a page
-COUNTS = """num_char_gt num_char_det num_char_tp_recall num_char_tp_precision gran_score_recall
-    gran_score_precision num_char_fp num_splitted num_merged num_char_overlapped""".split()
+COUNTS = [
+    "num_char_gt",
+    "num_char_det",
+    "num_char_tp_recall",
+    "num_char_tp_precision",
+    "gran_score_recall",
+    "gran_score_precision",
+    "num_char_fp",
+    "num_splitted",
+    "num_merged",
+    "num_char_overlapped",
+]
 
 
 def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"):

@@ -30,13 +30,7 @@ import shapely
 from tqdm import tqdm
 
 from db_postprocess import SHRINK_RATIO, shrink_distance
-from files import (
-    DataError,
-    Parser,
-    new_folder,
-    read_json,
-    write_json,
-)
+from files import DataError, Parser, new_folder, read_json, write_json
 from labels import (
     FORMATS,
     SPLITS,
@@ -273,7 +267,7 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
     image = shrink_page(image, max(shape))
     source = matrix @ np.diag([width / image.shape[1], height / image.shape[0], 1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
-    pad = dict(borderMode=cv2.BORDER_CONSTANT, borderValue=PAD_COLOUR)
+    pad = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": PAD_COLOUR}
     image = cv2.warpPerspective(image, np.linalg.inv(half) @ source @ half, shape[::-1], **pad)
     polygons = [apply_homography(matrix, p) for p in polygons]
     cut = [False] * len(polygons)
@@ -724,8 +718,8 @@ def synth(out, count, seed, **kind):
 
 # what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn
 SYNTH_SETS = {
-    "synth": dict(count=320, seed=0, size=1280, words=117),
-    "synth-small": dict(count=160, seed=0, size=256, words=12, difficulty=0.3),
+    "synth": {"count": 320, "seed": 0, "size": 1280, "words": 117},
+    "synth-small": {"count": 160, "seed": 0, "size": 256, "words": 12, "difficulty": 0.3},
 }
 
 
@@ -747,24 +741,41 @@ DATA = ("data", None, None, "folder or label file")
 PLACE = ("--image-dir", None, None, "where the pictures lie, if not in images/ or beside labels")
 COMMANDS = {  # what it does, an example, its flags
     "check": (
-        "what is in DATA and what will go wrong in training", "receipts --size 960",
-        DATA, ("--size", int, 960, "longer page side in training"), PLACE),
+        "what is in DATA and what will go wrong in training",
+        "receipts --size 960",
+        DATA,
+        ("--size", int, 960, "longer page side in training"),
+        PLACE,
+    ),
     "synth": (
-        "draw synthetic receipts, a quarter of them val", "data/lines --unit line",
-        ("out", None, None, "folder to make"), ("--pages", int, 64, "how many"),
-        ("--seed", int, 0, "another seed, other pages"), ("--size", int, 1280, "longer page side"),
+        "draw synthetic receipts, a quarter of them val",
+        "data/lines --unit line",
+        ("out", None, None, "folder to make"),
+        ("--pages", int, 64, "how many"),
+        ("--seed", int, 0, "another seed, other pages"),
+        ("--size", int, 1280, "longer page side"),
         ("--words", int, 117, "words a page, about"),
-        ("--unit", ("word", "line"), "word", "label words, or runs of text on scans like SROIE's")),
+        ("--unit", ("word", "line"), "word", "label words, or runs of text on scans like SROIE's"),
+    ),
     "split": (
-        "stratified folds; groups and near-duplicates together", "receipts --folds 5",
-        DATA, ("--folds", int, 5, "how many"), ("--seed", int, 0, "breaks ties"),
+        "stratified folds; groups and near-duplicates together",
+        "receipts --folds 5",
+        DATA,
+        ("--folds", int, 5, "how many"),
+        ("--seed", int, 0, "breaks ties"),
         ("--split", SPLITS, "train", "which split of DATA"),
-        ("--out", None, None, "JSON to write, runs/split-DATA-FOLDS.json without"), PLACE),
+        ("--out", None, None, "JSON to write, runs/split-DATA-FOLDS.json without"),
+        PLACE,
+    ),
     "convert": (
-        "labels in another format", "receipts receipts-ppocr --to paddle",
-        DATA, ("out", None, None, "folder to make; its images/ is a link to the pictures"),
-        ("--to", tuple(FORMATS), "json", "format to write; says what it cannot hold"), PLACE),
-}  # fmt: skip
+        "labels in another format",
+        "receipts receipts-ppocr --to paddle",
+        DATA,
+        ("out", None, None, "folder to make; its images/ is a link to the pictures"),
+        ("--to", tuple(FORMATS), "json", "format to write; says what it cannot hold"),
+        PLACE,
+    ),
+}
 
 
 def parse_args(argv):
@@ -774,7 +785,7 @@ def parse_args(argv):
         example = f"example: python data.py {name} {example}"
         sub = commands.add_parser(name, help=what, description=what, epilog=example)
         for flag, kind, default, text in flags:
-            of = dict(choices=kind) if isinstance(kind, tuple) else dict(type=kind or str)
+            of = {"choices": kind} if isinstance(kind, tuple) else {"type": kind or str}
             text += f" (default {default})" if default is not None else ""
             sub.add_argument(flag, default=default, help=text, **of)
     return parser.parse_args(argv)

@@ -235,7 +235,15 @@ def polygons_from_map(prob, *, thresh, **decoding):
     return decode_candidates(find_candidates(prob, thresh), **decoding)
 
 
-DECODING = "thresh box_thresh unclip_ratio max_candidates min_size mode shrink_ratio".split()
+DECODING = [
+    "thresh",
+    "box_thresh",
+    "unclip_ratio",
+    "max_candidates",
+    "min_size",
+    "mode",
+    "shrink_ratio",
+]
 
 
 def decode_page(prob, scale, page_size, hp):

@@ -19,7 +19,15 @@ from torch import nn
 from files import DataError, replace_file
 
 MAX_BYTES, MAX_PICKLE, MAX_NODES = 8 << 30, 64 << 20, 10**6  # of a checkpoint
-FIELDS = dict(epoch=int, step=int, losses=list, timing=list, rows=list, best=dict, scores=dict)
+FIELDS = {
+    "epoch": int,
+    "step": int,
+    "losses": list,
+    "timing": list,
+    "rows": list,
+    "best": dict,
+    "scores": dict,
+}
 HPARAMS = {  # types and bounds of what the other scripts read from a checkpoint
     **dict.fromkeys(
         ("data", "val_data", "image_dir", "backbone", "amp", "mode"), (str, None, None)

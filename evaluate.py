@@ -49,11 +49,7 @@ from cleval import (
     prepare_labels,
     summarise,
 )
-from db_postprocess import (
-    DECODING,
-    MODES,
-    decode_page,
-)  # fmt: skip
+from db_postprocess import DECODING, MODES, decode_page
 from dbnet import NetworkError, load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, read_json, replace_file, write_json, write_text
 from labels import PICTURES, SPLITS, Page, has_split, load_labels, pages_to_json, read_competition
@@ -501,20 +497,35 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
     body = (
         f"<h1>{html.escape(title)}</h1><p>{result['pages']} pages, {words.sum()} words. Decoding: "
         f"{shown}. Intervals: bootstrap over groups of pages.</p>{html_table(table)}",
-        section("Pages by score", f"Pages with which hmean {competition}, by steps of 0.05.",
-                html_bars(count, count, edges, count.max())),
-        section("Score by density", "Mean hmean of pages with so many words.",
-                binned(words, hmeans, "pages")),
-        section("Recall by word height", "Share of words hit at IoU 0.5, by height in page px.",
-                binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words")),
-        section("Precision and recall over box_thresh",
-                f"Means over pages {competition}; the dashed line is the value in use.",
-                html_curves(curve, chosen), "<details><summary>The numbers</summary>",
-                html_table([("box_thresh", *keys), *levels]), "</details>"),
-        section(f"The {len(worst)} worst pages",
-                "Labels thin blue, hits green, misses red, false alarms orange, at IoU 0.5.",
-                f'<div class="pages">{"".join(figures)}</div>'),
-    )  # fmt: skip
+        section(
+            "Pages by score",
+            f"Pages with which hmean {competition}, by steps of 0.05.",
+            html_bars(count, count, edges, count.max()),
+        ),
+        section(
+            "Score by density",
+            "Mean hmean of pages with so many words.",
+            binned(words, hmeans, "pages"),
+        ),
+        section(
+            "Recall by word height",
+            "Share of words hit at IoU 0.5, by height in page px.",
+            binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words"),
+        ),
+        section(
+            "Precision and recall over box_thresh",
+            f"Means over pages {competition}; the dashed line is the value in use.",
+            html_curves(curve, chosen),
+            "<details><summary>The numbers</summary>",
+            html_table([("box_thresh", *keys), *levels]),
+            "</details>",
+        ),
+        section(
+            f"The {len(worst)} worst pages",
+            "Labels thin blue, hits green, misses red, false alarms orange, at IoU 0.5.",
+            f'<div class="pages">{"".join(figures)}</div>',
+        ),
+    )
     write_text(path, SCORES_PAGE % (html.escape(title), "".join(body)))
 
 
@@ -548,7 +559,7 @@ def export(source, path, overrides):
     axes = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the newer exporter needs one more package
-        names = dict(input_names=["pages"], output_names=["map"])
+        names = {"input_names": ["pages"], "output_names": ["map"]}
         names["dynamic_axes"] = {"pages": axes, "map": axes}
         torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, dynamo=False, **names)
     graph = onnx.load_from_string(buffer.getvalue())

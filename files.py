@@ -1,5 +1,5 @@
-"""What does a file promise? One exception, bounded reading of text and JSON, writing whole or not at
-all, locks, and a command line whose errors are one line."""
+"""What does a file promise? One exception, bounded reading of text and JSON, writing whole or not
+at all, locks, and a command line whose errors are one line."""
 
 import argparse
 import contextlib

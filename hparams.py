@@ -1,6 +1,5 @@
-"""Which values, within which bounds? The one table of hyperparameters, and its reading from JSON files
-and flags.
-"""
+"""Which values, within which bounds? The one table of hyperparameters, and its reading from JSON
+files and flags."""
 
 import argparse
 import dataclasses
@@ -18,7 +17,7 @@ HIDE = argparse.SUPPRESS
 def value(default, text, low=None, high=None, choices=None):
     """A hyperparameter with its help text and what is allowed (bounds inclusive)."""
     return dataclasses.field(
-        default=default, metadata=dict(help=text, low=low, high=high, choices=choices)
+        default=default, metadata={"help": text, "low": low, "high": high, "choices": choices}
     )
 
 

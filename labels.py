@@ -1,11 +1,12 @@
-"""What do people's label files say? Pages and their words, read from and written to the competition's
-JSON, ICDAR's, PaddleOCR's and labelme's files, within the limits of what is read.
+"""What do people's label files say? Pages and their words, read from and written to the
+competition's JSON, ICDAR's, PaddleOCR's and labelme's files, within the limits of what is read.
 
 DATA is a folder (train.json, val.json, test.json and images/; or ICDAR's gt_*.txt, PaddleOCR's
 Label.txt, labelme's *.json) or one label file with its pictures beside it. Polygons are [P, 2] in
 page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 """
 
+import itertools
 import json
 import os
 import re
@@ -359,7 +360,7 @@ def load_labels(data, split=None, image_dir=None):
         raise DataError(f"{split} (SPLIT.json, gt_*.txt, Label.txt or labelme's)")
     pages = found[0](found[1], image_dir)
     names = sorted(page.name for page in pages)
-    if twice := [a for a, b in zip(names, names[1:]) if a == b]:
+    if twice := [a for a, b in itertools.pairwise(names) if a == b]:
         raise DataError(f"{data}: image {shown(twice[0])} comes twice; join its labels")
     if not 0 < len(pages) <= MAX_PAGES:
         raise DataError(f"{data}: {len(pages) or 'no'} pages in it; up to {MAX_PAGES} are read")

@@ -1,5 +1,5 @@
-"""How is it shown? Markdown and one HTML page that needs nothing else, from blocks, tables and plots.
-It is handed numbers and computes none."""
+"""How is it shown? Markdown and one HTML page that needs nothing else, from blocks, tables and
+plots. It is handed numbers and computes none."""
 
 import html
 import math

@@ -1,4 +1,4 @@
-"""What may a sweep try? W&B's sweep schema in JSON as a unit cube, and the checks of a sweep file."""
+"""What may a sweep try? W&B's sweep schema as a unit cube, and the checks of a sweep file."""
 
 import difflib
 import itertools
@@ -324,7 +324,19 @@ def check_rule(rule):
 
 METRIC = {"name": "hmean", "goal": "maximize"}
 USED = {"method", "metric", "parameters", "early_terminate", "run_cap", "seed", "command"}
-NO_EFFECT = set("program project name description entity apiVersion kind controller job".split())
+NO_EFFECT = set(
+    [
+        "program",
+        "project",
+        "name",
+        "description",
+        "entity",
+        "apiVersion",
+        "kind",
+        "controller",
+        "job",
+    ]
+)
 NO_EFFECT |= {"image_uri", "metrics", "scheduler"}
 
 

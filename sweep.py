@@ -767,9 +767,12 @@ def settle(sweep, trial):
     rule, done = sweep.rule, len(trial.history)
     if done >= sweep.epochs:
         sweep.write("finished", trial)
-    elif rule["type"] in ("", "brackets") or trial.whole:
-        return
-    elif done not in bands_of(rule, sweep.epochs) or done in [v["epoch"] for v in trial.judged]:
+    elif (
+        rule["type"] in ("", "brackets")
+        or trial.whole
+        or done not in bands_of(rule, sweep.epochs)
+        or done in [v["epoch"] for v in trial.judged]
+    ):
         return
     elif trial.revived:
         sweep.write("stopped", trial, why="waits for its chance against the others")
@@ -900,8 +903,10 @@ def read_enqueued(sweep, paths):
                     print(f"{path}: {d.key} = {params[d.name]}: the sweep's is {d.levels[0]}")
                 params[d.name] = d.levels[0]
             elif not 0 <= d.encode(params[d.name]) <= 1:
-                print(f"warning: {path}: {d.name} = {params[d.name]} lies outside the space; the "
-                      "search cannot come back to it. Widen its range")  # fmt: skip
+                print(
+                    f"warning: {path}: {d.name} = {params[d.name]} lies outside the space; the "
+                    "search cannot come back to it. Widen its range"
+                )
         queue.append((str(path), params))
     return queue
 
@@ -924,7 +929,7 @@ def start(sweep, trial, target, slot, options):
     held = lock(sweep.folder / f"{trial.name}.lock")
     held.truncate(0)
     os.write(held.fileno(), str(slot).encode())
-    pipes = dict(stdin=subprocess.DEVNULL, pass_fds=[held.fileno()], start_new_session=True)
+    pipes = {"stdin": subprocess.DEVNULL, "pass_fds": [held.fileno()], "start_new_session": True}
     with held, open(sweep.folder / f"{trial.name}.log", "ab") as log:
         trial.said = log.tell()
         try:
@@ -1510,8 +1515,10 @@ def print_replay(sweep):
         curves[i] = (curve + [end] * epochs)[:epochs]
     made_up = sum(len(t.history) < epochs for t in alive)
     if made_up:
-        print(f"{made_up} of {len(curves)} curves end early: their missing epochs stand at the "
-              "recorded value where there is one, else at the projected final one")  # fmt: skip
+        print(
+            f"{made_up} of {len(curves)} curves end early: their missing epochs stand at the "
+            "recorded value where there is one, else at the projected final one"
+        )
     rules = {"hyperband": {"type": "hyperband", "min_iter": max(1, epochs * 10 // 22), "eta": 2}}
     rules |= {name: {"type": name} for name in ("pause", "brackets")}
     rules |= {sweep.rule["type"]: sweep.rule} if sweep.rule["type"] else {}
@@ -1523,9 +1530,11 @@ def print_replay(sweep):
             groups.setdefault(k, []).append(str(trial.number))
         stops = [f"{', '.join(g)} at epoch {k}" for k, g in sorted(groups.items()) if k < epochs]
         saved = total - sum(trained)
-        print(f"{name}: stopped {'; '.join(stops) or 'none'}. {saved} of {total} epochs saved "
-              f"({saved / total:.0%}), best run {alive[best].number} "
-              f"{'kept' if trained[best] == epochs else 'lost'}")  # fmt: skip
+        print(
+            f"{name}: stopped {'; '.join(stops) or 'none'}. {saved} of {total} epochs saved "
+            f"({saved / total:.0%}), best run {alive[best].number} "
+            f"{'kept' if trained[best] == epochs else 'lost'}"
+        )
 
 
 def print_status(sweep):
@@ -1556,25 +1565,46 @@ def whole_number(text):
 
 
 def make_parser():
-    form = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     p = argparse.ArgumentParser(usage="sweep.py [SWEEP] [flags]", description=__doc__, **form)
     p.error = lambda message: fail("sweep.py", message, "see --help")
     p.add_argument("sweep", nargs="?", metavar="SWEEP", help="sweep JSON (default: a quick sweep)")
     g = p.add_argument_group("run")
     g.add_argument("--name", help="folder under runs/ (default: the file's stem)")
     g.add_argument("--enqueue", nargs="+", default=[], metavar="JSON", help="hparams to try first")
-    g.add_argument("--workers", type=whole_number, metavar="N", help="trials side by side, from 1 "
-                   "(default: one a device)")  # fmt: skip
-    g.add_argument("--devices", type=lambda s: s.split(","), default=[], metavar="0,1",
-                   help="GPUs of this host, one trial on each")  # fmt: skip
-    g.add_argument("--launcher", type=shlex.split, default=[], metavar="COMMAND",
-                   help='prefix of each trial\'s command, as "srun --gpus=1"')  # fmt: skip
-    g.add_argument("--continue-trial", type=whole_number, metavar="N",
-                   help="take trial N of the folder SWEEP to its last epoch")  # fmt: skip
+    g.add_argument(
+        "--workers",
+        type=whole_number,
+        metavar="N",
+        help="trials side by side, from 1 (default: one a device)",
+    )
+    g.add_argument(
+        "--devices",
+        type=lambda s: s.split(","),
+        default=[],
+        metavar="0,1",
+        help="GPUs of this host, one trial on each",
+    )
+    g.add_argument(
+        "--launcher",
+        type=shlex.split,
+        default=[],
+        metavar="COMMAND",
+        help='prefix of each trial\'s command, as "srun --gpus=1"',
+    )
+    g.add_argument(
+        "--continue-trial",
+        type=whole_number,
+        metavar="N",
+        help="take trial N of the folder SWEEP to its last epoch",
+    )
     g = p.add_argument_group("look; DIR is a sweep's folder, FILE a history (hparams/history_*)")
     g.add_argument("--status", metavar="DIR", help="its trials, one a line")
-    g.add_argument("--report", metavar="DIR|FILE", help="print report.md and write it: ranking, "
-                   "importance, luck, best configuration")  # fmt: skip
+    g.add_argument(
+        "--report",
+        metavar="DIR|FILE",
+        help="print report.md and write it: ranking, importance, luck, best configuration",
+    )
     g.add_argument("--html", metavar="FILE", help="with --report: the same with plots, one page")
     g.add_argument("--replay", metavar="DIR|FILE", help="what each stopping rule would have done")
     g.add_argument("--wandb", action="store_true", help="print SWEEP as W&B's schema has it")
@@ -1666,7 +1696,11 @@ def main(argv=None):
         flag = words[words.index(options.sweep) - 1] if options.sweep in words[1:] else ""
         if flag in extra and flag.startswith("--") and "=" not in flag:
             what = f"is no flag of sweep.py, so {options.sweep} would be the sweep file"
-            fail(flag, what, f"{closest(flag, own_flags())}write {flag}={options.sweep}, or that file first")
+            fail(
+                flag,
+                what,
+                f"{closest(flag, own_flags())}write {flag}={options.sweep}, or that file first",
+            )
         command(options, extra)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""What does an invented receipt look like? Drawing of synthetic pages with exact labels: a till writes
-lines, a printer sets them on a sheet, the sheet is worn, bent, laid on a ground and photographed.
-"""
+"""What does an invented receipt look like? Drawing of synthetic pages with exact labels: a till
+writes lines, a printer sets them on a sheet, the sheet is worn, bent, laid on a ground and
+photographed."""
 
 import itertools
 from statistics import NormalDist
@@ -48,18 +48,22 @@ def shade(image, seed, depth):
 WORDS = {
     "shop": (
         "Sunny_Corner Green_Harbour Maple Golden_Olive Lucky_Star Fresh_Garden Moon_River 99_Hill",
-        "햇살_초록 바다 행복_하늘 가온 소담 별빛_나무 우리 참좋은 큰길 한빛_모퉁이"),
+        "햇살_초록 바다 행복_하늘 가온 소담 별빛_나무 우리 참좋은 큰길 한빛_모퉁이",
+    ),
     "kind": (
         "Ltd. Store Co. Bistro Cafe Sons_(M) Express Enterprise Mart Restaurant Trading Pharmacy",
-        "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점"),
+        "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점",
+    ),
     "place": (
         "1##,_Lake_Road ##,_Oak_Street,_#####_Ashford Lot_1##_&_2##,_Station_Road,_Easton Newton "
         "(######-K) GST_ID_No:_00######## Tel:_0#-###_####_Fax:_0#-###_#### Lowell,_#####_Marlow",
-        "서울시_강남구_중앙로_## 부산시_은행길_1## 성남시 대표:_김민준 02-###-#### 역삼동_2##"),
+        "서울시_강남구_중앙로_## 부산시_은행길_1## 성남시 대표:_김민준 02-###-#### 역삼동_2##",
+    ),
     "meta": (
         "Date|1#/0#/201# Time|1#:2#:4# Receipt|A###### Invoice_No.|000##### Cashier|Anna Table|## "
         "Till|POS-## Tel|0##-####### Member|##-####-# Served_by|Kumar Pax|# Tax_ID|0####### Ref.|",
-        "일시|202#-0#-1# 시간|1#:3#:5# 영수증_번호|A###### 계산원|이서연 테이블|# 사업자|###-#####"),
+        "일시|202#-0#-1# 시간|1#:3#:5# 영수증_번호|A###### 계산원|이서연 테이블|# 사업자|###-#####",
+    ),
     "title": ("Tax_Invoice Receipt Sales_Slip Cash_Bill", "영수증 매출_전표 주문서 신용_승인"),
     "heads": ("Item|Qty|Price|Amount Description|No|U.Price|Total", "상품명|수량|단가|금액"),
     "item": (
@@ -67,18 +71,22 @@ WORDS = {
         "Paper Battery Soap 500ml 12pcs Large Hot Set Mint Lemon Cake Fried_Fish Tofu Bolt 2kg w/ "
         "Beef Roll Water Bag Brush XL Sugar No.5 Cable_3m (R) Ginger",
         "우유 식빵 커피 녹차 김밥 라면 만두 비빔밥 불고기 된장_찌개 사과 주스 치킨 샐러드 버터 대 "
-        "볼펜 건전지 비누 생수 소 세트 1+1 500ml 아이스 매운 국산 냉동_만두 간장 두부"),
+        "볼펜 건전지 비누 생수 소 세트 1+1 500ml 아이스 매운 국산 냉동_만두 간장 두부",
+    ),
     "part": (
         "Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_Sales_(excl._Tax)",
-        "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료"),
+        "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료",
+    ),
     "total": ("TOTAL Total_Due AMOUNT_DUE Grand_Total TOTAL_(incl._tax)", "합계 총_액 받을_금액"),
     "pay": (
         "Cash Change Visa_Card Tendered Card_**#### Approval_###### Points Balance",
-        "현금 거스름돈 신용카드 받은_금액 카드_**#### 승인_###### 포인트 잔액"),
+        "현금 거스름돈 신용카드 받은_금액 카드_**#### 승인_###### 포인트 잔액",
+    ),
     "foot": (
         "THANK_YOU Please_come_again Goods_sold_are_not_returnable,_thank_you Have_a_nice_day! "
         "Keep_this_receipt_for_exchange_within_7_days Questions?_Call_our_service_desk",
-        "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 부가세_포함_가격"),
+        "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요 부가세_포함_가격",
+    ),
 }
 
 
@@ -230,7 +238,7 @@ class Printer:
         if fit < 0.7 * self.stretch and cells[0][0] == 0 and " " in cells[0][1]:
             cells = [(0, cells[0][1].rsplit(" ", 1)[0])] + cells[1:]
             return self.set_line(ink, cells, size, weight, left, y, width)
-        words, pad, top = [], 0.09 * size, int(round(y - (0.25 + 2 / s) * size))
+        words, pad, top = [], 0.09 * size, round(y - (0.25 + 2 / s) * size)
         for start, (mask, boxes) in zip((left + at - before * fit).astype(int).tolist(), texts):
             mask = cv2.threshold(mask, 90, 255, cv2.THRESH_BINARY)[1] if s < 0.9 * size else mask
             lay_ink(ink, cv2.resize(mask, None, fx=scale * fit, fy=scale), start, top)
@@ -480,7 +488,7 @@ def place_labels(rng, lines, unit, matrix, bends, w, h):
         boxes = np.concatenate([low, high], 1) + hand * (high - low)[:, 1:]
         quads = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
     texts = [" ".join(word[0] for word in run) for run in runs]
-    return [dict(points=quad, transcription=text) for quad, text in zip(quads, texts)]
+    return [{"points": quad, "transcription": text} for quad, text in zip(quads, texts)]
 
 
 def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
@@ -501,7 +509,7 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
         photo, hangul, words = rng.random() < 0.05, 0.0, words * rng.uniform(0.6, 1.2)
         aspect, leading = np.clip(rng.normal(0.51, 0.08), 0.36, 0.75), rng.uniform(1.15, 1.6)
         blank = rng.uniform(0, 5)
-    page_h, page_w = size, int(round(size * aspect))
+    page_h, page_w = size, round(size * aspect)
     ratio, turned = aspect * (rng.uniform(0.72, 1) if photo else 1), 0.4 if line else 1
     corners = sheet_corners(rng, page_h, page_w, ratio, photo, difficulty * turned)
     edges = np.linalg.norm(corners - np.roll(corners, -1, 0), axis=1)

@@ -44,16 +44,7 @@ import evaluate
 from cleval import bootstrap_groups, page_row, summary
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, Parser, replace_file, write_json, write_text
-from hparams import (
-    FIELDS,
-    HIDE,
-    Hparams,
-    UsageError,
-    checked,
-    from_text,
-    read_hparams,
-    validate,
-)
+from hparams import FIELDS, HIDE, Hparams, UsageError, checked, from_text, read_hparams, validate
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_USAGE, EXIT_MEMORY, EXIT_NOT_FINITE = 2, 3, 4
@@ -62,10 +53,24 @@ EMA_DECAY = 0.999
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name")  # when a run is resumed
 MEMORY_ADVICE = "out of memory: lower --batch or --size, or use a smaller --backbone"
 FETCH_EVERY = 10  # steps between looks at the losses; each look waits for the GPU
-COLUMNS = (
-    "epoch lr loss loss_shrink loss_thresh loss_binary precision recall hmean hmean_lo hmean_hi "
-    "seconds images_s wait peak_gib val_seconds"
-).split()
+COLUMNS = [
+    "epoch",
+    "lr",
+    "loss",
+    "loss_shrink",
+    "loss_thresh",
+    "loss_binary",
+    "precision",
+    "recall",
+    "hmean",
+    "hmean_lo",
+    "hmean_hi",
+    "seconds",
+    "images_s",
+    "wait",
+    "peak_gib",
+    "val_seconds",
+]
 
 
 GROUPS = {  # each with its first field, for --help
@@ -82,9 +87,7 @@ GROUPS = {  # each with its first field, for --help
 
 
 def parse_args(argv):
-    parser = Parser(
-        description=__doc__, usage="python train.py [--hparams JSON] [--key value ...]"
-    )
+    parser = Parser(description=__doc__, usage="python train.py [--hparams JSON] [--key value ...]")
     layout = argparse.RawDescriptionHelpFormatter
     parser.formatter_class = partial(layout, max_help_position=32, width=100)
     add = parser.add_argument
@@ -99,8 +102,8 @@ def parse_args(argv):
     for f in FIELDS.values():
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])
-        options = dict(metavar=str(f.default) or "''", help=f.metadata["help"])
-        options |= dict(nargs="?", const="true") if f.type is bool else {}
+        options = {"metavar": str(f.default) or "''", "help": f.metadata["help"]}
+        options |= {"nargs": "?", "const": "true"} if f.type is bool else {}
         flag = f.name.replace("_", "-")
         group.add_argument(f"--{flag}", dest=f.name, **options)
         if f.type is bool:
@@ -355,7 +358,7 @@ def start_network(hp, device, fresh):
     return model.to(device, memory_format=torch.channels_last)
 
 
-POSITION = "epoch step losses timing best rows scores".split()
+POSITION = ["epoch", "step", "losses", "timing", "best", "rows", "scores"]
 
 
 class Trainer:

@@ -29,13 +29,13 @@ from db_postprocess import decode_candidates, decode_page, find_candidates, to_p
 from files import DataError, replace_file
 
 TUNED = ("thresh", "box_thresh", "unclip_ratio", "mode", "min_size")  # the axes of the grid
-GRID = dict(
-    thresh=(0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45),
-    box_thresh=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-    unclip_ratio=(0.0, 1.4, 1.7, 2.0, 2.3, 2.6),
-    mode=("polygon", "box"),
-    min_size=(0.0, 3.0, 5.0, 7.0),
-)
+GRID = {
+    "thresh": (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45),
+    "box_thresh": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    "unclip_ratio": (0.0, 1.4, 1.7, 2.0, 2.3, 2.6),
+    "mode": ("polygon", "box"),
+    "min_size": (0.0, 3.0, 5.0, 7.0),
+}
 
 
 def score_page(item, grid, hp):
@@ -49,7 +49,7 @@ def score_page(item, grid, hp):
     ignore = np.array(page.ignore, bool)
     labels = prepare_labels(as_points(page.polygons), [None] * len(ignore), ignore, "page")
     page_size, box_thresh = np.array(prob.shape[::-1]) / scale, np.array(grid["box_thresh"])
-    fixed = dict(box_thresh=box_thresh.min(), min_size=0, max_candidates=hp["max_candidates"])
+    fixed = {"box_thresh": box_thresh.min(), "min_size": 0, "max_candidates": hp["max_candidates"]}
     result = np.zeros([len(grid[key]) for key in TUNED] + [3])
     for t, u, r in np.ndindex(result.shape[0], *result.shape[2:4]):
         if u == r == 0:

@@ -36,7 +36,7 @@ def random_pages(rng, folder, quads=False):
             text = rng.choice([text, "a\nb", "*", None], p=[0.7, 0.1, 0.1, 0.1])
             confidence, ignore = rng.choice([1.0, round(rng.random(), 6)]), bool(rng.random() < 0.3)
             page.add(f"w{i}", points, text, ignore, confidence)
-            words[f"w{i}"] = dict(points=points.tolist(), confidence=confidence, ignore=ignore)
+            words[f"w{i}"] = {"points": points.tolist(), "confidence": confidence, "ignore": ignore}
             words[f"w{i}"]["transcription"] = text
         images[name] = {"words": words, "img_w": 120, "img_h": 90, "group": page.group}
         pages.append(page)

@@ -174,7 +174,8 @@ def test_resize_page_keeps_aspect_and_the_way_back():
 )
 def test_each_colour_augmentation_works_alone(kind):
     off = {
-        f"aug_{k}": 0.0 for k in "brightness contrast color noise blur sharpen shadow fog".split()
+        f"aug_{k}": 0.0
+        for k in ["brightness", "contrast", "color", "noise", "blur", "sharpen", "shadow", "fog"]
     }
     hp = dataclasses.replace(HP, **{**off, f"aug_{kind}": 0.5})
     image = coloured_page()[0]
@@ -296,7 +297,7 @@ def test_icdar_folder(tmp_path):
 def test_paddle_label_txt(tmp_path):
     write_page(tmp_path, "x.png")
     quad = [[1, 2], [30, 2], [30, 9], [1, 9]]
-    words = [dict(points=quad, transcription=text, difficult=text == "a") for text in "a*b"]
+    words = [{"points": quad, "transcription": text, "difficult": text == "a"} for text in "a*b"]
     (tmp_path / "Label.txt").write_text(f"images/x.png\t{json.dumps(words)}\n")
     (page,) = load_labels(tmp_path)
     assert page.ignore == [True, True, False] and page.texts == ["a", "*", "b"]
@@ -535,7 +536,7 @@ def test_synth_and_split_commands(tmp_path, script):
 
 def test_a_set_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch):
     """A crash leaves nothing; of two processes that draw the same set, the second finds it made."""
-    kind = dict(size=96, words=4)
+    kind = {"size": 96, "words": 4}
     data.synth(tmp_path / "other", 2, 0, **kind)
     draw = synth.synthetic_page
 
@@ -567,7 +568,7 @@ def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
     hp = SimpleNamespace(
         data=str(tmp_path / "train.json"), val_data="", image_dir="", folds=0, fold=1
     )
-    train, val, split = data.run_pages(hp)
+    train, val, _split = data.run_pages(hp)
     assert (
         len(val) == 2 and len(train) == 18 and not {p.group for p in train} & {p.group for p in val}
     )
@@ -588,7 +589,7 @@ def test_pseudo_pages_keep_their_flags_and_leave_out_what_is_known(tmp_path):
     write_labels(tmp_path, {"known.png": images["known.png"]})
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "p.json").write_text(json.dumps({"images": images}))
-    hp = dict(data=str(tmp_path / "train.json"), pseudo_labels=str(tmp_path / "p" / "p.json"))
+    hp = {"data": str(tmp_path / "train.json"), "pseudo_labels": str(tmp_path / "p" / "p.json")}
     hp = SimpleNamespace(**hp, image_dir="", min_confidence=0.5)
     (page,) = data.pseudo_pages(hp, load_labels(tmp_path, "train"))
     assert page.name == "new.png" and page.ignore == [False, True, True]

@@ -17,7 +17,13 @@ from db_postprocess import (
     unclip_distance,
 )
 
-DECODE = dict(thresh=0.5, box_thresh=0.3, unclip_ratio=0, max_candidates=1000, min_size=3)
+DECODE = {
+    "thresh": 0.5,
+    "box_thresh": 0.3,
+    "unclip_ratio": 0,
+    "max_candidates": 1000,
+    "min_size": 3,
+}
 
 
 def iou(a, b):
@@ -131,7 +137,7 @@ def test_blobs_of_one_pixel_height_are_kept(mode):
     prob = np.zeros((40, 200), np.uint8)
     prob[20, 10:100] = 255
     (polygon,), scores = polygons_from_map(prob, **DECODE, mode=mode)
-    x, y, w, h = cv2.boundingRect(polygon.astype(np.float32))
+    _x, _y, w, h = cv2.boundingRect(polygon.astype(np.float32))
     assert h >= 5 and w >= 92 and scores[0] == 1.0
     assert not polygons_from_map(prob, **{**DECODE, "min_size": 20}, mode=mode)[0]
     prob[:] = 0

@@ -12,11 +12,37 @@ from conftest import ROOT
 
 import train
 
-BASE = (
-    "--backbone mobilenetv3_small_050 --pretrained none --neck 64 --size 96 --thresh 0.2 "
-    "--box-thresh 0.2 --unclip-ratio 0 --data s"
-).split()
-TUNE = "--init first.pt --freeze-bn --epochs 3 --batch 5 --lr 1e-4 --warmup 1".split()
+BASE = [
+    "--backbone",
+    "mobilenetv3_small_050",
+    "--pretrained",
+    "none",
+    "--neck",
+    "64",
+    "--size",
+    "96",
+    "--thresh",
+    "0.2",
+    "--box-thresh",
+    "0.2",
+    "--unclip-ratio",
+    "0",
+    "--data",
+    "s",
+]
+TUNE = [
+    "--init",
+    "first.pt",
+    "--freeze-bn",
+    "--epochs",
+    "3",
+    "--batch",
+    "5",
+    "--lr",
+    "1e-4",
+    "--warmup",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +60,20 @@ def house(tmp_path_factory, receipts):
         (folder / f"s/{split}.json").write_text(json.dumps({"images": images}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        flags = "--name first --epochs 14 --T_max 14 --batch 2 --lr 0.003 --aug-strength 0".split()
+        flags = [
+            "--name",
+            "first",
+            "--epochs",
+            "14",
+            "--T_max",
+            "14",
+            "--batch",
+            "2",
+            "--lr",
+            "0.003",
+            "--aug-strength",
+            "0",
+        ]
         assert train.main([*BASE, *flags]) == 0
         os.rename("runs/first/best.pt", "first.pt")
         os.rename("runs/first/best.pt.sha256", "first.pt.sha256")
@@ -80,7 +119,13 @@ def test_three_processes_lose_one_start_again_and_stop_together(house, monkeypat
     """Shares of 2, 2 and 1 pages; one process is killed in epoch 2 and torchrun starts the group
     again; one gets SIGTERM in epoch 3 and all stop there; a single process ends the run."""
     (house / "program.py").write_text(PROGRAM)
-    torchrun = "-m torch.distributed.run --standalone --nproc-per-node=3 --max-restarts=1".split()
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=3",
+        "--max-restarts=1",
+    ]
     result = subprocess.run(
         [sys.executable, *torchrun, "program.py", *BASE, *TUNE, "--name", "three"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -32,7 +32,7 @@ from ensemble import (
     trained_on,
     vote,
     write_submission,
-)  # fmt: skip
+)
 from evaluate import predict
 from hparams import Hparams
 
@@ -375,9 +375,16 @@ DAMAGE = {
     "twice": (GOOD.replace("20 0 29 0 29 9 20 9", "9 9 9 0 0 0 0 9"), "region 2", "region 1 again"),
     "bar at the end": (GOOD.replace("20 9\n", "20 9|\n"), "region 3", "whole numbers"),
     "501": (
-        GOOD.replace(SQUARE, "|".join(f"{x} {y} {x + 1} {y} {x + 1} {y + 1} {x} {y + 1}"
-                                      for x in range(50) for y in range(10))),
-        "line 2: a.jpg", "501 regions",
+        GOOD.replace(
+            SQUARE,
+            "|".join(
+                f"{x} {y} {x + 1} {y} {x + 1} {y + 1} {x} {y + 1}"
+                for x in range(50)
+                for y in range(10)
+            ),
+        ),
+        "line 2: a.jpg",
+        "501 regions",
     ),
     "page twice": (GOOD + "a.jpg,\n", "line 4: a.jpg", "already in line 2"),
     "strange page": (GOOD + "c.jpg,\n", "line 4: c.jpg", "not a page"),
@@ -390,7 +397,7 @@ DAMAGE = {
     "quote": (GOOD.replace("a.jpg", '"a.jpg'), "not a CSV"),
     "endless number": (GOOD.replace("b.jpg,", "b.jpg,1 2 3 4 5 " + "9" * 9999), "line 3", "'999"),
     "endless field": (GOOD + "a.jpg," + "1 " * 2**20, "not a CSV", "larger than field limit"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -437,7 +444,7 @@ def house(tmp_path_factory):
                 page.add(k, word)
             pages.append(page)
         files.write_json(root / "DATA" / f"{split}.json", labels.pages_to_json(pages))
-    common = dict(data=str(root / "DATA"), folds=2)
+    common = {"data": str(root / "DATA"), "folds": 2}
     for fold in (1, 2):
         held = [f"train{n}.png" for n in range(4) if n % 2 == fold - 1]
         folder = root / "runs" / f"a-fold{fold}"
@@ -614,7 +621,9 @@ BAD = [
 @pytest.mark.parametrize("flags, words", BAD)
 def test_bad_input_is_one_line(run, house, flags, words):
     files.write_json("empty.json", {"images": {}})
-    files.write_json("slip.json", {"lr": 1e-3, "box_tresh": 0.4})  # a run's other values may be there
+    files.write_json(
+        "slip.json", {"lr": 1e-3, "box_tresh": 0.4}
+    )  # a run's other values may be there
     box_of = {"words": {"1": {"points": box(0, 0, 9, 9).tolist()}}}
     files.write_json("t9.json", {"images": {"other.png": box_of}})
     if "other.pt" in flags and not (house / "other.pt").exists():

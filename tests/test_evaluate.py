@@ -91,7 +91,7 @@ def test_compare_is_paired(work, capsys):
 
 def test_other_pages_are_refused(work, capsys):
     full = json.loads((work / predictions(work)).read_text())
-    del full["images"][sorted(full["images"])[0]]
+    del full["images"][min(full["images"])]
     (work / "less.json").write_text(json.dumps(full))
     line = error_line(capsys, "p.json", "--data", "s", "--compare", "less.json")
     assert "less.json: 1 of 2 pages are not in it" in line
@@ -148,7 +148,7 @@ def test_comparing_runs_of_other_folds_is_refused(checkpoint, capsys):
 
 
 def test_pages_of_one_shape_in_a_batch_get_the_maps_they_get_alone(checkpoint, work):
-    model, hp, _ = evaluate.load_network(work / checkpoint("a.pt"))
+    model, _hp, _ = evaluate.load_network(work / checkpoint("a.pt"))
     pages = labels.load_labels("s", "train")
     device = torch.device("cpu")
     together = {i: m for i, m, _ in evaluate.predict_maps(model, pages, 96, "off", device)}
@@ -344,7 +344,7 @@ def test_tiles_merge_into_the_map_of_the_whole_page(work):
     assert (scale == same).all() and 50 < whole.mean() < 200
     ((_, half, scale),) = evaluate.predict_maps(Ink(1, 1), pages, 96, "off", device, tile=192)
     assert half.shape == (350, 150) and scale.tolist() == [0.5, 0.5]
-    assert list(evaluate.predict_maps(Ink(1, 1), pages, 96, "off", device, tile=700))[0][
+    assert next(iter(evaluate.predict_maps(Ink(1, 1), pages, 96, "off", device, tile=700)))[
         1
     ].shape == (96, 41)
 
@@ -412,11 +412,22 @@ def test_rapidocr_reads_a_receipt_with_the_exported_detector(exported, work):
         at = 30 + 300 * (i % 2), 70 + 90 * (i // 2)
         cv2.putText(image, word, at, cv2.FONT_HERSHEY_SIMPLEX, 1.5, (0, 0, 0), 4, cv2.LINE_AA)
     reader = rapidocr.RapidOCR(
-        det_model_path="ink.onnx", det_mean=[0, 0, 0], det_std=[1, 1, 1], det_limit_type="min",
-        det_limit_side_len=32, det_score_mode="slow", det_unclip_ratio=0.2,
-    )  # fmt: skip
+        det_model_path="ink.onnx",
+        det_mean=[0, 0, 0],
+        det_std=[1, 1, 1],
+        det_limit_type="min",
+        det_limit_side_len=32,
+        det_score_mode="slow",
+        det_unclip_ratio=0.2,
+    )
     boxes, _ = reader(image, use_cls=False, use_rec=False)
-    hp = dict(thresh=0.3, box_thresh=0.5, unclip_ratio=0.2, max_candidates=100, min_size=3)
+    hp = {
+        "thresh": 0.3,
+        "box_thresh": 0.5,
+        "unclip_ratio": 0.2,
+        "max_candidates": 100,
+        "min_size": 3,
+    }
     (found,) = Ink(9, 25)(torch.from_numpy(image)[None]).sigmoid()[:, 0].numpy()
     ours, _ = polygons_from_map(found, **hp, mode="box")
     assert len(boxes) == len(ours) == len(words)

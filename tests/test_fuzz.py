@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("hypothesis")
-import fuzz  # noqa: E402
+import fuzz
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)

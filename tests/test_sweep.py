@@ -17,14 +17,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import files  # noqa: E402
-import report  # noqa: E402
-import space  # noqa: E402
-import sweep  # noqa: E402
+import files
+import report
+import space
+import sweep
 
 # A trainer with train.py's command line and a closed-form score, best at lr 10^-3.2; FAULT makes it
 # fail in the ways of the real one.
-TRAINER = '''
+TRAINER = """
 import argparse, csv, json, math, os, sys, time
 HP = dict(lr=1e-3, weight_decay=1e-4, T_max=22, epochs=8, thresh=.3, ema=True, stop_epoch=0,
           name="")
@@ -80,7 +80,7 @@ for e in range(len(rows) + 1, min(hp["epochs"], hp["stop_epoch"] or 99) + 1):
         w.writeheader()
         w.writerows(rows)
     os.replace(log + ".t", log)
-'''
+"""
 
 
 def log_range(low, high):
@@ -88,14 +88,22 @@ def log_range(low, high):
 
 
 def spec(**more):
-    base = {"method": "bayes", "metric": {"name": "val/hmean", "goal": "maximize"}, "run_cap": 6,
-            "parameters": {"optim.lr": log_range(1e-4, 1e-2), "T_max": {"values": [20, 22, 24]}}}
+    base = {
+        "method": "bayes",
+        "metric": {"name": "val/hmean", "goal": "maximize"},
+        "run_cap": 6,
+        "parameters": {"optim.lr": log_range(1e-4, 1e-2), "T_max": {"values": [20, 22, 24]}},
+    }
     return {k: v for k, v in {**base, **more}.items() if v is not ...}
 
 
 def cube_space(d, goal="minimize", **more):
-    return {"method": "bayes", "metric": {"name": "y", "goal": goal},
-            "parameters": {f"x{i}": {"min": 0.0, "max": 1.0} for i in range(d)}, **more}
+    return {
+        "method": "bayes",
+        "metric": {"name": "y", "goal": goal},
+        "parameters": {f"x{i}": {"min": 0.0, "max": 1.0} for i in range(d)},
+        **more,
+    }
 
 
 def entry(params, value=None, state="finished", **more):
@@ -116,13 +124,19 @@ LAWS = [
     ({"distribution": "uniform", "min": 2, "max": 5}, lambda x: (x - 2) / 3),
     ({"distribution": "log_uniform", "min": -2, "max": 3}, lambda x: (math.log(x) + 2) / 5),
     (log_range(1e-3, 10), lambda x: math.log10(x * 1e3) / 4),
-    ({"distribution": "inv_log_uniform", "min": -2, "max": 3},
-     lambda x: 1 - (math.log(1 / x) + 2) / 5),
-    ({"distribution": "inv_log_uniform_values", "min": 0.1, "max": 10},
-     lambda x: math.log10(x * 10) / 2),
+    (
+        {"distribution": "inv_log_uniform", "min": -2, "max": 3},
+        lambda x: 1 - (math.log(1 / x) + 2) / 5,
+    ),
+    (
+        {"distribution": "inv_log_uniform_values", "min": 0.1, "max": 10},
+        lambda x: math.log10(x * 10) / 2,
+    ),
     ({"distribution": "normal", "mu": 3, "sigma": 2}, lambda x: NORMAL((x - 3) / 2)),
-    ({"distribution": "log_normal", "mu": 1, "sigma": 0.5},
-     lambda x: NORMAL((math.log(x) - 1) / 0.5)),
+    (
+        {"distribution": "log_normal", "mu": 1, "sigma": 0.5},
+        lambda x: NORMAL((math.log(x) - 1) / 0.5),
+    ),
     ({"distribution": "beta", "a": 2, "b": 3}, lambda x: x * x * (6 - 8 * x + 3 * x * x)),
     ({"distribution": "beta", "a": 0.5, "b": 0.5}, lambda x: 2 / math.pi * math.asin(math.sqrt(x))),
 ]
@@ -139,13 +153,19 @@ def test_continuous_law(law, cdf):
 STEPS = [
     ({"distribution": "q_uniform", "min": 0, "max": 10, "q": 2}, lambda x: x / 10),
     ({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.1}, lambda x: x),
-    ({"distribution": "q_log_uniform", "min": 0, "max": 4, "q": 5},
-     lambda x: math.log(max(x, 1)) / 4),
-    ({"distribution": "q_log_uniform_values", "min": 1, "max": 100, "q": 10},
-     lambda x: math.log10(max(x, 1)) / 2),
+    (
+        {"distribution": "q_log_uniform", "min": 0, "max": 4, "q": 5},
+        lambda x: math.log(max(x, 1)) / 4,
+    ),
+    (
+        {"distribution": "q_log_uniform_values", "min": 1, "max": 100, "q": 10},
+        lambda x: math.log10(max(x, 1)) / 2,
+    ),
     ({"distribution": "q_normal", "mu": 1, "sigma": 2, "q": 0.5}, lambda x: NORMAL((x - 1) / 2)),
-    ({"distribution": "q_log_normal", "mu": 0, "sigma": 1, "q": 1},
-     lambda x: NORMAL(math.log(max(x, 1e-9)))),
+    (
+        {"distribution": "q_log_normal", "mu": 0, "sigma": 1, "q": 1},
+        lambda x: NORMAL(math.log(max(x, 1e-9))),
+    ),
     ({"distribution": "q_beta", "a": 1, "b": 1, "q": 0.25}, lambda x: x),
 ]
 
@@ -172,7 +192,7 @@ def test_integers_and_categories():
     assert len({dim.encode(v) for v in dim.levels}) == 6
     dim = space.parse_dimension("x", {"values": ["a", "b"], "probabilities": [0.9, 0.1]})
     assert [dim.value(u) for u in (0.0, 0.89, 0.91, 1.0)] == ["a", "a", "b", "b"]
-    dim = space.parse_dimension("x", {"distribution": "int_uniform", "min": 1, "max": 10 ** 9})
+    dim = space.parse_dimension("x", {"distribution": "int_uniform", "min": 1, "max": 10**9})
     assert all(isinstance(dim.value(u), int) for u in (0.0, 0.3, 1.0))
 
 
@@ -190,19 +210,27 @@ def test_ends_of_a_log_range_come_back_as_written():
 
 
 BAD_PARAMETERS = [
-    ({}, "parameters"), ({"lr": {}}, "lr"), ({"lr": 3}, "lr"),
-    ({"lr": {"min": 2.0, "max": 1.0}}, "not less than"), ({"lr": {"min": 1, "max": 1}}, "not less"),
-    ({"lr": log_range(0, 1)}, "logarithm"), ({"lr": log_range(-1.0, 1)}, "logarithm"),
+    ({}, "parameters"),
+    ({"lr": {}}, "lr"),
+    ({"lr": 3}, "lr"),
+    ({"lr": {"min": 2.0, "max": 1.0}}, "not less than"),
+    ({"lr": {"min": 1, "max": 1}}, "not less"),
+    ({"lr": log_range(0, 1)}, "logarithm"),
+    ({"lr": log_range(-1.0, 1)}, "logarithm"),
     ({"lr": {"distribution": "zipf", "min": 0, "max": 1}}, "zipf"),
-    ({"lr": {"values": []}}, "values"), ({"lr": {"values": 3}}, "values"),
-    ({"lr": {"values": [1, 1.0]}}, "twice"), ({"lr": {"values": [[1], {}]}}, "a list or an object"),
+    ({"lr": {"values": []}}, "values"),
+    ({"lr": {"values": 3}}, "values"),
+    ({"lr": {"values": [1, 1.0]}}, "twice"),
+    ({"lr": {"values": [[1], {}]}}, "a list or an object"),
     ({"lr": {"values": [1, 2], "probabilities": [0.5, 0.6]}}, "probabilities"),
-    ({"lr": {"min": 0.0, "max": math.inf}}, "max"), ({"lr": {"min": "a", "max": 1}}, "min"),
+    ({"lr": {"min": 0.0, "max": math.inf}}, "max"),
+    ({"lr": {"min": "a", "max": 1}}, "min"),
     ({"lr": {"min": 0.0, "max": 1.0, "step": 0.1}}, "step"),
     ({"lr": {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}}, "q"),
     ({"lr": {"distribution": "normal", "sigma": -1}}, "sigma"),
     ({"lr": {"distribution": "log_uniform", "min": 5e-5, "max": 5e4}}, "exponent"),
-    ({"a.lr": {"value": 1}, "b.lr": {"value": 2}}, "twice")]
+    ({"a.lr": {"value": 1}, "b.lr": {"value": 2}}, "twice"),
+]
 
 
 @pytest.mark.parametrize("parameters, word", BAD_PARAMETERS)
@@ -211,9 +239,26 @@ def test_a_space_that_is_none_is_refused_by_name(parameters, word):
         space.check_spec(spec(parameters=parameters))
 
 
-SCHEMA_KEYS = ["apiVersion", "kind", "controller", "description", "program", "job", "image_uri",
-               "entity", "project", "method", "command", "name", "run_cap", "metric", "metrics",
-               "scheduler", "early_terminate", "parameters"]
+SCHEMA_KEYS = [
+    "apiVersion",
+    "kind",
+    "controller",
+    "description",
+    "program",
+    "job",
+    "image_uri",
+    "entity",
+    "project",
+    "method",
+    "command",
+    "name",
+    "run_cap",
+    "metric",
+    "metrics",
+    "scheduler",
+    "early_terminate",
+    "parameters",
+]
 
 
 def test_every_key_of_the_schema_is_accepted_and_others_refused():
@@ -229,24 +274,43 @@ def test_every_key_of_the_schema_is_accepted_and_others_refused():
     with pytest.raises(ValueError, match="patience"):
         space.check_spec(spec(early_terminate={"type": "hyperband", "min_iter": 3, "patience": 5}))
     for name, keys in space.DISTRIBUTIONS.items():
-        good = dict(value=1, values=[1, 2], probabilities=[0.5, 0.5], min=1, max=9, mu=1, sigma=1,
-                    a=1, b=2, q=1)
+        good = {
+            "value": 1,
+            "values": [1, 2],
+            "probabilities": [0.5, 0.5],
+            "min": 1,
+            "max": 9,
+            "mu": 1,
+            "sigma": 1,
+            "a": 1,
+            "b": 2,
+            "q": 1,
+        }
         chosen = {"distribution": name, **{k: good[k] for k in keys.split()}}
         assert space.parse_dimension("x", chosen)
         with pytest.raises(ValueError, match="'width'"):
             space.parse_dimension("x", {**chosen, "width": 1})
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"run_cap": 0}, "run_cap"), ({"run_cap": 2.5}, "run_cap"), ({"method": "anneal"}, "method"),
-    ({"metric": {"goal": "maximize"}}, "metric"), ({"metric": {"name": "x", "goal": "up"}}, "goal"),
-    ({"early_terminate": {"type": "envelope"}}, "type"), ({"seed": -1}, "seed"),
-    ({"early_terminate": {"type": "hyperband", "eta": 2}}, "min_iter"),
-    ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "min_iter"),
-    ({"early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 1}}, "eta"),
-    ({"early_terminate": {"type": "hyperband", "max_iter": 27, "s": 2000}}, "s is 2000"),
-    ({"command": "train.py"}, "command"), ({"command": ["${program}", 3]}, "command"),
-    ({"parameters": {"epochs": {"values": [5, 10]}}}, "epochs")])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"run_cap": 0}, "run_cap"),
+        ({"run_cap": 2.5}, "run_cap"),
+        ({"method": "anneal"}, "method"),
+        ({"metric": {"goal": "maximize"}}, "metric"),
+        ({"metric": {"name": "x", "goal": "up"}}, "goal"),
+        ({"early_terminate": {"type": "envelope"}}, "type"),
+        ({"seed": -1}, "seed"),
+        ({"early_terminate": {"type": "hyperband", "eta": 2}}, "min_iter"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "min_iter"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 1}}, "eta"),
+        ({"early_terminate": {"type": "hyperband", "max_iter": 27, "s": 2000}}, "s is 2000"),
+        ({"command": "train.py"}, "command"),
+        ({"command": ["${program}", 3]}, "command"),
+        ({"parameters": {"epochs": {"values": [5, 10]}}}, "epochs"),
+    ],
+)
 def test_a_sweep_that_is_none_is_refused_by_name(change, word):
     with pytest.raises(ValueError, match=word):
         space.check_spec(spec(**change))
@@ -319,13 +383,15 @@ def test_log_ei_against_integration():
             assert abs(got - math.log(exact)) < 1e-5
     far = sweep.log_ei(-np.array([19.9, 20.1, 40.0, 1e3]), np.ones(4), 0.0)
     assert np.isfinite(far).all() and (np.diff(far) < 0).all()
-    assert abs(far[0] - far[1] - (20.1 ** 2 - 19.9 ** 2) / 2) < 0.05
+    assert abs(far[0] - far[1] - (20.1**2 - 19.9**2) / 2) < 0.05
 
 
 def test_minimise_finds_rosenbrocks_minimum():
     def f(x):
         return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2, np.array(
-            [-400 * x[0] * (x[1] - x[0] ** 2) - 2 * (1 - x[0]), 200 * (x[1] - x[0] ** 2)])
+            [-400 * x[0] * (x[1] - x[0] ** 2) - 2 * (1 - x[0]), 200 * (x[1] - x[0] ** 2)]
+        )
+
     x, value = sweep.minimise(f, np.array([-1.2, 1.0]), 200)
     assert value < 1e-3 and np.abs(x - 1).max() < 0.1
 
@@ -344,8 +410,12 @@ def drive(space, f, n, seed=0, **more):
 def test_branin_in_30_runs():
     def branin(p):
         x, y = 15 * p["x0"] - 5, 15 * p["x1"]
-        return (y - 5.1 / (4 * math.pi ** 2) * x * x + 5 / math.pi * x - 6) ** 2 \
-            + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10
+        return (
+            (y - 5.1 / (4 * math.pi**2) * x * x + 5 / math.pi * x - 6) ** 2
+            + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x)
+            + 10
+        )
+
     best = [min(h["value"] for h in drive(cube_space(2), branin, 30, s)) for s in range(3)]
     assert np.median(best) - 0.397887 < 0.01
 
@@ -358,8 +428,14 @@ def test_suggest_is_deterministic_and_does_not_touch_the_history():
 
 
 def test_twelve_combinations_in_twelve_runs_then_none():
-    space = {**cube_space(1), "parameters": {"a": {"values": [True, 1, "1", None]},
-                                             "b": {"values": [1, 2, 3]}, "c": {"value": 7}}}
+    space = {
+        **cube_space(1),
+        "parameters": {
+            "a": {"values": [True, 1, "1", None]},
+            "b": {"values": [1, 2, 3]},
+            "c": {"value": 7},
+        },
+    }
     for method in ("bayes", "random", "grid"):
         history = drive({**space, "method": method}, lambda p: p["b"], 12)
         assert len({json.dumps(h["params"], sort_keys=True) for h in history}) == 12
@@ -390,21 +466,25 @@ def test_one_ruined_run_does_not_blind_the_search():
 
 def test_stopped_runs_enter_extrapolated_not_as_failures():
     """Ten curves that gain .02 from epoch 5 on; the run at .7 was stopped at epoch 5, leading."""
+
     def curve(final):
         return [final - 0.02 * (10 - e) / 5 for e in range(1, 11)]
+
     finals = {0.1: 0.90, 0.3: 0.92, 0.5: 0.94, 0.9: 0.93, 0.97: 0.92}
     history = [entry({"x0": x}, v, history=curve(v), epochs=10) for x, v in finals.items()]
     part = curve(0.96)[:5]
     history.append(entry({"x0": 0.7}, part[-1], "stopped", history=part, epochs=10))
     value, variance = sweep.observations(history, 1)
     assert abs(value[-1] - 0.96) < 0.004 and variance[-1] > 0 and (variance[:-1] == 0).all()
-    assert abs(sweep.suggest(cube_space(1, "maximize"), history,
-                             np.random.default_rng(0))["x0"] - 0.7) < 0.12
+    assert (
+        abs(sweep.suggest(cube_space(1, "maximize"), history, np.random.default_rng(0))["x0"] - 0.7)
+        < 0.12
+    )
 
 
 def test_a_failure_repels_near_its_point_only():
     space = cube_space(1, "maximize")
-    history = [entry({"x0": x}, -(x - 0.62) ** 2) for x in (0.05, 0.3, 0.45, 0.8, 0.95)]
+    history = [entry({"x0": x}, -((x - 0.62) ** 2)) for x in (0.05, 0.3, 0.45, 0.8, 0.95)]
     free = sweep.suggest(space, history, np.random.default_rng(0))["x0"]
     crashed = history + [entry({"x0": free}, None, "failed")]
     shy = sweep.suggest(space, crashed, np.random.default_rng(0))["x0"]
@@ -431,29 +511,61 @@ def test_after_run_8_of_the_published_sweep_the_search_stays_near_it():
     cube = space.Cube(space.parse_space(record.spec))
     keep = [i for i, d in enumerate(cube.free) if d.name != "T_max"]
     run8 = np.array(cube.encode(history[7]["params"]))[keep]
-    gaps = [np.linalg.norm(np.array(cube.encode(sweep.suggest(
-        record.spec, history, np.random.default_rng(s))))[keep] - run8) for s in range(6)]
+    gaps = [
+        np.linalg.norm(
+            np.array(cube.encode(sweep.suggest(record.spec, history, np.random.default_rng(s))))[
+                keep
+            ]
+            - run8
+        )
+        for s in range(6)
+    ]
     assert np.mean(gaps) < 0.25
 
 
 # ---------------------------------------------------------------- stopping
 
 
-@pytest.mark.parametrize("most, table", [
-    (81, [[(81, 1), (27, 3), (9, 9), (3, 27), (1, 81)], [(27, 3), (9, 9), (3, 27), (1, 81)],
-          [(9, 9), (3, 27), (1, 81)], [(6, 27), (2, 81)], [(5, 81)]]),
-    (243, [[(243, 1), (81, 3), (27, 9), (9, 27), (3, 81), (1, 243)],
-           [(81, 3), (27, 9), (9, 27), (3, 81), (1, 243)],
-           [(27, 9), (9, 27), (3, 81), (1, 243)], [(18, 27), (6, 81), (2, 243)],
-           [(9, 81), (3, 243)], [(6, 243)]])])
+@pytest.mark.parametrize(
+    "most, table",
+    [
+        (
+            81,
+            [
+                [(81, 1), (27, 3), (9, 9), (3, 27), (1, 81)],
+                [(27, 3), (9, 9), (3, 27), (1, 81)],
+                [(9, 9), (3, 27), (1, 81)],
+                [(6, 27), (2, 81)],
+                [(5, 81)],
+            ],
+        ),
+        (
+            243,
+            [
+                [(243, 1), (81, 3), (27, 9), (9, 27), (3, 81), (1, 243)],
+                [(81, 3), (27, 9), (9, 27), (3, 81), (1, 243)],
+                [(27, 9), (9, 27), (3, 81), (1, 243)],
+                [(18, 27), (6, 81), (2, 243)],
+                [(9, 81), (3, 243)],
+                [(6, 243)],
+            ],
+        ),
+    ],
+)
 def test_hyperbands_table(most, table):
     assert sweep.brackets(most, 3) == table
 
 
-@pytest.mark.parametrize("rule, bands", [
-    ({"min_iter": 10, "eta": 2, "s": 2}, [10, 20]), ({"min_iter": 15, "eta": 3}, [15]),
-    ({"max_iter": 22, "eta": 2, "s": 2}, [5, 11]), ({"min_iter": 3}, [3, 9]),
-    ({"max_iter": 27, "s": 2, "min_iter": 5}, [3, 9])])
+@pytest.mark.parametrize(
+    "rule, bands",
+    [
+        ({"min_iter": 10, "eta": 2, "s": 2}, [10, 20]),
+        ({"min_iter": 15, "eta": 3}, [15]),
+        ({"max_iter": 22, "eta": 2, "s": 2}, [5, 11]),
+        ({"min_iter": 3}, [3, 9]),
+        ({"max_iter": 27, "s": 2, "min_iter": 5}, [3, 9]),
+    ],
+)
 def test_wandbs_bands(rule, bands):
     assert sweep.bands_of({"type": "hyperband", **rule}, 22) == bands
 
@@ -475,24 +587,36 @@ def test_wandbs_rule_by_hand():
 def test_wandbs_rule_against_the_package():
     package = pytest.importorskip("sweeps", reason="pip install sweeps==0.3.0 'numpy<2'")
     rng = np.random.default_rng(0)
-    config = {"method": "bayes", "metric": {"name": "m", "goal": "maximize"},
-              "parameters": {"a": {"min": 0.0, "max": 1.0}}}
+    config = {
+        "method": "bayes",
+        "metric": {"name": "m", "goal": "maximize"},
+        "parameters": {"a": {"min": 0.0, "max": 1.0}},
+    }
     for _ in range(200):
-        rule = {"type": "hyperband", "min_iter": int(rng.integers(1, 12)),
-                "eta": int(rng.integers(2, 5)), "strict": bool(rng.integers(2))}
+        rule = {
+            "type": "hyperband",
+            "min_iter": int(rng.integers(1, 12)),
+            "eta": int(rng.integers(2, 5)),
+            "strict": bool(rng.integers(2)),
+        }
         curves = [list(map(float, rng.random(k))) for k in rng.integers(1, 23, 8)]
-        runs = [package.SweepRun(name=str(i), state=package.RunState.running,
-                                 history=[{"m": v} for v in c]) for i, c in enumerate(curves)]
+        runs = [
+            package.SweepRun(
+                name=str(i), state=package.RunState.running, history=[{"m": v} for v in c]
+            )
+            for i, c in enumerate(curves)
+        ]
         stopped = {r.name for r in package.stop_runs({**config, "early_terminate": rule}, runs)}
         for i, c in enumerate(curves):
-            assert sweep.should_stop(c, curves[:i] + curves[i + 1:], rule) == (str(i) in stopped)
+            assert sweep.should_stop(c, curves[:i] + curves[i + 1 :], rule) == (str(i) in stopped)
 
 
 def test_preserve_threshold_is_in_the_metrics_units():
     rule = {"type": "hyperband", "min_iter": 1, "eta": 2, "preserve_threshold": 0.3}
     for goal, value in (("minimize", 0.29), ("maximize", 0.31)):
-        state = sweep.Sweep(Path("s"), spec(metric={"name": "y", "goal": goal},
-                                            early_terminate=rule), 8, [])
+        state = sweep.Sweep(
+            Path("s"), spec(metric={"name": "y", "goal": goal}, early_terminate=rule), 8, []
+        )
         curve = [state.sign * value]
         better = [[curve[0] + 0.1 * k] for k in (1, 2, 3)]
         assert not sweep.judge(curve, better, state.rule, 8)["stop"]
@@ -502,8 +626,11 @@ def test_preserve_threshold_is_in_the_metrics_units():
 
 def test_leader_is_never_stopped():
     rng = np.random.default_rng(0)
-    rules = [{"type": "hyperband", "min_iter": 4, "eta": 4}, {"type": "pause", "epochs": 8},
-             {"type": "brackets", "epochs": 4}]
+    rules = [
+        {"type": "hyperband", "min_iter": 4, "eta": 4},
+        {"type": "pause", "epochs": 8},
+        {"type": "brackets", "epochs": 4},
+    ]
     for rule in rules:
         for _ in range(50):
             curves = list(np.cumsum(rng.random((6, 8)), 1))
@@ -573,19 +700,25 @@ def cli(tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sweep\n"
         f"sweep.TRAINER = [sys.executable, {str(tmp_path / 'trainer.py')!r}]\n"
         "sweep.AGAIN = 0.2\n"
-        "sys.exit(sweep.main())\n")
+        "sys.exit(sweep.main())\n"
+    )
 
     def call(*args, wait=True, sweep_=None, **env):
         if sweep_ is not None:
             (tmp_path / "s.json").write_text(json.dumps(sweep_))
         process = subprocess.Popen(
-            [sys.executable, "run.py", *map(str, args)], cwd=tmp_path, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+            [sys.executable, "run.py", *map(str, args)],
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        )
         if not wait:
             return process
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
+
     call.folder = tmp_path
     return call
 
@@ -604,9 +737,12 @@ def wait_for(path):
 
 
 def outcome(folder):
-    return ([e["params"] for e in events(folder, "new")],
-            {e["trial"]: e["history"] for e in events(folder, "epochs")},
-            [e["verdict"] for e in events(folder, "judged")])
+    return (
+        [e["params"] for e in events(folder, "new")],
+        {e["trial"]: e["history"] for e in events(folder, "epochs")},
+        [e["verdict"] for e in events(folder, "judged")],
+    )
+
 
 def test_a_sweep_from_start_to_report(cli):
     pause = {"type": "pause"}
@@ -655,8 +791,17 @@ def test_interrupted_it_stops_its_trial_and_goes_on(cli):
 
 
 def test_workers_devices_and_the_launcher(cli):
-    code, out, err = cli("s.json", "--workers", 2, "--devices", "4,7", "--launcher", "env X=1",
-                         sweep_=spec(run_cap=6), SLOW="0.02")
+    code, _out, err = cli(
+        "s.json",
+        "--workers",
+        2,
+        "--devices",
+        "4,7",
+        "--launcher",
+        "env X=1",
+        sweep_=spec(run_cap=6),
+        SLOW="0.02",
+    )
     assert code == 0, err
     params = [json.dumps(e["params"]) for e in events(cli.folder, "new")]
     assert len(set(params)) == 6
@@ -675,7 +820,7 @@ def test_flags_that_are_no_hyperparameters_survive_a_pause(cli):
 
 
 def test_values_that_only_train_py_knows_to_be_wrong_fail_their_trial_only(cli):
-    code, out, err = cli("s.json", sweep_=spec(run_cap=8), FAULT="refuse")
+    code, _out, err = cli("s.json", sweep_=spec(run_cap=8), FAULT="refuse")
     refused = [e for e in events(cli.folder, "failed") if "eta_min is above lr" in e["why"]]
     assert (code, err) == (0, "") and 1 <= len(refused) == len(events(cli.folder, "failed"))
     assert len(events(cli.folder, "finished")) == 8 - len(refused)
@@ -713,8 +858,10 @@ def test_orphans_are_waited_for_each_on_its_device(cli):
 
 def test_without_locks_there_is_no_other_sweep(tmp_path, monkeypatch):
     """Some network file systems have none."""
+
     def none(*_):
         raise OSError(95, "Operation not supported")
+
     monkeypatch.setattr(files.fcntl, "flock", none)
     assert files.lock(tmp_path / "lock") is not None
 
@@ -746,15 +893,17 @@ def test_enqueued_configurations_come_first(cli):
 def test_what_the_sweep_holds_constant_an_enqueued_configuration_does_not_change(cli):
     (cli.folder / "known.json").write_text('{"lr": 0.0005, "epochs": 5}')
     parameters = {"lr": log_range(1e-4, 1e-2), "epochs": {"value": 6}}
-    code, out, err = cli("s.json", "--enqueue", "known.json",
-                         sweep_=spec(run_cap=1, parameters=parameters))
+    code, out, err = cli(
+        "s.json", "--enqueue", "known.json", sweep_=spec(run_cap=1, parameters=parameters)
+    )
     assert (code, err) == (0, "") and "known.json: epochs = 5: the sweep's is 6" in out
     assert events(cli.folder, "new")[0]["params"] == {"lr": 0.0005, "epochs": 6}
 
 
 def test_brackets_train_no_epoch_twice(cli):
-    code, _, err = cli("s.json", sweep_=spec(
-        early_terminate={"type": "brackets", "eta": 2}, run_cap=8))
+    code, _, err = cli(
+        "s.json", sweep_=spec(early_terminate={"type": "brackets", "eta": 2}, run_cap=8)
+    )
     assert code == 0, err
     length = {e["trial"]: len(e["history"]) for e in events(cli.folder, "epochs")}
     assert sorted(length.values()) == [1, 1, 1, 1, 2, 2, 4, 8]
@@ -767,7 +916,7 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint(cli):
     assert cli("s.json", sweep_=spec(early_terminate=rule))[0] == 0
     stopped = [e["trial"] for e in events(cli.folder, "judged") if e["verdict"]["stop"]]
     assert stopped
-    code, out, _ = cli("runs/s", "--continue-trial", stopped[0])
+    code, _out, _ = cli("runs/s", "--continue-trial", stopped[0])
     assert code == 0
     last = events(cli.folder, "epochs")[-1]
     assert (last["trial"], len(last["history"])) == (stopped[0], 8)
@@ -777,9 +926,12 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint(cli):
 def test_a_crash_is_tried_again_and_out_of_memory_is_not(cli):
     assert cli("s.json", sweep_=spec(run_cap=2), FAULT="once")[0] == 0
     assert len(events(cli.folder, "crashed")) == 2 and not events(cli.folder, "failed")
-    code, out, _ = cli("s.json", "--name", "m", sweep_=spec(run_cap=6), FAULT="oom")
-    failed = [e for e in map(json.loads, (cli.folder / "runs/m/state.jsonl").open())
-              if e["event"] == "failed"]
+    code, _out, _ = cli("s.json", "--name", "m", sweep_=spec(run_cap=6), FAULT="oom")
+    failed = [
+        e
+        for e in map(json.loads, (cli.folder / "runs/m/state.jsonl").open())
+        if e["event"] == "failed"
+    ]
     assert code == 0 and failed and failed[0]["why"] == "out of memory"
     assert failed[0]["tail"] == ["CUDA out of memory"]
     assert "| out of memory |" in (cli.folder / "runs/m/report.md").read_text()
@@ -797,9 +949,12 @@ def test_three_failures_in_a_row_stop_the_sweep(cli):
 
 
 def test_bad_input_is_one_line_before_the_first_run(cli):
-    cases = [(spec(parameters={}), "parameters"), (spec(run_cap=0), "run_cap"),
-             (spec(parameters={"rl": {"min": 0.0, "max": 1.0}}), "--rl"),
-             (spec(parameters={"lr": log_range(0, 1)}), "logarithm")]
+    cases = [
+        (spec(parameters={}), "parameters"),
+        (spec(run_cap=0), "run_cap"),
+        (spec(parameters={"rl": {"min": 0.0, "max": 1.0}}), "--rl"),
+        (spec(parameters={"lr": log_range(0, 1)}), "logarithm"),
+    ]
     for bad, word in cases:
         code, _, err = cli("s.json", sweep_=bad)
         assert code == 2 and word in err and len(err.splitlines()) == 1
@@ -810,12 +965,18 @@ def test_bad_input_is_one_line_before_the_first_run(cli):
     (cli.folder / "runs/taken").mkdir(parents=True)
     (cli.folder / "runs/taken/hparams.json").write_text("{}")
     for flags, word in [
-        (["s.json", "--lr=3"], "--lr"), (["s.json", "--seeds", "3"], "--seeds"),
-        (["s.json", "--fold", "all"], "--fold"), (["s.json", "--print-hparams"], "--print-hparams"),
-        (["s.json", "--name", "a/b"], "--name"), (["s.json", "--name=.."], "--name"),
-        (["s.json", "--name=taken"], "taken"), (["s.json", "--lancher=x"], "--launcher"),
-        (["--lancher", "s.json"], "--launcher"), (["--status=x", "--htm=y"], "--html"),
-        (["--data", "s.json"], "--data=s.json"), (["/tmp", "--continue-trial=1"], "/tmp"),
+        (["s.json", "--lr=3"], "--lr"),
+        (["s.json", "--seeds", "3"], "--seeds"),
+        (["s.json", "--fold", "all"], "--fold"),
+        (["s.json", "--print-hparams"], "--print-hparams"),
+        (["s.json", "--name", "a/b"], "--name"),
+        (["s.json", "--name=.."], "--name"),
+        (["s.json", "--name=taken"], "taken"),
+        (["s.json", "--lancher=x"], "--launcher"),
+        (["--lancher", "s.json"], "--launcher"),
+        (["--status=x", "--htm=y"], "--html"),
+        (["--data", "s.json"], "--data=s.json"),
+        (["/tmp", "--continue-trial=1"], "/tmp"),
     ]:
         code, _, err = cli(*flags)
         assert code == 2 and word in err and len(err.splitlines()) == 1, (flags, err)
@@ -855,7 +1016,7 @@ def test_a_folder_of_another_space_and_a_second_sweep_are_refused(cli):
     other = spec(parameters={"lr": log_range(1e-4, 1e-3)})
     code, _, err = cli("s.json", sweep_=other)
     assert code == 2 and "other parameters" in err
-    assert cli("s.json", sweep_=spec(run_cap=2))[0] == 0          # a larger cap is the same sweep
+    assert cli("s.json", sweep_=spec(run_cap=2))[0] == 0  # a larger cap is the same sweep
     held = files.lock(cli.folder / "runs/s/lock")
     code, _, err = cli("s.json")
     assert code == 2 and "another sweep is running" in err
@@ -872,6 +1033,7 @@ def test_a_full_disk_leaves_the_state_whole(cli, monkeypatch):
 
     def full(_):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(sweep.os, "fsync", full)
     with pytest.raises(ValueError, match="No space left"):
         state.write("crashed", state.trials[0])
@@ -952,8 +1114,11 @@ def test_report_of_the_published_sweep(cli):
     assert [rows[0][i] for i in (1, 2, 3, 4)] == ["12", "95.35", "96.215", "2.94"]
     assert [rows[1][i] for i in (1, 2, 3, 4)] == ["11", "96.20", "96.230", "0.255"]
     assert "expected at +1.59 sd from their mean; found at +1.57 sd" in out
-    counts = dict(line.strip("| ").split(" | ")[:2] for line in out.splitlines()
-                  if line.startswith(("| 20 |", "| 22 |", "| 24 |")))
+    counts = dict(
+        line.strip("| ").split(" | ")[:2]
+        for line in out.splitlines()
+        if line.startswith(("| 20 |", "| 22 |", "| 24 |"))
+    )
     assert counts == {"24": "5", "22": "5", "20": "2"}
     for name in ("lr", "weight_decay"):
         line = next(x for x in out.splitlines() if x.startswith(f"**{name}**"))
@@ -962,9 +1127,20 @@ def test_report_of_the_published_sweep(cli):
     assert "96.60" not in finished and "| 8 | 10 | 96.60 |" in stopped
 
 
-@pytest.mark.parametrize("key, value", [
-    ("number", "<script>"), ("number", 7), ("state", "done"), ("value", None), ("value", "high"),
-    ("epoch", 10 ** 9), ("epoch", -1), ("params", {}), ("params", [])])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("number", "<script>"),
+        ("number", 7),
+        ("state", "done"),
+        ("value", None),
+        ("value", "high"),
+        ("epoch", 10**9),
+        ("epoch", -1),
+        ("params", {}),
+        ("params", []),
+    ],
+)
 def test_a_history_that_is_none_is_refused(cli, key, value):
     record = json.loads((ROOT / "hparams/history_v5inrfwe.json").read_text())
     record["trials"][2][key] = value
@@ -1005,8 +1181,10 @@ def test_wandbs_client_reads_the_shipped_sweep_as_it_is(cli):
 def test_a_wandb_sweep_with_dotted_names_and_macros(cli):
     """As exported: nested and dotted names, the command's macros ignored, its own words kept."""
     words = ["${env}", "${interpreter}", "${program}", "--weight-decay=0.5", "${args}"]
-    parameters = {"models.optimizer.lr": log_range(1e-4, 1e-2),
-                  "models": {"parameters": {"scheduler": {"parameters": {"T_max": {"value": 7}}}}}}
+    parameters = {
+        "models.optimizer.lr": log_range(1e-4, 1e-2),
+        "models": {"parameters": {"scheduler": {"parameters": {"T_max": {"value": 7}}}}},
+    }
     code, _, err = cli("s.json", sweep_=spec(run_cap=1, command=words, parameters=parameters))
     hparams = json.loads((cli.folder / "runs/s/trial-001/hparams.json").read_text())
     assert (code, err, hparams["T_max"], hparams["weight_decay"]) == (0, "", 7, 0.5)
@@ -1014,8 +1192,16 @@ def test_a_wandb_sweep_with_dotted_names_and_macros(cli):
 
 
 def test_environment_variables_in_a_command(cli):
-    words = ["${env}", "python", "train.py", "--device", "${envvar:WHERE}", "${args_json_file}",
-             "--weight-decay=0.${envvar:TENTHS}", "${args_no_boolean_flags}"]
+    words = [
+        "${env}",
+        "python",
+        "train.py",
+        "--device",
+        "${envvar:WHERE}",
+        "${args_json_file}",
+        "--weight-decay=0.${envvar:TENTHS}",
+        "${args_no_boolean_flags}",
+    ]
     code, _, err = cli("s.json", sweep_=spec(run_cap=1, command=words), WHERE="cpu", TENTHS="5")
     hparams = json.loads((cli.folder / "runs/s/trial-001/hparams.json").read_text())
     assert (code, err, hparams["weight_decay"]) == (0, "", 0.5)
@@ -1040,13 +1226,20 @@ def test_what_wandbs_agent_calls_is_what_train_py_takes(name):
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         without = {"ema"} if form == "args_no_boolean_flags" else set()
         assert {k: json.loads(out)[k] for k in params.keys() - without} == {
-            k: v for k, v in params.items() if k not in without}
+            k: v for k, v in params.items() if k not in without
+        }
 
 
 def test_what_has_no_effect_is_named(cli):
-    out = cli("s.json", sweep_=spec(
-        run_cap=1, program="train.py", project="receipts",
-        early_terminate={"type": "hyperband", "min_iter": 4, "s": 2}))[1]
+    out = cli(
+        "s.json",
+        sweep_=spec(
+            run_cap=1,
+            program="train.py",
+            project="receipts",
+            early_terminate={"type": "hyperband", "min_iter": 4, "s": 2},
+        ),
+    )[1]
     assert "without effect here: program, project" in out
     assert "s is ignored beside min_iter" in out
     out = cli("s.json", "--name=m", sweep_=spec(run_cap=1, metric={"name": "hmean"}))[1]

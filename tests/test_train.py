@@ -22,11 +22,34 @@ import hparams
 import labels
 import train
 
-TINY = (
-    "--data s --backbone mobilenetv3_small_050 --pretrained none --neck 64 --size 96 --batch 2 "
-    "--epochs 4 --T_max 4 --lr 0.003 --thresh 0.2 --box-thresh 0.2 --unclip-ratio 0 "
-    "--aug-strength 0.5"
-).split()
+TINY = [
+    "--data",
+    "s",
+    "--backbone",
+    "mobilenetv3_small_050",
+    "--pretrained",
+    "none",
+    "--neck",
+    "64",
+    "--size",
+    "96",
+    "--batch",
+    "2",
+    "--epochs",
+    "4",
+    "--T_max",
+    "4",
+    "--lr",
+    "0.003",
+    "--thresh",
+    "0.2",
+    "--box-thresh",
+    "0.2",
+    "--unclip-ratio",
+    "0",
+    "--aug-strength",
+    "0.5",
+]
 TIMES = {"seconds", "images_s", "wait", "peak_gib", "val_seconds"}
 
 
@@ -381,9 +404,10 @@ def test_traced_once_for_all_canvases(monkeypatch):
         return build(model, backend=lambda graph, _: graphs.append(graph) or graph, **options)
 
     monkeypatch.setattr(torch, "compile", traced)
-    small = dict(backbone="resnet10t", pretrained="none", neck=16)
+    small = {"backbone": "resnet10t", "pretrained": "none", "neck": 16}
     plain, compiled = (
-        train.Trainer(hparams.Hparams(compile=c, **small), torch.device("cpu")) for c in (False, True)
+        train.Trainer(hparams.Hparams(compile=c, **small), torch.device("cpu"))
+        for c in (False, True)
     )
     for height, width in ((64, 96), (96, 64), (64, 64)):
         pages = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
@@ -392,7 +416,9 @@ def test_traced_once_for_all_canvases(monkeypatch):
 
 
 def test_frozen_batch_norm_keeps_its_statistics():
-    hp = hparams.Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16, freeze_bn=True)
+    hp = hparams.Hparams(
+        backbone="mobilenetv3_small_050", pretrained="none", neck=16, freeze_bn=True
+    )
     trainer = train.Trainer(hp, torch.device("cpu"))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items() if "running" in k}
     trainer.train_mode()

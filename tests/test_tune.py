@@ -21,20 +21,20 @@ from tune import TUNED, choose_setting, crossfit, halves, score_grid, score_page
 
 CPU = torch.device("cpu")
 HP = dict(vars(Hparams()), backbone="mobilenetv3_small_050", neck=16, size=160)
-SMALL = dict(
-    thresh=(0.2, 0.3, 0.4),
-    box_thresh=(0.3, 0.5, 0.7),
-    unclip_ratio=(0.0, 1.5, 2.0),
-    mode=("polygon", "box"),
-    min_size=(0.0, 6.0),
-)
-FINE = dict(
-    thresh=tuple(np.linspace(0.15, 0.6, 6)),
-    box_thresh=tuple(np.linspace(0.2, 0.8, 9)),
-    unclip_ratio=(0.0, 1.5, 2.0, 2.5),
-    mode=("box",),
-    min_size=(0.0, 4.0, 6.0, 8.0),
-)
+SMALL = {
+    "thresh": (0.2, 0.3, 0.4),
+    "box_thresh": (0.3, 0.5, 0.7),
+    "unclip_ratio": (0.0, 1.5, 2.0),
+    "mode": ("polygon", "box"),
+    "min_size": (0.0, 6.0),
+}
+FINE = {
+    "thresh": tuple(np.linspace(0.15, 0.6, 6)),
+    "box_thresh": tuple(np.linspace(0.2, 0.8, 9)),
+    "unclip_ratio": (0.0, 1.5, 2.0, 2.5),
+    "mode": ("box",),
+    "min_size": (0.0, 4.0, 6.0, 8.0),
+}
 
 
 def synthetic_page(seed, noise=0.25, width=120, height=160):
@@ -290,7 +290,7 @@ def test_any_flipped_bit_of_a_cache_is_noticed_or_harmless(house, tmp_path, caps
     (file,) = (tmp_path / "runs" / "plain" / "maps").iterdir()
     whole, rng = file.read_bytes(), np.random.default_rng(0)
     central = whole.index(b"PK\x01\x02")
-    near = [*range(0, 200), *range(central, len(whole))]  # headers, where the flags are
+    near = [*range(200), *range(central, len(whole))]  # headers, where the flags are
     for at in rng.choice(near, 150, False):
         flipped = bytearray(whole)
         flipped[at] ^= 1 << rng.integers(8)
@@ -339,7 +339,7 @@ def test_runs_of_other_splits_do_not_mix(house):
 
 
 def test_written_values_go_into_a_copy(house):
-    values = dict(thresh=0.2, box_thresh=0.7, unclip_ratio=0.0, mode="box", min_size=6.0)
+    values = {"thresh": 0.2, "box_thresh": 0.7, "unclip_ratio": 0.0, "mode": "box", "min_size": 6.0}
     before = load_checkpoint(FOLDS[0])
     write_setting("tuned.pt", FOLDS[:1], values)
     after = load_checkpoint("tuned.pt")

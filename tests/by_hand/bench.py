@@ -54,7 +54,13 @@ from tune import score_page
 
 cv2.setNumThreads(1)
 torch.set_num_threads(1)
-DECODING = dict(thresh=0.3, box_thresh=0.3, unclip_ratio=1.6, max_candidates=1000, min_size=3)
+DECODING = {
+    "thresh": 0.3,
+    "box_thresh": 0.3,
+    "unclip_ratio": 1.6,
+    "max_candidates": 1000,
+    "min_size": 3,
+}
 
 
 def median_ms(*runs, rounds=7):
@@ -268,11 +274,11 @@ def bench_cleval(label, pages, rounds):
 
 def bench_thresholds(args):
     """245 settings on one page: all at once, one by one, and one by one with the peers."""
-    axes = dict(
-        thresh=np.linspace(0.2, 0.5, 7).round(3).tolist(),
-        box_thresh=np.linspace(0.2, 0.8, 7).round(3).tolist(),
-        unclip_ratio=[0, 1.5, 1.7, 2.0, 2.2],
-    )
+    axes = {
+        "thresh": np.linspace(0.2, 0.5, 7).round(3).tolist(),
+        "box_thresh": np.linspace(0.2, 0.8, 7).round(3).tolist(),
+        "unclip_ratio": [0, 1.5, 1.7, 2.0, 2.2],
+    }
     for words in WORDS if args.growth else [50]:
         quads = page_of_lines(1024, *WORDS[words])
         prob, page = probability_map(quads), labels.Page("page", None, size=(1024, 1024))
@@ -285,11 +291,11 @@ def bench_thresholds(args):
 
 def time_thresholds(label, item, quads, axes, mode):
     grid = {**axes, "mode": [mode], "min_size": [3]}
-    hp = dict(max_candidates=600, shrink_ratio=0.4)
+    hp = {"max_candidates": 600, "shrink_ratio": 0.4}
     prob = item[0][0]
 
     def one(thresh=0.3, box_thresh=0.4, unclip_ratio=1.5):
-        setting = dict(thresh=thresh, box_thresh=box_thresh, unclip_ratio=unclip_ratio)
+        setting = {"thresh": thresh, "box_thresh": box_thresh, "unclip_ratio": unclip_ratio}
         found = polygons_from_map(prob, **setting, **hp, min_size=3, mode=mode)[0]
         cleval(quads, found, variant="page")
 
@@ -298,7 +304,7 @@ def time_thresholds(label, item, quads, axes, mode):
     def peer():
         boxes = np.array(decoder(prob / np.float32(255))[0], np.float32).reshape(-1, 8)
         labels = np.array(quads, np.float32).reshape(-1, 8)
-        letters = dict(det_letters=[""] * len(boxes), gt_letters=["words"] * len(labels))
+        letters = {"det_letters": [""] * len(boxes), "gt_letters": ["words"] * len(labels)}
         package.CLEvalMetric()(boxes, labels, **letters)
 
     whole, single, other = median_ms(
@@ -315,11 +321,7 @@ def bench_optimiser(args):
     """The next of Hartmann-6's parameters given n runs, ours and Optuna's GPSampler."""
     names = [f"x{i}" for i in range(6)]
     ranges = {name: {"min": 0.0, "max": 1.0} for name in names}
-    space = {
-        "method": "bayes",
-        "metric": {"name": "y", "goal": "minimize"},
-        "parameters": ranges,
-    }
+    space = {"method": "bayes", "metric": {"name": "y", "goal": "minimize"}, "parameters": ranges}
     optuna = peer_module("optuna", "optuna")
     for n in (12, 30, 60, 120, 200) if args.growth else (60,):
         x = np.random.default_rng(n).random((n, 6))
@@ -547,7 +549,7 @@ def bench_inference(args):
                 )
         if engine:
             detect = engine.RapidOCR(intra_op_num_threads=threads)
-            only = dict(use_det=True, use_cls=False, use_rec=False)
+            only = {"use_det": True, "use_cls": False, "use_rec": False}
             rate(
                 "RapidOCR 1.4.4, PP-OCRv4 mobile, CPU",
                 lambda: [detect(str(page.path), **only) for page in pages],

@@ -157,7 +157,6 @@ def draw_pages():
 
 def main():
     global LOG
-    import ensemble  # noqa: F401, so that children are ready at once
 
     with tempfile.TemporaryDirectory(prefix="disk-") as folder:
         disk, LOG = Path(folder, "disk"), Path(folder, "log.txt")

@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import cleval  # noqa: E402
-import data  # noqa: E402
-import ensemble  # noqa: E402
-import files  # noqa: E402
-import hparams  # noqa: E402
-import labels  # noqa: E402
-import space  # noqa: E402
-import train  # noqa: E402
-from db_postprocess import decode_candidates, find_candidates  # noqa: E402
+import cleval
+import data
+import ensemble
+import files
+import hparams
+import labels
+import space
+import train
+from db_postprocess import decode_candidates, find_candidates
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 (FOLDER / "images").mkdir()
@@ -40,9 +40,13 @@ for picture in ("a.png", "b.jpg"):
 # ---------------------------------------------------------------- readers
 
 odd = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
     st.sampled_from([10**400, -1, 1e308, "###", "a.png", "../a.png", "\ud800", "\0", "a\nb"]),
-)  # fmt: skip
+)
 anything = st.recursive(
     odd,
     lambda inner: st.one_of(
@@ -73,23 +77,34 @@ flag, chars = st.booleans(), st.text(max_size=6)
 names = mostly(st.sampled_from(["a.png", "b.jpg"]), st.text(max_size=9))
 words = objects(points=points, transcription=chars, ignore=flag, confidence=st.floats(0, 1))
 entries = objects(
-    words=st.dictionaries(chars, mostly(words), max_size=4), img_w=st.integers(1, 99),
-    img_h=st.integers(1, 99), group=chars,
-)  # fmt: skip
+    words=st.dictionaries(chars, mostly(words), max_size=4),
+    img_w=st.integers(1, 99),
+    img_h=st.integers(1, 99),
+    group=chars,
+)
 competition = objects(images=st.dictionaries(names.map(str), mostly(entries), max_size=3))
 paddle_word = objects(points=points, transcription=chars, difficult=flag)
 shape = objects(
-    points=points, label=chars, description=chars, flags=objects(ignore=flag), id=chars,
-    shape_type=st.sampled_from(["polygon", "rectangle"]), confidence=st.floats(0, 1),
-)  # fmt: skip
+    points=points,
+    label=chars,
+    description=chars,
+    flags=objects(ignore=flag),
+    id=chars,
+    shape_type=st.sampled_from(["polygon", "rectangle"]),
+    confidence=st.floats(0, 1),
+)
 labelme = objects(
-    shapes=st.lists(mostly(shape), max_size=3), imagePath=names, imageWidth=st.integers(1, 99),
-    imageHeight=st.integers(1, 99), version=chars,
-)  # fmt: skip
+    shapes=st.lists(mostly(shape), max_size=3),
+    imagePath=names,
+    imageWidth=st.integers(1, 99),
+    imageHeight=st.integers(1, 99),
+    version=chars,
+)
 icdar_line = st.tuples(
-    st.sampled_from([",", ", ", " "]), st.lists(number.map(str), min_size=4, max_size=14),
+    st.sampled_from([",", ", ", " "]),
+    st.lists(number.map(str), min_size=4, max_size=14),
     st.one_of(chars, chars.map('"{}"'.format), st.just("1,024.50")),
-).map(lambda line: line[0].join([*line[1], line[2]]))  # fmt: skip
+).map(lambda line: line[0].join([*line[1], line[2]]))
 
 
 @st.composite
@@ -185,10 +200,15 @@ def fuzz_hparams(case):
 
 
 dimension = objects(
-    min=number, max=number, value=odd, values=st.lists(odd, max_size=3), mu=number, sigma=number,
+    min=number,
+    max=number,
+    value=odd,
+    values=st.lists(odd, max_size=3),
+    mu=number,
+    sigma=number,
     q=number,
     distribution=st.sampled_from(["uniform", "log_uniform_values", "int_uniform", "normal"]),
-)  # fmt: skip
+)
 parameter = mostly(st.sampled_from(["lr", "weight_decay", "eta_min"]), chars)
 spec_file = objects(
     method=st.sampled_from(["bayes", "random", "grid"]),
@@ -196,10 +216,14 @@ spec_file = objects(
     metric=objects(name=chars, goal=st.sampled_from(["maximize", "minimize"])),
     early_terminate=objects(
         type=st.sampled_from(["hyperband", "brackets", "pause"]),
-        min_iter=number, eta=number, s=number, max_iter=number,
+        min_iter=number,
+        eta=number,
+        s=number,
+        max_iter=number,
     ),
-    run_cap=st.integers(1, 9), seed=st.integers(0, 9),
-)  # fmt: skip
+    run_cap=st.integers(1, 9),
+    seed=st.integers(0, 9),
+)
 
 
 def fuzz_sweep(case):
@@ -290,7 +314,7 @@ def fuzz_decode(case):
     prob = np.clip((prob - prob.min()) / max(np.ptp(prob), 1e-6), 0, 1).astype(np.float32)
     candidates = find_candidates(prob, thresh)
     for mode in ("box", "polygon"):
-        how = dict(unclip_ratio=unclip, max_candidates=count, min_size=min_size, mode=mode)
+        how = {"unclip_ratio": unclip, "max_candidates": count, "min_size": min_size, "mode": mode}
         found, scores = decode_candidates(candidates, box_thresh=box_thresh, **how)
         assert len(found) == len(scores) <= count
         assert all(np.isfinite(p).all() and p.ndim == 2 and len(p) >= 3 for p in found)

@@ -55,7 +55,9 @@ def labels(content):
 
 
 def word(points="[[10,10],[60,10],[60,30],[10,30]]", more=""):
-    return labels('{"images": {"a.png": {"words": {"0001": {"points": %s%s}}}}}' % (points, more))
+    return labels(
+        f'{{"images": {{"a.png": {{"words": {{"0001": {{"points": {points}{more}}}}}}}}}}}'
+    )
 
 
 def named(name):
@@ -195,7 +197,7 @@ CHECK = {  # data.py check on a folder
     "word is a number": labels('{"images": {"a.png": {"words": {"1": 7}}}}'),
     "key twice in a word": word(more=', "points": []'),
     "key twice after 300,000 others": labels(
-        lambda: '{"images": {%s"1": 1}}' % "".join(f'"{i}": 1, ' for i in range(300_000))
+        lambda: '{{"images": {{{}"1": 1}}}}'.format("".join(f'"{i}": 1, ' for i in range(300_000)))
     ),
     "image twice": labels('{"images": {"a.png": {"words": {}}, "a.png": {"words": {}}}}'),
     "lists nested 100,000 deep": labels("[" * DEEP + "]" * DEEP),

@@ -29,7 +29,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 TINY = "--data=pages --backbone=mobilenetv3_small_050 --pretrained=none --neck=64 --size=64"
 TINY = [*TINY.split(), "--batch=2"]
-CLOCKS = "seconds images_s wait peak_gib val_seconds".split()  # columns that no two runs share
+CLOCKS = [
+    "seconds",
+    "images_s",
+    "wait",
+    "peak_gib",
+    "val_seconds",
+]  # columns that no two runs share
 EPOCHS = 16
 SWEEP = {
     "method": "bayes",
@@ -238,7 +244,6 @@ def main():
     args = parser.parse_args()
     rng = random.Random(args.seed)
     import data
-    import train  # noqa: F401, so that children are ready at once
 
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         os.chdir(folder)

@@ -27,7 +27,7 @@ import data
 import labels
 from evaluate import write_predictions
 
-DETECTION_ONLY = dict(use_det=True, use_cls=False, use_rec=False)
+DETECTION_ONLY = {"use_det": True, "use_cls": False, "use_rec": False}
 
 
 def rapidocr_onnxruntime():
@@ -63,11 +63,7 @@ def tesseract():
     return detect
 
 
-PEERS = {
-    "rapidocr-onnxruntime": rapidocr_onnxruntime,
-    "rapidocr": rapidocr,
-    "tesseract": tesseract,
-}
+PEERS = {"rapidocr-onnxruntime": rapidocr_onnxruntime, "rapidocr": rapidocr, "tesseract": tesseract}
 
 
 def main():

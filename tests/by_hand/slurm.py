@@ -85,7 +85,7 @@ def start_slurm(folder):
     key.write_bytes(os.urandom(64))
     key.chmod(0o600)
     host = socket.gethostname().split(".")[0]
-    config = dict(host=host, ports=free_ports(2), user=getpass.getuser(), folder=folder)
+    config = {"host": host, "ports": free_ports(2), "user": getpass.getuser(), "folder": folder}
     (folder / "slurm.conf").write_text(CONFIG.format(**config))
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     files = [f"--{n}-file={folder}/munge.{n}" for n in ("key", "pid", "log", "seed")]
