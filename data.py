@@ -18,11 +18,12 @@ import json
 import math
 import os
 import re
+import shutil
 import struct
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
@@ -30,15 +31,15 @@ import shapely
 from tqdm import tqdm
 
 from db_postprocess import SHRINK_RATIO, shrink_distance
-from files import DataError, Parser, new_folder, read_json, write_json
+from files import DataError, Parser, read_json, replace_file, write_json
 from labels import (
     FORMATS,
     SPLITS,
     Page,
-    convert,
     has_split,
     image_dir_of,
     load_labels,
+    losses,
     pages_to_json,
     read_competition,
 )
@@ -679,6 +680,43 @@ def check(data, size, image_dir):
     for group in sorted(str(g) for g, where in shared.items() if g is not None and len(where) > 1):
         print(f"warning: group {group} has pages in more than one split")
     print(f"{data}: no errors")
+
+
+@contextlib.contextmanager
+def new_folder(out):
+    """A folder to fill, which becomes `out` at the end, whole or not at all. Raises DataError if
+    there is something in `out`."""
+    out = Path(os.path.abspath(out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(out, "exists", "choose another folder or remove it")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def convert(data, out, to, image_dir=None):
+    """Write the labels of every split of DATA to folder OUT in a format of FORMATS, with a link to
+    the pictures. Prints what the format could not hold. Raises DataError."""
+    splits = [s for s in SPLITS if has_split(data, s)] or [None]
+    pages = {split: load_labels(data, split, image_dir) for split in splits}
+    found = [page for split in splits for page in pages[split]]
+    places = {p.path.parents[len(PurePosixPath(p.name).parts) - 1] for p in found}
+    if len(places) > 1:
+        many = f"{data}: its pictures lie in {len(places)} folders"
+        raise DataError(f"{many}; convert each by itself")
+    with new_folder(out) as partial:
+        for split in splits:
+            for name, text in FORMATS[to](pages[split], split).items():
+                replace_file(partial / name, text)
+        (partial / "images").symlink_to(places.pop().resolve())
+        again = [page for s in splits for page in load_labels(partial, s or "train")]
+    lost = ", ".join(f"{count} {kind}" for kind, count in losses(found, again).items())
+    words = sum(len(page.polygons) for page in found)
+    print(f"{out}: {len(found)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
 
 
 def synth(out, count, seed, **kind):

@@ -30,7 +30,6 @@ import torch
 from tqdm import tqdm
 
 import data
-import files
 from cleval import (
     MAX_DETECTIONS,
     bootstrap_groups,
@@ -56,7 +55,7 @@ from evaluate import (
     trained_on,
     write_predictions,
 )
-from files import DataError, Parser, read_json, read_text, write_text
+from files import DataError, Parser, read_json, read_text, replace_file
 from labels import (
     PICTURES,
     SPLITS,
@@ -514,7 +513,7 @@ def write_submission(path, pages, found):
         regions = submission_regions(polygons, scores, page.size)
         field = "|".join(" ".join(map(str, region.ravel().tolist())) for region in regions)
         writer.writerow([page.name, field])
-    write_text(path, text.getvalue())
+    replace_file(path, text.getvalue())
 
 
 def read_table(path):
@@ -654,7 +653,7 @@ def read_overrides(args):
     for key in values.keys() - OVERRIDES.keys():  # of training, unless it is a slip
         if near := difflib.get_close_matches(key, OVERRIDES, 1, 0.8):
             hint = f"did you mean {near[0]!r}?"
-            raise DataError(f"{args.hparams}: unknown key {files.shown(key)!r}; {hint}")
+            raise DataError(f"{args.hparams}: unknown key {key[:80]!r}; {hint}")
     return given_overrides(args, {key: values[key] for key in OVERRIDES if key in values})
 
 

@@ -51,7 +51,7 @@ from cleval import (
 )
 from db_postprocess import DECODING, MODES, decode_page
 from dbnet import NetworkError, load_checkpoint, load_network, save_checkpoint
-from files import DataError, Parser, read_json, replace_file, write_json, write_text
+from files import DataError, Parser, read_json, replace_file, write_json
 from labels import PICTURES, SPLITS, Page, has_split, load_labels, pages_to_json, read_competition
 from report import LEVELS, SCORES_PAGE, binned, html_bars, html_curves, html_table
 from tune import GRID, TUNED, draw_landscape, halves, print_tuning, tune
@@ -526,7 +526,7 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
             f'<div class="pages">{"".join(figures)}</div>',
         ),
     )
-    write_text(path, SCORES_PAGE % (html.escape(title), "".join(body)))
+    replace_file(path, SCORES_PAGE % (html.escape(title), "".join(body)))
 
 
 # ---------------------------------------------------------------- export

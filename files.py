@@ -1,5 +1,9 @@
-"""What does a file promise? One exception, bounded reading of text and JSON, writing whole or not
-at all, locks, and a command line whose errors are one line."""
+"""What does a file promise? One exception and the exit codes, bounded reading, writing whole or not
+at all, locks, and a command line whose errors are one line.
+
+Exit codes of every command: 0 fine; 1 the data are wrong, or something could not be written; 2 the
+command is wrong; 3 out of memory; 4 not finite; 5 a gate did not open; 130, 143 stopped and saved;
+137 a process of it was killed."""
 
 import argparse
 import contextlib
@@ -8,67 +12,91 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
-MAX_LABEL_BYTES = 2**27  # of what is read from files, so that a hostile one ends in an error
-MAX_NODES = 2**23  # lists and objects in a JSON file
+MAX_BYTES, MAX_NODES = 2**27, 2**23  # of a text; lists and objects of a JSON file
 
 
 class DataError(ValueError):
-    """Something about the user's data: the message says what, where and the remedy."""
+    """DataError(where, what, remedy): what is wrong with the user's data, where (file, image, word,
+    key) and what to do about it, as one line."""
+
+    code = 1
+
+    def __str__(self):
+        where, what, remedy = (*map(str, self.args), "", "", "")[:3]
+        line = where + f": {what}" * bool(what) + f"; {remedy}" * bool(remedy)
+        return re.sub(r"(?s)^.*\nfiles\.\w+: ", "", line.strip())  # as a loader process sends it
 
 
-def read_text(path, limit=MAX_LABEL_BYTES, encoding="utf-8-sig", other=None):
+class UsageError(DataError):
+    """A flag, a value or what a flag names does not work."""
+
+    code = 2
+
+
+def exit_code(run, say=lambda line: print(f"error: {line}", file=sys.stderr)):
+    """run()'s exit code, or where it fails one of the table, and a line to say; raises bugs."""
+    try:
+        return run() or 0
+    except (DataError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        line, code, kept = str(error), getattr(error, "code", 1), "what was written before is whole"
+        if isinstance(error, OSError):
+            line = f"{error.filename or 'output'}: {error.strerror or error}; {kept}"
+        elif isinstance(error, KeyboardInterrupt):
+            line, code = f"interrupted; {kept}", 130
+        elif isinstance(error, MemoryError) or re.search("(?i)out of memory|allocate memory", line):
+            line, code = "out of memory; lower --size (and --batch), or use --device cpu", 3
+        elif not isinstance(error, DataError):
+            raise
+    say(line)
+    return code
+
+
+def read_text(path, limit=MAX_BYTES, encoding="utf-8-sig", other=None):
     """A text file of at most `limit` bytes, in UTF-8 or else `other`. Raises DataError."""
     try:
         if not Path(path).is_file():
-            raise DataError(f"{path}: no such file")
+            raise DataError(path, "no such file")
         with open(path, "rb") as file:
             raw = file.read(limit + 1)
-        if len(raw) > limit:
-            raise DataError(f"{path}: larger than {limit >> 20} MiB; split it into several files")
-        with contextlib.suppress(UnicodeDecodeError):
-            return raw.decode(encoding)
-        return raw.decode(other or encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not text in UTF-8 ({error.reason}); save it as such") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DataError(path, f"cannot be read ({error.strerror})") from None
+    if len(raw) > limit:
+        raise DataError(path, f"larger than {limit >> 20} MiB", "split it into several files")
+    for name in (encoding, other or encoding):
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode(name)
+    raise DataError(path, "not text in UTF-8", "save it as such")
 
 
 def unique_keys(pairs):
-    """The object of a JSON object's pairs. Raises DataError on a key that comes twice."""
     value, seen = dict(pairs), set()
     if len(value) < len(pairs):
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise DataError(f"key {shown(twice)} comes twice in one object")
+        raise ValueError(f"key {shown(twice)} comes twice in one object")
     return value
 
 
-def parse_json(text, where):
-    """The value of a JSON text. Raises DataError, also on a key twice in an object."""
+def read_json(path, text=None):
+    """The value of a JSON file, or of a text from it. Raises DataError, also on a key twice."""
+    text = read_text(path) if text is None else text
     if text.count("[") + text.count("{") > MAX_NODES:
-        raise DataError(f"{where}: more than {MAX_NODES} lists and objects; split it")
+        raise DataError(path, f"more than {MAX_NODES} lists and objects", "split it")
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
-    except RecursionError:
-        raise DataError(f"{where}: not a JSON file of ours (nested too deep)") from None
-    except ValueError as error:
-        raise DataError(f"{where}: not a JSON file ({error})") from None
-
-
-def read_json(path):
-    """The value of a JSON file. Raises DataError."""
-    return parse_json(read_text(path), path)
+    except (ValueError, RecursionError) as error:
+        raise DataError(path, f"not a JSON file ({error})") from None
 
 
 def replace_file(path, content):
-    """Write bytes whole or not at all: temporary name, fsync, rename; the old file survives."""
-    path = Path(path)
+    """Write bytes or text whole or not at all (temporary name, fsync, rename), making the folder."""
+    path, content = Path(path), content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
@@ -80,31 +108,9 @@ def replace_file(path, content):
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path, text):
-    """Write a text file whole or not at all, making its folder."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.encode())
-
-
 def write_json(path, value, indent=None):
-    """Write JSON whole or not at all. Raises ValueError on NaN or infinity."""
-    write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-@contextlib.contextmanager
-def new_folder(out):
-    """A folder to fill, which becomes `out` at the end, whole or not at all. Raises DataError if
-    there is something in `out`."""
-    out = Path(os.path.abspath(out))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists; choose another folder or remove it")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """Write JSON as `replace_file` does. Raises ValueError on NaN or infinity."""
+    replace_file(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def shown(name):
@@ -113,37 +119,42 @@ def shown(name):
     return name if len(name) <= 80 else name[:77] + "..."
 
 
+def nearest(name, known):
+    """ "; did you mean ...?" where one of the known names is near."""
+    near = difflib.get_close_matches(str(name), known, 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def lock(path):
-    """An exclusive lock on a file; None when another process holds it."""
-    file = open(path, "a+")
+    """An exclusive lock on a file, held while it is open; None when another process has it."""
+    file = open(path, "a+")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
-        return None
+        return file.close()
     except OSError:  # a file system without locks
         pass
     return file
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the closest flag or choice; exit code 2."""
+    """argparse whose flags may have _ for -, and whose errors are one line with the closest flag or
+    choice; exit code 2."""
 
     def __init__(self, **options):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
+        layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100)
+        super().__init__(formatter_class=layout, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        args = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in args]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        wrong, known = message.removeprefix("unrecognized arguments: "), []
-        if wrong != message:
-            parsers = [self]
-            for action in self._actions:  # data.py's commands
-                if isinstance(action, argparse._SubParsersAction):
-                    parsers += action.choices.values()
-            known = [flag for parser in parsers for flag in parser._option_string_actions]
-        if choice := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
-            wrong, known = choice[1], re.findall(r"[\w-]+", choice[2])
-        near = difflib.get_close_matches(re.split("[= ]", wrong)[0], known, 1, 0.6)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        parsers = [self, *(p for a in self._actions for p in getattr(a.choices, "values", tuple)())]
+        known = re.findall(r"[\w-]+", message.partition("choose from")[2])
+        known = known or [flag for parser in parsers for flag in parser._option_string_actions]
+        wrong = re.search(r"(?:arguments|choice): '?([^ '=]+)", message)
+        hint = nearest(wrong[1], known) if wrong else ""
         print(f"error: {message}{hint} (see --help)", file=sys.stderr)
         sys.exit(2)

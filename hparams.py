@@ -2,23 +2,21 @@
 files and flags."""
 
 import argparse
+import contextlib
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-import files
 from db_postprocess import MODES, SHRINK_RATIO
-from files import DataError, read_json
+from files import DataError, Parser, UsageError, nearest, read_json, shown
 
-HIDE = argparse.SUPPRESS
+HIDE, AMP = argparse.SUPPRESS, ("auto", "bf16", "fp16", "off")
 
 
-def value(default, text, low=None, high=None, choices=None):
-    """A hyperparameter with its help text and what is allowed (bounds inclusive)."""
-    return dataclasses.field(
-        default=default, metadata={"help": text, "low": low, "high": high, "choices": choices}
-    )
+def value(default, text, low=None, high=None, choices=None, group=None):
+    """A hyperparameter; bounds are inclusive; group: for --help, on the first of each."""
+    meta = {"help": text, "low": low, "high": high, "choices": choices, "group": group}
+    return dataclasses.field(default=default, metadata=meta)
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,7 @@ class Hparams:
     """Every training default is written here and nowhere else. Names are those of sweeps and JSON
     files."""
 
-    # data
-    data: str = value("synth", "folder or label file; synth and synth-small are drawn on first use")
+    data: str = value("synth", "folder or label file; synth, synth-small: drawn", group="data")
     val_data: str = value("", "labels to validate on, if DATA has no val split")
     image_dir: str = value("", "where the pictures lie, if not in images/ or beside the labels")
     name: str = value("", "run folder under runs/ (default: stem of the hparams file)")
@@ -36,16 +33,14 @@ class Hparams:
     split: str = value("", HIDE)
     pseudo_labels: str = value("", "predictions.json whose pages are added to training")
     min_confidence: float = value(0.8, "pseudo labels under this are don't care", 0, 1)
-    # network
-    backbone: str = value("efficientnet_b4", "any timm model with features at strides 4 to 32")
+    backbone: str = value("efficientnet_b4", "any timm model with strides 4 to 32", group="network")
     pretrained: str = value("timm", "its weights: timm (download), none, or a state dict's path")
     init: str = value("", "checkpoint of a run to start the whole network from")
     neck: int = value(256, "channels of the feature pyramid, a multiple of 4", 16, 1024)
     shrink_ratio: float = value(SHRINK_RATIO, "of the shrink map", 0.1, 0.95)
     teacher: str = value("", "checkpoints, comma-separated, whose mean map is learned too")
     teacher_weight: float = value(5.0, "of the loss towards the teachers' map", 0, 1000)
-    # schedule
-    size: int = value(960, "longer page side in px, a multiple of 32", 64, 4096)
+    size: int = value(960, "longer page side in px; training: x 32", 32, 8192, group="schedule")
     batch: int = value(8, "pages a step, over all processes", 1, 4096)
     epochs: int = value(22, "length of the run", 1, 100000)
     stop_epoch: int = value(0, "pause after this epoch, inside the schedule (0: never)", 0, 100000)
@@ -59,14 +54,12 @@ class Hparams:
     ema: bool = value(True, "validate and keep a moving average of the weights")
     freeze_bn: bool = value(False, "batch norm keeps its statistics: fine-tuning, small batches")
     seed: int = value(0, "of weights, order and augmentation", 0, 2**31 - 1)
-    # machine
-    amp: str = value("auto", "mixed precision on CUDA", choices=("auto", "bf16", "fp16", "off"))
+    amp: str = value("auto", "precision on CUDA", None, None, AMP, group="machine")
     compile: bool = value(False, "torch.compile the network: minutes, and again for new canvases")
     cache: bool = value(False, "decode each train page once; needs the room on disk")
     workers: int = value(-1, "loader processes (-1: by the machine)", -1, 256)
     sync_bn: bool = value(False, "torchrun on GPUs: batch norm over the pages of all processes")
-    # augmentation
-    aug_strength: float = value(1.0, "scales all augmentation; 0 is none", 0, 4)
+    aug_strength: float = value(1.0, "scales all; 0 is none", 0, 4, group="augmentation, strengths")
     aug_rotate: float = value(2.0, "degrees", 0, 45)
     aug_scale: float = value(0.15, "up to 1 + this larger or smaller", 0, 2)
     aug_shift: float = value(0.1, "of the page size", 0, 1)
@@ -80,8 +73,7 @@ class Hparams:
     aug_sharpen: float = value(0.7, "weight of the unsharp mask", 0, 5)
     aug_shadow: float = value(0.4, "depth of a shadow", 0, 1)
     aug_fog: float = value(0.3, "depth of a white veil", 0, 1)
-    # decoding
-    thresh: float = value(0.3, "probability above which a pixel is text", 0.01, 0.99)
+    thresh: float = value(0.3, "above it a pixel is text", 0.01, 0.99, group="decoding")
     box_thresh: float = value(0.3, "least mean probability of a region", 0, 1)
     unclip_ratio: float = value(2.0, "growth A r / L of a region; 0: exact inverse", 0, 10)
     max_candidates: int = value(600, "most regions a page, by score", 1, 100000)
@@ -90,66 +82,100 @@ class Hparams:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Hparams)}
-
-
-class UsageError(DataError):
-    """The user's values do not work: one line with key, value and what is allowed; exit code 2."""
-
-
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a line of text"}
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def checked(key, raw, where):
-    """One value as its field's type. Raises UsageError with key, value and what is allowed."""
+    """One value, of a flag as its text, as its field's type. Raises UsageError with key, value and
+    what is allowed."""
     if key not in FIELDS:
-        near = difflib.get_close_matches(key, FIELDS, 1, 0.7)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"{where}: unknown key {files.shown(key)!r}{hint}")
-    kind, meta = FIELDS[key].type, FIELDS[key].metadata
-    if kind is float and type(raw) is int and abs(raw) < 1e300:
-        raw = float(raw)
-    if kind is int and type(raw) is float and raw.is_integer():
-        raw = int(raw)
-    shown = files.shown(repr(raw))
+        raise UsageError(where, f"unknown key {shown(key)!r}{nearest(key, FIELDS)}")
+    kind, meta, given = FIELDS[key].type, FIELDS[key].metadata, f"{key} = {shown(repr(raw))}"
+    with contextlib.suppress(ValueError, OverflowError):
+        if isinstance(raw, str) and kind is not str:
+            raw = BOOLEANS.get(raw.lower(), raw) if kind is bool else kind(raw)
+        if type(raw) in (int, float) and kind in (int, float) and kind(raw) == raw:
+            raw = kind(raw)
     if type(raw) is not kind or kind is str and not raw.isprintable():
-        raise UsageError(f"{where}: {key} = {shown} is not {KINDS[kind]}")
+        raise UsageError(where, f"{given} is not {KINDS[kind]}")
     low, high, choices = meta["low"], meta["high"], meta["choices"]
     if low is not None and not low <= raw <= high:  # also catches NaN
-        raise UsageError(f"{where}: {key} = {shown} is not within {low} to {high}")
+        raise UsageError(where, f"{given} is not within {low} to {high}")
     if choices and raw not in choices:
-        raise UsageError(f"{where}: {key} = {shown} is not one of {', '.join(choices)}")
+        raise UsageError(where, f"{given} is not one of {', '.join(choices)}")
     return raw
 
 
-def from_text(key, text):
-    """A flag's text as the field's type, for `checked`."""
-    kind = FIELDS[key].type
-    if kind is bool and text.lower() in ("true", "1", "yes", "false", "0", "no"):
-        return text.lower() in ("true", "1", "yes")
-    try:
-        return kind(text) if kind in (int, float) else text
-    except ValueError:
-        return text
-
-
 def read_hparams(path):
-    """The values of a flat JSON file as a dict. Raises UsageError."""
+    """{key: value} of a flat JSON file. Raises DataError, UsageError."""
     values = read_json(path)
     if not isinstance(values, dict):
-        raise UsageError(f"{path}: not a JSON object of hyperparameters")
+        raise DataError(path, "not a JSON object of hyperparameters", "see hparams/run8.json")
     return {key: checked(key, raw, path) for key, raw in values.items()}
 
 
-def validate(hp, where="hparams"):
-    """Rules between values. Raises UsageError."""
-    if hp.size % 32:
-        raise UsageError(f"{where}: size = {hp.size} is not a multiple of 32")
-    if hp.neck % 4:
-        raise UsageError(f"{where}: neck = {hp.neck} is not a multiple of 4")
-    if hp.eta_min > hp.lr:
-        raise UsageError(f"{where}: eta_min = {hp.eta_min} is above lr = {hp.lr}")
-    if hp.folds == 1 or hp.folds and hp.fold > hp.folds:
-        allowed = "folds is 0 or at least 2, fold at most folds"
-        raise UsageError(f"{where}: fold = {hp.fold} of folds = {hp.folds}; {allowed}")
-    if hp.name and (Path(hp.name).is_absolute() or ".." in Path(hp.name).parts):
-        raise UsageError(f"{where}: name = {hp.name!r} leads out of runs/")
+def saved_hparams(values, where):
+    """Hparams of a checkpoint or run folder; a key that it lacks has its default, or UsageError."""
+    return Hparams(**{key: checked(key, raw, where) for key, raw in values.items()})
+
+
+def validate(hp, where="flags"):
+    """hp, if its values go together in training. Raises UsageError."""
+    outside = Path(hp.name).is_absolute() or ".." in Path(hp.name).parts
+    alone = hp.folds == 1 or hp.folds and hp.fold > hp.folds
+    for wrong, what in (
+        (hp.size % 32, f"size = {hp.size} is not a multiple of 32"),
+        (hp.neck % 4, f"neck = {hp.neck} is not a multiple of 4"),
+        (hp.eta_min > hp.lr, f"eta_min = {hp.eta_min} is above lr = {hp.lr}"),
+        (alone, f"fold = {hp.fold} of folds = {hp.folds} (0, or at least 2 and at least fold)"),
+        (outside, f"name = {hp.name!r} leads out of runs/"),
+    ):
+        if wrong:
+            raise UsageError(where, what)
+    return hp
+
+
+def add_flags(parser, keys=FIELDS, title=None):
+    """A flag for each key, its help from the table; under title, or in the table's groups."""
+    group = parser.add_argument_group(title)
+    for key in keys:
+        meta, boolean, flag = FIELDS[key].metadata, FIELDS[key].type is bool, key.replace("_", "-")
+        if not title and meta["group"]:
+            group = parser.add_argument_group(meta["group"])
+        shape = {"nargs": "?", "const": "true"} if boolean else {}
+        metavar = str(FIELDS[key].default) or "''"
+        group.add_argument(f"--{flag}", dest=key, metavar=metavar, help=meta["help"], **shape)
+        if boolean:
+            group.add_argument(
+                f"--no-{flag}", dest=key, action="store_const", const="false", help=HIDE
+            )
+
+
+def given_flags(args, keys=FIELDS):
+    """{key: value} of the flags that parsed args hold. Raises UsageError."""
+    given = {key: vars(args)[key] for key in keys if vars(args).get(key) is not None}
+    return {key: checked(key, text, f"--{key}") for key, text in given.items()}
+
+
+def trainer_parser(doc=None):
+    """train.py's command line; here, so that a sweep knows its flags without torch."""
+    parser = Parser(description=doc, usage="python train.py [--hparams JSON] [--key value ...]")
+    add, mirrors = parser.add_argument, ("wandb", "tensorboard")
+    add("--hparams", metavar="JSON", help="values to start from")
+    add("--resume", action="store_true", help="go on with the run that --name names")
+    add("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
+    add("--baseline", metavar="RUN", help="run folder to print the difference to, by epoch")
+    add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
+    add("--log", action="append", choices=mirrors, default=[], help="mirror of log.csv; repeatable")
+    add("--artifact", action="store_true", help="best.pt as an artifact of --log wandb")
+    add("--print-hparams", action="store_true", help="print the resolved JSON and stop")
+    add_flags(parser)
+    add("--no-pretrained", dest="pretrained", action="store_const", const="none", help=HIDE)
+    return parser
+
+
+def resolve_hparams(args):
+    """Hparams of default < --hparams < flags. Raises DataError, UsageError."""
+    values = read_hparams(args.hparams) if args.hparams else {}
+    return validate(Hparams(**{**values, **given_flags(args)}), args.hparams or "flags")

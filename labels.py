@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import shapely
 
-from files import DataError, new_folder, parse_json, read_json, read_text, shown, write_text
+from files import DataError, read_json, read_text, shown
 
 SPLITS = ("train", "val", "test")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -265,7 +265,7 @@ def read_paddle(label_file, image_dir=None):
             continue
         where = f"{label_file}: line {number}"
         name, _, words = line.partition("\t")
-        words = parse_json(words, f"{where}: after `picture<TAB>`")
+        words = read_json(f"{where}: after `picture<TAB>`", words)
         if not isinstance(words, list) or not all(isinstance(word, dict) for word in words):
             raise DataError(f"{where}: not `picture<TAB>JSON list of objects`")
         name = find_picture(folder, name)
@@ -482,24 +482,3 @@ def losses(pages, again):
         for kind, pairs in lines.items():
             lost[kind] = lost.get(kind, 0) + sum(a != b for a, b in pairs)
     return {kind: count for kind, count in lost.items() if count}
-
-
-def convert(data, out, to, image_dir=None):
-    """Write the labels of every split of DATA to folder OUT in a format of FORMATS, with a link to
-    the pictures. Prints what the format could not hold. Raises DataError."""
-    splits = [s for s in SPLITS if has_split(data, s)] or [None]
-    pages = {split: load_labels(data, split, image_dir) for split in splits}
-    found = [page for split in splits for page in pages[split]]
-    places = {p.path.parents[len(PurePosixPath(p.name).parts) - 1] for p in found}
-    if len(places) > 1:
-        many = f"{data}: its pictures lie in {len(places)} folders"
-        raise DataError(f"{many}; convert each by itself")
-    with new_folder(out) as partial:
-        for split in splits:
-            for name, text in FORMATS[to](pages[split], split).items():
-                write_text(partial / name, text)
-        (partial / "images").symlink_to(places.pop().resolve())
-        again = [page for s in splits for page in load_labels(partial, s or "train")]
-    lost = ", ".join(f"{count} {kind}" for kind, count in losses(found, again).items())
-    words = sum(len(page.polygons) for page in found)
-    print(f"{out}: {len(found)} pages, {words} words as {to}; lost: {lost or 'nothing'}")

@@ -23,14 +23,12 @@ import io
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import statistics
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -43,8 +41,17 @@ import data
 import evaluate
 from cleval import bootstrap_groups, page_row, summary
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
-from files import DataError, Parser, replace_file, write_json, write_text
-from hparams import FIELDS, HIDE, Hparams, UsageError, checked, from_text, read_hparams, validate
+from files import DataError, replace_file, write_json
+from hparams import (
+    FIELDS,
+    Hparams,
+    UsageError,
+    given_flags,
+    read_hparams,
+    resolve_hparams,
+    trainer_parser,
+    validate,
+)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_USAGE, EXIT_MEMORY, EXIT_NOT_FINITE = 2, 3, 4
@@ -73,58 +80,17 @@ COLUMNS = [
 ]
 
 
-GROUPS = {  # each with its first field, for --help
-    "data": "data",
-    "backbone": "network",
-    "size": "schedule",
-    "amp": "machine",
-    "aug_strength": "augmentation, strengths",
-    "thresh": "decoding, as validation does it",
-}
-
-
 # ---------------------------------------------------------------- configuration
 
 
-def parse_args(argv):
-    parser = Parser(description=__doc__, usage="python train.py [--hparams JSON] [--key value ...]")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser.formatter_class = partial(layout, max_help_position=32, width=100)
-    add = parser.add_argument
-    add("--hparams", metavar="JSON", help="values to start from")
-    add("--resume", action="store_true", help="go on with the run that --name names")
-    add("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
-    add("--baseline", metavar="RUN", help="run folder to print the difference to, by epoch")
-    add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
-    add("--log", action="append", choices=MIRRORS, default=[], help="mirror of log.csv; repeatable")
-    add("--artifact", action="store_true", help="best.pt as an artifact of --log wandb")
-    add("--print-hparams", action="store_true", help="print the resolved JSON and stop")
-    for f in FIELDS.values():
-        if f.name in GROUPS:
-            group = parser.add_argument_group(GROUPS[f.name])
-        options = {"metavar": str(f.default) or "''", "help": f.metadata["help"]}
-        options |= {"nargs": "?", "const": "true"} if f.type is bool else {}
-        flag = f.name.replace("_", "-")
-        group.add_argument(f"--{flag}", dest=f.name, **options)
-        if f.type is bool:
-            add(f"--no-{flag}", dest=f.name, action="store_const", const="false", help=HIDE)
-    add("--no-pretrained", dest="pretrained", action="store_const", const="none", help=HIDE)
-    # every flag works with - and with _
-    dashed = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), a) for a in argv]
-    return parser.parse_args(dashed)
-
-
-def resolve_hparams(args):
+def resolve(args):
     """Hparams of default < --hparams < flags, or on --resume those of the run folder < flags that
-    may change."""
-    given = {k: v for k, v in vars(args).items() if k in FIELDS and v is not None}
-    flags = {k: checked(k, from_text(k, v), f"--{k}") for k, v in given.items()}
+    may change. Raises DataError, UsageError."""
+    if not args.resume:
+        return resolve_hparams(args)
+    flags = given_flags(args)
     values = read_hparams(args.hparams) if args.hparams else {}
-    if args.resume:
-        values = resumed_values(values, flags)
-    hp = Hparams(**{**values, **flags})
-    validate(hp, args.hparams or "flags")
-    return hp
+    return validate(Hparams(**{**resumed_values(values, flags), **flags}), args.hparams or "flags")
 
 
 def resumed_values(values, flags):
@@ -553,7 +519,7 @@ def write_log(path, rows):
     writer = csv.DictWriter(text, COLUMNS, restval="nan", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    replace_file(path, text.getvalue())
 
 
 def read_log(folder):
@@ -900,7 +866,7 @@ def members(args, stem):
         raise UsageError("--fold all and --seeds: under torchrun train one --fold, one --seed")
     all_folds, seeds = args.fold == "all", args.seeds
     shared = vars(args) | {"resume": False} | ({"fold": None} if all_folds else {})
-    hp = resolve_hparams(argparse.Namespace(**shared))
+    hp = resolve(argparse.Namespace(**shared))
     if all_folds and not hp.folds:
         raise UsageError("--fold all: of how many? add --folds 5")
     if seeds is not None and seeds < 1:
@@ -974,7 +940,7 @@ def begin(args, stem):
 
     A process group that torchrun started again goes on by itself. Raises UsageError.
     """
-    hp = resolve_hparams(args)
+    hp = resolve(args)
     if not hp.name and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         raise UsageError("--max-restarts: a restarted group has to find its run; add --name")
     if hp.batch < place()[1]:
@@ -982,7 +948,7 @@ def begin(args, stem):
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if again and not args.resume and Path("runs", hp.name).exists():
         args.resume = True
-        hp = resolve_hparams(args)
+        hp = resolve(args)
     if args.resume:
         return hp, Path("runs", hp.name), True
     return *choose_run_folder(hp, stem), False
@@ -994,7 +960,7 @@ def start(args):
     several = args.fold == "all" or args.seeds is not None
     runs = members(args, stem) if several else None
     if args.print_hparams:
-        hp = runs[0] if several else resolve_hparams(args)
+        hp = runs[0] if several else resolve(args)
         print(json.dumps(dataclasses.asdict(hp), indent=1))
         return 0
     args.device = own_device(args.device)
@@ -1013,7 +979,7 @@ def main(argv=None):
     out, err = hidden or sys.stdout, hidden or sys.stderr
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = start(parse_args(sys.argv[1:] if argv is None else argv))
+            code = start(trainer_parser(__doc__).parse_args(argv))
     except (*FAILURES, RuntimeError, MemoryError, KeyboardInterrupt) as error:
         return explain(error, store)
     if store:

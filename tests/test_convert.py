@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+import data
 import labels
 from files import DataError
 from labels import load_labels
@@ -73,13 +74,13 @@ def kinds(pages, again):
 def test_there_and_back(tmp_path, to, back, seed, capsys):
     """Nothing is lost but what one of the two formats cannot hold, and convert says so."""
     pages = random_pages(np.random.default_rng(seed), tmp_path / "in")
-    labels.convert(tmp_path / "in", tmp_path / "there", to)
+    data.convert(tmp_path / "in", tmp_path / "there", to)
     said = capsys.readouterr().out
     there = load_labels(tmp_path / "there", "train")
     assert kinds(pages, there) <= LOST[to]
     shown = ", ".join(sorted(f"{n} {kind}" for kind, n in lost(pages, there).items()))
     assert ", ".join(sorted(said.strip().split("lost: ")[1].split(", "))) == (shown or "nothing")
-    labels.convert(tmp_path / "there", tmp_path / "back", back)
+    data.convert(tmp_path / "there", tmp_path / "back", back)
     again = load_labels(tmp_path / "back", "train")
     assert kinds(pages, again) <= LOST[to] | LOST[back]
     for file in (tmp_path / "there" / "train").glob("*.json"):  # as labelme finds the picture
@@ -91,7 +92,7 @@ def test_there_and_back(tmp_path, to, back, seed, capsys):
 
 def test_icdar_keeps_quads_and_texts_of_words_that_count(tmp_path):
     pages = random_pages(np.random.default_rng(5), tmp_path / "in", quads=True)
-    labels.convert(tmp_path / "in", tmp_path / "out", "icdar")
+    data.convert(tmp_path / "in", tmp_path / "out", "icdar")
     assert "outlines" not in kinds(pages, load_labels(tmp_path / "out", "train"))
     by_name = {page.name: page for page in load_labels(tmp_path / "out", "train")}
     for page in pages:
@@ -127,7 +128,7 @@ def test_a_labelme_file(tmp_path):
 @pytest.mark.parametrize("to", list(labels.FORMATS))
 def test_labels_without_a_split(tmp_path, to):
     sample(tmp_path, "Label.txt")
-    labels.convert(tmp_path / "Label.txt", tmp_path / "out", to)
+    data.convert(tmp_path / "Label.txt", tmp_path / "out", to)
     pages = load_labels(tmp_path / "out", "train")
     corners = [len(polygon) for page in pages for polygon in page.polygons]
     assert corners == [4, 4, 4, 4, 4, 4 if to == "icdar" else 6]
@@ -152,9 +153,9 @@ def test_pages_that_would_share_a_file_are_refused(tmp_path):
     images = {name: {"words": {}} for name in ("a.png", "a.jpg")}
     (tmp_path / "train.json").write_text(json.dumps({"images": images}))
     with pytest.raises(DataError, match="gt_a.txt would hold several pages"):
-        labels.convert(tmp_path, tmp_path / "out", "icdar")
+        data.convert(tmp_path, tmp_path / "out", "icdar")
     assert not list(tmp_path.glob("out*"))
-    labels.convert(tmp_path, tmp_path / "out", "paddle")
+    data.convert(tmp_path, tmp_path / "out", "paddle")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_icdar_lines(tmp_path, line, points, text):
     assert page.name == "a.JPG" and page.polygons[0].tolist() == points and page.texts == [text]
     assert load_labels(tmp_path / "gt_a.txt")[0].texts == [text]
     if text:  # what we write is read the same
-        labels.convert(tmp_path, tmp_path / "out", "icdar")
+        data.convert(tmp_path, tmp_path / "out", "icdar")
         assert load_labels(tmp_path / "out")[0].texts == [text]
 
 
@@ -276,9 +277,9 @@ def test_splits_in_folders_of_their_own(tmp_path):
         (tmp_path / "in" / split).mkdir(parents=True)
         sample(tmp_path / "in" / split, "Label.txt")
     with pytest.raises(DataError, match="in: its pictures lie in 2 folders; convert each"):
-        labels.convert(tmp_path / "in", tmp_path / "out", "json")
+        data.convert(tmp_path / "in", tmp_path / "out", "json")
     assert not list(tmp_path.glob("out*"))
-    labels.convert(tmp_path / "in" / "val", tmp_path / "out", "json")
+    data.convert(tmp_path / "in" / "val", tmp_path / "out", "json")
 
 
 def test_pictures_in_sub_folders(tmp_path):
@@ -288,11 +289,11 @@ def test_pictures_in_sub_folders(tmp_path):
         cv2.imwrite(str(tmp_path / "images" / name), np.zeros((9, 9, 3), np.uint8))
     (tmp_path / "train.json").write_text(json.dumps({"images": images}))
     for to in ("json", "paddle", "labelme"):
-        labels.convert(tmp_path, tmp_path / to, to)
+        data.convert(tmp_path, tmp_path / to, to)
         names = {page.name.removeprefix("./") for page in load_labels(tmp_path / to, "train")}
         assert names == {"a/a.jpg", "b/b.jpg"}
     with pytest.raises(DataError, match="image a/a.jpg: ICDAR knows no sub folders"):
-        labels.convert(tmp_path, tmp_path / "icdar", "icdar")
+        data.convert(tmp_path, tmp_path / "icdar", "icdar")
 
 
 def test_spaces_of_every_kind_in_picture_names(tmp_path):
