@@ -6,8 +6,7 @@ python ensemble.py a.pt b.pt other.json --method voting --threshold 2 --data DAT
 python ensemble.py best.pt --data TEST --sample sample_submission.csv --submission out.csv
 python ensemble.py --validate out.csv --data TEST        what is wrong with a submission, and where
 
-One checkpoint is an ensemble of one. Exit code 0: better than the best member or nothing to
-compare; 2: something is wrong with the input; 3: not shown to be better than the best member.
+One checkpoint is an ensemble of one. Exit code 5: not shown to be better than the best member.
 """
 
 import csv
@@ -57,13 +56,12 @@ def signed_area(polygon):
 
 def vote(members, weights, threshold):
     """
-    Words that enough members see: one vote a member, and of each word one member's polygon. Vertices
-    are never averaged: the mean of shifted quads is no quad.
-    members: K x (N polygons [P, 2], scores [N]) of one page, None where a member has not seen it;
-    weights: K; threshold: least sum of the weights of those who see the word (of a page that some
-    have not seen the same share of the others' weights). Returns polygons (list of [P, 2], see
-    canonical) and confidences [N] = sum of weight x score over the weights of all, highest first,
-    whatever the order of members, polygons and vertices.
+    K x (N polygons [P, 2], scores [N]) of one page, None where a member has not seen it, and K
+    weights -> polygons (list of [P, 2], see canonical) of the words that enough members see and
+    confidences [N] = sum of weight x score over the weights of all, highest first, whatever the
+    order of members, polygons and vertices. threshold: least sum of the weights of those who see a
+    word; of a page that some have not seen the same share of the others' weights. Of each
+    word one member's polygon is taken: the mean of shifted quads is no quad.
     """
     seen = sorted((w, rank_regions(*m)) for m, w in zip(members, weights) if m is not None)
     weights_seen = np.array([weight for weight, _ in seen])
@@ -82,9 +80,9 @@ def vote(members, weights, threshold):
 
 
 def rank_regions(polygons, scores):
-    """Polygons and scores -> [(points of the canonical polygon, score)] in order of coordinates."""
-    pairs = zip(polygons, scores)
-    return sorted((canonical(np.asarray(p, float)).tolist(), float(s)) for p, s in pairs)
+    """[(points of the canonical polygon, score)] in order of coordinates."""
+    outlines = (canonical(np.asarray(polygon, float)).tolist() for polygon in polygons)
+    return sorted(zip(outlines, map(float, scores)))
 
 
 def overlaps(polygons, owner):
@@ -92,8 +90,8 @@ def overlaps(polygons, owner):
     areas = cleval.to_shapely(polygons)
     i, j = shapely.STRtree(areas).query(areas)
     i, j = np.stack([i, j])[:, owner[i] < owner[j]]
-    shared = shapely.area(shapely.intersection(areas[i], areas[j]))
-    iou = shared / (shapely.area(areas[i]) + shapely.area(areas[j]) - shared)
+    shared, area = shapely.area(shapely.intersection(areas[i], areas[j])), shapely.area(areas)
+    iou = shared / (area[i] + area[j] - shared)
     return dict(zip(zip(i.tolist(), j.tolist()), np.round(iou, 9).tolist()))
 
 
@@ -112,8 +110,7 @@ def cluster_words(overlap, owner):
 
 
 def medoid(cluster, weight, overlap, score):
-    """Indices [M], their weights [M], IoUs, scores [N] -> the index with the largest weighted sum
-    of IoUs with the cluster; ties by score, then by index."""
+    """Index with the largest weighted sum of IoUs with its cluster; ties by score, then by index."""
 
     def support(n):
         iou = [1.0 if m == n else overlap.get((min(m, n), max(m, n)), 0.0) for m in cluster]
@@ -125,32 +122,32 @@ def medoid(cluster, weight, overlap, score):
 # ---------------------------------------------------------------- members
 
 
-class Flip(torch.nn.Module):
+def flipped(model):
     """A network whose map is the mean of the page's and of the mirrored page's, mirrored back."""
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pages):
-        """uint8 [B, H, W, 3] -> logits [B, 1, H, W]."""
-        prob = self.model(torch.cat([pages, pages.flip(2)])).float().sigmoid()
-        page, mirrored = prob.chunk(2)
+    def logits(pages):  # uint8 [B, H, W, 3] -> [B, 1, H, W]
+        page, mirrored = model(torch.cat([pages, pages.flip(2)])).float().sigmoid().chunk(2)
         return torch.logit((page + mirrored.flip(3)) / 2, eps=1e-6)
+
+    return logits
 
 
 class Member(NamedTuple):
-    """A network or a predictions file (regions by page name), and its run's recorded scores."""
+    """A network or a predictions file (regions by page name); its run's recorded scores."""
 
     name: str
     network: evaluate.Network | None
     regions: dict | None
     scores: dict
 
+    def words(self, page, prob):
+        """(polygons, scores) on a page, of a network by its map; None where a file has no entry."""
+        network = self.network
+        return evaluate.decode(page, prob, network.hp) if network else self.regions.get(page.name)
+
 
 class Ensemble(NamedTuple):
-    """K members and how they become one: weights [K] of mean 1, method, decoding of the mean map
-    (hp), least sum of weights (threshold)."""
+    """K members, weights [K] of mean 1; decoding of their mean map, or least weight of a vote."""
 
     members: list
     weights: list
@@ -164,18 +161,20 @@ def load_member(source, overrides, scales, flip, device):
     """A checkpoint or predictions.json. Raises DataError naming the file."""
     if not source.endswith(".json"):
         model, hp, state = load_network(source, device)
-        network = evaluate.Network(Flip(model) if flip else model, replace(hp, **overrides), scales)
+        model = flipped(model) if flip else model
+        network = evaluate.Network(model, replace(hp, **overrides), scales)
         return Member(source, network, None, state.get("scores") or {})
     regions = evaluate.read_predictions(source)
     if not any(polygons for polygons, _ in regions.values()):
-        none = f"no region on any of {len(regions)} pages"
-        raise DataError(source, none, "is this a predictions file?")
+        raise DataError(
+            source, f"no region on any of {len(regions)} pages", "are these predictions?"
+        )
     return Member(source, None, regions, {})
 
 
 def discover(folder="runs"):
-    """best.pt of the one set of runs under `folder` that are all folds of one configuration.
-    Raises UsageError when no set is whole or several are."""
+    """best.pt of the one set of runs under `folder` that are all folds of one configuration, or
+    UsageError."""
     sets, private = defaultdict(dict), {"name": "", "fold": 1, "workers": -1, "stop_epoch": 0}
     for file in sorted(Path(folder).glob("**/hparams.json")):
         hp, best = saved_hparams(read_json(file), file), file.with_name("best.pt")
@@ -192,8 +191,9 @@ def discover(folder="runs"):
 def recorded_score(member):
     """H-mean that the run measured on the pages it held out. Raises DataError if there is none."""
     if "hmean" not in member.scores:
-        need = "--best, --drop-worst and --weights scores need it"
-        raise DataError(member.name, "no out-of-fold score in it", need)
+        raise DataError(
+            member.name, "no out-of-fold score in it", "leave out --best, --weights ..."
+        )
     return member.scores["hmean"]
 
 
@@ -210,12 +210,10 @@ def choose_members(members, best, drop_worst):
 
 def member_weights(given, members):
     """None, `scores` or K numbers -> K weights whose mean is 1. Raises UsageError."""
-    weights = given or [1.0] * len(members)
-    if given == "scores":
-        weights = [recorded_score(member) for member in members]
+    scores = map(recorded_score, members) if given == "scores" else None
+    weights = list(scores or given or [1.0] * len(members))
     if len(weights) != len(members) or not all(0 < w < math.inf for w in weights):
-        need = f"{len(members)} positive numbers are needed, one a member"
-        raise UsageError("--weights", need)
+        raise UsageError("--weights", f"{len(members)} positive numbers are needed, one a member")
     return [w * len(weights) / sum(weights) for w in weights]
 
 
@@ -241,12 +239,8 @@ def predict_all(ensemble, pages, subsets):
     seeing = [k for k, member in enumerate(members) if member.network]
 
     def job(page, maps):
-        maps, found = dict(zip(seeing, maps)), []
-        for k, member in enumerate(members):
-            if k in maps:
-                found.append(evaluate.decode(page, maps[k], member.network.hp))
-            else:
-                found.append(member.regions.get(page.name))
+        maps = dict(zip(seeing, maps))
+        found = [member.words(page, maps.get(k)) for k, member in enumerate(members)]
         return [*found, *(combine(ensemble, page, keep, maps, found) for keep in subsets)]
 
     networks = [members[k].network for k in seeing]
@@ -260,28 +254,12 @@ def combine(ensemble, page, keep, maps, found):
     if ensemble.method == "voting":
         votes = [f if k in keep else None for k, f in enumerate(found)]
         return vote(votes, ensemble.weights, ensemble.threshold)
-    weights = [ensemble.weights[k] for k in keep]
-    shape = evaluate.map_shape(page.size, ensemble.hp.size)
-    prob = evaluate.mean_map([maps[k] for k in keep], weights, shape)
+    maps, weights = zip(*((maps[k], ensemble.weights[k]) for k in keep))
+    prob = evaluate.mean_map(maps, weights, evaluate.map_shape(page.size, ensemble.hp.size))
     return evaluate.decode(page, prob, ensemble.hp)
 
 
 # ---------------------------------------------------------------- gate
-
-
-def refuse_leaks(ensemble, leaks, pages):
-    """Print each member's score on the pages it did not train on. Raises DataError, always."""
-    for member, leak in zip(ensemble.members, leaks):
-        if clean := [page for n, page in enumerate(pages) if n not in leak]:
-            alone = ensemble._replace(members=[member], weights=[1.0])
-            rows = cleval.metric_rows("page", clean, predict_all(alone, clean, [])[0][0])
-            result = cleval.summary("page", rows, cleval.bootstrap_groups(clean))
-            say = f"{member.name}, {len(clean)} pages that it did not train on"
-            evaluate.print_line(result, say)
-    k = max(range(len(leaks)), key=lambda k: len(leaks[k]))
-    some = f"{len(leaks[k])} of these {len(pages)} pages (first: {pages[min(leaks[k])].name})"
-    remedy = "judge on pages outside all folds, see --data"
-    raise DataError(ensemble.members[k].name, f"trained on {some}", remedy)
 
 
 def gate(ensemble, pages):
@@ -289,23 +267,21 @@ def gate(ensemble, pages):
     paired difference to the best member, which is the best on these same pages: the difference is
     rather too small. Returns what the ensemble found and the --json object."""
     names, everyone = [m.name for m in ensemble.members], list(range(len(ensemble.members)))
-    left_out = everyone if len(everyone) > 2 else []
-    subsets = [everyone, *([m for m in everyone if m != k] for k in left_out)]
-    found, (together, *without) = predict_all(ensemble, pages, subsets)
+    left_out = ([m for m in everyone if m != k] for k in everyone if len(everyone) > 2)
+    found, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
     groups, (rows, result) = cleval.bootstrap_groups(pages), cleval.score_all(pages, together)
-    own = [cleval.metric_rows("page", pages, f) for f in found]
 
-    def scored(key, name, rows):
+    def scored(key, name, found):
+        rows = cleval.metric_rows("page", pages, found)
         return {key: name, **cleval.summary("page", rows, groups)}
 
     result["method"] = ensemble.method
-    result["members"] = [scored("name", *pair) for pair in zip(names, own)]
-    without = [cleval.metric_rows("page", pages, f) for f in without]
+    result["members"] = [scored("name", *pair) for pair in zip(names, found)]
     result["leave_one_out"] = [scored("without", *pair) for pair in zip(names, without)]
     if len(everyone) > 1:
         best = max(everyone, key=lambda k: (result["members"][k]["hmean"], names[k]))
-        pair = rows["page"], own[best]
-        difference = cleval.paired_difference(*pair, cleval.mean_scores, groups)
+        other = cleval.metric_rows("page", pages, found[best])
+        difference = cleval.paired_difference(rows["page"], other, cleval.mean_scores, groups)
         result["gate"] = {"best_member": names[best], **difference}
     return together, result
 
@@ -317,21 +293,21 @@ def print_gate(result):
         evaluate.print_line(one, f"without {one['without']}")
     print(f"ensemble by {result['method']} of {len(result['members'])}:")
     evaluate.print_scores(result)
-    if "gate" not in result:
-        return
-    verdict = result["gate"]["verdict"]
-    evaluate.print_difference(result["gate"], f"the best member {result['gate']['best_member']}")
-    if verdict != "better":
-        loss = "worse than" if verdict == "worse" else "not shown to be better than"
-        print(f"the ensemble is {loss} its best member on these pages: predict with the member")
+    if gate := result.get("gate"):
+        evaluate.print_difference(gate, f"the best member {gate['best_member']}")
+        if gate["verdict"] != "better":
+            loss = "worse" if gate["verdict"] == "worse" else "not shown to be better"
+            print(f"the ensemble is {loss} than its best member here: predict with the member")
+    if "decision" in result:
+        print(f"decision: {result['decision']}")
 
 
 def decide(interval, success, acceptable):
     """Which of three verdicts holds for all of an interval [low, high] of H-means, if any."""
     verdicts = ("success", "acceptable", "fall back to hparams/run3.json")
     high, low = sorted(0 if v >= success else 1 if v >= acceptable else 2 for v in interval)
-    sure, unsure = verdicts[low], f"cannot tell: from {verdicts[low]} to {verdicts[high]}"
-    return sure if low == high else unsure
+    unsure = f"cannot tell: from {verdicts[low]} to {verdicts[high]}"
+    return verdicts[low] if low == high else unsure
 
 
 # ---------------------------------------------------------------- submission
@@ -374,9 +350,9 @@ def write_submission(path, pages, found):
 
 def read_table(path):
     """A CSV of the header HEADER -> [(line, fields)]. Raises DataError when it is none."""
-    csv.field_size_limit(2**20)
     text = read_text(path, 2**26, "utf-8")
     try:
+        csv.field_size_limit(2**20)
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
@@ -415,21 +391,19 @@ def parse_region(text, page_size=None):
 
 def parse_field(field, where, page_size=None):
     """The polygons field of a row -> (regions, problems)."""
-    texts, regions, problems, first = field.split("|") if field else [], [], [], {}
+    texts, regions, problems = field.split("|") if field else [], {}, []
     if len(texts) > cleval.MAX_DETECTIONS:
-        most = f"at most {cleval.MAX_DETECTIONS} are allowed"
-        problems.append(f"{where}: {len(texts)} regions; {most}")
+        problems.append(f"{where}: {len(texts)} regions; {cleval.MAX_DETECTIONS} are allowed")
     for n, text in enumerate(texts, 1):
         try:
             points = parse_region(text, page_size)
+            outline = tuple(canonical(points).ravel().tolist())
+            if outline in regions:
+                raise ValueError("is there already")
+            regions[outline] = points
         except ValueError as error:
             problems.append(f"{where}: region {n} {error}")
-            continue
-        before = first.setdefault(tuple(canonical(points).ravel().tolist()), n)
-        if before != n:
-            problems.append(f"{where}: region {n} is region {before} again")
-        regions.append(points)
-    return regions, problems
+    return list(regions.values()), problems
 
 
 def read_submission(path, names=None, sizes=None, ordered=False):
@@ -485,8 +459,7 @@ def parse_args(argv):
     add("--flip", action="store_true", help="predict the mirrored page too")
     add("--best", type=int, metavar="N", help="keep the N best members by recorded score")
     add("--drop-worst", action="store_true", help="leave out the worst by recorded score")
-    marks = ("SUCCESS", "ACCEPTABLE")
-    add("--decide", nargs=2, type=float, metavar=marks, help="which H-mean the interval reaches")
+    add("--decide", nargs=2, type=float, metavar="H", help="from success, acceptable: which it is")
     add = parser.add_argument_group("files").add_argument
     add("--submission", metavar="CSV", help="write filename,polygons; and JSON beside it, or --out")
     add("--sample", metavar="CSV", help="a submission whose pages and order to keep")
@@ -506,16 +479,15 @@ def load_pages(args):
     if not folder.is_dir() or labels.find_labels(folder, split) or labels.folder_labels(folder):
         pages = {page.name: page for page in labels.load_labels(folder, split, args.image_dir)}
         if missing := [name for name in names or () if name not in pages]:
-            some = f"{len(missing)} of {len(names)} pages are not in {args.data}"
-            raise DataError(args.sample, f"{some} (first: {missing[0]})")
+            what = f"{len(missing)} pages are not in {args.data} (first: {missing[0]})"
+            raise DataError(args.sample, what)
         return [pages[name] for name in names or pages]
     if names is None and not args.split:
         names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in labels.PICTURES)
     if not names:
         return labels.load_labels(folder, split, args.image_dir)  # says what is missing
-    pictures = labels.image_dir_of(folder / "labels", args.image_dir)
-    files = [labels.picture_path(pictures, name, args.sample or args.data) for name in names]
-    return [labels.Page(name, file) for name, file in zip(names, files)]
+    place, where = labels.image_dir_of(folder / "labels", args.image_dir), args.sample or args.data
+    return [labels.Page(name, labels.picture_path(place, name, where)) for name in names]
 
 
 def choose_pages(args, members):
@@ -527,24 +499,12 @@ def choose_pages(args, members):
     places = {(hp.data, hp.val_data, hp.image_dir, hp.folds) for hp in runs}
     if len(places) != 1:
         raise UsageError("which pages?", "the members do not share their data", "add --data")
-    hp = runs[0]
+    hp, folder = runs[0], data.resolve_data(runs[0].data)
     if len({run.fold for run in runs}) == 1 or not hp.folds:
         return evaluate.own_pages(hp)
-    folder = data.resolve_data(hp.data)
     if not labels.has_split(folder, "val"):
         raise UsageError(folder, "no val split outside the folds", "name pages by --data")
     return labels.load_labels(folder, "val", hp.image_dir or None)
-
-
-def check_page_sets(members, pages, labelled):
-    """Raises DataError when a predictions file lacks pages: all, or any that it is compared on."""
-    for member in (m for m in members if m.regions is not None):
-        missing = sum(page.name not in member.regions for page in pages)
-        if labelled or missing == len(pages):
-            evaluate.missing_pages(member.name, member.regions, pages)
-        elif missing:
-            say = f"does not vote on {missing} of {len(pages)} pages that are not in it"
-            print(f"warning: {member.name}: {say}", file=sys.stderr)
 
 
 def build(args):
@@ -568,8 +528,7 @@ def build(args):
     weights = member_weights(args.weights, members)
     threshold = len(members) / 2 + 1e-6 if args.threshold is None else args.threshold
     if not 0 < threshold <= len(members):
-        most = f"{len(members)}, the sum of the weights"
-        raise UsageError(f"--threshold {threshold}", f"not within 0 to {most}")
+        raise UsageError(f"--threshold {threshold}", f"not within 0 to {len(members)}, all weights")
     hp = common_decoding(members) if args.method == "maps" else None
     return Ensemble(members, weights, args.method, hp, threshold, device)
 
@@ -579,13 +538,11 @@ def validate(args):
     sizes = {page.name: page.size for page in load_pages(args)} if args.data else None
     names = list(sizes) if args.data else read_sample(args.sample) if args.sample else None
     regions, problems = read_submission(args.validate, names, sizes, bool(args.sample))
-    for problem in problems[:20]:
+    more = [f"{args.validate}: {len(problems) - 20} more"] if len(problems) > 20 else []
+    for problem in problems[:20] + more:
         print(f"error: {problem}", file=sys.stderr)
-    if len(problems) > 20:
-        print(f"error: {args.validate}: {len(problems) - 20} more", file=sys.stderr)
-    if not problems:
-        count = sum(map(len, regions.values()))
-        print(f"{args.validate}: {len(regions)} pages, {count} regions, no errors")
+    count = sum(map(len, regions.values()))
+    print(f"{args.validate}: {len(regions)} pages, {count} regions, {len(problems)} errors")
     return 1 if problems else 0
 
 
@@ -593,7 +550,8 @@ def judge(args, ensemble, pages):
     """Predict labelled pages and print the gate's verdict; returns (what was found, exit code)."""
     leaks = [evaluate.warn_of_leaks(member.name, pages) for member in ensemble.members]
     if any(leaks):
-        refuse_leaks(ensemble, leaks, pages)
+        remedy = "judge on pages outside all folds, see --data"
+        raise DataError("the gate", "members trained on some of these pages", remedy)
     found, result = gate(ensemble, pages)
     if args.decide:
         result["decision"] = decide(result["interval"], *args.decide)
@@ -601,8 +559,6 @@ def judge(args, ensemble, pages):
         print(json.dumps(result))
     else:
         print_gate(result)
-        if args.decide:
-            print(f"decision: {result['decision']}")
     better = "gate" not in result or result["gate"]["verdict"] == "better"
     return found, 0 if better else EXIT_NOT_BETTER
 
@@ -614,18 +570,19 @@ def run(args):
         raise UsageError("--decide", "SUCCESS is not above ACCEPTABLE", "swap them")
     if args.sample and not args.submission:
         raise UsageError("--sample", "no file to write", "add --submission")
-    if args.submission and Path(args.submission).suffix != ".csv":
+    if args.submission and not args.submission.endswith(".csv"):
         raise UsageError(f"--submission {args.submission}", "not a .csv file")
     ensemble = build(args)
-    pages = choose_pages(args, ensemble.members)
-    labelled, code = any(page.polygons for page in pages), 0
-    check_page_sets(ensemble.members, pages, labelled)
+    pages, code = choose_pages(args, ensemble.members), 0
+    labelled = any(page.polygons for page in pages)
+    for member in (m for m in ensemble.members if m.regions is not None):
+        evaluate.check_pages(member.name, member.regions, pages, labelled)
     if labelled:
         found, code = judge(args, ensemble, pages)
     elif args.decide or not (args.submission or args.out):
         raise UsageError("the pages", "have no labels to judge on", "add --submission or --out")
     else:
-        found = predict_all(ensemble, pages, [list(range(len(ensemble.members)))])[1][0]
+        ((found,),) = predict_all(ensemble, pages, [range(len(ensemble.members))])[1:]
     out = args.out or args.submission and Path(args.submission).with_suffix(".json")
     if out:
         evaluate.write_predictions(out, pages, found)

@@ -646,12 +646,14 @@ def onnx_error(model, graph):
 # ---------------------------------------------------------------- predictions as files
 
 
-def missing_pages(source, regions, pages):
-    """Raises DataError where the regions {name: ...} of a predictions file lack some pages."""
-    missing = [page.name for page in pages if page.name not in regions]
-    if missing:
+def check_pages(source, regions, pages, needed=True):
+    """Raises DataError where the regions {name: ...} of a predictions file lack all pages or, where
+    each is needed, one; says so where they lack some."""
+    if missing := [page.name for page in pages if page.name not in regions]:
         what = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
-        raise DataError(source, what, "a page without words needs an entry too")
+        if needed or len(missing) == len(pages):
+            raise DataError(source, what, "a page without words needs an entry too")
+        print(f"warning: {source}: {what}; it does not vote on them", file=sys.stderr)
 
 
 def read_predictions(source):
@@ -872,7 +874,7 @@ def open_source(source, pages, overrides, args, job, failed=None):
         network = [Network(model, hp)]
         return hp, predict_each(network, pages, args.device, work, True, args.tile, failed)
     regions = read_predictions(source)
-    missing_pages(source, regions, pages)
+    check_pages(source, regions, pages)
     judged = data.map_threads(lambda page: job(page, regions[page.name]), pages, "scoring")
     return None, enumerate(judged)
 
