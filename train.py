@@ -573,16 +573,10 @@ def to_wandb(hp, folder):
     for path in folder.glob("wandb/offline-run-*"):
         shutil.rmtree(path)  # its rows are sent again
     online = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "receipts"),
-        name=hp.name,
-        id=past[-1].name.rpartition("-")[2] if past else None,
-        resume="allow",
-        dir=folder,
-        config=dataclasses.asdict(hp),
-        mode=None if online else "offline",
-        settings=wandb.Settings(silent=True),
-    )
+    options = {"mode": None if online else "offline", "settings": wandb.Settings(silent=True)}
+    options |= {"id": past[-1].name.rpartition("-")[2] if past else None, "resume": "allow"}
+    options |= {"name": hp.name, "dir": folder, "config": dataclasses.asdict(hp)}
+    run = wandb.init(project=os.environ.get("WANDB_PROJECT", "receipts"), **options)
     run.define_metric("*", step_metric="epoch")
     known = run.summary.get("epoch", 0)
 
@@ -626,9 +620,8 @@ def check_mirrors(kinds):
         try:
             importlib.import_module(modules[kind])
         except ImportError:
-            raise UsageError(
-                f"--log {kind}", "its package is missing", f"pip install {kind}"
-            ) from None
+            where = f"--log {kind}"
+            raise UsageError(where, "its package is missing", f"pip install {kind}") from None
 
 
 # ---------------------------------------------------------------- the loop
@@ -646,10 +639,8 @@ def fetch_losses(trainer, pending, steps):
             raise NotFinite(where, f"loss is {row[0]}", CALM)
         recent = [r[0] for r in trainer.losses[-50:-1]]
         if len(recent) >= 10 and row[0] > 3 * statistics.median(recent):
-            print(
-                f"warning: loss {row[0]:.3f} in epoch {epoch}, step {number} "
-                "is above 3 times its running median"
-            )
+            where = f"in epoch {epoch}, step {number}"
+            print(f"warning: loss {row[0]:.3f} {where} is above 3 times its running median")
     pending.clear()
     if trainer.failed:
         raise trainer.failed[0]
@@ -892,10 +883,8 @@ def run_members(runs, args):
             print(f"{folder} is finished")
             continue
         split = read_hparams(folder / "hparams.json")["split"] if hp.name in made else ""
-        part = partial(
-            run, dataclasses.replace(hp, split=split), folder, folder.exists(), args, stop
-        )
-        code = exit_code(part)
+        hp = dataclasses.replace(hp, split=split)
+        code = exit_code(partial(run, hp, folder, folder.exists(), args, stop))
         if code > 128:
             return code
         if code:
