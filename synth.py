@@ -24,9 +24,10 @@ def smooth_field(seed, height, width, cells=4):
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
 
 
-def multiply(image, factor, dtype=cv2.CV_32F):
-    """image [H, W, 3] times factor [H, W] -> [H, W, 3], float32 or rounded to uint8."""
-    return cv2.multiply(image, cv2.merge([factor.astype(np.float32)] * 3), dtype=dtype)
+def multiply(image, factor):
+    """uint8 [H, W, 3] times factor [H, W], rounded."""
+    factor = cv2.merge([factor.astype(np.float32, copy=False)] * 3)
+    return cv2.multiply(image, factor, dtype=cv2.CV_8U)
 
 
 def shade(image, seed, depth):
@@ -37,7 +38,7 @@ def shade(image, seed, depth):
     x = (np.arange(width, dtype=np.float32) / width - 0.5) * np.cos(angle)
     y = (np.arange(height, dtype=np.float32) / height - 0.5) * np.sin(angle)
     side = ((x + y[:, None] - offset) / softness).clip(-1, 1)
-    return multiply(image, 1 - depth * (side + 1) / 2, cv2.CV_8U)
+    return multiply(image, 1 - depth * (side + 1) / 2)
 
 
 # What receipts say: "_" is a space, "#" a digit, "|" parts a line's cells
@@ -252,7 +253,7 @@ def draw_paper(rng, ink, folds, level):
         d = np.linspace(-at, 1 - at, h, dtype=np.float32)[:, None]
         crease = np.sign(d) * np.exp(-np.abs(d) / 0.1) * 0.09 * rng.choice([-1, 1])
         light *= 1 + level * (crease + np.exp(-((d / 0.003) ** 2)) * rng.uniform(-0.2, 0.1))
-    return multiply(sheet, light, cv2.CV_8U)
+    return multiply(sheet, light)
 
 
 def sheet_corners(rng, h, w, ratio, photo, level):
@@ -303,26 +304,24 @@ def page_to_sheet(matrix, bends, w, h, page_h, page_w, step=8):
 
 
 def background(rng, h, w, photo):
-    """Wood, cloth, a desk or a scanner's lid [h, w, 3] float32 in 0..255."""
+    """Wood, cloth, a desk or a scanner's lid, uint8 [h, w, 3]."""
     if not photo:
         grey = rng.uniform(225, 255) if rng.random() < 0.75 else rng.uniform(5, 60)
-        return np.full((h, w, 3), grey, np.float32)
-    colour = rng.uniform(30, 160) * (1 + rng.uniform(-0.2, 0.2) * np.array([1, 0, -1]))
+        return np.full((h, w, 3), int(grey), np.uint8)
+    colour = rng.uniform(30, 190) * (1 + rng.uniform(-0.2, 0.2) * np.array([1, 0, -1]))
     grain = [side // step + 2 for side, step in zip((h, w), rng.choice([3, 20, 200], 2))]
     light = 1 + 0.07 * cv2.resize(rng.standard_normal(grain, np.float32), (w, h))
-    return cv2.merge([light * np.float32(c) for c in colour])
+    return multiply(np.full((h, w, 3), colour.astype(np.uint8)), light)
 
 
 def compose(rng, sheet, matrix, bends, page_h, page_w, photo, level):
     """Sheet [h, w, 3] on its ground, under uneven light and a photograph's shadow -> page [page_h,
     page_w, 3] uint8."""
-    h, w = sheet.shape[:2]
-    x, y = page_to_sheet(matrix, bends, w, h, page_h, page_w)
-    colour = cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    cover = np.minimum(np.minimum(x, w - x), np.minimum(y, h - y)).clip(-0.5, 0.5) + 0.5
-    page = multiply(colour, cover) + multiply(background(rng, page_h, page_w, photo), 1 - cover)
+    x, y = page_to_sheet(matrix, bends, sheet.shape[1], sheet.shape[0], page_h, page_w)
+    page = background(rng, page_h, page_w, photo)
+    cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR, page, cv2.BORDER_TRANSPARENT)
     light = 1 + (smooth_field(rng, page_h, page_w, 2) - 0.5) * (0.4 if photo else 0.07) * level
-    page, dark = multiply(page, light, cv2.CV_8U), rng.uniform(0.15, 0.5) * level
+    page, dark = multiply(page, light), rng.uniform(0.15, 0.5) * level
     return shade(page, rng, dark) if photo and rng.random() < 0.6 else page
 
 
