@@ -105,7 +105,7 @@ def map_threads(function, items, desc):
     bar."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         results = pool.map(function, items)
-        return list(tqdm(results, desc, len(items), leave=False, disable=not sys.stderr.isatty()))
+        return list(tqdm(results, desc, len(items), leave=False, disable=None))
 
 
 # ---------------------------------------------------------------- page geometry

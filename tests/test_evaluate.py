@@ -184,7 +184,7 @@ def test_bad_files_are_one_line(work, capsys, name, content, words):
 def test_missing_files_and_devices(work, capsys):
     assert "none.pt: cannot be read" in error_line(capsys, "none.pt", "--data", "s", code=1)
     path = predictions(work)
-    assert "nowhere: no such file" in error_line(capsys, path, "--data", "nowhere", code=1)
+    assert "nowhere: no such file" in error_line(capsys, path, "--data", "nowhere")
     assert "not a device" in error_line(capsys, "p.json", "--data", "s", "--device", "abacus")
 
 

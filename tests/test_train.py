@@ -578,7 +578,7 @@ def test_command_line_errors(work, capsys):
     with pytest.raises(SystemExit, match="2"):
         train.main(["--weigth_decay", "1"])
     error_line(capsys.readouterr().err, "--weigth-decay 1; did you mean --weight-decay?")
-    assert train.main(["--data", "nowhere"]) == 1
+    assert train.main(["--data", "nowhere"]) == 2
     error_line(capsys.readouterr().err, "nowhere: no such file or folder")
 
 
