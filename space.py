@@ -116,7 +116,7 @@ def parse_law(where, kind, spec):
     """A numeric parameter's (law, first number, second number). Raises UsageError."""
     base = "uniform" if kind == "int_uniform" else kind.removeprefix("q_")
     first, second = LAWS[base].split()
-    a, b = (spec.get(key, default) for key, default in ((first, 0), (second, 1)))
+    a, b = (spec.get(key, {"mu": 0, "sigma": 1}.get(key)) for key in (first, second))
     given, whole = f"{first} {a!r:.80}, {second} {b!r:.80}", kind == "int_uniform"
     if not (is_number(a) and is_number(b)) or whole and {type(a), type(b)} != {int}:
         raise UsageError(where, given, f"{kind} needs two {'integers' if whole else 'numbers'}")
