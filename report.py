@@ -21,7 +21,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-
 th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
 h2, th, td { border-bottom: 1px solid var(--grid) }
 th { color: var(--muted); white-space: normal; vertical-align: bottom }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 4em }
+th:first-child, td:first-child { text-align: left; white-space: normal }
 pre { background: var(--grid); padding: 10px; overflow-x: auto; border-radius: 4px }
 figure { margin: 1em 0 } figcaption { color: var(--muted); font-size: 13px }
 figure:has(img) { display: inline-block; width: 300px; max-width: 100%%; vertical-align: top }
@@ -35,8 +35,8 @@ path { fill: none; stroke: var(--ink, var(--muted)); stroke-width: 1.2; stroke-l
 .bar, .band { fill: var(--accent); stroke: none } .band { opacity: .15 }
 .stopped, .chosen { stroke-dasharray: 4 3 } circle { fill: var(--accent); stroke: var(--bg) }
 circle.stopped { fill: var(--bg); stroke: var(--fg); stroke-dasharray: none }
-@media (max-width: 600px) { table { font-size: 13px } .narrow { font-size: 16px }
- .wide { min-width: 680px; font-size: 15px } }
+@media (max-width: 600px) { table { font-size: 13px; width: max-content }
+ td:first-child { max-width: 11em } .wide { min-width: 560px } svg { font-size: 15px } }
 </style>
 %s</html>
 """
@@ -135,14 +135,14 @@ class Plot:
 
 def bars(items, high):
     """Bars [(value, label, lines of text below)] up to the value `high`."""
-    plot = Plot((0, len(items) or 1), (0, high or 1), height=200)
+    plot = Plot((0, len(items) or 1), (0, high or 1), 560, 200)
     for i, (value, label, lines) in enumerate(items):
         left, right = i + 0.1, i + 0.9
         plot.line([(left, 0), (left, value), (right, value), (right, 0)], "bar", str(label))
         plot.text(i + 0.5, value, label, dy=-5, kind="value")
-        for k, line in enumerate(lines):
+        for k, line in enumerate(lines if len(items) < 12 or i % 2 else ()):
             plot.text(i + 0.5, 0, line, dy=16 + 18 * k)
-    return plot.svg("bars")
+    return plot.svg("bars", "narrow")
 
 
 def span(values, margin=0.08):
@@ -408,11 +408,11 @@ def scores_blocks(title, about, metrics, pages, density, heights, levels, curves
 
 def score_curves(levels, curves, chosen):
     low = min(math.floor(10 * min(map(min, curves.values()))) / 10, 0.9)
-    plot = Plot((0, 1), (low, 1))
+    plot = Plot((0, 1), (low, 1), 560, 260)
     plot.axes([(k / 5, k / 5) for k in range(6)], "box_thresh")
     if chosen is not None:
         plot.line([(chosen, low), (chosen, 1)], "chosen", f"box_thresh {chosen}")
     for i, (name, values) in enumerate(curves.items()):
         plot.line(list(zip(levels, values)), name, name)
-        plot.text(0.35 + 0.15 * i, 1, name, dy=-5, kind=name)
-    return plot.svg("precision, recall and hmean over box_thresh")
+        plot.text(0.25 + 0.25 * i, 1, name, dy=-5, kind=name)
+    return plot.svg("precision, recall and hmean over box_thresh", "narrow")
