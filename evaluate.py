@@ -13,7 +13,6 @@ are named as such.
 
 import base64
 import hashlib
-import html
 import io
 import json
 import os
@@ -24,6 +23,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,8 @@ from dbnet import load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
 from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_competition
-from report import LEVELS, SCORES_PAGE, binned, html_bars, html_curves, html_table
+from report import page as html_page
+from report import scores_blocks
 from tune import GRID, TUNED, draw_landscape, halves, print_tuning, tune
 
 # ---------------------------------------------------------------- prediction
@@ -471,6 +472,7 @@ def run_tune(args, overrides):
 # ---------------------------------------------------------------- report
 
 WORST = 12
+LEVELS = np.arange(1, 20) / 20  # of box_thresh
 
 
 def page_details(page, found, chosen):
@@ -496,72 +498,54 @@ def thumbnail(page, polygons):
     return "data:image/jpeg;base64," + base64.b64encode(code).decode()
 
 
+def binned(x, y, what):
+    """Mean of y in up to 5 equally filled bins of x, as bars: (mean, label, [range, size])."""
+    if not len(x):
+        return []
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)))
+    ends = list(pairwise(edges)) or [(edges[0], edges[0])]
+    which = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(ends) - 1)
+    items = []
+    for k, (low, high) in enumerate(ends):
+        inside = y[which == k]
+        mean = float(inside.mean()) if len(inside) else 0.0
+        items.append((mean, f"{mean:.4f}", [f"{low:.0f} to {high:.0f}", f"{len(inside)} {what}"]))
+    return items
+
+
 def write_report(path, title, hp, result, pages, rows, details, worst):
-    """
-    One self-contained HTML file. rows: of METRICS; details: page_details of pages; worst: [(hmean,
-    index, polygons)] of the pages to show.
-    """
+    """One HTML page. rows: of METRICS; details: page_details of pages; worst: [(hmean, index,
+    polygons)] of the pages to show."""
     curves, heights, hits = zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
     keys = ("precision", "recall", "hmean")
-    table = [("metric", *keys, "95 % interval")]
+    metrics = []
     for metric, (name, _) in METRICS.items():
         r = result if metric == "page" else result[metric]
-        interval = " to ".join(f"{value:.4f}" for value in r["interval"])
-        table.append((name, *(f"{r[key]:.4f}" for key in keys), interval))
-    first = min(int(20 * hmeans.min()), 15)  # the histogram's twentieths
-    count = np.histogram(hmeans, np.arange(first, 21) / 20)[0]
-    edges = [(f"{k / 20:.2f}",) for k in range(first, 20)]
-    curve, chosen = np.mean(curves, 0), hp.box_thresh if hp else None
-    levels = [(f"{b:.2f}", *(f"{v:.4f}" for v in row)) for b, row in zip(LEVELS, curve)]
-    shown = (
-        ", ".join(f"{key} {getattr(hp, key)}" for key in ("size", *DECODING))
-        if hp
-        else "as in the file"
+        metrics.append((name, *(r[key] for key in keys), r["interval"]))
+    edges = np.arange(min(int(20 * hmeans.min()), 15), 21) / 20  # the histogram's twentieths
+    counts = [int(count) for count in np.histogram(hmeans, edges)[0]]
+    decoding = (
+        [f"{key} {getattr(hp, key)}" for key in ("size", *DECODING)] if hp else ["as in the file"]
     )
+    about = f"{result['pages']} pages, {words.sum()} words. Decoding: {', '.join(decoding)}."
     figures = []
     for hmean, i, polygons in worst:
-        name = f"{pages[i].name}: hmean {hmean:.4f}, {len(heights[i])} words, {hits[i].sum()} hit"
-        picture = f'<img alt="page with overlays" src="{thumbnail(pages[i], polygons)}">'
-        figures.append(f"<figure>{picture}<figcaption>{html.escape(name)}</figcaption></figure>")
-
-    def section(head, text, *parts):
-        return "".join((f"<h2>{head}</h2><p>{text}</p>", *parts))
-
-    competition = "(competition's CLEval)"
-    body = (
-        f"<h1>{html.escape(title)}</h1><p>{result['pages']} pages, {words.sum()} words. Decoding: "
-        f"{shown}. Intervals: bootstrap over groups of pages.</p>{html_table(table)}",
-        section(
-            "Pages by score",
-            f"Pages with which hmean {competition}, by steps of 0.05.",
-            html_bars(count, count, edges, count.max()),
-        ),
-        section(
-            "Score by density",
-            "Mean hmean of pages with so many words.",
-            binned(words, hmeans, "pages"),
-        ),
-        section(
-            "Recall by word height",
-            "Share of words hit at IoU 0.5, by height in page px.",
-            binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words"),
-        ),
-        section(
-            "Precision and recall over box_thresh",
-            f"Means over pages {competition}; the dashed line is the value in use.",
-            html_curves(curve, chosen),
-            "<details><summary>The numbers</summary>",
-            html_table([("box_thresh", *keys), *levels]),
-            "</details>",
-        ),
-        section(
-            f"The {len(worst)} worst pages",
-            "Labels thin blue, hits green, misses red, false alarms orange, at IoU 0.5.",
-            f'<div class="pages">{"".join(figures)}</div>',
-        ),
+        name = f"{pages[i].name}: hmean {hmean:.4f}, {words[i]} words, {hits[i].sum()} hit"
+        figures.append((name, thumbnail(pages[i], polygons)))
+    blocks = scores_blocks(
+        title,
+        f"{about} Intervals: bootstrap over groups of pages.",
+        metrics,
+        pages=[(count, count, [f"{edge:.2f}"]) for count, edge in zip(counts, edges)],
+        density=binned(words, hmeans, "pages"),
+        heights=binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words"),
+        levels=LEVELS,
+        curves=dict(zip(keys, np.mean(curves, 0).T)),
+        chosen=hp.box_thresh if hp else None,
+        worst=figures,
     )
-    replace_file(path, SCORES_PAGE % (html.escape(title), "".join(body)))
+    replace_file(path, html_page(title, blocks))
 
 
 # ---------------------------------------------------------------- export

@@ -3,8 +3,6 @@
 import html
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
@@ -461,14 +459,7 @@ def test_a_report_shows_the_numbers_of_the_scores(work, capsys):
     parser = HTMLParser()
     parser.feed(page)
     assert "<script" not in page and not re.search(r'(src|href)="(?!data:)', page)
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if browser is None:
-        pytest.skip("no chromium to open the report in")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    flags += "--disable-background-networking --disable-component-update --dump-dom"
-    command = [browser, *flags.split(), f"--user-data-dir={work / 'chromium'}"]
-    shown = subprocess.run([*command, (work / "r.html").as_uri()], capture_output=True, timeout=100)
-    check_report(shown.stdout.decode(), result, names)
+    check_report(conftest.browse(work / "r.html"), result, names)
 
 
 def test_a_page_of_any_shape_is_in_the_report(work):
