@@ -13,22 +13,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cleval import (
-    MAX_DETECTIONS,
-    as_points,
-    bootstrap,
-    bootstrap_groups,
-    count_kept,
-    mean_scores,
-    metric_rows,
-    micro_scores,
-    page_pairs,
-    prepare_labels,
-)
-from db_postprocess import decode_candidates, decode_page, find_candidates, to_page, unclip_distance
+import cleval
+from db_postprocess import decode_candidates, decode_page, find_candidates, grown_sides, to_page
 from files import DataError, replace_file
 
-TUNED = ("thresh", "box_thresh", "unclip_ratio", "mode", "min_size")  # the axes of the grid
 GRID = {
     "thresh": (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45),
     "box_thresh": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
@@ -36,40 +24,48 @@ GRID = {
     "mode": ("polygon", "box"),
     "min_size": (0.0, 3.0, 5.0, 7.0),
 }
+TUNED = tuple(GRID)  # the axes of every grid, in this order
 
 
 def score_page(item, grid, hp):
-    """
-    A page at every setting of a grid. item: ((map uint8 [h, w], scale [2]), page)
-    returns: precision, recall, hmean (cleval "page") as [*lengths of the axes TUNED, 3]
-    Contours are found once a thresh, blobs grown and compared with the labels once a thresh,
-    unclip_ratio and mode; box_thresh and min_size only choose among these, all choices at once.
+    """Precision, recall, hmean (cleval "page") of ((map uint8 [h, w], scale [2]), page) at every
+    setting of a grid, [*lengths of the axes TUNED, 3].
+
+    Each step is done once for all settings that share it: contours once a thresh; blobs grown and
+    compared with the labels once a thresh, unclip_ratio and mode; what is left only chooses.
     """
     (prob, scale), page = item
     ignore = np.array(page.ignore, bool)
-    labels = prepare_labels(as_points(page.polygons), [None] * len(ignore), ignore, "page")
-    page_size, box_thresh = np.array(prob.shape[::-1]) / scale, np.array(grid["box_thresh"])
-    fixed = {"box_thresh": box_thresh.min(), "min_size": 0, "max_candidates": hp["max_candidates"]}
+    gt = cleval.as_points(page.polygons)
+    labels = cleval.prepare_labels(gt, [None] * len(gt), ignore, "page")
+    page_size = np.array(prob.shape[::-1]) / scale
+    loosest = {"box_thresh": min(grid["box_thresh"]), "min_size": 0}
+    loosest |= {"max_candidates": hp.max_candidates, "shrink_ratio": hp.shrink_ratio}
     result = np.zeros([len(grid[key]) for key in TUNED] + [3])
-    for t, u, r in np.ndindex(result.shape[0], *result.shape[2:4]):
-        if u == r == 0:
-            candidates = find_candidates(prob, grid["thresh"][t])
-        rule = grid["unclip_ratio"][u], hp["shrink_ratio"]
-        polygons, confidence = decode_candidates(
-            candidates, unclip_ratio=rule[0], mode=grid["mode"][r], shrink_ratio=rule[1], **fixed
-        )
-        pairs = page_pairs(labels, as_points(to_page(polygons, scale, page_size)))
-        sides = candidates.rects[: len(polygons), 2:4]
-        short = sides.min(1) + 2 * unclip_distance(sides.prod(1), 2 * sides.sum(1), *rule)
-        keep = confidence >= box_thresh[:, None, None]  # [box_thresh, min_size, M]
-        keep = np.concatenate(keep & (short >= np.array(grid["min_size"])[:, None]))
-        keep &= keep.cumsum(1) <= MAX_DETECTIONS
-        kinds = {}
-        kind = [kinds.setdefault(row.tobytes(), len(kinds)) for row in keep]
-        one_of_each = [kind.index(k) for k in range(len(kinds))]
-        found = micro_scores(count_kept(labels, pairs, keep[one_of_each], "page"))
-        result[t, :, u, r] = found[kind].reshape(len(box_thresh), -1, 3)
+    for t, thresh in enumerate(grid["thresh"]):
+        blobs = find_candidates(prob, thresh)
+        for u, unclip_ratio in enumerate(grid["unclip_ratio"]):
+            short = grown_sides(blobs.rects, unclip_ratio, hp.shrink_ratio).min(1)
+            for r, mode in enumerate(grid["mode"]):
+                shape = {"unclip_ratio": unclip_ratio, "mode": mode}
+                polygons, scores = decode_candidates(blobs, **shape, **loosest)
+                det = cleval.as_points(to_page(polygons, scale, page_size))
+                pairs = cleval.page_pairs(labels, det)
+                result[t, :, u, r] = score_choices(labels, pairs, scores, short[: len(det)], grid)
     return result
+
+
+def score_choices(labels, pairs, scores, short, grid):
+    """Detections' scores and short sides [M] -> scores of the page [box_thresh, min_size, 3] with
+    those that each setting keeps; settings that keep the same are scored once."""
+    sure = scores >= np.array(grid["box_thresh"])[:, None, None]
+    keep = np.concatenate(sure & (short >= np.array(grid["min_size"])[:, None]))  # [S, M]
+    keep &= keep.cumsum(1) <= cleval.MAX_DETECTIONS
+    choices = [row.tobytes() for row in keep]
+    first = {choice: n for n, choice in enumerate(choices)}
+    counts = cleval.count_kept(labels, pairs, keep[list(first.values())], "page")
+    found = dict(zip(first, cleval.micro_scores(counts)))
+    return np.array([found[choice] for choice in choices]).reshape(*sure.shape[:1], -1, 3)
 
 
 def score_grid(maps, pages, grid, hp):
@@ -99,7 +95,7 @@ def choose_setting(hmeans, groups, grid):
     mean = hmeans.mean(0)
     best = int(mean.argmax())
     difference = with_ones(hmeans - hmeans[:, [best]])
-    plateau = bootstrap(difference, mean_scores, groups=groups, draws=1000)[:, 1] >= 0
+    plateau = cleval.bootstrap(difference, cleval.mean_scores, groups=groups, draws=1000)[:, 1] >= 0
     index = np.array(np.unravel_index(range(len(mean)), [len(grid[key]) for key in TUNED])).T
     exact = np.array(grid["unclip_ratio"])[index[:, 2]] == 0
     alike = np.flatnonzero(plateau & (index[:, 3] == index[best, 3]) & (exact == exact[best]))
@@ -122,7 +118,7 @@ def halves(groups, seed=0):
     """Part 0 or 1 of each page [n]: half of the groups each. Raises DataError with one group."""
     names = sorted(set(groups))
     if len(names) < 2:
-        raise DataError("--tune: all pages are of one group; cross-fitting needs two")
+        raise DataError("--tune", "all pages are of one group", "cross-fitting needs two")
     order = np.random.default_rng(seed).permutation(len(names))
     part = {names[n]: k % 2 for k, n in enumerate(order)}
     return np.array([part[name] for name in groups])
@@ -136,16 +132,18 @@ def setting_values(grid, setting):
 
 def tune(maps, pages, parts, grid, hp):
     """The --tune object, mean H-means [*lengths of axes TUNED]. parts: [n] to cross-fit over."""
-    groups = bootstrap_groups(pages)
+    groups = cleval.bootstrap_groups(pages)
     table = score_grid(maps, pages, grid, hp)[..., 2]
     hmeans = table.reshape(len(pages), -1)
     best, middle, plateau = choose_setting(hmeans, groups, grid)
     fitted = crossfit(hmeans, parts, groups, grid)
     found = [decode_page(m, scale, np.array(m.shape[::-1]) / scale, hp) for m, scale in maps]
-    own = metric_rows("page", pages, found)[:, [2]]
+    own = cleval.metric_rows("page", pages, found)[:, [2]]
 
     def score(hmean):  # [n, 1] with its interval
-        low, high = bootstrap(with_ones(hmean), mean_scores, groups=groups)[0].tolist()
+        low, high = cleval.bootstrap(with_ones(hmean), cleval.mean_scores, groups=groups)[
+            0
+        ].tolist()
         return {"hmean": float(hmean.mean()), "interval": [low, high]}
 
     def setting(n):
@@ -154,7 +152,7 @@ def tune(maps, pages, parts, grid, hp):
     return {
         "pages": len(pages),
         "settings": hmeans.shape[1],
-        "before": {**{k: hp[k] for k in TUNED}, "hmean": float(own.mean())},
+        "before": {**{key: getattr(hp, key) for key in TUNED}, "hmean": float(own.mean())},
         "best": setting(best),
         "recommended": setting(middle),
         "plateau": int(plateau.sum()),
