@@ -20,15 +20,13 @@ COUNTS += ("num_char_fp", "num_splitted", "num_merged", "num_char_overlapped")
 
 def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"):
     """Labels N x [P, 2] and detections M x [P, 2] in pixels of a page -> dict of COUNTS, which add
-    up over pages, and recall, precision, hmean, all 0 without labels.
-
-    ignore: N flags of don't-care labels; texts: N strings or None, "###" is don't care too.
-    variant: "page", the receipt competition's, counts a label's characters by its shape and only
-    the first 500 detections; "official", the clovaai package's, counts those of its text, by its
-    shape where that is None; see also `false_alarms`. Polygons are not clipped and not rounded; the
-    loops of one that crosses itself are united; one without area (a line, fewer than 3 points, NaN)
-    matches nothing, and by shape it has 100 characters, as in the reference. Raises ValueError.
-    """
+    up over pages, and recall, precision, hmean, all 0 without labels. ignore: N flags of don't-care
+    labels; texts: N strings or None, "###" is don't care too. variant: "page", the receipt
+    competition's, counts a label's characters by its shape and only the first 500 detections;
+    "official", the clovaai package's, counts those of its text, by its shape where that is None;
+    see also `false_alarms`. Polygons are not clipped and not rounded; the loops of one that crosses
+    itself are united; one without area (a line, fewer than 3 points, NaN) matches nothing, and by
+    shape it has 100 characters, as in the reference. Raises ValueError."""
     if variant not in ("page", "official"):
         raise ValueError(f'variant {variant!r} is unknown; use "page" or "official"')
     gt = as_points(gt_polygons)
@@ -36,8 +34,8 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     texts = [None] * len(gt) if texts is None else texts
     ignore = np.zeros(len(gt), bool) if ignore is None else np.asarray(ignore, bool)
     if not len(gt) == len(texts) == len(ignore):
-        each = f"{len(gt)} labels, {len(texts)} texts and {len(ignore)} ignore flags"
-        raise ValueError(f"{each}; give one of each a label")
+        given = f"{len(gt)} labels, {len(texts)} texts, {len(ignore)} ignore flags"
+        raise ValueError(f"{given}; give one of each a label")
     ignore = ignore | np.array([text == "###" for text in texts], bool)
     labels = prepare_labels(gt, texts, ignore, variant)
     (counts,) = count_kept(labels, page_pairs(labels, det), np.ones((1, len(det)), bool), variant)
@@ -67,28 +65,24 @@ class Pairs(NamedTuple):  # T pairs of a label and one of M detections that may 
 def prepare_labels(polygons, texts, ignore, variant):
     """Labels of polygons as of `as_points`, texts and flags [N], as in `cleval`."""
     num_chars, areas = label_chars(polygons, texts, ignore, variant), to_shapely(polygons)
-    free, box = areas.copy(), shapely.bounds(areas)
-    dont_care, others = np.flatnonzero(ignore), np.flatnonzero(~ignore)
+    box, dont_care, others = shapely.bounds(areas), np.flatnonzero(ignore), np.flatnonzero(~ignore)
     i, j = touching(box[dont_care], box[others])
     for n, other in zip(dont_care[i], others[j]):
-        free[n] = shapely.difference(free[n], areas[other])
-    return Labels(num_chars, char_centres(polygons, num_chars, variant), ignore, make_shapes(free))
+        areas[n] = shapely.difference(areas[n], areas[other])
+    return Labels(num_chars, char_centres(polygons, num_chars, variant), ignore, make_shapes(areas))
 
 
 def page_pairs(labels, det):
     """Pairs of Labels and M polygons as of `as_points`."""
     shapes, num_chars = make_shapes(to_shapely(det)), labels.num_chars
-    near = labels.shapes.box + (-1, -1, 1, 1)  # centres are cut to whole pixels, may lie outside
-    label, detection = touching(near, shapes.box)
+    label, detection = touching(labels.shapes.box + (-1, -1, 1, 1), shapes.box)  # cut centres
     pair, k = expand(num_chars[label])
     char = (np.cumsum(num_chars) - num_chars)[label][pair] + k
     found = contains(shapes, detection[pair], labels.centres[char])
     char, pair = char[found], pair[found]
     inside, ignore = np.bincount(pair, minlength=len(label)), labels.ignore[label]
-    share = np.zeros(len(label), np.float32)  # 32 bits, so that 0.3 exactly is 0.3
-    some = np.flatnonzero((inside > 0) | ignore)
-    a, b = label[some], detection[some]
-    share[some] = overlap_area(labels.shapes, a, shapes, b) / shapes.area[b]
+    share = overlap_area(labels.shapes, label, shapes, detection) / shapes.area[detection]
+    share = share.astype(np.float32)  # so that 0.3 exactly is 0.3
     return Pairs(det, label, detection, ignore, char, pair, inside, share)
 
 
@@ -108,29 +102,26 @@ def count_kept(labels, pairs, keep, variant):
 
 
 def outside_dont_care(pairs):
-    """[M] whether a detection is judged: neither one don't-care label has AREA_PRECISION of it, nor
-    have those together whose characters it holds."""
-    one = pairs.ignore & (pairs.share >= AREA_PRECISION)
-    several = pairs.share * (pairs.ignore & (pairs.inside > 0))
-    one, several = (np.bincount(pairs.detection, x, len(pairs.det)) for x in (one, several))
-    return (one == 0) & (several < np.float32(AREA_PRECISION))
+    """[M] whether a detection is judged: AREA_PRECISION of it does not lie on don't-care labels, of
+    which those count that have so much alone, or whose characters it holds."""
+    counting = pairs.ignore & ((pairs.inside > 0) | (pairs.share >= AREA_PRECISION))
+    together = np.bincount(pairs.detection, pairs.share * counting, len(pairs.det))
+    return together < np.float32(AREA_PRECISION)
 
 
 def instance_matches(pairs, keep, judged, num_gt):
-    """[S, T] whether a kept pair matches: one to one, a label in pieces, or labels joined. Close is
-    a detection that holds characters and has AREA_PRECISION of its area on the label."""
-    label, detection, num_det = pairs.label, pairs.detection, len(pairs.det)
-    kept, some = keep[:, detection], pairs.inside > 0
+    """[S, T] whether a kept pair matches. A detection is close to a label if it holds characters of
+    it and AREA_PRECISION of the detection lies on the label."""
+    label, detection = pairs.label, pairs.detection
+    kept, holds = keep[:, detection], pairs.inside > 0
     counting = kept & ~pairs.ignore & judged[detection]
-    close = some & (pairs.share >= AREA_PRECISION)
-    only_label = np.bincount(detection, close, num_det) == 1
-    only_detection = tally(kept & close, label, num_gt) == 1
-    one_to_one = close & only_label[detection] & only_detection[:, label]
+    close = holds & (pairs.share >= AREA_PRECISION)
+    one_to_one = close & (tally(kept & close, label, num_gt) == 1)[:, label]
     one_to_many = close & (tally(counting & close, label, num_gt) > 1)[:, label]
-    some &= ~pairs.ignore
-    several = np.bincount(detection, some, num_det) > 1
-    together = np.bincount(detection, pairs.share * some, num_det) >= AREA_PRECISION
-    many_to_one = some & (several & together)[detection]
+    holds &= ~pairs.ignore
+    several = np.bincount(detection, holds, len(pairs.det)) > 1
+    together = np.bincount(detection, pairs.share * holds, len(pairs.det)) >= AREA_PRECISION
+    many_to_one = holds & (several & together)[detection]
     return counting & (one_to_one | one_to_many | many_to_one)
 
 
@@ -156,9 +147,6 @@ def tally(flags, index, size):
     return np.bincount(s * size + index[t], minlength=len(flags) * size).reshape(len(flags), size)
 
 
-# ---------------------------------------------------------------- characters of a polygon
-
-
 def as_points(polygons):
     """Polygons, any nested sequence -> float arrays [P >= 3, 2]; without area if not finite."""
     polygons, none = [np.asarray(p, float).reshape(-1, 2) for p in polygons], np.zeros((3, 2))
@@ -177,7 +165,7 @@ def pseudo_chars(polygons):
     """N polygons -> [N] characters by shape: min(round(0.5 + long side / short side), 100). Halves
     round to even, but ratios 3, 4, ... do not: the reference's rounding errors keep them below."""
     sides = np.array([min_area_sides(points) for points in polygons]).reshape(-1, 2)
-    long, short = sides.max(1), sides.min(1)
+    short, long = np.sort(sides, 1).T
     aspect = np.where(short > 1e-6, long / np.maximum(short, 1e-6), 100)
     return np.clip(np.ceil(aspect - 1e-5), 2, 100).astype(int)
 
@@ -185,14 +173,14 @@ def pseudo_chars(polygons):
 def reading_aspect(polygons):
     """N polygons -> [N] width / height: of a quad by the means of its opposite sides, first vertex
     at the top left; of others by the smallest rotated rectangle."""
-    quads = [n for n, points in enumerate(polygons) if len(points) == 4]
-    sides = np.array([min_area_sides(p) if len(p) != 4 else (0.0, 0.0) for p in polygons])
-    corners = np.array([polygons[n] for n in quads]).reshape(-1, 4, 2)
-    edge = corners[:, [1, 2, 3, 0]] - corners
-    length = np.hypot(edge[..., 0], edge[..., 1])
-    sides.reshape(-1, 2)[quads] = (length[:, :2] + length[:, 2:]) / 2
-    width, height = sides.reshape(-1, 2).T + 1e-5
-    return width / height
+    quad = np.array([len(points) == 4 for points in polygons], bool)
+    corners = np.array([points for points in polygons if len(points) == 4]).reshape(-1, 4, 2)
+    length = np.hypot(*np.moveaxis(corners[:, [1, 2, 3, 0]] - corners, 2, 0))  # [Q, 4]
+    sides = np.zeros((len(polygons), 2))
+    sides[quad] = (length[:, :2] + length[:, 2:]) / 2
+    for n in np.flatnonzero(~quad):
+        sides[n] = min_area_sides(polygons[n])
+    return (sides[:, 0] + 1e-5) / (sides[:, 1] + 1e-5)
 
 
 def label_chars(polygons, texts, ignore, variant):
@@ -208,13 +196,10 @@ def label_chars(polygons, texts, ignore, variant):
 
 
 def char_centres(polygons, num_chars, variant):
-    """N polygons, [N] numbers of characters -> [C, 2] centres, label after label.
-
-    The first half of the vertices is the top of the word, the second half its bottom, read
-    backwards; each section between vertices has the same number of steps, and a centre is the mean
-    of four steps, which "page" cuts to whole pixels as the competition does. "official" reads quads
-    taller than twice their width along their longer side.
-    """
+    """N polygons, [N] numbers of characters -> [C, 2] centres, label after label: the first half of
+    the vertices is the top of the word, the second its bottom, read backwards; sections between
+    vertices have the same number of steps, and a centre is the mean of four. "page" cuts steps to
+    whole pixels as the competition does, "official" reads quads over twice as tall as wide upwards."""
     polygons = [p if len(p) > 3 else p[[0, 1, 2, 2]] for p in polygons]  # a triangle's bottom
     if variant == "official":
         tall = reading_aspect(polygons) < 0.5
@@ -225,31 +210,27 @@ def char_centres(polygons, num_chars, variant):
     first, size, steps = (np.cumsum(size) - size)[label], size[label], num_chars[label]
     half = size // 2
     section, part = np.divmod(np.stack([k, k + 1]) * (half - 1), steps)  # [2, C]
-    after = np.minimum(section + 1, half - 1)
     end = np.where(section < half - 1, size - 1 - section, half)
     start = xy.T.take(first + np.stack([section, end]), 1)  # [x or y, top or bottom, 2, C]
-    stop = xy.T.take(first + np.stack([after, size - 1 - after]), 1)
+    stop = xy.T.take(first + np.stack([section + 1, size - 2 - section]), 1)
     point = start + (stop - start) / steps * part
     if variant == "page":
         point = np.where(part > 0, np.trunc(point), point)
     return point.reshape(2, 4, -1).mean(1).T
 
 
-# ---------------------------------------------------------------- IoU, scores of many pages
-
-
 def iou_matches(gt_polygons, det_polygons, ignore=None):
     """Polygons and ignore as in `cleval` -> pairs (label, detection) matched one to one at IoU >
     0.5, in the order given; [M] whether a detection counts: not with more than half of its area on
-    a don't-care label (ICDAR 2015, task 4.1). Raises ValueError when the lengths differ."""
+    a don't-care label (ICDAR 2015, task 4.1). Raises ValueError."""
     gt, det = (make_shapes(to_shapely(as_points(p))) for p in (gt_polygons, det_polygons))
     ignore = np.zeros(len(gt.area), bool) if ignore is None else np.asarray(ignore, bool)
     if len(ignore) != len(gt.area):
         raise ValueError(f"{len(gt.area)} labels, {len(ignore)} ignore flags; give one a label")
     i, j = touching(gt.box, det.box)
     overlap = overlap_area(gt, i, det, j)
-    valid = np.ones(len(det.area), bool)
-    valid[j[ignore[i] & (overlap > 0.5 * det.area[j])]] = False
+    hidden = ignore[i] & (overlap > 0.5 * det.area[j])
+    valid = np.bincount(j, hidden, len(det.area)) == 0
     close = overlap > 0.5 * (gt.area[i] + det.area[j] - overlap)
     pairs, gt_free, det_free = [], ~ignore, valid.copy()
     for label, detection in zip(i[close].tolist(), j[close].tolist()):
@@ -262,17 +243,17 @@ def iou_matches(gt_polygons, det_polygons, ignore=None):
 def iou50(gt_polygons, det_polygons, ignore=None):
     """Numbers of iou_matches's pairs, of labels and of detections that are not don't care."""
     pairs, valid = iou_matches(gt_polygons, det_polygons, ignore)
-    num_ignored = 0 if ignore is None else int(np.sum(ignore))
-    return len(pairs), len(gt_polygons) - num_ignored, int(valid.sum())
+    num_ignored = np.count_nonzero(ignore)  # of None, too
+    return len(pairs), len(gt_polygons) - num_ignored, np.count_nonzero(valid)
 
 
 def micro_scores(sums):
     """Summed counts [..., 6 or more] in the order of COUNTS -> SCORES [..., 3]; x / 0 is 0."""
-    num_gt, num_det, tp_gt, tp_det, gran_gt, gran_det = np.moveaxis(sums, -1, 0)[:6]
-    precision = np.maximum(tp_det - gran_det, 0) / np.where(num_det > 0, num_det, np.inf)
-    recall = np.maximum(tp_gt - gran_gt, 0) / np.where(num_gt > 0, num_gt, np.inf)
-    total = precision + recall
-    hmean = 2 * precision * recall / np.where(total > 0, total, np.inf)
+    hits, total = sums[..., 2:4] - sums[..., 4:6], sums[..., :2]  # of labels and of detections
+    share = np.maximum(hits, 0) / np.where(total > 0, total, np.inf)
+    recall, precision = share[..., 0], share[..., 1]
+    both = precision + recall
+    hmean = 2 * precision * recall / np.where(both > 0, both, np.inf)
     return np.stack([precision, recall, hmean], -1)
 
 
@@ -306,10 +287,8 @@ def metric_rows(metric, pages, found):
 def bootstrap(rows, to_scores, *, minus=None, groups=None, draws=4000, seed=0):
     """Rows [n, k] of pages, and to_scores: their sums [..., k] -> scores [..., s] -> 95 % intervals
     [s, 2] of these, low and high: percentile bootstrap (Efron and Tibshirani 1993, chapter 13).
-
     minus: rows [n, k] of other predictions on the same pages, for the paired difference. groups: n
-    names; pages of a group are drawn together, None is each page alone. Raises ValueError.
-    """
+    names; pages of a group are drawn together, None is each page alone. Raises ValueError."""
     sets = [rows] if minus is None else [rows, minus]
     names = range(len(rows)) if groups is None else groups
     if not len(names) or {len(names)} != {len(each) for each in sets}:
@@ -319,8 +298,7 @@ def bootstrap(rows, to_scores, *, minus=None, groups=None, draws=4000, seed=0):
     sums = np.zeros((len(sets), size, np.shape(rows)[1]))  # [rows, minus; G; k]
     np.add.at(sums, np.s_[:, [number[name] for name in names]], sets)
     rng, samples, block = np.random.default_rng(seed), [], max(1, 2**20 // size)
-    for start in range(0, draws, block):  # all draws at once are gigabytes for 50,000 pages
-        count = min(block, draws - start)
+    for count in [block] * (draws // block) + [draws % block]:  # all at once may be gigabytes
         draw = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
         weight = np.bincount(draw.ravel(), minlength=draw.size).reshape(draw.shape).astype(float)
         score, *other = (to_scores(weight @ each) for each in sums)  # [count, s]
@@ -365,9 +343,6 @@ def score_all(pages, found):
     return rows, summarise(pages, rows)
 
 
-# ---------------------------------------------------------------- areas and inclusion, vectorised
-
-
 class Shapes(NamedTuple):  # N areas by their edges, horizontal ones left out
     edges: np.ndarray  # [5, E] upper y, lower y, x at the upper y, dx / dy, side: +1 or -1
     first: np.ndarray  # [N] index of an area's first edge
@@ -405,13 +380,13 @@ def make_shapes(areas):
     rings, area_of = shapely.get_parts(rings, return_index=True)
     xy, ring_of = shapely.get_coordinates(rings, return_index=True)
     start = np.flatnonzero((np.diff(ring_of) == 0) & (np.abs(np.diff(xy[:, 1])) > 1e-9))
-    (x0, y0), (x1, y1) = xy.T.take(start, 1), xy.T.take(start + 1, 1)
-    down, slope = y1 > y0, (x1 - x0) / (y1 - y0)
-    rows = np.minimum(y0, y1), np.maximum(y0, y1)
-    edges = np.stack([*rows, np.where(down, x0, x1), slope, np.where(down, -1, 1)])
+    a, b = xy.T.take(start, 1), xy.T.take(start + 1, 1)
+    down = a[1] < b[1]
+    (x, upper), (x_lower, lower) = np.where(down, (a, b), (b, a))
+    edges = np.stack([upper, lower, x, (x_lower - x) / (lower - upper), np.where(down, -1, 1)])
     count = np.bincount(area_of[ring_of[start]], minlength=len(areas))
-    first, area = np.cumsum(count) - count, shapely.area(areas)
-    return Shapes(edges, first, count, area, shapely.bounds(areas))
+    first = np.cumsum(count) - count
+    return Shapes(edges, first, count, shapely.area(areas), shapely.bounds(areas))
 
 
 def contains(shapes, n, points):
@@ -426,12 +401,10 @@ def contains(shapes, n, points):
 def overlap_area(a, i, b, j):
     """Shapes a and b, indices [K], [K] -> [K] area of shape i[k] of a inside shape j[k] of b.
 
-    An area is the signed sum over its edges of the strips that reach from the far left to the edge,
-    and two strips share, in the rows common to both, what lies left of the nearer edge:
-                                                             top
-        |#################/         \\                        |
-        |################/           \\                       | rows
-        |###############/ edge of a   \\ edge of b            |
+    An area is the signed sum over its edges of the strips from the far left to the edge. Two strips
+    share, in the rows common to both, what lies left of the nearer edge (#):
+          top  |#######/ edge of a  | edge of b
+               |######/             |
     """
     k, e = expand(a.count[i] * b.count[j])
     count = b.count[j][k]
