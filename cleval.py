@@ -59,7 +59,7 @@ class Pairs(NamedTuple):  # T pairs of a label and one of M detections that may 
     char: np.ndarray  # [H] characters of a label inside a detection
     pair: np.ndarray  # [H] and the pair of each
     inside: np.ndarray  # [T] how many a pair has
-    share: np.ndarray  # [T] of the detection's area on the label
+    share: np.ndarray  # [T] of the detection's area on the label; 32 bits, so that 0.3 is 0.3
 
 
 def prepare_labels(polygons, texts, ignore, variant):
@@ -82,8 +82,7 @@ def page_pairs(labels, det):
     char, pair = char[found], pair[found]
     inside, ignore = np.bincount(pair, minlength=len(label)), labels.ignore[label]
     share = overlap_area(labels.shapes, label, shapes, detection) / shapes.area[detection]
-    share = share.astype(np.float32)  # so that 0.3 exactly is 0.3
-    return Pairs(det, label, detection, ignore, char, pair, inside, share)
+    return Pairs(det, label, detection, ignore, char, pair, inside, np.float32(share))
 
 
 def count_kept(labels, pairs, keep, variant):
@@ -150,9 +149,8 @@ def tally(flags, index, size):
 def as_points(polygons):
     """Polygons, any nested sequence -> float arrays [P >= 3, 2]; without area if not finite."""
     polygons, none = [np.asarray(p, float).reshape(-1, 2) for p in polygons], np.zeros((3, 2))
-    if not np.isfinite(np.concatenate([none, *polygons])).all():
-        polygons = [points if np.isfinite(points).all() else none for points in polygons]
-    return [points if len(points) > 2 else none for points in polygons]
+    finite = np.isfinite(np.concatenate([none, *polygons])).all()
+    return [p if len(p) > 2 and (finite or np.isfinite(p).all()) else none for p in polygons]
 
 
 def min_area_sides(points):
@@ -171,8 +169,7 @@ def pseudo_chars(polygons):
 
 
 def reading_aspect(polygons):
-    """N polygons -> [N] width / height: of a quad by the means of its opposite sides, first vertex
-    at the top left; of others by the smallest rotated rectangle."""
+    """N polygons -> [N] width / height; of quads, first vertex top left, by means of their sides."""
     quad = np.array([len(points) == 4 for points in polygons], bool)
     corners = np.array([points for points in polygons if len(points) == 4]).reshape(-1, 4, 2)
     length = np.hypot(*np.moveaxis(corners[:, [1, 2, 3, 0]] - corners, 2, 0))  # [Q, 4]
@@ -229,8 +226,7 @@ def iou_matches(gt_polygons, det_polygons, ignore=None):
         raise ValueError(f"{len(gt.area)} labels, {len(ignore)} ignore flags; give one a label")
     i, j = touching(gt.box, det.box)
     overlap = overlap_area(gt, i, det, j)
-    hidden = ignore[i] & (overlap > 0.5 * det.area[j])
-    valid = np.bincount(j, hidden, len(det.area)) == 0
+    valid = np.bincount(j, ignore[i] & (overlap > 0.5 * det.area[j]), len(det.area)) == 0
     close = overlap > 0.5 * (gt.area[i] + det.area[j] - overlap)
     pairs, gt_free, det_free = [], ~ignore, valid.copy()
     for label, detection in zip(i[close].tolist(), j[close].tolist()):
@@ -243,15 +239,15 @@ def iou_matches(gt_polygons, det_polygons, ignore=None):
 def iou50(gt_polygons, det_polygons, ignore=None):
     """Numbers of iou_matches's pairs, of labels and of detections that are not don't care."""
     pairs, valid = iou_matches(gt_polygons, det_polygons, ignore)
-    num_ignored = np.count_nonzero(ignore)  # of None, too
-    return len(pairs), len(gt_polygons) - num_ignored, np.count_nonzero(valid)
+    num_ignored = int(np.count_nonzero(ignore))  # of None, too
+    return len(pairs), len(gt_polygons) - num_ignored, int(valid.sum())
 
 
 def micro_scores(sums):
     """Summed counts [..., 6 or more] in the order of COUNTS -> SCORES [..., 3]; x / 0 is 0."""
     hits, total = sums[..., 2:4] - sums[..., 4:6], sums[..., :2]  # of labels and of detections
-    share = np.maximum(hits, 0) / np.where(total > 0, total, np.inf)
-    recall, precision = share[..., 0], share[..., 1]
+    shares = np.maximum(hits, 0) / np.where(total > 0, total, np.inf)
+    recall, precision = np.moveaxis(shares, -1, 0)
     both = precision + recall
     hmean = 2 * precision * recall / np.where(both > 0, both, np.inf)
     return np.stack([precision, recall, hmean], -1)
@@ -293,8 +289,7 @@ def bootstrap(rows, to_scores, *, minus=None, groups=None, draws=4000, seed=0):
     names = range(len(rows)) if groups is None else groups
     if not len(names) or {len(names)} != {len(each) for each in sets}:
         raise ValueError(f"{len(names)} groups or pages; give rows of the same pages, at least one")
-    number = {name: g for g, name in enumerate(dict.fromkeys(names))}
-    size = len(number)
+    size, number = len(set(names)), {name: g for g, name in enumerate(dict.fromkeys(names))}
     sums = np.zeros((len(sets), size, np.shape(rows)[1]))  # [rows, minus; G; k]
     np.add.at(sums, np.s_[:, [number[name] for name in names]], sets)
     rng, samples, block = np.random.default_rng(seed), [], max(1, 2**20 // size)
@@ -312,9 +307,8 @@ def bootstrap_groups(pages):
 
 
 def paired_difference(rows, other, to_scores, groups):
-    """H-mean of rows [n, k] less that of other rows on the same pages, as in `bootstrap`: a dict of
-    the difference, its 95 % interval and the verdict better, worse or cannot tell. With fewer than
-    6 groups it is always the last: all of 5 agree by chance 1 time in 16 (two-sided sign test)."""
+    """H-mean of rows [n, k] less that of others of the same pages, its interval as of `bootstrap`,
+    and the verdict. Under 6 groups none can tell: 5 agree by chance 1 time in 16 (sign test)."""
     difference = float(to_scores(rows.sum(0))[2] - to_scores(other.sum(0))[2])
     low, high = bootstrap(rows, to_scores, minus=other, groups=groups)[2].tolist()
     verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
@@ -385,8 +379,8 @@ def make_shapes(areas):
     (x, upper), (x_lower, lower) = np.where(down, (a, b), (b, a))
     edges = np.stack([upper, lower, x, (x_lower - x) / (lower - upper), np.where(down, -1, 1)])
     count = np.bincount(area_of[ring_of[start]], minlength=len(areas))
-    first = np.cumsum(count) - count
-    return Shapes(edges, first, count, shapely.area(areas), shapely.bounds(areas))
+    area, box = shapely.area(areas), shapely.bounds(areas)
+    return Shapes(edges, np.cumsum(count) - count, count, area, box)
 
 
 def contains(shapes, n, points):
