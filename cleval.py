@@ -1,8 +1,7 @@
 """How good are polygons? CLEval of a page, matching by IoU, scores of many pages, their intervals.
 
 CLEval (Baek et al. 2020, arXiv 2006.06244) counts characters; each of its rules is a function here.
-`hmean` is the receipt competition's variant, a mean over pages; official CLEval (micro) and IoU 0.5
-are named as such."""
+`hmean` is the receipt competition's variant, a mean over pages; `micro` is official CLEval."""
 
 from typing import NamedTuple
 
@@ -20,13 +19,13 @@ COUNTS += ("num_char_fp", "num_splitted", "num_merged", "num_char_overlapped")
 
 def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"):
     """Labels N x [P, 2] and detections M x [P, 2] in pixels of a page -> dict of COUNTS, which add
-    up over pages, and recall, precision, hmean, all 0 without labels. ignore: N flags of don't-care
-    labels; texts: N strings or None, "###" is don't care too. variant: "page", the receipt
-    competition's, counts a label's characters by its shape and only the first 500 detections;
-    "official", the clovaai package's, counts those of its text, by its shape where that is None;
-    see also `false_alarms`. Polygons are not clipped and not rounded; the loops of one that crosses
-    itself are united; one without area (a line, fewer than 3 points, NaN) matches nothing, and by
-    shape it has 100 characters, as in the reference. Raises ValueError."""
+    up over pages, and recall, precision, hmean, all 0 without labels.
+
+    ignore: N flags of don't-care labels; texts: N strings or None, "###" is don't care too. variant:
+    "page", the receipt competition's, counts a label's characters by its shape and only the first
+    500 detections; "official", the clovaai package's, counts those of its text, by its shape where
+    that is None. Polygons are taken as written; the loops of one that crosses itself are united;
+    one without area (a line, NaN) matches nothing and by shape has 100. Raises ValueError."""
     if variant not in ("page", "official"):
         raise ValueError(f'variant {variant!r} is unknown; use "page" or "official"')
     gt = as_points(gt_polygons)
@@ -34,8 +33,7 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     texts = [None] * len(gt) if texts is None else texts
     ignore = np.zeros(len(gt), bool) if ignore is None else np.asarray(ignore, bool)
     if not len(gt) == len(texts) == len(ignore):
-        given = f"{len(gt)} labels, {len(texts)} texts, {len(ignore)} ignore flags"
-        raise ValueError(f"{given}; give one of each a label")
+        raise ValueError(f"{len(gt)} labels, {len(texts)} texts, {len(ignore)} ignore flags")
     ignore = ignore | np.array([text == "###" for text in texts], bool)
     labels = prepare_labels(gt, texts, ignore, variant)
     (counts,) = count_kept(labels, page_pairs(labels, det), np.ones((1, len(det)), bool), variant)
@@ -73,9 +71,9 @@ def prepare_labels(polygons, texts, ignore, variant):
 
 
 def page_pairs(labels, det):
-    """Pairs of Labels and M polygons as of `as_points`."""
+    """Pairs of Labels and M polygons as of `as_points`; cut centres lie up to 1 px outside labels."""
     shapes, num_chars = make_shapes(to_shapely(det)), labels.num_chars
-    label, detection = touching(labels.shapes.box + (-1, -1, 1, 1), shapes.box)  # cut centres
+    label, detection = touching(labels.shapes.box + (-1, -1, 1, 1), shapes.box)
     pair, k = expand(num_chars[label])
     char = (np.cumsum(num_chars) - num_chars)[label][pair] + k
     found = contains(shapes, detection[pair], labels.centres[char])
@@ -101,8 +99,7 @@ def count_kept(labels, pairs, keep, variant):
 
 
 def outside_dont_care(pairs):
-    """[M] whether a detection is judged: AREA_PRECISION of it does not lie on don't-care labels, of
-    which those count that have so much alone, or whose characters it holds."""
+    """[M] whether a detection is judged: less than AREA_PRECISION of it is on don't-care labels."""
     counting = pairs.ignore & ((pairs.inside > 0) | (pairs.share >= AREA_PRECISION))
     together = np.bincount(pairs.detection, pairs.share * counting, len(pairs.det))
     return together < np.float32(AREA_PRECISION)
@@ -217,9 +214,9 @@ def char_centres(polygons, num_chars, variant):
 
 
 def iou_matches(gt_polygons, det_polygons, ignore=None):
-    """Polygons and ignore as in `cleval` -> pairs (label, detection) matched one to one at IoU >
-    0.5, in the order given; [M] whether a detection counts: not with more than half of its area on
-    a don't-care label (ICDAR 2015, task 4.1). Raises ValueError."""
+    """Polygons and ignore as in `cleval` -> pairs (label, detection) of IoU > 0.5, one to one in the
+    order given; [M] whether a detection counts, having at most half of its area on a don't-care
+    label (ICDAR 2015, task 4.1). Raises ValueError."""
     gt, det = (make_shapes(to_shapely(as_points(p))) for p in (gt_polygons, det_polygons))
     ignore = np.zeros(len(gt.area), bool) if ignore is None else np.asarray(ignore, bool)
     if len(ignore) != len(gt.area):
@@ -246,8 +243,7 @@ def iou50(gt_polygons, det_polygons, ignore=None):
 def micro_scores(sums):
     """Summed counts [..., 6 or more] in the order of COUNTS -> SCORES [..., 3]; x / 0 is 0."""
     hits, total = sums[..., 2:4] - sums[..., 4:6], sums[..., :2]  # of labels and of detections
-    shares = np.maximum(hits, 0) / np.where(total > 0, total, np.inf)
-    recall, precision = np.moveaxis(shares, -1, 0)
+    recall, precision = np.moveaxis(np.maximum(hits, 0) / np.where(total > 0, total, np.inf), -1, 0)
     both = precision + recall
     hmean = 2 * precision * recall / np.where(both > 0, both, np.inf)
     return np.stack([precision, recall, hmean], -1)
@@ -379,8 +375,9 @@ def make_shapes(areas):
     (x, upper), (x_lower, lower) = np.where(down, (a, b), (b, a))
     edges = np.stack([upper, lower, x, (x_lower - x) / (lower - upper), np.where(down, -1, 1)])
     count = np.bincount(area_of[ring_of[start]], minlength=len(areas))
-    area, box = shapely.area(areas), shapely.bounds(areas)
-    return Shapes(edges, np.cumsum(count) - count, count, area, box)
+    return Shapes(
+        edges, np.cumsum(count) - count, count, shapely.area(areas), shapely.bounds(areas)
+    )
 
 
 def contains(shapes, n, points):
