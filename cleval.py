@@ -38,8 +38,7 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     labels = prepare_labels(gt, texts, ignore, variant)
     (counts,) = count_kept(labels, page_pairs(labels, det), np.ones((1, len(det)), bool), variant)
     precision, recall, hmean = micro_scores(counts).tolist()
-    counts = dict(zip(COUNTS, counts.tolist()))
-    return counts | {"recall": recall, "precision": precision, "hmean": hmean}
+    return dict(zip(COUNTS, counts.tolist()), recall=recall, precision=precision, hmean=hmean)
 
 
 class Labels(NamedTuple):  # N labels of a page, to be compared with many sets of detections
@@ -168,12 +167,11 @@ def pseudo_chars(polygons):
 def reading_aspect(polygons):
     """N polygons -> [N] width / height; of quads, first vertex top left, by means of their sides."""
     quad = np.array([len(points) == 4 for points in polygons], bool)
+    sides = [(0.0, 0.0) if len(p) == 4 else min_area_sides(p) for p in polygons]
+    sides = np.array(sides).reshape(-1, 2)
     corners = np.array([points for points in polygons if len(points) == 4]).reshape(-1, 4, 2)
     length = np.hypot(*np.moveaxis(corners[:, [1, 2, 3, 0]] - corners, 2, 0))  # [Q, 4]
-    sides = np.zeros((len(polygons), 2))
     sides[quad] = (length[:, :2] + length[:, 2:]) / 2
-    for n in np.flatnonzero(~quad):
-        sides[n] = min_area_sides(polygons[n])
     return (sides[:, 0] + 1e-5) / (sides[:, 1] + 1e-5)
 
 
@@ -365,19 +363,17 @@ def to_shapely(polygons):
 
 
 def make_shapes(areas):
-    """[N] valid shapely areas, several parts and holes allowed -> Shapes."""
-    rings = shapely.boundary(shapely.normalize(areas))  # holes run the other way
-    rings, area_of = shapely.get_parts(rings, return_index=True)
+    """[N] valid shapely areas, of several parts and with holes, which run the other way -> Shapes."""
+    rings, owner = shapely.get_parts(shapely.boundary(shapely.normalize(areas)), return_index=True)
     xy, ring_of = shapely.get_coordinates(rings, return_index=True)
     start = np.flatnonzero((np.diff(ring_of) == 0) & (np.abs(np.diff(xy[:, 1])) > 1e-9))
     a, b = xy.T.take(start, 1), xy.T.take(start + 1, 1)
     down = a[1] < b[1]
     (x, upper), (x_lower, lower) = np.where(down, (a, b), (b, a))
     edges = np.stack([upper, lower, x, (x_lower - x) / (lower - upper), np.where(down, -1, 1)])
-    count = np.bincount(area_of[ring_of[start]], minlength=len(areas))
-    return Shapes(
-        edges, np.cumsum(count) - count, count, shapely.area(areas), shapely.bounds(areas)
-    )
+    count = np.bincount(owner[ring_of[start]], minlength=len(areas))
+    area, box = shapely.area(areas), shapely.bounds(areas)
+    return Shapes(edges, np.cumsum(count) - count, count, area, box)
 
 
 def contains(shapes, n, points):
