@@ -21,11 +21,11 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     """Labels N x [P, 2] and detections M x [P, 2] in pixels of a page -> dict of COUNTS, which add
     up over pages, and recall, precision, hmean, all 0 without labels.
 
-    ignore: N flags of don't-care labels; texts: N strings or None, "###" is don't care too. variant:
-    "page", the receipt competition's, counts a label's characters by its shape and only the first
-    500 detections; "official", the clovaai package's, counts those of its text, by its shape where
-    that is None. Polygons are taken as written; the loops of one that crosses itself are united;
-    one without area (a line, NaN) matches nothing and by shape has 100. Raises ValueError."""
+    ignore: N flags of don't-care labels; texts: N strings or None, "###" is don't care too.
+    variant: "page", the receipt competition's, counts a label's characters by its shape and only
+    the first 500 detections; "official", the clovaai package's, counts those of its text, by its
+    shape where that is None. Polygons are taken as written, the loops of one that crosses itself
+    united; one without area (line, NaN) matches nothing, by shape it has 100. Raises ValueError."""
     if variant not in ("page", "official"):
         raise ValueError(f'variant {variant!r} is unknown; use "page" or "official"')
     gt = as_points(gt_polygons)
@@ -70,7 +70,7 @@ def prepare_labels(polygons, texts, ignore, variant):
 
 
 def page_pairs(labels, det):
-    """Pairs of Labels and M polygons as of `as_points`; cut centres lie up to 1 px outside labels."""
+    """Pairs of Labels and M polygons as of `as_points`; cut centres lie up to a pixel outside."""
     shapes, num_chars = make_shapes(to_shapely(det)), labels.num_chars
     label, detection = touching(labels.shapes.box + (-1, -1, 1, 1), shapes.box)
     pair, k = expand(num_chars[label])
@@ -165,7 +165,7 @@ def pseudo_chars(polygons):
 
 
 def reading_aspect(polygons):
-    """N polygons -> [N] width / height; of quads, first vertex top left, by means of their sides."""
+    """N polygons -> [N] width / height; of quads, first vertex top left, by means of the sides."""
     quad = np.array([len(points) == 4 for points in polygons], bool)
     sides = [(0.0, 0.0) if len(p) == 4 else min_area_sides(p) for p in polygons]
     sides = np.array(sides).reshape(-1, 2)
@@ -191,7 +191,7 @@ def char_centres(polygons, num_chars, variant):
     """N polygons, [N] numbers of characters -> [C, 2] centres, label after label: the first half of
     the vertices is the top of the word, the second its bottom, read backwards; sections between
     vertices have the same number of steps, and a centre is the mean of four. "page" cuts steps to
-    whole pixels as the competition does, "official" reads quads over twice as tall as wide upwards."""
+    whole pixels as the competition does, "official" turns quads over twice as tall as wide."""
     polygons = [p if len(p) > 3 else p[[0, 1, 2, 2]] for p in polygons]  # a triangle's bottom
     if variant == "official":
         tall = reading_aspect(polygons) < 0.5
@@ -212,9 +212,9 @@ def char_centres(polygons, num_chars, variant):
 
 
 def iou_matches(gt_polygons, det_polygons, ignore=None):
-    """Polygons and ignore as in `cleval` -> pairs (label, detection) of IoU > 0.5, one to one in the
-    order given; [M] whether a detection counts, having at most half of its area on a don't-care
-    label (ICDAR 2015, task 4.1). Raises ValueError."""
+    """Polygons and ignore as in `cleval` -> pairs (label, detection) with IoU > 0.5, one to one in
+    order; [M] whether a detection counts: at most half of its area is on a don't-care label (ICDAR
+    2015, task 4.1). Raises ValueError."""
     gt, det = (make_shapes(to_shapely(as_points(p))) for p in (gt_polygons, det_polygons))
     ignore = np.zeros(len(gt.area), bool) if ignore is None else np.asarray(ignore, bool)
     if len(ignore) != len(gt.area):
@@ -363,7 +363,7 @@ def to_shapely(polygons):
 
 
 def make_shapes(areas):
-    """[N] valid shapely areas, of several parts and with holes, which run the other way -> Shapes."""
+    """[N] valid shapely areas, of several parts and with holes, which run backwards -> Shapes."""
     rings, owner = shapely.get_parts(shapely.boundary(shapely.normalize(areas)), return_index=True)
     xy, ring_of = shapely.get_coordinates(rings, return_index=True)
     start = np.flatnonzero((np.diff(ring_of) == 0) & (np.abs(np.diff(xy[:, 1])) > 1e-9))
