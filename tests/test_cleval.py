@@ -23,7 +23,6 @@ from cleval import (
     make_shapes,
     mean_scores,
     metric_rows,
-    micro_scores,
     overlap_area,
     paired_difference,
     pseudo_chars,
@@ -136,7 +135,7 @@ def test_centres_divide_the_middle_line(variant):
     centres = char_centres([box(0, 0, 80, 10), hexagon], np.array([4, 4]), variant)
     assert centres.tolist() == [[10, 5], [30, 5], [50, 5], [70, 5]] * 2
     centres = char_centres([box(0, 0, 10, 80)], np.array([2]), variant).tolist()
-    assert centres == ([[2, 40], [7, 40]] if variant == "page" else [[5, 60], [5, 20]])
+    assert centres == ([[2.5, 40], [7.5, 40]] if variant == "page" else [[5, 60], [5, 20]])
     triangle = np.array([(0, 0), (8, 0), (4, 6)], float)
     (centre,) = char_centres([triangle], np.array([1]), variant)
     assert shapely.Polygon(triangle).contains(shapely.Point(centre))
