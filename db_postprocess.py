@@ -25,13 +25,13 @@ RAGGED = 0.5  # px; the stairs of a turned line; a hull that stands out more is 
 CLIPPER_SCALE = 256  # clipper works on integers; 1/256 px is far below what a label resolves
 
 
-def decode_page(prob, scale, page_size, hp):
+def decode_page(prob, page_size, hp):
     """Polygons (list of N [P, 2], page px, inside the page) and scores [N] of a map [h, w].
 
-    scale: [2] map px a page px; page_size: [2] width, height; hp: has the attributes DECODING.
+    page_size: [2] width, height; hp: has the attributes DECODING.
     """
     polygons, scores = polygons_from_map(prob, **{key: getattr(hp, key) for key in DECODING})
-    return to_page(polygons, scale, page_size), scores
+    return to_page(polygons, np.array(prob.shape[::-1]) / page_size, page_size), scores
 
 
 def to_page(polygons, scale, page_size):

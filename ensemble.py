@@ -28,7 +28,7 @@ import cleval
 import data
 import evaluate
 import labels
-from db_postprocess import DECODING
+from db_postprocess import DECODING, decode_page
 from dbnet import load_network
 from files import DataError, Parser, UsageError, exit_code, read_json, read_text, replace_file
 from hparams import Hparams, add_flags, checked, given_flags, read_hparams, saved_hparams
@@ -143,7 +143,7 @@ class Member(NamedTuple):
     def words(self, page, prob):
         """(polygons, scores) on a page, of a network by its map; None where a file has no entry."""
         network = self.network
-        return evaluate.decode(page, prob, network.hp) if network else self.regions.get(page.name)
+        return decode_page(prob, page.size, network.hp) if network else self.regions.get(page.name)
 
 
 class Ensemble(NamedTuple):
@@ -244,7 +244,7 @@ def predict_all(ensemble, pages, subsets):
         return [*found, *(combine(ensemble, page, keep, maps, found) for keep in subsets)]
 
     networks = [members[k].network for k in seeing]
-    found = evaluate.predict_each(networks, pages, ensemble.device, job, progress=True)
+    found = evaluate.predict_each(networks, pages, ensemble.device, job)
     found = list(zip(*(one for _, one in found)))
     return found[: len(members)], found[len(members) :]
 
@@ -256,7 +256,7 @@ def combine(ensemble, page, keep, maps, found):
         return vote(votes, ensemble.weights, ensemble.threshold)
     maps, weights = zip(*((maps[k], ensemble.weights[k]) for k in keep))
     prob = evaluate.mean_map(maps, weights, evaluate.map_shape(page.size, ensemble.hp.size))
-    return evaluate.decode(page, prob, ensemble.hp)
+    return decode_page(prob, page.size, ensemble.hp)
 
 
 # ---------------------------------------------------------------- gate
@@ -437,7 +437,7 @@ def read_submission(path, names=None, sizes=None, ordered=False):
 
 
 def numbers(text):
-    """The numbers of a flag with commas between, or `scores`."""
+    """Numbers with commas between, or `scores`."""
     return text if text == "scores" else [float(number) for number in text.split(",")]
 
 
@@ -538,8 +538,7 @@ def validate(args):
     sizes = {page.name: page.size for page in load_pages(args)} if args.data else None
     names = list(sizes) if args.data else read_sample(args.sample) if args.sample else None
     regions, problems = read_submission(args.validate, names, sizes, bool(args.sample))
-    more = [f"{args.validate}: {len(problems) - 20} more"] if len(problems) > 20 else []
-    for problem in problems[:20] + more:
+    for problem in problems[:20]:
         print(f"error: {problem}", file=sys.stderr)
     count = sum(map(len, regions.values()))
     print(f"{args.validate}: {len(regions)} pages, {count} regions, {len(problems)} errors")

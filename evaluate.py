@@ -6,9 +6,6 @@ python evaluate.py predictions.json --data DATA  any detector's output, in the c
 python evaluate.py a.pt --compare b.pt           paired difference with its interval
 python evaluate.py best.pt --images DIR --pictures OUT --out predictions.json
 python evaluate.py runs/x-fold*/best.pt --tune --write tuned.json
-
-`hmean` is the receipt competition's CLEval (mean over pages); official CLEval (micro) and IoU 0.5
-are named as such.
 """
 
 import base64
@@ -21,7 +18,7 @@ import time
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,29 +29,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import cleval
 import data
-from cleval import (
-    MAX_DETECTIONS,
-    METRICS,
-    as_points,
-    bootstrap_groups,
-    count_kept,
-    iou_matches,
-    micro_scores,
-    min_area_sides,
-    page_pairs,
-    page_row,
-    paired_difference,
-    prepare_labels,
-    summarise,
-)
+import report
 from db_postprocess import DECODING, decode_page
 from dbnet import load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
 from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_competition
-from report import page as html_page
-from report import scores_blocks
 from tune import GRID, TUNED, draw_landscape, halves, print_tuning, tune
 
 # ---------------------------------------------------------------- prediction
@@ -65,9 +47,8 @@ def amp_dtype(amp, device):
     use float32."""
     if device.type != "cuda" or amp == "off":
         return None
-    if amp == "auto":
-        amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    has_bf16 = amp == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if amp == "bf16" or has_bf16 else torch.float16
 
 
 def ahead(pool, function, items, count):
@@ -77,8 +58,7 @@ def ahead(pool, function, items, count):
         waiting.append(pool.submit(function, item))
         if len(waiting) > count:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    yield from (future.result() for future in waiting)
 
 
 class Network(NamedTuple):
@@ -202,14 +182,11 @@ def page_maps(sheets, networks, page):
 
 
 def predict_maps(networks, pages, device, tile=0, failed=None):
-    """
-    Probability maps of pages by K networks, nearly in their order: yields (index, K maps uint8
-    [h, w]); sets page.size. A page's longer side becomes each network's hp.size (data.resize_page;
-    tile: see cut_tiles); page xy = map xy * page.size / map size. Pages of one padded shape share
-    a batch on a GPU, so none sees padding that it would not have alone. The next batch is at work
-    before the last one is waited for. Pages that cannot be read raise DataError or, with a dict
-    `failed`, enter it as {index: error}.
-    """
+    """Yields (index, K maps uint8 [h, w]) of pages by K networks, nearly in the pages' order; sets
+    page.size. A page's longer side becomes each network's hp.size (tile: see cut_tiles); page xy =
+    map xy * page.size / map size. Pages of one padded shape share a batch on a GPU, so none sees
+    padding that it would not have alone; the next batch is at work before the last is waited for.
+    Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
     open_sheets, flying = {}, None
 
     def load(i):
@@ -245,12 +222,10 @@ def predict_maps(networks, pages, device, tile=0, failed=None):
             yield from fetch(*flying)
 
 
-def predict_each(networks, pages, device, job, progress=False, tile=0, failed=None):
-    """
-    Yields (index, job(page, maps)) of pages in their order, maps as of predict_maps. Jobs run in
-    threads beside the networks; at most some 200 pages are under way at a time, whatever their
-    number. Without networks, jobs get no maps. tile, failed: see predict_maps.
-    """
+def predict_each(networks, pages, device, job, tile=0, failed=None):
+    """Yields (index, job(page, maps)) of pages in their order. Jobs run in threads beside the
+    networks; at most some 200 pages are under way at a time, whatever their number. Without
+    networks, jobs get no maps. maps, tile, failed: see predict_maps."""
     waiting, turn, skipped = {}, 0, {} if failed is None else failed
     if not networks:
         data.inspect_pages(pages)
@@ -266,8 +241,7 @@ def predict_each(networks, pages, device, job, progress=False, tile=0, failed=No
 
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # shapes vary
     try:
-        hidden = None if progress else True  # None: where there is no terminal
-        bar = tqdm(total=len(pages), desc="predicting", unit=" pages", leave=False, disable=hidden)
+        bar = tqdm(total=len(pages), desc="predicting", unit=" pages", leave=False, disable=None)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
             for i, maps in predict_maps(networks, pages, device, tile, failed):
                 waiting[i] = pool.submit(job, pages[i], maps)
@@ -278,17 +252,12 @@ def predict_each(networks, pages, device, job, progress=False, tile=0, failed=No
         torch.backends.cudnn.benchmark = benchmark
 
 
-def decode(page, prob, hp):
-    """Polygons [P, 2] in page pixels and scores [N] of a page's map."""
-    return decode_page(prob, np.array(prob.shape[::-1]) / page.size, page.size, hp)
-
-
 def predict(network, pages, device, job=None, **options):
     """What a network finds on each page, (polygons [P, 2] in page pixels, scores [N]), or
     job(page, found); None where a page could not be read. options: of predict_each."""
 
     def work(page, maps):
-        found = decode(page, maps[0], network.hp)
+        found = decode_page(maps[0], page.size, network.hp)
         return job(page, found) if job else found
 
     found = dict(predict_each([network], pages, device, work, **options))
@@ -310,7 +279,7 @@ def draw_page(page, polygons, side=1400):
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     image = cv2.addWeighted(image, 0.75, np.full_like(image, 255), 0.25, 0)
     labels, known = page.polygons or [], page.polygons is not None
-    pairs, valid = iou_matches(labels, polygons, page.ignore)
+    pairs, valid = cleval.iou_matches(labels, polygons, page.ignore)
     hit_labels, hits = ({*side} for side in zip(*pairs)) if pairs else (set(), set())
     hits = hits if known else {*range(len(polygons))}
     lost = {n for n in range(len(labels)) if n not in hit_labels and not page.ignore[n]}
@@ -351,13 +320,10 @@ def draw_picture(page, polygons, folder):
 
 
 def cached_maps(source, pages, hp, device):
-    """
-    Maps of a checkpoint on pages: list of (uint8 [h, w], scale [2]), in the order of pages.
-    Kept in maps/ beside the checkpoint under a name made of the SHA-256 of the checkpoint, of the
-    pictures and of what else the maps depend on: another of these never meets an old file.
-    """
-    made_of = [hashlib.sha256(Path(source).read_bytes()).hexdigest(), hp.size]
-    made_of += [str(amp_dtype(hp.amp, device))]
+    """Maps of a checkpoint on pages: list of (uint8 [h, w], scale [2]), in the order of pages. Kept
+    in maps/ beside the checkpoint under a name made of digests of the checkpoint, the pictures and
+    what else the maps depend on: another of these never meets an old file."""
+    made_of = [data.picture_digest(source), hp.size, str(amp_dtype(hp.amp, device))]
     made_of += [(page.name, data.picture_digest(page.path)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     path = Path(source).parent / "maps" / f"{Path(source).stem}-{key}.npz"
@@ -368,7 +334,7 @@ def cached_maps(source, pages, hp, device):
         except Exception:  # noqa: BLE001 (zipfile and numpy raise what the damaged bytes lead to)
             print(f"warning: {path}: damaged, predicting again", file=sys.stderr)
     networks = [Network(load_network(source, device)[0], hp)]
-    found = predict_each(networks, pages, device, lambda page, maps: maps[0], progress=True)
+    found = predict_each(networks, pages, device, lambda page, maps: maps[0])
     maps = [np.ascontiguousarray(prob) for _, prob in found]
     scales = np.array([m.shape[::-1] for m in maps]) / [page.size for page in pages]
     buffer = io.BytesIO()
@@ -381,35 +347,31 @@ def cached_maps(source, pages, hp, device):
 
 
 def held_out_pages(sources, folder=None, image_dir=None):
-    """
-    Pages that each of several fold runs held out, by the record in its checkpoint: a list of lists.
-    folder: where the data lie now, if not where the runs found them. Raises DataError when the runs
-    are not different folds of one split or the pages are not there.
-    """
-    states = [load_checkpoint(source, ("model", "hparams", "scores")) for source in sources]
-    first, labels, owner, parts = states[0]["hparams"], None, {}, []
-    for source, state in zip(sources, states):
-        hp = state["hparams"]
+    """The pages that each of several fold runs held out, by the record in its checkpoint. folder:
+    where the data lie now, if not where the runs found them. Raises DataError when the runs are not
+    different folds of one split or the pages are not there."""
+    first, labels, owner, parts = None, None, {}, []
+    for source in sources:
+        state = load_checkpoint(source, ("model", "hparams", "scores"))
+        hp, held = state["hparams"], sorted(state["scores"].get("pages", ()))
+        first = first or hp
         for key in ("data", "image_dir", "folds", "split", "size", "shrink_ratio"):
             own, other = getattr(hp, key), getattr(first, key)
             if own != other:
                 what = f"{key} is {own!r}, in {sources[0]} {other!r}"
                 raise DataError(source, what, "tuning needs folds of one split")
-        if not hp.folds:
-            raise DataError(source, "not a fold run", "tune one checkpoint or the folds")
+        if not hp.folds or not held:
+            raise DataError(source, "no fold run with a finished epoch", "tune one, or the folds")
         if labels is None:
             folder = data.resolve_data(folder or hp.data)
             found = load_labels(folder, "train", image_dir or hp.image_dir or None)
             labels = {page.name: page for page in found}
-        held = sorted(state["scores"].get("pages", ()))
         for name in held:
             if name not in labels:
                 raise DataError(source, f"its held-out page {name} is not in the data")
             if owner.setdefault(name, source) != source:
                 what = f"page {name} is held out by {owner[name]} too"
                 raise DataError(source, what, "give one run a fold")
-        if not held:
-            raise DataError(source, "no record of held-out pages", "let an epoch finish")
         parts.append([labels[name] for name in held])
     return parts
 
@@ -439,19 +401,17 @@ def run_tune(args, overrides):
     sources = args.sources
     if args.write:
         check_target(args.write, sources)
-    hp = replace(load_checkpoint(sources[0])["hparams"], **overrides)
-    several = held_out_pages(sources, args.data, args.image_dir) if len(sources) > 1 else None
-    parts, pages, maps = [], [], []
-    for k, (source, own) in enumerate(zip(sources, several or [choose_pages(args)])):
-        warn_of_leaks(source, own)
-        pages += own
-        parts += [k] * len(own)
+    hp, maps = replace(load_checkpoint(sources[0])["hparams"], **overrides), []
+    held = held_out_pages(sources, args.data, args.image_dir) if len(sources) > 1 else None
+    page_lists = held or [choose_pages(args)]
+    pages = [page for own in page_lists for page in own]
     if not any(page.polygons for page in pages):
         raise DataError("--tune", "the pages have no labels")
-    parts = np.array(parts) if several else halves(bootstrap_groups(pages))
-    for k, source in enumerate(sources):
-        own = [page for page, part in zip(pages, parts) if part == k] if several else pages
+    for source, own in zip(sources, page_lists):
+        warn_of_leaks(source, own)
         maps += cached_maps(source, own, hp, args.device)
+    parts = np.repeat(range(len(page_lists)), [*map(len, page_lists)])
+    parts = parts if held else halves(cleval.bootstrap_groups(pages))
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
     result, table = tune(maps, pages, parts, grid, hp)
     chosen = {key: result["recommended"][key] for key in TUNED}
@@ -479,15 +439,19 @@ def page_details(page, found, chosen):
     """found, with low scores too, and the polygons chosen of it -> precision, recall, hmean (cleval
     "page") at LEVELS [19, 3]; of the labels that count, heights in px and whether a chosen polygon
     hits it at IoU 0.5."""
-    ignore, scores = np.array(page.ignore, bool), np.asarray(found[1])
-    labels = prepare_labels(as_points(page.polygons), [None] * len(ignore), ignore, "page")
-    keep = scores >= LEVELS[:, None] - 1e-9
-    keep &= keep.cumsum(1) <= MAX_DETECTIONS
-    pairs = page_pairs(labels, as_points(found[0]))
-    hit = np.zeros(len(ignore), bool)
-    hit[[n for n, _ in iou_matches(page.polygons, chosen, ignore)[0]]] = True
-    height = np.array([min(min_area_sides(np.asarray(p))) for p in page.polygons])
-    return micro_scores(count_kept(labels, pairs, keep, "page")), height[~ignore], hit[~ignore]
+    ignore, gt = np.array(page.ignore, bool), cleval.as_points(page.polygons)
+    labels = cleval.prepare_labels(gt, [None] * len(gt), ignore, "page")
+    keep = np.asarray(found[1]) >= LEVELS[:, None] - 1e-9
+    keep &= keep.cumsum(1) <= cleval.MAX_DETECTIONS
+    pairs = cleval.page_pairs(labels, cleval.as_points(found[0]))
+    scores = cleval.micro_scores(cleval.count_kept(labels, pairs, keep, "page"))
+    hit = np.isin(range(len(gt)), [n for n, _ in cleval.iou_matches(gt, chosen, ignore)[0]])
+    height = np.array([min(cleval.min_area_sides(points)) for points in gt])
+    return scores, height[~ignore], hit[~ignore]
+
+
+def decoding_line(hp):
+    return ", ".join(f"{key} {getattr(hp, key)}" for key in ("size", *DECODING))
 
 
 def thumbnail(page, polygons):
@@ -519,21 +483,17 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
     curves, heights, hits = zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
     keys = ("precision", "recall", "hmean")
-    metrics = []
-    for metric, (name, _) in METRICS.items():
-        r = result if metric == "page" else result[metric]
-        metrics.append((name, *(r[key] for key in keys), r["interval"]))
+    parts = zip(cleval.METRICS.values(), (result, result["micro"], result["iou50"]))
+    metrics = [(name, *(r[key] for key in keys), r["interval"]) for (name, _), r in parts]
     edges = np.arange(min(int(20 * hmeans.min()), 15), 21) / 20  # the histogram's twentieths
     counts = [int(count) for count in np.histogram(hmeans, edges)[0]]
-    decoding = (
-        [f"{key} {getattr(hp, key)}" for key in ("size", *DECODING)] if hp else ["as in the file"]
-    )
-    about = f"{result['pages']} pages, {words.sum()} words. Decoding: {', '.join(decoding)}."
+    decoding = decoding_line(hp) if hp else "as in the file"
+    about = f"{result['pages']} pages, {words.sum()} words. Decoding: {decoding}."
     figures = []
     for hmean, i, polygons in worst:
         name = f"{pages[i].name}: hmean {hmean:.4f}, {words[i]} words, {hits[i].sum()} hit"
         figures.append((name, thumbnail(pages[i], polygons)))
-    blocks = scores_blocks(
+    blocks = report.scores_blocks(
         title,
         f"{about} Intervals: bootstrap over groups of pages.",
         metrics,
@@ -545,7 +505,7 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
         chosen=hp.box_thresh if hp else None,
         worst=figures,
     )
-    replace_file(path, html_page(title, blocks))
+    replace_file(path, report.page(title, blocks))
 
 
 # ---------------------------------------------------------------- export
@@ -564,43 +524,39 @@ class Probability(torch.nn.Module):
 
 @torch.no_grad()
 def export(source, path, overrides):
-    """
-    Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size, decoding, score
-    as metadata. Raises DataError without the package onnx, and where onnxruntime gives other maps
-    than PyTorch, by more than 1e-4.
-    """
+    """Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size, decoding and
+    score as metadata. Raises DataError where onnxruntime gives other maps, by more than 1e-4."""
     try:
         import onnx
     except ImportError:
         raise UsageError("--export", "needs a package", "pip install onnx onnxruntime") from None
     model, hp, state = load_network(source)
     model, hp, buffer = Probability(model).eval(), replace(hp, **overrides), io.BytesIO()
-    axes = {0: "batch", 2: "height", 3: "width"}
+    free = {0: "batch", 2: "height", 3: "width"}
+    options = {"input_names": ["pages"], "output_names": ["map"], "dynamo": False}
+    options["dynamic_axes"] = {"pages": free, "map": free}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the newer exporter needs one more package
-        names = {"input_names": ["pages"], "output_names": ["map"]}
-        names["dynamic_axes"] = {"pages": axes, "map": axes}
-        torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, dynamo=False, **names)
+        torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, **options)
     graph = onnx.load_from_string(buffer.getvalue())
     about = {key: getattr(hp, key) for key in ("backbone", "size", *DECODING)}
     about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
     about["hmean"] = (state.get("scores") or {}).get("hmean")
     onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
-    graph = graph.SerializeToString()
-    error = onnx_error(model, graph)
-    if error is not None and not error < 1e-4:
-        raise DataError(source, f"as ONNX its maps differ by {error:.1g}; nothing written")
+    graph, checked = graph.SerializeToString(), "not compared, pip install onnxruntime"
+    with suppress(ImportError):
+        error = onnx_error(model, graph)
+        checked = f"differ by {error:.1g}"
+        if not error < 1e-4:
+            raise DataError(source, f"as ONNX its maps {checked}; nothing written")
     replace_file(path, graph)
-    checked = "not compared, pip install onnxruntime" if error is None else f"differ by {error:.1g}"
     print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps of PyTorch and onnxruntime: {checked}")
 
 
 def onnx_error(model, graph):
-    """Largest difference of maps on noise of two page sizes; None without onnxruntime."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return None
+    """Largest difference of maps on noise of two page sizes. Raises ImportError."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     pages = [torch.rand(shape) for shape in ((1, 3, 160, 96), (2, 3, 64, 224))]
     maps = [session.run(None, {"pages": page.numpy()})[0] for page in pages]
@@ -703,7 +659,7 @@ def print_line(result, what):
 
 
 def print_scores(result):
-    for metric, (name, _) in METRICS.items():
+    for metric, (name, _) in cleval.METRICS.items():
         print_line(result if metric == "page" else result[metric], name)
     none = f"{result['pages_without_labels']} without labels (these score 0 in the competition's)"
     say = "intervals: bootstrap 95 % over groups of pages"
@@ -748,18 +704,16 @@ def parse_args(argv):
 
 def picture_pages(path):
     """Pages without known labels (None) of a picture, or of all pictures in a folder and below."""
-    path, where = Path(path), f"--images {path}"
+    path, files = Path(path), [Path(path)]
     if not path.exists():
-        raise UsageError(where, "no such file or folder")
+        raise UsageError(f"--images {path}", "no such file or folder")
     if path.is_dir():
-        files = sorted(path.rglob("*"))
-        files = [p for p in files if p.suffix.lower() in PICTURES and p.is_file()]
-    else:
-        files, path = [path], path.parent
+        files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES and p.is_file()]
+    if not files:
+        raise DataError(f"--images {path}", f"no picture in it ({' '.join(PICTURES)})")
+    folder = path if path.is_dir() else path.parent
     # names whose bytes are no UTF-8 could not be written into a JSON file
-    names = [os.fsencode(p.relative_to(path)).decode("utf-8", "replace") for p in files]
-    if not names:
-        raise DataError(where, f"no picture in it ({' '.join(PICTURES)})")
+    names = [os.fsencode(p.relative_to(folder)).decode("utf-8", "replace") for p in files]
     return [Page(name, file, None) for name, file in zip(names, files)]
 
 
@@ -773,9 +727,8 @@ def choose_pages(args):
     if args.compare and not args.compare.endswith(".json"):
         other = load_checkpoint(args.compare)["hparams"]
         for key in ("data", "val_data", "folds", "fold"):
-            own, its = getattr(hp, key), getattr(other, key)
-            if own != its:
-                what = f"validated on other pages ({key} {its!r}, here {own!r}), may know these"
+            if getattr(hp, key) != getattr(other, key):
+                what = f"validated on other pages ({key} differs) and may know these"
                 remedy = "name pages that neither has seen by --data"
                 raise UsageError(f"--compare {args.compare}", what, remedy)
     return data.run_pages(hp)[1]
@@ -807,10 +760,10 @@ def open_source(source, pages, overrides, args, job, failed=None):
         hp = replace(hp, **overrides)
 
         def work(page, maps):
-            return job(page, decode(page, maps[0], hp))
+            return job(page, decode_page(maps[0], page.size, hp))
 
         network = [Network(model, hp)]
-        return hp, predict_each(network, pages, args.device, work, True, args.tile, failed)
+        return hp, predict_each(network, pages, args.device, work, args.tile, failed)
     regions = read_predictions(source)
     check_pages(source, regions, pages)
     judged = data.map_threads(lambda page: job(page, regions[page.name]), pages, "scoring")
@@ -821,7 +774,7 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
     """Predict pages or read their predictions and, of the main source, write what is asked for:
     {metric: rows [n, k]} of METRICS, empty for pages without labels. At most some 200
     pages are in memory at a time, whatever their number."""
-    report, level = args.html if main else None, None
+    html, level = args.html if main else None, None
 
     def judge(page, found):
         everything = found
@@ -829,18 +782,18 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
             found = found[0][: (found[1] >= level).sum()], found[1][found[1] >= level]
         if main and args.pictures:
             draw_picture(page, found[0], args.pictures)
-        known = page.polygons is not None
-        row = {metric: page_row(metric, page, found[0]) for metric in METRICS if known}
-        return found, row, page_details(page, everything, found[0]) if report else None
+        metrics = () if page.polygons is None else cleval.METRICS
+        row = {metric: cleval.page_row(metric, page, found[0]) for metric in metrics}
+        return found, row, page_details(page, everything, found[0]) if html else None
 
-    if report and not source.endswith(".json"):
+    if html and not source.endswith(".json"):
         level = overrides.get("box_thresh", load_checkpoint(source)["hparams"].box_thresh)
         overrides = {**overrides, "box_thresh": min(level, float(LEVELS[0]))}
     hp, stream = open_source(source, pages, overrides, args, judge, failed)
     hp = replace(hp, box_thresh=level) if level is not None else hp
     if hp and not args.json:
-        print(", ".join(f"{key} {getattr(hp, key)}" for key in ("size", *DECODING)))
-    begin, words, rows = time.perf_counter(), 0, {metric: [] for metric in METRICS}
+        print(decoding_line(hp))
+    begin, words, rows = time.perf_counter(), 0, {metric: [] for metric in cleval.METRICS}
     details, worst = [], []
     with predictions_file(args.out if main else None) as write:
         for i, (found, row, detail) in stream:
@@ -848,17 +801,17 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
             words += len(found[0])
             for metric in row:
                 rows[metric].append(row[metric])
-            if report:
+            if html:
                 details.append(detail)
                 worst = sorted([*worst, (row["page"][2], i, found[0])], key=lambda w: w[:2])[:WORST]
     if hp and not args.json:
         seconds, done = time.perf_counter() - begin, len(pages) - len(failed or ())
         speed = f"{done / seconds:.2f} images/s, {args.device}"
         print(f"{done} pages, {words} words found in {seconds:.1f} s ({speed})")
-    rows = {metric: np.array(rows[metric]) for metric in METRICS}
-    if report:
-        result = summarise(pages, rows)
-        write_report(report, source, hp, result, pages, rows, details, worst)
+    rows = {metric: np.array(rows[metric]) for metric in cleval.METRICS}
+    if html:
+        result = cleval.summarise(pages, rows)
+        write_report(html, source, hp, result, pages, rows, details, worst)
     return rows
 
 
@@ -875,9 +828,8 @@ def run(args):
     for page in pages if args.pictures else ():
         file = picture_file(page, args.pictures)
         if file.exists() and file.samefile(page.path):
-            raise UsageError(
-                f"--pictures {args.pictures}", f"{file} is a page", "give a new folder"
-            )
+            where = f"--pictures {args.pictures}"
+            raise UsageError(where, f"{file} is a page", "give a new folder")
     for source in () if args.images else filter(None, (args.source, args.compare)):
         warn_of_leaks(source, pages)
     rows = score_source(args.source, pages, overrides, args, True, failed)
@@ -885,32 +837,31 @@ def run(args):
         for error in failed.values():
             print(f"error: {error}", file=sys.stderr)
         return 1 if failed else 0
-    result = summarise(pages, rows)
+    result = cleval.summarise(pages, rows)
     if args.compare:
-        others, groups = score_source(args.compare, pages, {}, args, False), bootstrap_groups(pages)
+        others = score_source(args.compare, pages, {}, args, False)
+        groups = cleval.bootstrap_groups(pages)
         result["compare"] = {
-            metric: paired_difference(rows[metric], others[metric], to_scores, groups)
-            for metric, (_, to_scores) in METRICS.items()
+            metric: cleval.paired_difference(rows[metric], others[metric], to_scores, groups)
+            for metric, (_, to_scores) in cleval.METRICS.items()
         }
     if args.json:
         print(json.dumps(result))
         return 0
     print_scores(result)
-    for metric in METRICS if args.compare else ():
-        what = f"{args.compare}: {METRICS[metric][0]}"
+    for metric in cleval.METRICS if args.compare else ():
+        what = f"{args.compare}: {cleval.METRICS[metric][0]}"
         print_difference(result["compare"][metric], what)
     return 0
 
 
 def choose_device(name):
     """torch.device of --device; `auto` is CUDA where there is one. Raises UsageError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = torch.cuda.device_count()
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
     except RuntimeError:
         raise UsageError(f"--device {name}", "not a device", "use cuda, cuda:1 or cpu") from None
-    gpus = torch.cuda.device_count()
     if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
         raise UsageError(f"--device {name}", f"not here, with {gpus} CUDA devices", "use cpu")
     return device

@@ -87,8 +87,7 @@ BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 
 
 def checked(key, raw, where):
-    """One value, of a flag as its text, as its field's type. Raises UsageError with key, value and
-    what is allowed."""
+    """One value, of a flag as its text, as its field's type. Raises UsageError with the bounds."""
     if key not in FIELDS:
         raise UsageError(where, f"unknown key {shown(key)!r}{nearest(key, FIELDS)}")
     kind, meta, given = FIELDS[key].type, FIELDS[key].metadata, f"{key} = {shown(repr(raw))}"

@@ -124,7 +124,7 @@ def tune(maps, pages, parts, grid, hp):
     hmeans = table.reshape(len(pages), -1)
     best, middle, plateau = choose_setting(hmeans, groups, grid)
     fitted = crossfit(hmeans, parts, groups, grid).T
-    found = [decode_page(m, scale, np.array(m.shape[::-1]) / scale, hp) for m, scale in maps]
+    found = [decode_page(m, np.array(m.shape[::-1]) / scale, hp) for m, scale in maps]
     own = cleval.metric_rows("page", pages, found)[:, 2]
     result = {"pages": len(pages), "settings": hmeans.shape[1]}
     result["before"] = {**{key: getattr(hp, key) for key in TUNED}, "hmean": float(own.mean())}

@@ -140,7 +140,7 @@ def test_predictions_file_scores_like_its_checkpoint(checkpoint, work, capsys):
 
 def test_comparing_runs_of_other_folds_is_refused(checkpoint, capsys):
     a, b = checkpoint("a.pt", folds=2, fold=1), checkpoint("b.pt", folds=2, fold=2)
-    assert "validated on other pages (fold 2, here 1)" in error_line(capsys, a, "--compare", b)
+    assert "validated on other pages (fold differs)" in error_line(capsys, a, "--compare", b)
 
 
 def test_pages_of_one_shape_in_a_batch_get_the_maps_they_get_alone(checkpoint, work):

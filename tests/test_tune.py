@@ -59,7 +59,7 @@ def synthetic_set(seeds, **kind):
 def one_by_one(item, values, hp=HP):
     """Competition's precision, recall, hmean of a page by the usual decoding and metric."""
     (prob, scale), page = item
-    found = decode_page(prob, scale, np.array(prob.shape[::-1]) / scale, replace(hp, **values))
+    found = decode_page(prob, np.array(prob.shape[::-1]) / scale, replace(hp, **values))
     assert len(found[0]) <= hp.max_candidates
     return cleval.page_row("page", page, found[0])[:3]
 
