@@ -671,9 +671,8 @@ def convert(data, out, to, image_dir=None):
     found = [page for split in pages.values() for page in split]
     places = {p.path.parents[len(PurePosixPath(p.name).parts) - 1] for p in found}
     if len(places) > 1:
-        raise DataError(
-            data, f"its pictures lie in {len(places)} folders", "convert each by itself"
-        )
+        many = f"its pictures lie in {len(places)} folders"
+        raise DataError(data, many, "convert each by itself")
     with new_folder(out) as partial:
         for split, some in pages.items():
             for name, text in labels.FORMATS[to](some, split).items():

@@ -30,11 +30,17 @@ def blank(path, height=40, width=40):
     cv2.imwrite(str(path), np.zeros((height, width, 3), np.uint8))
 
 
+def write_json(folder, images):
+    """Writes the competition's JSON, and blank pictures."""
+    for name in images:
+        blank(folder / "images" / name, 90, 120)
+    (folder / "train.json").write_text(json.dumps({"images": images}))
+
+
 def random_pages(rng, folder, quads=False):
     """Pages with words of every kind a label file may hold, written as the competition's JSON."""
     pages, images = [], {}
     for name in ("a.png", "b 1.jpg", "[c].png"):
-        blank(folder / "images" / name, 90, 120)
         page = labels.Page(name, None, size=(120, 90), group=str(rng.choice(["g", "h", "가"])))
         images[name] = {"words": {}, "img_w": 120, "img_h": 90, "group": page.group}
         for i in range(int(rng.integers(0, 9))):
@@ -46,7 +52,7 @@ def random_pages(rng, folder, quads=False):
             word = {"points": points.tolist(), "confidence": confidence, "ignore": ignore}
             images[name]["words"][f"w{i}"] = word | {"transcription": text}
         pages.append(page)
-    (folder / "train.json").write_text(json.dumps({"images": images}))
+    write_json(folder, images)
     return pages
 
 
@@ -55,16 +61,17 @@ def lost(pages, again):
     counts, by_name = Counter(), {page.name: page for page in again}
     for page in pages:
         other = by_name[page.name]
-        counts["sizes"] += page.size != other.size
-        counts["groups"] += page.group != other.group
-        for i, polygon in enumerate(page.polygons):
-            counts["ids"] += page.ids[i] != other.ids[i]
-            counts["confidences"] += page.confidences[i] != other.confidences[i]
-            counts["ignore flags"] += page.ignore[i] != other.ignore[i]
-            texts = [None if t in ("", "###") else t for t in (page.texts[i], other.texts[i])]
-            counts["texts"] += texts[0] != texts[1]
-            counts[OUTLINES] += polygon.tolist() != other.polygons[i].tolist()
-        assert len(page.ids) == len(other.ids)
+        counts.update(sizes=page.size != other.size, groups=page.group != other.group)
+        texts = [[None if t in ("", "###") else t for t in p.texts] for p in (page, other)]
+        outlines = [[polygon.tolist() for polygon in p.polygons] for p in (page, other)]
+        for kind, *values in (
+            ("ids", page.ids, other.ids),
+            ("confidences", page.confidences, other.confidences),
+            ("ignore flags", page.ignore, other.ignore),
+            ("texts", *texts),
+            (OUTLINES, *outlines),
+        ):
+            counts[kind] += sum(a != b for a, b in zip(*values, strict=True))
     return {kind: n for kind, n in counts.items() if n}
 
 
@@ -82,8 +89,8 @@ def test_there_and_back(tmp_path, to, back, seed, capsys):
     said = capsys.readouterr().out
     there = load_labels(tmp_path / "there", "train")
     assert kinds(pages, there) <= LOST[to]
-    shown = ", ".join(sorted(f"{n} {kind}" for kind, n in lost(pages, there).items()))
-    assert ", ".join(sorted(said.strip().split("lost: ")[1].split(", "))) == (shown or "nothing")
+    shown = {f"{n} {kind}" for kind, n in lost(pages, there).items()} or {"nothing"}
+    assert set(said.strip().split("lost: ")[1].split(", ")) == shown
     data.convert(tmp_path / "there", tmp_path / "back", back)
     again = load_labels(tmp_path / "back", "train")
     assert kinds(pages, again) <= LOST[to] | LOST[back]
@@ -97,10 +104,10 @@ def test_there_and_back(tmp_path, to, back, seed, capsys):
 def test_icdar_keeps_quads_and_texts_of_words_that_count(tmp_path):
     pages = random_pages(np.random.default_rng(5), tmp_path / "in", quads=True)
     data.convert(tmp_path / "in", tmp_path / "out", "icdar")
-    assert "outlines" not in kinds(pages, load_labels(tmp_path / "out", "train"))
-    by_name = {page.name: page for page in load_labels(tmp_path / "out", "train")}
+    again = {page.name: page for page in load_labels(tmp_path / "out", "train")}
+    assert "outlines" not in kinds(pages, again.values())
     for page in pages:
-        for text, skip, other in zip(page.texts, page.ignore, by_name[page.name].texts):
+        for text, skip, other in zip(page.texts, page.ignore, again[page.name].texts):
             assert other == ("###" if skip else text and text.replace("\n", " "))
 
 
@@ -112,10 +119,17 @@ def sample(tmp_path, name):
     return tmp_path
 
 
-def test_a_label_file_of_ppocrlabel(tmp_path):
-    one, two = load_labels(sample(tmp_path, "Label.txt"))
-    assert (one.name, two.name) == ("receipt_1.jpg", "receipt_2.jpg")
-    assert one.texts == ["햇살 마트", "Milk 1L", "12.00", "###"] and one.ignore == [0, 0, 0, 1]
+def test_a_folder_of_ppocrlabel(tmp_path):
+    """Its other files and crops lie beside Label.txt; Windows' line ends and byte order mark."""
+    lines = (sample(tmp_path, "Label.txt") / "Label.txt").read_text().replace("Milk 1L", "*")
+    (tmp_path / "Label.txt").write_bytes(("\ufeff" + lines).replace("\n", "\r\n").encode())
+    (tmp_path / "fileState.txt").write_text("C:\\r\\receipt_1.jpg\t1\n")
+    (tmp_path / "Cache.cach").write_text("receipts/receipt_1.jpg\t[]\n")
+    (tmp_path / "rec_gt.txt").write_text("crop_img/receipt_1_crop_0.jpg\tMilk\n")
+    blank(tmp_path / "crop_img" / "receipt_1.jpg")
+    one, two = load_labels(tmp_path)
+    assert (one.name, two.name) == ("receipt_1.jpg", "receipt_2.jpg") and one.path.is_file()
+    assert one.texts == ["햇살 마트", "*", "12.00", "###"] and one.ignore == [0, 1, 0, 1]
     assert one.polygons[0].tolist() == [[120, 40], [360, 44], [359, 80], [119, 76]]
     assert [len(polygon) for polygon in two.polygons] == [4, 6] and two.ignore == [False, True]
 
@@ -129,13 +143,13 @@ def test_a_labelme_file(tmp_path):
     assert load_labels(tmp_path / "receipt_1.json")[0].texts == page.texts
 
 
-@pytest.mark.parametrize("to", list(labels.FORMATS))
-def test_labels_without_a_split(tmp_path, to):
+def test_labels_without_a_split(tmp_path):
     sample(tmp_path, "Label.txt")
-    data.convert(tmp_path / "Label.txt", tmp_path / "out", to)
-    pages = load_labels(tmp_path / "out", "train")
-    corners = [len(polygon) for page in pages for polygon in page.polygons]
-    assert corners == [4, 4, 4, 4, 4, 4 if to == "icdar" else 6]
+    for to in labels.FORMATS:
+        data.convert(tmp_path / "Label.txt", tmp_path / to, to)
+        pages = load_labels(tmp_path / to, "train")
+        corners = [len(polygon) for page in pages for polygon in page.polygons]
+        assert corners == [4, 4, 4, 4, 4, 4 if to == "icdar" else 6]
 
 
 def test_convert_command(tmp_path, script, one_line):
@@ -151,10 +165,7 @@ def test_convert_command(tmp_path, script, one_line):
 
 
 def test_pages_that_would_share_a_file_are_refused(tmp_path):
-    images = {name: {"words": {}} for name in ("a.png", "a.jpg")}
-    for name in images:
-        blank(tmp_path / "images" / name)
-    (tmp_path / "train.json").write_text(json.dumps({"images": images}))
+    write_json(tmp_path, {name: {"words": {}} for name in ("a.png", "a.jpg")})
     with pytest.raises(DataError, match="gt_a.txt would hold several pages"):
         data.convert(tmp_path, tmp_path / "out", "icdar")
     assert not list(tmp_path.glob("out*"))
@@ -170,6 +181,12 @@ def test_pages_that_would_share_a_file_are_refused(tmp_path):
         ('1,2,30,2,30,9,1,9,"', QUAD, '"'),
         ("1,2,30,2,30,9,1,9", QUAD, None),
         ('1,2,30,2,30,9,1,9,"7, 8"\r', QUAD, "7, 8"),
+        # texts that look like coordinates, and like quoted ones
+        ('1,2,30,2,30,9,1,9,"1,2,3,4"', QUAD, "1,2,3,4"),
+        ('1,2,30,2,30,9,1,9,"1,2,3,4,x"', QUAD, "1,2,3,4,x"),
+        ('1,2,30,2,30,9,1,9,""a""', QUAD, '"a"'),
+        ('1,2,30,2,30,9,1,9," a "', QUAD, " a "),
+        ('1,2,30,2,30,9,1,9,"1,2,"', QUAD, "1,2,"),
         # ICDAR 2013 and CVAT: left, top, right, bottom
         ('1, 2, 30, 9, "Sale, 5%"', QUAD, "Sale, 5%"),
         ('1 2 30 9 "a b, c"', QUAD, "a b, c"),
@@ -182,9 +199,8 @@ def test_pages_that_would_share_a_file_are_refused(tmp_path):
     ],
 )
 def test_icdar_lines(tmp_path, line, points, text):
-    write = (tmp_path / "gt_a.txt").write_bytes
-    write(("\ufeff" + line + "\n").encode())
     blank(tmp_path / "a.JPG")
+    (tmp_path / "gt_a.txt").write_bytes(f"\ufeff{line}\n".encode())
     (page,) = load_labels(tmp_path)
     assert page.name == "a.JPG" and page.polygons[0].tolist() == points and page.texts == [text]
     assert load_labels(tmp_path / "gt_a.txt")[0].texts == [text]
@@ -193,40 +209,16 @@ def test_icdar_lines(tmp_path, line, points, text):
         assert load_labels(tmp_path / "out")[0].texts == [text]
 
 
-@pytest.mark.parametrize("text", ["1,2,3,4", "1,2,3,4,x", '"a"', " a ", '"', "1,2,"])
-def test_texts_that_look_like_coordinates_survive_icdar(text):
-    page = labels.Page("a.jpg", None)
-    page.add("1", np.array(QUAD, float), text)
-    (lines,) = labels.to_icdar([page], None).values()
-    points, again = labels.parse_icdar_line(lines.rstrip("\n"))
-    assert again == text and len(points) == 4
-
-
 @pytest.mark.parametrize("pattern", ["gt_{}.txt", "res_{}.txt", "{}.txt", "gt_{}.jpg.txt"])
 def test_icdar_names_and_windows_text(tmp_path, pattern):
-    """Pictures share a stem's beginning; other text files lie about; Windows' own encoding; a page
-    without text."""
+    """Stems that begin alike; other text files; Windows' own encoding; a page without text."""
     for stem in ("영수증 1", "영수증 1.b", "c"):
         blank(tmp_path / f"{stem}.jpg")
         line = "1,2,30,2,30,9,1,9,Café € 5\r\n" if stem != "c" else ""
         (tmp_path / pattern.format(stem)).write_bytes(line.encode("cp1252"))
     (tmp_path / "fileState.txt").write_text("x\t1\n")
-    pages = load_labels(tmp_path)
-    texts = {page.name: page.texts for page in pages}
+    texts = {page.name: page.texts for page in load_labels(tmp_path)}
     assert texts == {"c.jpg": []} | {f"영수증 1{end}.jpg": ["Café € 5"] for end in ("", ".b")}
-
-
-def test_a_folder_of_ppocrlabel(tmp_path):
-    """Its other files and crops lie beside Label.txt; Windows' line ends and byte order mark."""
-    sample(tmp_path, "Label.txt")
-    lines = (tmp_path / "Label.txt").read_text()
-    (tmp_path / "Label.txt").write_bytes(("\ufeff" + lines).replace("\n", "\r\n").encode())
-    (tmp_path / "fileState.txt").write_text("C:\\r\\receipt_1.jpg\t1\n")
-    (tmp_path / "Cache.cach").write_text("receipts/receipt_1.jpg\t[]\n")
-    (tmp_path / "rec_gt.txt").write_text("crop_img/receipt_1_crop_0.jpg\tMilk\n")
-    blank(tmp_path / "crop_img" / "receipt_1.jpg")
-    one, two = load_labels(tmp_path)
-    assert one.name == "receipt_1.jpg" and one.ignore == [0, 0, 0, 1] and len(two.ids) == 2
 
 
 def labelme(folder, *shapes, **sheet):
@@ -252,9 +244,9 @@ def test_labelme_picture_paths(tmp_path, path):
 def test_labelme_shapes(tmp_path):
     """Every kind that has corners is read; the others are errors that name the file and shape."""
     blank(tmp_path / "a.jpg")
-    kinds = {"rectangle": [[30, 2], [1, 9]]}
-    kinds |= dict.fromkeys(["polygon", "oriented_rectangle", "rotation", None], QUAD)
-    shapes = [{"shape_type": kind, "points": points} for kind, points in kinds.items()]
+    kinds = ("polygon", "oriented_rectangle", "rotation", None)
+    shapes = [{"shape_type": kind, "points": QUAD} for kind in kinds]
+    shapes.append({"shape_type": "rectangle", "points": [[30, 2], [1, 9]]})
     shapes += [{"difficult": True, "description": None, "id": None}, {"flags": None, "id": None}]
     shapes.append({"label": "###", "description": "a smudge"})
     labelme(tmp_path, *shapes)
@@ -281,10 +273,7 @@ def test_splits_in_folders_of_their_own(tmp_path):
 
 
 def test_pictures_in_sub_folders(tmp_path):
-    images = {name: {"words": {}} for name in ("a/a.jpg", "./b/b.jpg")}
-    for name in images:
-        blank(tmp_path / "images" / name)
-    (tmp_path / "train.json").write_text(json.dumps({"images": images}))
+    write_json(tmp_path, {name: {"words": {}} for name in ("a/a.jpg", "./b/b.jpg")})
     for to in ("json", "paddle", "labelme"):
         data.convert(tmp_path, tmp_path / to, to)
         names = {page.name.removeprefix("./") for page in load_labels(tmp_path / to, "train")}
@@ -296,7 +285,6 @@ def test_pictures_in_sub_folders(tmp_path):
 def test_spaces_of_every_kind_in_picture_names(tmp_path):
     """macOS writes a narrow one into the names of its screenshots."""
     for name in ("Screenshot 3.05.00\u202fPM.png", "a\u00a0b.png", "영수증\u3000(1).png"):
-        blank(tmp_path / name)
-        (tmp_path / "train.json").write_text(json.dumps({"images": {name: {"words": {}}}}))
+        write_json(tmp_path, {name: {"words": {}}})
         (tmp_path / "Label.txt").write_text(f"x/{name}\t[]\n")
         assert load_labels(tmp_path, "train")[0].name == load_labels(tmp_path)[0].name == name

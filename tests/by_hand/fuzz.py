@@ -174,7 +174,7 @@ def fuzz_pictures(raw):
         assert str(error).isprintable(), error
         return
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-    assert sorted(image.shape[:2]) == sorted(map(abs, data.header_size(raw)))
+    assert sorted(image.shape[:2]) == sorted(data.read_header(raw)[1:3])
 
 
 defaults = train.dataclasses.asdict(hparams.Hparams())
