@@ -1,31 +1,161 @@
-"""Tests import the scripts by name and run them as a user does, from an empty folder."""
+"""What the tests and tests/by_hand share: tiny data sets, networks and sweeps, commands as a user
+runs them. Tests import the scripts by name and run from an empty folder."""
 
+import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import data
+import files
+import labels
+
+NETWORK = ("--backbone=mobilenetv3_small_050", "--pretrained=none", "--neck=64")
+
+# ---------------------------------------------------------------- tiny things
+
+
+def draw_pages(folder, count=8):
+    """A data folder of drawn receipts, three quarters in train and the rest in val."""
+    import data  # and torch with it, which not all who import this need
+
+    data.synth(folder, count, 0, size=96, words=4, difficulty=0.2)
+
+
+def write_picture(folder, name="a.png", image=(120, 200)):
+    """folder/images/name: an image [H, W, 3] or a grey one of a shape (H, W)."""
+    image = np.full((*image, 3), 200, np.uint8) if isinstance(image, tuple) else image
+    path = Path(folder, "images", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image)
+
+
+def write_labels(folder, images, split="train"):
+    """folder/split.json of {picture's name: entry}; returns the folder."""
+    (folder / f"{split}.json").write_text(json.dumps({"images": images}))
+    return folder
+
+
+def write_pages(folder, pages, pictures, split="train"):
+    """folder/images and folder/split.json of labels.Page and their pictures [H, W, 3]."""
+    for page, image in zip(pages, pictures, strict=True):
+        write_picture(folder, page.name, image)
+    files.write_json(folder / f"{split}.json", labels.pages_to_json(pages))
+
+
+def tiny_sweep(**changes):
+    """A sweep over lr, as its file holds it."""
+    lr = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
+    sweep = {"method": "bayes", "metric": {"name": "loss", "goal": "minimize"}, "run_cap": 3}
+    return {**sweep, "parameters": {"lr": lr}, **changes}
+
+
+def events(folder, *kinds):
+    """A sweep's events of these kinds, or all, whose line is whole."""
+    path = Path(folder, "state.jsonl")
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [e for e in map(json.loads, lines) if e["event"] in kinds or not kinds]
+
+
+def outcome(folder):
+    """What must not depend on how often a sweep was killed."""
+    return {
+        "new": [e["params"] for e in events(folder, "new")],
+        "curves": {e["trial"]: e["history"] for e in events(folder, "epochs")},
+        "judged": [(e["trial"], e["verdict"]) for e in events(folder, "judged")],
+        "ended": [(e["trial"], e["event"]) for e in events(folder, "finished", "failed")],
+    }
+
+
+# ---------------------------------------------------------------- commands
+
+
+def run_python(*words, cwd, timeout=120):
+    """Python with one thread on a command line of these words: CompletedProcess."""
+    command = [sys.executable, *map(str, words)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    options = {"cwd": cwd, "env": env, "timeout": timeout, "capture_output": True, "text": True}
+    return subprocess.run(command, check=False, **options)
+
+
+def run_script(name, *flags, **options):
+    """A script of the root as a user runs it, as `run_python` does."""
+    return run_python(ROOT / name, *flags, **options)
+
+
+def error_line(said, *words):
+    """The one error line of an output; it has all words."""
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert all(word in line for word in words), line
+    return line
+
+
+def processes(word):
+    """{process id: words of its command line} where one begins with `word`."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if any(w.startswith(word) for w in words):
+                found[int(process.name)] = words
+    return found
+
+
+def wait_for(what, ready, seconds=60):
+    """ready()'s value once it is true. Raises TimeoutError."""
+    end = time.monotonic() + seconds
+    while not (value := ready()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds} s for {what}")
+        time.sleep(0.05)
+    return value
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A disk of this size (tmpfs) on a folder; yields whether it could be mounted."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def browse(path):
+    """A page's DOM as headless Chromium has it (Debian: chromium); skips where there is none."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    flags += "--disable-background-networking --disable-component-update --dump-dom"
+    command = [browser, *flags.split(), f"--user-data-dir={path.parent / 'user'}", path.as_uri()]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=True
+    ).stdout.decode()
+
+
+# ---------------------------------------------------------------- fixtures
 
 
 @pytest.fixture
 def script(tmp_path):
     """script("train.py", *flags) -> CompletedProcess, run in tmp_path with one thread."""
-
-    def run(name, *flags, timeout=120):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, str(ROOT / name), *map(str, flags)]
-        return subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=timeout
-        )
-
-    return run
+    return partial(run_script, cwd=tmp_path)
 
 
 @pytest.fixture
@@ -34,11 +164,8 @@ def one_line():
 
     def check(result, *words, code=2):
         assert result.returncode == code, result.stdout + result.stderr
-        lines = result.stderr.strip().splitlines()
-        assert len(lines) == 1, result.stderr
-        for word in words:
-            assert word in lines[0]
-        return lines[0]
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        return error_line(result.stderr, *words)
 
     return check
 
@@ -46,7 +173,7 @@ def one_line():
 @pytest.fixture(scope="session")
 def receipts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("receipts") / "s"
-    data.synth(folder, 8, 0, size=96, words=4, difficulty=0.2)
+    draw_pages(folder)
     return folder
 
 
