@@ -2,6 +2,7 @@
 runs them. Tests import the scripts by name and run from an empty folder."""
 
 import contextlib
+import csv
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 import files
 import labels
 
+CLOCKS = {"seconds", "images_s", "wait", "peak_gib", "val_seconds"}  # of log.csv: no two agree
 NETWORK = ("--backbone=mobilenetv3_small_050", "--pretrained=none", "--neck=64")
 
 # ---------------------------------------------------------------- tiny things
@@ -60,6 +62,22 @@ def tiny_sweep(**changes):
     lr = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
     sweep = {"method": "bayes", "metric": {"name": "loss", "goal": "minimize"}, "run_cap": 3}
     return {**sweep, "parameters": {"lr": lr}, **changes}
+
+
+def flat(value, path=""):
+    """Nested dicts, lists and tuples as {path: leaf}."""
+    if isinstance(value, dict):
+        return {k: v for key, x in value.items() for k, v in flat(x, f"{path}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return flat(dict(enumerate(value)), path)
+    return {path: value}
+
+
+def read_log(folder):
+    """Rows of a run's log.csv but for the clocks; [] where there is none."""
+    path = Path(folder, "log.csv")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{k: v for k, v in r.items() if k not in CLOCKS} for r in csv.DictReader(lines)]
 
 
 def events(folder, *kinds):

@@ -1,11 +1,10 @@
 """Many processes: torchrun over gloo gives the single process's numbers, whoever is lost."""
 
-import csv
 import json
 
 import pytest
 import torch
-from conftest import NETWORK, ROOT, error_line, run_python, write_labels
+from conftest import NETWORK, ROOT, error_line, read_log, run_python, write_labels
 
 import train
 
@@ -50,12 +49,8 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
-def rows(folder, name):
-    return list(csv.DictReader(open(folder / "runs" / name / "log.csv")))
-
-
 def assert_same_numbers(folder, name):
-    a, b = rows(folder, "one"), rows(folder, name)
+    a, b = (read_log(folder / "runs" / n) for n in ("one", name))
     assert [r["epoch"] for r in b] == ["1", "2", "3"] == [r["epoch"] for r in a]
     for x, y in zip(a, b):
         for key in ("loss", "loss_shrink", "loss_thresh", "loss_binary"):
