@@ -134,6 +134,11 @@ def read_image(path):
     return image
 
 
+def picture_digest(path):
+    """First 16 hex digits of the SHA-256 of a file's bytes: the same picture under any name."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
 def map_threads(function, items, desc, workers=None):
     """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a progress
     bar."""

@@ -249,7 +249,7 @@ DECODING = [
 def decode_page(prob, scale, page_size, hp):
     """Polygons (page px, inside the page) and scores of one map [h, w]; hp: dict with the
     decoding's keys."""
-    polygons, scores = polygons_from_map(prob, **{k: hp[k] for k in DECODING})
+    polygons, scores = polygons_from_map(prob, **{key: getattr(hp, key) for key in DECODING})
     return to_page(polygons, scale, page_size), scores
 
 

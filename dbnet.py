@@ -5,7 +5,6 @@ input size, h w = H/4 W/4.
 """
 
 import difflib
-import hashlib
 import io
 import logging
 import math
@@ -16,37 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from files import DataError, replace_file
+from files import DataError, UsageError, replace_file
+from hparams import saved_hparams
 
 MAX_BYTES, MAX_PICKLE, MAX_NODES = 8 << 30, 64 << 20, 10**6  # of a checkpoint
-FIELDS = {
-    "epoch": int,
-    "step": int,
-    "losses": list,
-    "timing": list,
-    "rows": list,
-    "best": dict,
-    "scores": dict,
-}
-HPARAMS = {  # types and bounds of what the other scripts read from a checkpoint
-    **dict.fromkeys(
-        ("data", "val_data", "image_dir", "backbone", "amp", "mode"), (str, None, None)
-    ),
-    **dict.fromkeys(("folds", "fold", "seed"), (int, 0, 2**31)),
-    **dict.fromkeys(("thresh", "box_thresh", "shrink_ratio"), ((int, float), 0, 1)),
-    "unclip_ratio": ((int, float), 0, 10),
-    "min_size": ((int, float), 0, 1000),
-    "max_candidates": (int, 1, 100000),
-    "neck": (int, 4, 1024),
-    "size": (int, 32, 4096),
-}
+STATE = {"epoch": int, "step": int, "losses": list, "timing": list, "rows": list, "best": dict}
+STATE |= {"scores": dict, "origin": dict, "hparams": dict, "model": dict}
 K = 50  # steepness of the differentiable step, eq. 2
 STRIDES = (4, 8, 16, 32)
-
-
-class NetworkError(DataError):
-    """A backbone, weights or a checkpoint that does not work: the message says which, why and the
-    remedy."""
 
 
 class DBNet(nn.Module):
@@ -54,19 +30,15 @@ class DBNet(nn.Module):
 
     backbone: a timm name with features at strides 4 to 32. neck: channels of the feature pyramid, a
     multiple of 4. pretrained: "timm" (its download), "none" or the path of a state dict. Raises
-    NetworkError when the backbone is unknown, lacks a stride or its weights cannot be had.
+    DataError when the backbone is unknown, lacks a stride or its weights cannot be had.
     """
 
     def __init__(self, backbone="efficientnet_b4", neck=256, pretrained="none"):
         super().__init__()
         self.backbone, self.levels, channels = make_backbone(backbone, pretrained)
-        config = self.backbone.default_cfg
-        self.register_buffer(
-            "mean", 255 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", 255 * torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False
-        )
+        for name in ("mean", "std"):
+            level = 255 * torch.tensor(self.backbone.default_cfg[name]).view(1, 3, 1, 1)
+            self.register_buffer(name, level, persistent=False)
         self.lateral = nn.ModuleList(nn.Conv2d(c, neck, 1, bias=False) for c in channels)
         self.smooth = nn.ModuleList(
             nn.Conv2d(neck, neck // 4, 3, padding=1, bias=False) for _ in channels
@@ -119,17 +91,15 @@ def make_backbone(name, pretrained):
 
     if not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 4, 0.4))
-        raise NetworkError(f"backbone {name!r} is not a timm model; near names: {near or 'none'}")
+        raise UsageError(f"backbone {name!r}", f"not a timm model; near names: {near or 'none'}")
     try:
         model = timm.create_model(name, features_only=True)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
-        raise NetworkError(f"backbone {name}: timm cannot give its features ({error})") from None
+        raise UsageError(f"backbone {name}", f"timm cannot give its features ({error})") from None
     strides = model.feature_info.reduction()
-    missing = [s for s in STRIDES if s not in strides]
-    if missing:
-        raise NetworkError(
-            f"backbone {name} has features at strides {strides}; {missing} are missing"
-        )
+    if missing := [s for s in STRIDES if s not in strides]:
+        what = f"has features at strides {strides}; {missing} are missing"
+        raise UsageError(f"backbone {name}", what)
     levels = [max(i for i, s in enumerate(strides) if s == stride) for stride in STRIDES]
     if pretrained == "timm":
         load_timm_weights(model, name)
@@ -143,48 +113,40 @@ def make_backbone(name, pretrained):
 
 
 def load_timm_weights(model, name):
-    """Download ImageNet weights into a feature extractor. Raises NetworkError with the remedies."""
+    """Download ImageNet weights into a feature extractor. Raises DataError with the remedies."""
     import timm
 
     print(f"fetching the ImageNet weights of {name} (--no-pretrained does without)", flush=True)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it logs every retry
     try:
         source = timm.create_model(name, features_only=True, pretrained=True)
-    except Exception as error:  # the hub's client raises its own many kinds, offline or not
-        reason = (
-            str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        )
-        raise NetworkError(
-            f"weights of {name} cannot be downloaded ({reason}); "
-            "use --pretrained PATH (a state dict on disk) or --no-pretrained (random weights)"
-        ) from None
+    except Exception as error:  # noqa: BLE001 (the hub's client raises its own many kinds)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        remedy = "use --pretrained PATH (a state dict on disk) or --no-pretrained (random weights)"
+        raise DataError(f"weights of {name}", f"no download ({reason})", remedy) from None
     model.load_state_dict(source.state_dict())
 
 
 def load_backbone(model, path):
     """Load a plain timm state dict into a feature extractor; unused head layers may be left over.
-
-    Raises NetworkError naming the file when tensors are missing or have other shapes.
-    """
+    Raises DataError when tensors are missing or have other shapes."""
+    where = f"--pretrained {path}"
     try:
         weights = read_bytes(path)
         if zipfile.is_zipfile(io.BytesIO(weights)):
             check_archive(weights)
         state = dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
     except OSError as error:
-        raise NetworkError(f"--pretrained {path}: cannot be read ({error.strerror})") from None
-    except Exception as error:
-        raise NetworkError(
-            f"--pretrained {path}: not a PyTorch state dict ({type(error).__name__})"
-        ) from None
+        raise DataError(where, f"cannot be read ({error.strerror})") from None
+    except Exception as error:  # noqa: BLE001 (torch.load raises what the bytes lead to)
+        raise DataError(where, f"not a PyTorch state dict ({type(error).__name__})") from None
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [k for k in own if k in state and own[k].shape != getattr(state[k], "shape", 0)]
     if missing or wrong:
-        raise NetworkError(
-            f"--pretrained {path}: not weights of this backbone: {len(missing)} tensors missing, "
-            f"{len(wrong)} of another shape (first: {(missing + wrong)[0]})"
-        )
+        what = f"{len(missing)} tensors missing, {len(wrong)} of another shape"
+        first = f"first: {(missing + wrong)[0]}"
+        raise DataError(where, f"not weights of this backbone: {what} ({first})")
     model.load_state_dict({k: state[k].float() for k in own if k in state}, strict=False)
 
 
@@ -260,68 +222,54 @@ def largest_weights(values, count):
 
 
 def save_checkpoint(path, state):
-    """Write plain dicts of tensors and JSON types to `path`, whole or not at all, with
-    `path`.sha256 beside it.
-
-    While the file is replaced the side file names the new and all older digests, so that a kill or
-    a full disk at any moment, also twice in a row, leaves a pair that verifies.
-    """
-    path, side = Path(path), Path(f"{path}.sha256")
+    """Write plain dicts of tensors and JSON types to `path`, whole or not at all. torch.save's ZIP
+    holds a CRC32 of each entry, so a damaged file is told without a second file beside it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
-    old = side.read_text().splitlines() if side.exists() else []
-    replace_file(side, "\n".join([f"{digest}  {path.name}", *old]).encode() + b"\n")
     replace_file(path, buffer.getbuffer())
-    replace_file(side, f"{digest}  {path.name}\n".encode())
 
 
 def load_checkpoint(path, keys=("model", "hparams")):
-    """A checkpoint's dict on the CPU. Raises NetworkError if it is missing, damaged or not ours;
-    what a hostile file claims to hold costs no more memory than the file is long."""
-    path, side = Path(path), Path(f"{path}.sha256")
+    """A checkpoint's dict on the CPU, its hparams an Hparams. What a hostile file claims to hold
+    costs no more memory than the file is long. Raises DataError if it is missing, damaged or not
+    ours."""
     try:
-        data = read_bytes(path)
-        known = side.read_text(errors="replace").splitlines() if side.exists() else None
+        content = read_bytes(path)
     except OSError as error:
-        raise NetworkError(f"{path}: cannot be read ({error.strerror})") from None
-    if known is not None and hashlib.sha256(data).hexdigest() not in [k[:64] for k in known]:
-        raise NetworkError(
-            f"{path}: damaged (its SHA-256 is not the one in {side.name}); use prev.pt or a copy"
-        )
+        raise DataError(path, f"cannot be read ({error.strerror})") from None
     try:
-        check_archive(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # torch.load raises whatever the damaged bytes lead to
-        raise NetworkError(
-            f"{path}: not a checkpoint that PyTorch can read; name a best.pt or last.pt of train.py"
-        ) from None
-    missing = [k for k in keys if not isinstance(state, dict) or k not in state]
-    if missing:
-        raise NetworkError(f"{path}: not a checkpoint of train.py (it lacks {', '.join(missing)})")
+        check_archive(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 (torch.load raises what the bytes lead to)
+        remedy = "name a best.pt or last.pt of train.py; of a damaged last.pt use prev.pt"
+        raise DataError(path, "damaged, or not a checkpoint", remedy) from None
+    if missing := [k for k in keys if not isinstance(state, dict) or k not in state]:
+        raise DataError(path, f"not a checkpoint of train.py (it lacks {', '.join(missing)})")
     try:
-        check_state(state, len(data))
+        check_state(state, len(content))
+        return {**state, "hparams": saved_hparams(state["hparams"], "hparams")}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise NetworkError(f"{path}: not a checkpoint of train.py ({error})") from None
-    return state
+        raise DataError(path, f"not a checkpoint of train.py ({error})") from None
 
 
 def read_bytes(path):
-    """A file's bytes. Raises OSError, and NetworkError for devices, pipes and what is too large."""
+    """A file's bytes. Raises OSError, and DataError for devices, pipes and what is too large."""
     path = Path(path)
     if path.stat().st_size > MAX_BYTES or not path.is_file():
-        raise NetworkError(f"{path}: not a file of at most {MAX_BYTES >> 30} GiB")
+        raise DataError(path, f"not a file of at most {MAX_BYTES >> 30} GiB")
     return path.read_bytes()
 
 
-def check_archive(data):
-    """Raises ValueError unless a checkpoint's bytes are a ZIP file of uncompressed entries."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+def check_archive(content):
+    """Raises ValueError unless a checkpoint's bytes are a ZIP file of uncompressed, whole
+    entries."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
-    pickled = [e.file_size for e in entries if e.filename.endswith(".pkl")]
-    stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
-    if not stored or sum(e.file_size for e in entries) > len(data) or sum(pickled) > MAX_PICKLE:
-        raise ValueError("entries larger than the file")
+        pickled = [e.file_size for e in entries if e.filename.endswith(".pkl")]
+        stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+        size = sum(e.file_size for e in entries)
+        if not stored or size > len(content) or sum(pickled) > MAX_PICKLE or archive.testzip():
+            raise ValueError("entries larger than the file, or another CRC32")
 
 
 def check_state(state, size):
@@ -342,36 +290,28 @@ def check_state(state, size):
             raise TypeError(f"it holds a {type(value).__name__}")
         if nodes + len(stack) > MAX_NODES or size < 0:
             raise ValueError("it holds more than the file is long")
-    for key, kind in FIELDS.items():
+    for key, kind in STATE.items():
         if not isinstance(state.get(key, kind()), kind):
             raise TypeError(f"{key} is a {type(state[key]).__name__}")
-    numbers = [x for row in state.get("rows", []) for x in row.values()]
-    if not all(isinstance(x, (int, float)) for x in numbers):
+    if not all(isinstance(x, (int, float)) for row in state.get("rows", []) for x in row.values()):
         raise TypeError("rows are not numbers")
     for name in ("model", "ema"):
         if not all(map(torch.is_tensor, (state.get(name) or {}).values())):
             raise TypeError(f"{name} is not a dict of tensors")
-    for key, value in state["hparams"].items():
-        kind, low, high = HPARAMS.get(key, (object, None, None))
-        if not isinstance(value, kind) or low is not None and not low <= value <= high:
-            raise ValueError(f"hparams: {key} = {str(value)[:40]!r}")
     scores = state.get("scores") or {"pages": {}}
     if not all(0 <= score <= 1 for score in [scores.get("hmean", 0), *scores["pages"].values()]):
         raise ValueError("scores are not within 0 to 1")
 
 
 def load_network(path, device="cpu"):
-    """DBNet in eval mode with the weights of a checkpoint (EMA's where there are any), its hparams
-    and its whole dict. Raises NetworkError as `load_checkpoint`, and when the weights do not fit
-    the hparams."""
+    """DBNet in eval mode with the weights of a checkpoint (EMA's where there are any), its Hparams
+    and its whole dict. Raises DataError as `load_checkpoint`, and when the weights do not fit."""
     state = load_checkpoint(path)
     hp = state["hparams"]
     try:
-        model = DBNet(hp["backbone"], hp["neck"], "none")
+        model = DBNet(hp.backbone, hp.neck, "none")
         model.load_state_dict(state.get("ema") or state["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise NetworkError(
-            f"{path}: weights do not fit its hparams ({str(error).splitlines()[0]})"
-        ) from None
-    model = model.to(device, memory_format=torch.channels_last)
-    return model.eval(), hp, state
+    except (UsageError, RuntimeError) as error:
+        what = f"weights do not fit its hparams ({str(error).splitlines()[0]})"
+        raise DataError(path, what) from None
+    return model.to(device, memory_format=torch.channels_last).eval(), hp, state

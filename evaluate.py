@@ -11,7 +11,6 @@ python evaluate.py runs/x-fold*/best.pt --tune --write tuned.json
 are named as such.
 """
 
-import argparse
 import base64
 import hashlib
 import html
@@ -24,8 +23,8 @@ import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import cv2
@@ -49,10 +48,11 @@ from cleval import (
     prepare_labels,
     summarise,
 )
-from db_postprocess import DECODING, MODES, decode_page
-from dbnet import NetworkError, load_checkpoint, load_network, save_checkpoint
-from files import DataError, Parser, read_json, replace_file, write_json
-from labels import PICTURES, SPLITS, Page, has_split, load_labels, pages_to_json, read_competition
+from db_postprocess import DECODING, decode_page
+from dbnet import load_checkpoint, load_network, save_checkpoint
+from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
+from hparams import Hparams, add_flags, given_flags, read_hparams
+from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_competition
 from report import LEVELS, SCORES_PAGE, binned, html_bars, html_curves, html_table
 from tune import GRID, TUNED, draw_landscape, halves, print_tuning, tune
 
@@ -80,37 +80,62 @@ def ahead(pool, function, items, count):
         yield waiting.popleft().result()
 
 
-class Sheet(NamedTuple):
-    """A page on its way through the network."""
+class Network(NamedTuple):
+    """A network that predicts: its model, its Hparams, and the page sizes whose maps are averaged
+    where they are not hp.size alone."""
 
-    index: int
+    model: torch.nn.Module
+    hp: Hparams
+    sizes: tuple = ()
+
+
+class Sheet(NamedTuple):
+    """A page at one size on its way through one network."""
+
+    index: int  # of the page
+    network: int
     prob: np.ndarray  # uint8 [H', W'] that grows tile by tile, H' and W' multiples of 32
     shape: tuple  # its rows and columns without padding
-    scale: np.ndarray  # [2] page xy = map xy / scale
     tiles: list  # (y, x, picture uint8 [h, w, 3]) to predict, then those not back yet
 
 
-def load_sheet(index, path, size, tile):
-    """Sheet of a picture at longer side `size`; where that is more than `tile` > 0 page pixels, at
-    `size` map pixels for `tile` page pixels, in windows of `size` that overlap by a quarter.
-    Raises DataError."""
-    image = data.read_image(path)
-    height, width = image.shape[:2]
-    enlarge = max(1, max(height, width) / tile) if tile else 1
-    if height * width * (size * enlarge / max(height, width)) ** 2 > data.MAX_PIXELS:
-        limit = f"over {data.MAX_PIXELS >> 20} M pixels; use a larger --tile or a smaller --size"
-        raise DataError(f"{path}: tiles of {tile} px at --size {size} enlarge it to {limit}")
-    image, scale = data.resize_page(image, round(size * enlarge))
-    window = -(-size // 32) * 32
+def map_shape(page_size, size):
+    """(rows, columns) of the map of a page (width, height) at a page size."""
+    width, height = (max(1, round(side * (size / max(page_size)))) for side in page_size)
+    return height, width
+
+
+def cut_tiles(image, size, tile, path):
+    """(y, x, picture uint8 [h, w, 3]) of a page at longer side `size`: the whole of it or, where it
+    is more than `tile` > 0 page pixels, enlarged to `size` map pixels for `tile` page pixels, in
+    windows of `size` that overlap by a quarter; and the rows and columns without padding."""
+    longer = max(image.shape[:2])
+    enlarged = round(size * max(1, longer / tile)) if tile else size
+    if image.size / 3 * (enlarged / longer) ** 2 > data.MAX_PIXELS:
+        what = f"tiles of {tile} px at size {size} are over {data.MAX_PIXELS >> 20} M pixels"
+        raise DataError(path, what, "use a larger --tile or a smaller --size")
+    shape = map_shape(image.shape[1::-1], enlarged)
+    image, window = data.resize_page(image, enlarged)[0], -(-size // 32) * 32
 
     def starts(length):
         spare, stride = max(length - window, 0), window * 3 // 4
         return [min(start, spare) for start in range(0, spare + stride, stride)]
 
     corners = [(y, x) for y in starts(image.shape[0]) for x in starts(image.shape[1])]
-    tiles = [(y, x, image[y : y + window, x : x + window]) for y, x in corners]
-    shape = round(height * scale[1]), round(width * scale[0])
-    return Sheet(index, np.empty(image.shape[:2], np.uint8), shape, scale, tiles)
+    return [(y, x, image[y : y + window, x : x + window]) for y, x in corners], shape, image.shape
+
+
+def load_sheets(index, page, networks, tile):
+    """The Sheets of a page for each network and page size; sets page.size. Raises DataError."""
+    image, cuts, sheets = data.read_image(page.path), {}, []
+    page.size = image.shape[1], image.shape[0]
+    for k, network in enumerate(networks):
+        for size in network.sizes or (network.hp.size,):
+            if size not in cuts:
+                cuts[size] = cut_tiles(image, size, tile, page.path)
+            tiles, shape, padded = cuts[size]
+            sheets.append(Sheet(index, k, np.empty(padded[:2], np.uint8), shape, list(tiles)))
+    return sheets
 
 
 def paste(sheet, tile, prob):
@@ -121,30 +146,33 @@ def paste(sheet, tile, prob):
     sheet.tiles.remove(tile)
 
 
-def batches(sheets, batch):
-    """Tiles of sheets, those of one shape together: lists of at most `batch` (sheet, tile). None
-    waits for more than 128 pages."""
+def batches(pages, batch):
+    """Tiles of the Sheets of pages, those of one network and shape together: lists of at most
+    `batch` (sheet, tile). None waits for more than 128 pages."""
     queues = {}
-    for sheet in sheets:
-        for tile in list(sheet.tiles):
-            queue = queues.setdefault(tile[2].shape, [])
-            queue.append((sheet, tile))
-            if len(queue) == batch:
-                yield queues.pop(tile[2].shape)
-        if sheet.index % 128 == 127:
+    for sheets in pages:
+        for sheet in sheets:
+            for tile in list(sheet.tiles):
+                kind = sheet.network, tile[2].shape
+                queue = queues.setdefault(kind, [])
+                queue.append((sheet, tile))
+                if len(queue) == batch:
+                    yield queues.pop(kind)
+        if sheets[0].index % 128 == 127:
             yield from queues.values()
             queues = {}
     yield from queues.values()
 
 
 @torch.no_grad()
-def launch(model, tiles, dtype, device):
-    """Start the network on a batch of (sheet, tile): uint8 maps [B, h, w] on the CPU, and the event
+def launch(network, tiles, device):
+    """Start a network on a batch of (sheet, tile): uint8 maps [B, h, w] on the CPU, and the event
     after which they are there (None: now)."""
     pages = torch.from_numpy(np.stack([picture for _, (_, _, picture) in tiles]))
     pages = pages.pin_memory() if device.type == "cuda" else pages
+    dtype = amp_dtype(network.hp.amp, device)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        logits = model(pages.to(device, non_blocking=True))  # [B, 1, H, W]
+        logits = network.model(pages.to(device, non_blocking=True))  # [B, 1, H, W]
     maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
     maps, event = maps.to("cpu", non_blocking=True), None
     if device.type == "cuda":
@@ -153,37 +181,62 @@ def launch(model, tiles, dtype, device):
     return maps, event
 
 
-def predict_maps(model, pages, size, amp, device, tile=0, failed=None):
+def mean_map(maps, weights, shape):
+    """K maps uint8 [h, w] of any sizes -> their weighted mean uint8, `shape` (rows, columns)."""
+    total = np.zeros(shape, np.float32)
+    for prob, weight in zip(maps, weights):
+        prob = prob if prob.shape == shape else cv2.resize(prob, shape[::-1])
+        total += np.float32(weight) * prob
+    return np.round(total / np.float32(sum(weights))).astype(np.uint8)
+
+
+def page_maps(sheets, networks, page):
+    """What the Sheets of a page became: a map uint8 [h, w] of each network."""
+    found = []
+    for k, network in enumerate(networks):
+        maps = [s.prob[: s.shape[0], : s.shape[1]] for s in sheets if s.network == k]
+        shape = map_shape(page.size, network.hp.size)
+        found.append(mean_map(maps, [1] * len(maps), shape) if network.sizes else maps[0])
+    return found
+
+
+def predict_maps(networks, pages, device, tile=0, failed=None):
     """
-    Probability maps of pages, nearly in their order: yields (index, uint8 [h, w], scale).
-    Each page is resized so that its longer side is `size` (data.resize_page; tile: see load_sheet);
-    pages of one padded shape share a batch on a GPU, so none sees padding that it would not have
-    alone. page xy = map xy / scale. The next batch is at work before the last one is waited for.
-    Pages that cannot be read raise DataError or, with a dict `failed`, enter it as {index: error}.
+    Probability maps of pages by K networks, nearly in their order: yields (index, K maps uint8
+    [h, w]); sets page.size. A page's longer side becomes each network's hp.size (data.resize_page;
+    tile: see cut_tiles); page xy = map xy * page.size / map size. Pages of one padded shape share
+    a batch on a GPU, so none sees padding that it would not have alone. The next batch is at work
+    before the last one is waited for. Pages that cannot be read raise DataError or, with a dict
+    `failed`, enter it as {index: error}.
     """
-    dtype, cuda = amp_dtype(amp, device), device.type == "cuda"
+    open_sheets, flying = {}, None
 
     def load(i):
         try:
-            return load_sheet(i, pages[i].path, size, tile)
+            return load_sheets(i, pages[i], networks, tile)
         except DataError as error:
             if failed is None:
                 raise
             failed[i] = error
 
+    def opened(loaded):
+        for sheets in filter(None, loaded):
+            open_sheets[sheets[0].index] = sheets
+            yield sheets
+
     def fetch(tiles, maps, event):
         if event is not None:
             event.synchronize()
-        for (sheet, tile), prob in zip(tiles, maps.numpy()):
-            paste(sheet, tile, prob)
-            if not sheet.tiles:
-                yield sheet.index, sheet.prob[: sheet.shape[0], : sheet.shape[1]], sheet.scale
+        for (sheet, piece), prob in zip(tiles, maps.numpy()):
+            paste(sheet, piece, prob)
+            if not any(s.tiles for s in open_sheets[sheet.index]):
+                sheets = open_sheets.pop(sheet.index)
+                yield sheet.index, page_maps(sheets, networks, pages[sheet.index])
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        flying = None
-        sheets = ahead(pool, load, range(len(pages)), 4 if tile else 32)
-        for tiles in batches(filter(None, sheets), 8 if cuda else 1):
-            started = tiles, *launch(model, tiles, dtype, device)
+        loaded = opened(ahead(pool, load, range(len(pages)), 4 if tile else 32))
+        for tiles in batches(loaded, 8 if device.type == "cuda" else 1):
+            started = tiles, *launch(networks[tiles[0][0].network], tiles, device)
             if flying:
                 yield from fetch(*flying)
             flying = started
@@ -191,20 +244,17 @@ def predict_maps(model, pages, size, amp, device, tile=0, failed=None):
             yield from fetch(*flying)
 
 
-def predict_each(model, pages, hp, device, job=None, progress=False, tile=0, failed=None):
+def predict_each(networks, pages, device, job, progress=False, tile=0, failed=None):
     """
-    What the network finds on pages, in their order: yields (index, found), found = (polygons
-    [P, 2] in page px, scores [N]), or (index, job(page, found)). Decoding and job run in threads
-    beside the network; at most some 200 pages are under way at a time, whatever their number.
-    hp: dict with size, amp and the decoding's keys; tile, failed: see predict_maps. Sets page.size.
+    Yields (index, job(page, maps)) of pages in their order, maps as of predict_maps. Jobs run in
+    threads beside the networks; at most some 200 pages are under way at a time, whatever their
+    number. Without networks, jobs get no maps. tile, failed: see predict_maps.
     """
     waiting, turn, skipped = {}, 0, {} if failed is None else failed
-
-    def work(page, prob, scale):
-        page_size = np.array(prob.shape[::-1]) / scale
-        page.size = tuple(np.rint(page_size).astype(int).tolist())
-        found = decode_page(prob, scale, page_size, hp)
-        return job(page, found) if job else found
+    if not networks:
+        data.inspect_pages(pages)
+        yield from ((i, job(page, [])) for i, page in enumerate(pages))
+        return
 
     def finished(limit):
         nonlocal turn
@@ -214,13 +264,12 @@ def predict_each(model, pages, hp, device, job=None, progress=False, tile=0, fai
             turn += 1
 
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # shapes vary
-    hidden = not (progress and sys.stderr.isatty())
-    bar = tqdm(total=len(pages), desc="predicting", unit=" pages", leave=False, disable=hidden)
     try:
+        hidden = None if progress else True  # None: where there is no terminal
+        bar = tqdm(total=len(pages), desc="predicting", unit=" pages", leave=False, disable=hidden)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
-            maps = predict_maps(model, pages, hp["size"], hp["amp"], device, tile, failed)
-            for i, prob, scale in maps:
-                waiting[i] = pool.submit(work, pages[i], prob, scale)
+            for i, maps in predict_maps(networks, pages, device, tile, failed):
+                waiting[i] = pool.submit(job, pages[i], maps)
                 bar.update()
                 yield from finished(64)
             yield from finished(0)
@@ -228,9 +277,20 @@ def predict_each(model, pages, hp, device, job=None, progress=False, tile=0, fai
         torch.backends.cudnn.benchmark = benchmark
 
 
-def predict(model, pages, hp, device, job=None, **options):
-    """predict_each of all pages as a list, None where one could not be read."""
-    found = dict(predict_each(model, pages, hp, device, job, **options))
+def decode(page, prob, hp):
+    """Polygons [P, 2] in page pixels and scores [N] of a page's map."""
+    return decode_page(prob, np.array(prob.shape[::-1]) / page.size, page.size, hp)
+
+
+def predict(network, pages, device, job=None, **options):
+    """What a network finds on each page, (polygons [P, 2] in page pixels, scores [N]), or
+    job(page, found); None where a page could not be read. options: of predict_each."""
+
+    def work(page, maps):
+        found = decode(page, maps[0], network.hp)
+        return job(page, found) if job else found
+
+    found = dict(predict_each([network], pages, device, work, **options))
     return [found.get(i) for i in range(len(pages))]
 
 
@@ -299,110 +359,101 @@ def draw_pictures(pages, found, folder):
 # ---------------------------------------------------------------- threshold tuning
 
 
-def picture_digest(page):
-    return hashlib.sha256(Path(page.path).read_bytes()).hexdigest()
-
-
 def cached_maps(source, pages, hp, device):
     """
     Maps of a checkpoint on pages: list of (uint8 [h, w], scale [2]), in the order of pages.
     Kept in maps/ beside the checkpoint under a name made of the SHA-256 of the checkpoint, of the
     pictures and of what else the maps depend on: another of these never meets an old file.
     """
-    made_of = [hashlib.sha256(Path(source).read_bytes()).hexdigest(), hp["size"]]
-    made_of += [str(amp_dtype(hp["amp"], device)), [(p.name, picture_digest(p)) for p in pages]]
+    made_of = [hashlib.sha256(Path(source).read_bytes()).hexdigest(), hp.size]
+    made_of += [str(amp_dtype(hp.amp, device))]
+    made_of += [(page.name, data.picture_digest(page.path)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     path = Path(source).parent / "maps" / f"{Path(source).stem}-{key}.npz"
     if path.exists():
         try:
             with np.load(path) as file:
                 return [(file[str(i)], scale) for i, scale in enumerate(file["scales"])]
-        except Exception:  # zipfile and numpy raise whatever the damaged bytes lead to
+        except Exception:  # noqa: BLE001 (zipfile and numpy raise what the damaged bytes lead to)
             print(f"warning: {path}: damaged, predicting again", file=sys.stderr)
-    model = load_network(source, device)[0]
-    maps = [None] * len(pages)
-    bar = tqdm(total=len(pages), desc=source, leave=False, disable=not sys.stderr.isatty())
-    with bar:
-        for i, prob, scale in predict_maps(model, pages, hp["size"], hp["amp"], device):
-            maps[i] = np.ascontiguousarray(prob), scale
-            bar.update()
-    arrays = {str(i): prob for i, (prob, _) in enumerate(maps)}
+    networks = [Network(load_network(source, device)[0], hp)]
+    found = predict_each(networks, pages, device, lambda page, maps: maps[0], progress=True)
+    maps = [np.ascontiguousarray(prob) for _, prob in found]
+    scales = np.array([m.shape[::-1] for m in maps]) / [page.size for page in pages]
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, scales=np.array([scale for _, scale in maps]), **arrays)
+    np.savez_compressed(buffer, scales=scales, **{str(i): prob for i, prob in enumerate(maps)})
     try:
-        path.parent.mkdir(exist_ok=True)
         replace_file(path, buffer.getbuffer())
     except OSError as error:  # others' runs may be read-only
         print(f"warning: {path}: maps are not kept ({error.strerror})", file=sys.stderr)
-    return maps
+    return list(zip(maps, scales))
 
 
 def held_out_pages(sources, folder=None, image_dir=None):
     """
     Pages that each of several fold runs held out, by the record in its checkpoint: a list of lists.
-    folder: where the data lie now, if not where the runs found them
-    raises DataError when the runs are not different folds of one split or the pages are not there.
+    folder: where the data lie now, if not where the runs found them. Raises DataError when the runs
+    are not different folds of one split or the pages are not there.
     """
     states = [load_checkpoint(source, ("model", "hparams", "scores")) for source in sources]
     first, labels, owner, parts = states[0]["hparams"], None, {}, []
     for source, state in zip(sources, states):
         hp = state["hparams"]
         for key in ("data", "image_dir", "folds", "split", "size", "shrink_ratio"):
-            if hp.get(key) != first.get(key):
-                both = f"{key} is {hp.get(key)!r}, in {sources[0]} {first.get(key)!r}"
-                raise DataError(f"{source}: {both}; tuning needs folds of one split")
-        if not hp["folds"]:
-            raise DataError(f"{source}: not a fold run; tune one checkpoint or the folds")
+            own, other = getattr(hp, key), getattr(first, key)
+            if own != other:
+                what = f"{key} is {own!r}, in {sources[0]} {other!r}"
+                raise DataError(source, what, "tuning needs folds of one split")
+        if not hp.folds:
+            raise DataError(source, "not a fold run", "tune one checkpoint or the folds")
         if labels is None:
-            folder = data.resolve_data(folder or hp["data"])
-            found = load_labels(folder, "train", image_dir or hp["image_dir"] or None)
+            folder = data.resolve_data(folder or hp.data)
+            found = load_labels(folder, "train", image_dir or hp.image_dir or None)
             labels = {page.name: page for page in found}
         held = sorted(state["scores"].get("pages", ()))
         for name in held:
             if name not in labels:
-                raise DataError(f"{source}: its held-out page {name} is not in the data")
+                raise DataError(source, f"its held-out page {name} is not in the data")
             if owner.setdefault(name, source) != source:
-                both = f"page {name} is held out by {owner[name]} too"
-                raise DataError(f"{source}: {both}; give one run a fold")
+                what = f"page {name} is held out by {owner[name]} too"
+                raise DataError(source, what, "give one run a fold")
         if not held:
-            raise DataError(f"{source}: no record of held-out pages; let an epoch finish")
+            raise DataError(source, "no record of held-out pages", "let an epoch finish")
         parts.append([labels[name] for name in held])
     return parts
 
 
 def check_target(path, sources):
-    """Raises DataError when --write cannot put values into path."""
+    """Raises UsageError when --write cannot put values into path."""
     path = Path(path)
     if path.suffix not in (".pt", ".json"):
-        raise DataError(f"--write {path}: give a .pt or a .json file")
+        raise UsageError(f"--write {path}", "neither a .pt nor a .json file", "give one of these")
     if path.suffix == ".pt" and (len(sources) > 1 or path.exists()):
-        raise DataError(f"--write {path}: give a new file, .json for several checkpoints")
+        what = "exists, or would hold one of several checkpoints"
+        raise UsageError(f"--write {path}", what, "give a new file, .json for several checkpoints")
 
 
 def write_setting(path, sources, values):
     """Put values into a copy of the checkpoint (.pt) or an hparams file (.json), new or not."""
     check_target(path, sources)
+    state = load_checkpoint(sources[0])
+    hp = {**asdict(state["hparams"]), **values}
     if Path(path).suffix == ".pt":
-        state = load_checkpoint(sources[0])
-        save_checkpoint(path, {**state, "hparams": {**state["hparams"], **values}})
+        save_checkpoint(path, {**state, "hparams": hp})
         return
-    if Path(path).exists():
-        hp = read_json(path)
-    else:
-        hp = load_checkpoint(sources[0])["hparams"]
-        own = ("name", "folds", "fold", "split", "stop_epoch", "workers", "init")
-        hp = {key: hp[key] for key in hp if key not in own}
-    write_json(path, {**hp, **values}, indent=1)
+    for key in ("name", "folds", "fold", "split", "stop_epoch", "workers", "init"):
+        hp.pop(key)
+    write_json(path, {**(read_hparams(path) if Path(path).exists() else hp), **values}, indent=1)
 
 
 def run_tune(args, overrides):
-    """evaluate.py --tune. Raises DataError, NetworkError."""
+    """evaluate.py --tune. Raises DataError."""
     for source in args.sources:
         if source.endswith(".json"):
-            raise DataError(f"{source}: has no maps to tune on; give checkpoints")
+            raise UsageError(source, "has no maps to tune on", "give checkpoints")
     if args.write:
         check_target(args.write, args.sources)
-    hp = {**load_checkpoint(args.sources[0])["hparams"], **overrides}
+    hp = replace(load_checkpoint(args.sources[0])["hparams"], **overrides)
     if len(args.sources) > 1:
         page_lists = held_out_pages(args.sources, args.data, args.image_dir)
     else:
@@ -411,7 +462,7 @@ def run_tune(args, overrides):
     for source, page_list in zip(args.sources, page_lists):
         warn_of_leaks(source, page_list)
     if not any(page.polygons for page in pages):
-        raise DataError("--tune: the pages have no labels")
+        raise DataError("--tune", "the pages have no labels")
     parts = np.repeat(range(len(page_lists)), [len(page_list) for page_list in page_lists])
     if len(page_lists) == 1:
         parts = halves(bootstrap_groups(pages))
@@ -481,9 +532,13 @@ def write_report(path, title, hp, result, pages, rows, details, worst):
     first = min(int(20 * hmeans.min()), 15)  # the histogram's twentieths
     count = np.histogram(hmeans, np.arange(first, 21) / 20)[0]
     edges = [(f"{k / 20:.2f}",) for k in range(first, 20)]
-    curve, chosen = np.mean(curves, 0), hp["box_thresh"] if hp else None
+    curve, chosen = np.mean(curves, 0), hp.box_thresh if hp else None
     levels = [(f"{b:.2f}", *(f"{v:.4f}" for v in row)) for b, row in zip(LEVELS, curve)]
-    shown = ", ".join(f"{key} {hp[key]}" for key in ("size", *DECODING)) if hp else "as in the file"
+    shown = (
+        ", ".join(f"{key} {getattr(hp, key)}" for key in ("size", *DECODING))
+        if hp
+        else "as in the file"
+    )
     figures = []
     for hmean, i, polygons in worst:
         name = f"{pages[i].name}: hmean {hmean:.4f}, {len(heights[i])} words, {hits[i].sum()} hit"
@@ -547,15 +602,15 @@ class Probability(torch.nn.Module):
 def export(source, path, overrides):
     """
     Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size, decoding, score
-    as metadata. Raises DataError without the package onnx, NetworkError where onnxruntime gives
-    other maps than PyTorch, by more than 1e-4.
+    as metadata. Raises DataError without the package onnx, and where onnxruntime gives other maps
+    than PyTorch, by more than 1e-4.
     """
     try:
         import onnx
     except ImportError:
-        raise DataError("--export: needs a package; pip install onnx onnxruntime") from None
+        raise UsageError("--export", "needs a package", "pip install onnx onnxruntime") from None
     model, hp, state = load_network(source)
-    model, hp, buffer = Probability(model).eval(), {**hp, **overrides}, io.BytesIO()
+    model, hp, buffer = Probability(model).eval(), replace(hp, **overrides), io.BytesIO()
     axes = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the newer exporter needs one more package
@@ -563,15 +618,15 @@ def export(source, path, overrides):
         names["dynamic_axes"] = {"pages": axes, "map": axes}
         torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, dynamo=False, **names)
     graph = onnx.load_from_string(buffer.getvalue())
-    about = {key: hp[key] for key in ("backbone", "size", *DECODING)}
+    about = {key: getattr(hp, key) for key in ("backbone", "size", *DECODING)}
     about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
     about["hmean"] = (state.get("scores") or {}).get("hmean")
     onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
     graph = graph.SerializeToString()
     error = onnx_error(model, graph)
     if error is not None and not error < 1e-4:
-        raise NetworkError(f"{source}: as ONNX its maps differ by {error:.1g}; nothing written")
-    replace_file(Path(path), graph)
+        raise DataError(source, f"as ONNX its maps differ by {error:.1g}; nothing written")
+    replace_file(path, graph)
     checked = "not compared, pip install onnxruntime" if error is None else f"differ by {error:.1g}"
     print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps of PyTorch and onnxruntime: {checked}")
 
@@ -588,27 +643,23 @@ def onnx_error(model, graph):
     return max(float(np.abs(model(p).numpy() - m).max()) for p, m in zip(pages, maps))
 
 
-# ---------------------------------------------------------------- command line
+# ---------------------------------------------------------------- predictions as files
 
 
-def open_source(source, pages, overrides, args, job, failed=None):
-    """A checkpoint or the predictions.json of any detector -> the hparams it uses (None for a file)
-    and (index, job(page, found)) of pages in their order. Raises DataError, NetworkError."""
-    if not str(source).endswith(".json"):
-        model, hp, _ = load_network(source, args.device)
-        hp = {**hp, **overrides}
-        return hp, predict_each(model, pages, hp, args.device, job, True, args.tile, failed)
-    by_name = {p.name: p for p in read_competition(source, need_pictures=False)}
-    missing = [p.name for p in pages if p.name not in by_name]
-    if missing:
-        some = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
-        raise DataError(f"{source}: {some}; a page without words needs an entry too")
+def check_pages(source, regions, pages, needed=True):
+    """Raises DataError where the regions {name: ...} of a predictions file lack all pages or, where
+    each is needed, one; says so where they lack some."""
+    if missing := [page.name for page in pages if page.name not in regions]:
+        what = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
+        if needed or len(missing) == len(pages):
+            raise DataError(source, what, "a page without words needs an entry too")
+        print(f"warning: {source}: {what}; it does not vote on them", file=sys.stderr)
 
-    def judge(page):
-        found = by_name[page.name]
-        return job(page, (found.polygons, np.array(found.confidences)))
 
-    return None, enumerate(data.map_threads(judge, pages, "scoring"))
+def read_predictions(source):
+    """{page name: (polygons, scores)} of a predictions.json. Raises DataError."""
+    pages = read_competition(source, need_pictures=False)
+    return {page.name: (page.polygons, np.array(page.confidences)) for page in pages}
 
 
 @contextmanager
@@ -618,23 +669,25 @@ def predictions_file(path):
     if not path:
         yield lambda page, found: None
         return
-    path, start = Path(path), '{"images": {'
+    path, written = Path(path), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     def write(page, found):
-        nonlocal start
+        nonlocal written
         out = Page(page.name, page.path, size=page.size)
         for i, (polygon, confidence) in enumerate(zip(*found), 1):
             out.add(f"{i:04d}", polygon, confidence=confidence)
-        images = json.dumps(pages_to_json([out])["images"], ensure_ascii=False)
-        file.write(start + images[1:-1])
-        start = ",\n"
+        for name, entry in pages_to_json([out])["images"].items():
+            name, entry = (json.dumps(value, ensure_ascii=False) for value in (name, entry))
+            file.write(",\n" * bool(written) + f"{name}: {entry}")
+            written += 1
 
     try:
         with open(temporary, "w", encoding="utf-8") as file:
+            file.write('{"images": {')
             yield write
-            file.write(f"{'' if start.startswith(',') else start}}}}}\n")
+            file.write("}}\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -651,9 +704,49 @@ def write_predictions(path, pages, found):
             write(page, one)
 
 
+# ---------------------------------------------------------------- what a checkpoint has seen
+
+
+def seen_pages(state, pages):
+    """Indices of the pages that a checkpoint, or what it began from and learned from, trained on,
+    and of those that chose its weights, by the digests in it; None of an older one without."""
+    origin = state.get("origin")
+    if not origin:
+        return None
+    digests = [data.picture_digest(page.path) for page in pages]
+    sets = set(origin["trained"]), set(origin["chosen"])
+    return tuple({n for n, digest in enumerate(digests) if digest in known} for known in sets)
+
+
+def warn_of_leaks(source, pages):
+    """Say on stderr where a checkpoint trained on some of the pages, was chosen by them, or does
+    not tell; returns the indices of the former, as seen_pages."""
+    if source.endswith(".json"):
+        return set()
+    state = load_checkpoint(source)
+    seen, unknown = seen_pages(state, pages), state.get("origin", {}).get("unknown", ())
+    if seen is None or unknown:
+        whose = (
+            f"the pages of {', '.join(unknown)}, which it learned from, are" if seen else "it is"
+        )
+        say = f"{whose} not known; not checked that it never trained on these pages"
+        print(f"warning: {source}: {say}", file=sys.stderr)
+    trained, chosen = seen or (set(), set())
+    if trained:
+        some = f"{len(trained)} of these {len(pages)} pages (first: {pages[min(trained)].name})"
+        print(f"warning: {source}: trained on {some}, too good there", file=sys.stderr)
+    if chosen:
+        say = "its epoch was chosen on these pages, so it is rather too good there; see last.pt"
+        print(f"note: {source}: {say}", file=sys.stderr)
+    return trained
+
+
+# ---------------------------------------------------------------- command line
+
+
 def own_pages(hp):
     """The pages a run validated on, from the hparams in its checkpoint."""
-    return data.run_pages(SimpleNamespace(**hp))[1]
+    return data.run_pages(hp)[1]
 
 
 def print_line(result, what):
@@ -670,6 +763,11 @@ def print_scores(result):
     print(f"{result['pages']} pages, {none}; {say}")
 
 
+def print_difference(d, what):
+    low, high = d["interval"]
+    print(f"hmean {d['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {d['verdict']}, vs {what}")
+
+
 def compare(pages, rows, other_rows):
     """Paired difference of two predictions on the same pages, {metric: paired_difference}."""
     groups = bootstrap_groups(pages)
@@ -679,48 +777,8 @@ def compare(pages, rows, other_rows):
     }
 
 
-def print_comparison(difference, other):
-    for metric, (name, _) in METRICS.items():
-        d, (low, high) = difference[metric], difference[metric]["interval"]
-        verdict = f"{d['verdict']}, vs {other}: {name}"
-        print(f"hmean {d['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict}")
-
-
-OVERRIDES = {  # type and what is allowed: from, to or one of these
-    "size": (int, 32, 8192),
-    "thresh": (float, 0.01, 0.99),
-    "box_thresh": (float, 0, 1),
-    "unclip_ratio": (float, 0, 10),
-    "max_candidates": (int, 1, 100000),
-    "min_size": (float, 0, 1000),
-    "mode": (str, *MODES),
-    "amp": (str, "auto", "bf16", "fp16", "off"),
-}
-
-
-def add_overrides(parser):
-    """A flag for each of OVERRIDES, in both spellings."""
-    group = parser.add_argument_group("instead of the values in the checkpoint")
-    for key, (kind, *allowed) in OVERRIDES.items():
-        flag, shown = "--" + key.replace("_", "-"), (" | " if kind is str else " to ").join
-        group.add_argument(flag, type=kind, metavar="X", help=shown(map(str, allowed)))
-        if "_" in key:
-            group.add_argument("--" + key, type=kind, dest=key, help=argparse.SUPPRESS)
-
-
-def given_overrides(args, values=None):
-    """{key: value} of OVERRIDES: flags, else values. Raises DataError on what is not allowed."""
-    flags = {key: getattr(args, key) for key in OVERRIDES if getattr(args, key) is not None}
-    values = {**(values or {}), **flags}
-    for key, value in values.items():
-        kind, *allowed = OVERRIDES[key]
-        if kind is str and value not in allowed:
-            raise DataError(f"--{key} {value}: not one of {', '.join(allowed)}")
-        kinds = (int,) if kind is int else (int, float)
-        if kind is not str and not (type(value) in kinds and allowed[0] <= value <= allowed[1]):
-            whole = "whole numbers " * (kind is int)
-            raise DataError(f"--{key} {value}: not within {whole}{allowed[0]} to {allowed[1]}")
-    return values
+# of a checkpoint's values, those that flags may replace
+OVERRIDES = ("size", *(key for key in DECODING if key != "shrink_ratio"), "amp")
 
 
 def parse_args(argv):
@@ -744,7 +802,7 @@ def parse_args(argv):
     add = parser.add_argument_group("thresholds").add_argument
     add("--tune", action="store_true", help="search them, out of fold (give all), cross-fitted")
     add("--write", metavar="PATH", help="checkpoint (.pt, a copy) or hparams (.json) with them")
-    add_overrides(parser)
+    add_flags(parser, OVERRIDES, "instead of the values in the checkpoint")
     args = parser.parse_args(argv)
     args.source = args.sources[0]
     return args
@@ -752,9 +810,9 @@ def parse_args(argv):
 
 def picture_pages(path):
     """Pages without known labels (None) of a picture, or of all pictures in a folder and below."""
-    path = Path(path)
+    path, where = Path(path), f"--images {path}"
     if not path.exists():
-        raise DataError(f"--images {path}: no such file or folder")
+        raise UsageError(where, "no such file or folder")
     if path.is_dir():
         files = sorted(path.rglob("*"))
         files = [p for p in files if p.suffix.lower() in PICTURES and p.is_file()]
@@ -762,60 +820,9 @@ def picture_pages(path):
         files, path = [path], path.parent
     # names whose bytes are no UTF-8 could not be written into a JSON file
     names = [os.fsencode(p.relative_to(path)).decode("utf-8", "replace") for p in files]
-    pages = [Page(name, file, None) for name, file in zip(names, files)]
-    if not pages:
-        raise DataError(f"--images {path}: no picture in it ({' '.join(PICTURES)})")
-    return pages
-
-
-def trained_on(source, hp, scores, pages):
-    """
-    Indices of the pages whose picture a run trained on, told by its bytes; None when what it, or
-    the run that it began from, trained on is not here. Which pages it held out is taken from the
-    record in its scores, not drawn again.
-    """
-    folder = next((f for f in (Path(hp["data"]), Path("data", hp["data"])) if f.exists()), None)
-    if folder is None:
-        return None
-    held_out = scores.get("pages", {})
-    if not hp["folds"] and (hp["val_data"] or has_split(folder, "val")):
-        held_out = {}  # not parted from the train pages, and may have the same names
-    sizes = {Path(page.path).stat().st_size for page in pages}
-    try:
-        train = load_labels(folder, "train", hp["image_dir"] or None)
-        train = [page for page in train if page.name not in held_out]
-        names = [hp["init"], *hp.get("teacher", "").split(",")]
-        begun = [(name, load_checkpoint(name)) for name in names if name]
-    except DataError:
-        return None
-    seen = {picture_digest(page) for page in train if page.path.stat().st_size in sizes}
-    leaks = {n for n, page in enumerate(pages) if picture_digest(page) in seen}
-    for name, state in begun:
-        before = trained_on(name, state["hparams"], state.get("scores") or {}, pages)
-        if before is None:
-            return None
-        leaks |= before
-    return leaks
-
-
-def chose_epoch(state, pages):
-    """Whether a checkpoint is its run's best epoch by some of these pages, a best.pt."""
-    own = (state.get("scores") or {}).get("pages", ())
-    return "optimizer" not in state and any(page.name in own for page in pages)
-
-
-def warn_of_leaks(source, pages):
-    """Say on stderr when a checkpoint trained on some of the pages, or was chosen by them."""
-    if source.endswith(".json"):
-        return
-    state = load_checkpoint(source)
-    leaks = trained_on(source, state["hparams"], state.get("scores") or {}, pages)
-    if leaks:
-        some = f"{len(leaks)} of these {len(pages)} pages (first: {pages[min(leaks)].name})"
-        print(f"warning: {source}: trained on {some}, too good there", file=sys.stderr)
-    if chose_epoch(state, pages):
-        say = "its epoch was chosen on these pages, so it is rather too good there; see last.pt"
-        print(f"note: {source}: {say}", file=sys.stderr)
+    if not names:
+        raise DataError(where, f"no picture in it ({' '.join(PICTURES)})")
+    return [Page(name, file, None) for name, file in zip(names, files)]
 
 
 def choose_pages(args):
@@ -823,35 +830,53 @@ def choose_pages(args):
     if args.data:
         return load_labels(data.resolve_data(args.data), args.split, args.image_dir)
     if args.source.endswith(".json"):
-        raise DataError(f"{args.source}: which labels? add --data")
+        raise UsageError(args.source, "which labels?", "add --data")
     hp = load_checkpoint(args.source)["hparams"]
     if args.compare and not args.compare.endswith(".json"):
         other = load_checkpoint(args.compare)["hparams"]
         for key in ("data", "val_data", "folds", "fold"):
-            if hp[key] != other[key]:
-                others = f"other pages ({key} {other[key]!r}, here {hp[key]!r})"
-                say = "may have trained on these; name pages that neither has seen by --data"
-                raise DataError(f"--compare: {args.compare} validated on {others} and {say}")
+            own, its = getattr(hp, key), getattr(other, key)
+            if own != its:
+                what = f"validated on other pages ({key} {its!r}, here {own!r}), may know these"
+                remedy = "name pages that neither has seen by --data"
+                raise UsageError(f"--compare {args.compare}", what, remedy)
     return own_pages(hp)
 
 
 def check_flags(args, overrides):
-    """Raises DataError on flags that do not go together."""
+    """Raises UsageError on flags that do not go together."""
     if args.tune:
         others = ("compare", "images", "tile", "out", "export", "html", "pictures")
         if given := [flag for flag in others if vars(args)[flag]]:
-            raise DataError(f"--{given[0]}: not with --tune; --write, and then score that")
+            raise UsageError(f"--{given[0]}", "not with --tune", "--write, and then score that")
         return
     if len(args.sources) > 1 or args.write:
-        raise DataError("several sources and --write are for --tune; see also --compare")
+        raise UsageError("several sources and --write", "are for --tune", "see also --compare")
     given = [flag for flag in ("images", "export", "tile") if vars(args)[flag]] + list(overrides)
     if args.source.endswith(".json") and given:
-        say = "a predictions file is decoded already; give a checkpoint"
-        raise DataError(f"--{given[0]}: {say}")
+        raise UsageError(f"--{given[0]}", "a predictions file is decoded", "give a checkpoint")
     if args.images and (args.compare or args.data or args.html):
-        raise DataError("--images: has no labels; leave out --compare, --data and --html")
+        raise UsageError("--images", "has no labels", "leave out --compare, --data and --html")
     if args.tile and args.tile < 32:
-        raise DataError(f"--tile {args.tile}: at least 32 page pixels are needed")
+        raise UsageError(f"--tile {args.tile}", "at least 32 page pixels are needed")
+
+
+def open_source(source, pages, overrides, args, job, failed=None):
+    """A checkpoint or the predictions.json of any detector -> the Hparams it uses (None for a file)
+    and (index, job(page, found)) of pages in their order. Raises DataError."""
+    if not str(source).endswith(".json"):
+        model, hp, _ = load_network(source, args.device)
+        hp = replace(hp, **overrides)
+
+        def work(page, maps):
+            return job(page, decode(page, maps[0], hp))
+
+        network = [Network(model, hp)]
+        return hp, predict_each(network, pages, args.device, work, True, args.tile, failed)
+    regions = read_predictions(source)
+    check_pages(source, regions, pages)
+    judged = data.map_threads(lambda page: job(page, regions[page.name]), pages, "scoring")
+    return None, enumerate(judged)
 
 
 def score_source(source, pages, overrides, args, main=True, failed=None):
@@ -871,12 +896,12 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
         return found, row, page_details(page, everything, found[0]) if report else None
 
     if report and not source.endswith(".json"):
-        level = {**load_checkpoint(source)["hparams"], **overrides}["box_thresh"]
-        overrides = {**overrides, "box_thresh": min(level, LEVELS[0])}
+        level = overrides.get("box_thresh", load_checkpoint(source)["hparams"].box_thresh)
+        overrides = {**overrides, "box_thresh": min(level, float(LEVELS[0]))}
     hp, stream = open_source(source, pages, overrides, args, judge, failed)
-    hp = hp and {**hp, "box_thresh": hp["box_thresh"] if level is None else level}
+    hp = replace(hp, box_thresh=level) if level is not None else hp
     if hp and not args.json:
-        print(", ".join(f"{k} {hp[k]}" for k in ("size", *DECODING)))
+        print(", ".join(f"{key} {getattr(hp, key)}" for key in ("size", *DECODING)))
     begin, words, rows = time.perf_counter(), 0, {metric: [] for metric in METRICS}
     details, worst = [], []
     with predictions_file(args.out if main else None) as write:
@@ -900,7 +925,7 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
 
 
 def run(args):
-    overrides = given_overrides(args)
+    overrides = given_flags(args, OVERRIDES)
     args.device = choose_device(args.device)
     check_flags(args, overrides)
     if args.tune:
@@ -912,7 +937,9 @@ def run(args):
     for page in pages if args.pictures else ():
         file = picture_file(page, args.pictures)
         if file.exists() and file.samefile(page.path):
-            raise DataError(f"--pictures {args.pictures}: {file} is a page; give a new folder")
+            raise UsageError(
+                f"--pictures {args.pictures}", f"{file} is a page", "give a new folder"
+            )
     for source in () if args.images else filter(None, (args.source, args.compare)):
         warn_of_leaks(source, pages)
     rows = score_source(args.source, pages, overrides, args, True, failed)
@@ -927,37 +954,24 @@ def run(args):
         print(json.dumps(result))
         return 0
     print_scores(result)
-    if args.compare:
-        print_comparison(result["compare"], args.compare)
+    for metric in METRICS if args.compare else ():
+        what = f"{args.compare}: {METRICS[metric][0]}"
+        print_difference(result["compare"][metric], what)
     return 0
 
 
 def choose_device(name):
-    """torch.device of --device; `auto` is CUDA where there is one. Raises ValueError."""
+    """torch.device of --device; `auto` is CUDA where there is one. Raises UsageError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DataError(f"--device {name}: not a device; use cuda, cuda:1 or cpu") from None
+        raise UsageError(f"--device {name}", "not a device", "use cuda, cuda:1 or cpu") from None
     gpus = torch.cuda.device_count()
     if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
-        raise DataError(f"--device {name}: not here, with {gpus} CUDA devices; use cpu")
+        raise UsageError(f"--device {name}", f"not here, with {gpus} CUDA devices", "use cpu")
     return device
-
-
-def exit_code(run):
-    """The exit code of run(); 1, 2 or 3 with one line on stderr where it fails."""
-    try:
-        return run() or 0
-    except DataError as error:
-        line, code = error, 2
-    except OSError as error:
-        line, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
-    except torch.OutOfMemoryError:
-        line, code = "out of memory: use a smaller --size, or --device cpu", 3
-    print(f"error: {line}", file=sys.stderr)
-    return code
 
 
 def main(argv=None):

@@ -17,7 +17,6 @@ import contextlib
 import copy
 import csv
 import dataclasses
-import fcntl
 import importlib
 import io
 import json
@@ -29,6 +28,7 @@ import statistics
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -41,11 +41,10 @@ import data
 import evaluate
 from cleval import bootstrap_groups, page_row, summary
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
-from files import DataError, replace_file, write_json
+from files import DataError, UsageError, exit_code, lock, replace_file, write_json
 from hparams import (
     FIELDS,
     Hparams,
-    UsageError,
     given_flags,
     read_hparams,
     resolve_hparams,
@@ -54,30 +53,27 @@ from hparams import (
 )
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-EXIT_USAGE, EXIT_MEMORY, EXIT_NOT_FINITE = 2, 3, 4
 QUICK_START = "python train.py --hparams hparams/quickstart.json"
 EMA_DECAY = 0.999
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name")  # when a run is resumed
-MEMORY_ADVICE = "out of memory: lower --batch or --size, or use a smaller --backbone"
+CALM = "lower --lr or use --amp off; the run folder keeps the last whole epoch"
 FETCH_EVERY = 10  # steps between looks at the losses; each look waits for the GPU
-COLUMNS = [
-    "epoch",
-    "lr",
-    "loss",
-    "loss_shrink",
-    "loss_thresh",
-    "loss_binary",
-    "precision",
-    "recall",
-    "hmean",
-    "hmean_lo",
-    "hmean_hi",
-    "seconds",
-    "images_s",
-    "wait",
-    "peak_gib",
-    "val_seconds",
-]
+LOSSES = ("loss", "loss_shrink", "loss_thresh", "loss_binary")
+SCORES = ("precision", "recall", "hmean", "hmean_lo", "hmean_hi")
+COLUMNS = ("epoch", "lr", *LOSSES, *SCORES)
+COLUMNS += ("seconds", "images_s", "wait", "peak_gib", "val_seconds")
+
+
+class NotFinite(DataError):
+    """The loss or a weight became NaN or infinite."""
+
+    code = 4
+
+
+class Lost(DataError):
+    """A loader process or another process of the group is gone."""
+
+    code = 137
 
 
 # ---------------------------------------------------------------- configuration
@@ -88,25 +84,18 @@ def resolve(args):
     may change. Raises DataError, UsageError."""
     if not args.resume:
         return resolve_hparams(args)
-    flags = given_flags(args)
-    values = read_hparams(args.hparams) if args.hparams else {}
-    return validate(Hparams(**{**resumed_values(values, flags), **flags}), args.hparams or "flags")
-
-
-def resumed_values(values, flags):
-    """The run folder's values. Raises UsageError when a flag or file would change the run."""
-    name = flags.get("name") or values.get("name")
-    if not name:
-        raise UsageError("--resume: which run? add --name")
-    path = Path("runs", name, "hparams.json")
+    given = {**(read_hparams(args.hparams) if args.hparams else {}), **given_flags(args)}
+    if not given.get("name"):
+        raise UsageError("--resume", "which run?", "add --name")
+    path = Path("runs", given["name"], "hparams.json")
     if path.parent.is_dir() and not path.exists():  # killed before it was written
-        return values
+        return validate(Hparams(**given))
     saved = read_hparams(path)
-    for key, new in {**values, **flags}.items():
+    for key, new in given.items():
         if key not in MAY_CHANGE and saved.get(key, FIELDS[key].default) != new:
-            was = f"{key} is {saved.get(key)!r} in run {name}"
-            raise UsageError(f"--resume: {was} and cannot become {new!r}; start a new run")
-    return {**saved, "stop_epoch": 0, **{k: v for k, v in values.items() if k in MAY_CHANGE}}
+            what = f"{key} is {saved.get(key)!r} in run {given['name']} and cannot become {new!r}"
+            raise UsageError("--resume", what, "start a new run")
+    return validate(Hparams(**{**saved, "stop_epoch": 0, **given}))
 
 
 def choose_run_folder(hp, stem):
@@ -118,7 +107,8 @@ def choose_run_folder(hp, stem):
         name = f"{stem}-{number}"
     folder = Path("runs", name)
     if folder.exists():
-        raise UsageError(f"{folder} exists; choose another name, or --resume to go on with it")
+        remedy = "choose another name, or --resume to go on with it"
+        raise UsageError(folder, "exists", remedy)
     return dataclasses.replace(hp, name=name), folder
 
 
@@ -163,7 +153,8 @@ def own_device(name):
     if device.type == "cuda" and dist.is_initialized():
         here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if here > gpus:
-            raise UsageError(f"{here} processes for {gpus} GPUs; lower --nproc-per-node")
+            what = f"{here} processes for {gpus} GPUs"
+            raise UsageError("torchrun", what, "lower --nproc-per-node")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     return device
@@ -193,10 +184,8 @@ class Stop:
 
 
 def read_pages(hp):
-    """(train pages, val pages, hp with the hash of its split); prints counts.
-
-    Raises DataError when a page is at fault or no positive pixel would remain.
-    """
+    """(train pages, val pages, their digests, hp with the hash of its split); prints counts. Raises
+    DataError when a page is at fault or no positive pixel would remain."""
     check_schedule(hp)
     train, val, split = data.run_pages(hp)
     if hp.pseudo_labels:
@@ -205,15 +194,31 @@ def read_pages(hp):
         train = train + pseudo
     for name, pages in (("train", train), ("val", val)):
         print(f"{name:5s} {data.format_counts(data.describe(pages, hp.size))}")
-    begun = [hp.init] if Path(hp.init).is_file() else []  # a resumed run can do without
-    for path in filter(None, begun + hp.teacher.split(",")):
+    for path in ancestors(hp):
         evaluate.warn_of_leaks(path, val)
     if not any(has_text(page, hp) for page in train):
-        raise DataError(
-            f"{hp.data}: no positive pixel in {len(train)} train pages at size {hp.size}; "
-            "are all words ignored?"
-        )
-    return train, val, keep_split(hp, split) if hp.folds else hp
+        what = f"no positive pixel in {len(train)} train pages at size {hp.size}"
+        raise DataError(hp.data, what, "are all words ignored?")
+    digests = data.map_threads(lambda p: data.picture_digest(p.path), train + val, "reading pages")
+    parts = digests[: len(train)], digests[len(train) :]
+    return train, val, parts, keep_split(hp, split) if hp.folds else hp
+
+
+def ancestors(hp):
+    """Checkpoints that a run begins from or learns from; a resumed one can do without its init."""
+    begun = [hp.init] if Path(hp.init).is_file() else []
+    return [path for path in begun + hp.teacher.split(",") if path]
+
+
+def trace_origin(hp, trained):
+    """What a checkpoint says of the pages behind it, as lists of digests: trained on, also by its
+    ancestors, and those that chose an ancestor's epoch; ancestors that do not tell are unknown."""
+    origin = {"trained": {*trained}, "chosen": set(), "unknown": set()}
+    for path in ancestors(hp):
+        before = load_checkpoint(path).get("origin") or {"unknown": [path]}
+        for key, values in before.items():
+            origin[key].update(values)
+    return {key: sorted(values) for key, values in origin.items()}
 
 
 def check_schedule(hp):
@@ -238,10 +243,8 @@ def keep_split(hp, split):
     """hp with the hash of its split, which is written to runs/. Raises DataError when a resumed
     run's pages would fall into other folds than before."""
     if hp.split not in ("", split["hash"]):
-        raise DataError(
-            f"{hp.data}: its pages make another split ({split['hash']}) than when run {hp.name} "
-            f"began ({hp.split}); put the data back or start a new run"
-        )
+        what = f"its pages make split {split['hash']}, in run {hp.name} it was {hp.split}"
+        raise DataError(hp.data, what, "put the data back or start a new run")
     write_json(Path("runs", f"split-{split['hash']}.json"), split, indent=1)
     print(f"fold {hp.fold} of {hp.folds}, split {split['hash']}")
     return dataclasses.replace(hp, split=split["hash"])
@@ -262,7 +265,7 @@ def make_loader(train, hp, device, start_epoch, start_step, cache=None):
     batches = [batch[rank::size] for batch in batches[start_step:]]
     workers = hp.workers
     if workers < 0:
-        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = max(1, min(16, cores)) if device.type == "cuda" else 0
     # not fork: OpenCV's and OpenMP's threads do not survive it, and the workers would wait for them
     context = torch.multiprocessing.get_context("forkserver") if workers else None
@@ -300,10 +303,7 @@ def update_ema(ema, model, step):
 
 def start_network(hp, device, fresh):
     """The network, if fresh with the weights that hp names; those of process 0 reach the others
-    later.
-
-    Raises NetworkError, UsageError.
-    """
+    later. Raises DataError."""
     torch.manual_seed(hp.seed)
     pretrained = hp.pretrained if fresh and place()[0] == 0 and not hp.init else "none"
     model = DBNet(hp.backbone, hp.neck, pretrained)
@@ -312,27 +312,26 @@ def start_network(hp, device, fresh):
         try:
             model.load_state_dict(state.get("ema") or state["model"])
         except RuntimeError as error:
-            raise UsageError(
-                f"--init {hp.init}: weights of another network ({str(error).splitlines()[0]})"
-            ) from None
+            what = f"weights of another network ({str(error).splitlines()[0]})"
+            raise UsageError(f"--init {hp.init}", what) from None
     if hp.sync_bn and dist.is_initialized():
         if device.type != "cuda":
-            raise UsageError("sync_bn = true needs GPUs; on CPUs use freeze_bn")
+            raise UsageError("sync_bn = true", "needs GPUs", "on CPUs use freeze_bn")
         from timm.layers import convert_sync_batchnorm  # torch's own would lose timm's activations
 
         model = convert_sync_batchnorm(model)
     return model.to(device, memory_format=torch.channels_last)
 
 
-POSITION = ["epoch", "step", "losses", "timing", "best", "rows", "scores"]
+POSITION = ("epoch", "step", "losses", "timing", "best", "rows", "scores")
 
 
 class Trainer:
     """What changes while training, and nothing else: network, EMA, optimizer, scaler, position,
-    best, log rows."""
+    best, log rows; and what the checkpoints say of the pages."""
 
-    def __init__(self, hp, device, fresh=True):
-        """fresh: no state will be loaded."""
+    def __init__(self, hp, device, fresh=True, digests=((), ())):
+        """fresh: no state will be loaded; digests: of the train and the val pages."""
         self.hp, self.device, self.processes = hp, device, place()[1]
         self.model = self.forward = start_network(hp, device, fresh)
         if hp.compile:  # traced once for all canvases; the code generator may still want some anew
@@ -350,6 +349,7 @@ class Trainer:
         self.dtype = evaluate.amp_dtype(hp.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.best, self.rows, self.scores = {"hmean": -1.0, "epoch": 0}, [], {}
+        self.origin, self.val_digests = trace_origin(hp, digests[0]), digests[1]
         self.writer, self.failed = None, []
         self.begin_epoch(0)
 
@@ -404,7 +404,7 @@ class Trainer:
         state |= {key: getattr(self, key) for key in POSITION}
         state["rng"] = torch.get_rng_state()
         state["cuda_rng"] = torch.cuda.get_rng_state(self.device) if cuda else None
-        return state | {"hparams": dataclasses.asdict(self.hp)}
+        return state | {"hparams": dataclasses.asdict(self.hp), "origin": self.origin}
 
     def parts(self):
         return {key: getattr(self, key) for key in ("model", "ema", "optimizer", "scaler")}
@@ -419,12 +419,15 @@ class Trainer:
                     part.load_state_dict(state[key])
             for key in POSITION:
                 setattr(self, key, state[key])
+            for key, values in state.get("origin", {}).items():
+                self.origin[key] = sorted({*self.origin[key], *values})
             torch.set_rng_state(state["rng"])
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"{folder}/last.pt does not fit its hparams.json ({reason})") from None
+            what = f"does not fit its hparams.json ({reason})"
+            raise DataError(f"{folder}/last.pt", what) from None
 
     def save(self, folder, is_best=False):
         """Write last.pt (and best.pt) behind the training's back; waits for the save before."""
@@ -435,6 +438,8 @@ class Trainer:
         if is_best:
             best = {k: last[k] for k in ("hparams", "epoch", "scores")}
             best["model"] = last["ema"] or last["model"]
+            chosen = sorted({*self.origin["chosen"], *self.val_digests})
+            best["origin"] = {**self.origin, "chosen": chosen}
         work = (folder, last, best, self.failed)
         self.writer = threading.Thread(target=write_checkpoints, args=work)
         self.writer.start()
@@ -464,49 +469,38 @@ def write_checkpoints(folder, last, best, failed):
             keep_previous(folder)
         save_checkpoint(folder / "last.pt", last)
         write_log(folder / "log.csv", last["rows"])
-    except Exception as error:  # the trainer raises it; a thread's own would only be printed
+    except Exception as error:  # noqa: BLE001 (the trainer raises it; a thread would only print it)
         failed.append(error)
 
 
 def keep_previous(folder):
-    """Make prev.pt a second name of last.pt, without a moment in which either is missing or does
-    not fit its side file."""
-    last, prev = folder / "last.pt", folder / "prev.pt"
-    sides = [Path(f"{path}.sha256") for path in (last, prev)]
-    digests = [side.read_bytes() for side in sides if side.exists()]
-    replace_file(sides[1], b"".join(digests))
-    temporary = folder / f".{prev.name}.{os.getpid()}.tmp"
+    """Make prev.pt a second name of last.pt, without a moment in which either is missing."""
+    temporary = folder / f".prev.pt.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     try:
-        os.link(last, temporary)
+        os.link(folder / "last.pt", temporary)
     except OSError:  # a file system without hard links
-        shutil.copy2(last, temporary)
-    os.replace(temporary, prev)
+        shutil.copy2(folder / "last.pt", temporary)
+    os.replace(temporary, folder / "prev.pt")
     temporary.unlink(missing_ok=True)  # rename does nothing between two names of one file
-    if sides[0].exists():
-        replace_file(sides[1], sides[0].read_bytes())
-    else:  # of a copy without it
-        sides[1].unlink(missing_ok=True)
 
 
 def load_last(folder):
     """The newest whole checkpoint of a run, or None when none was written. Says so when it is not
-    last.pt."""
-    errors = []
-    for name in ("last.pt", "prev.pt"):
-        if (folder / name).exists():
+    last.pt. Raises DataError."""
+    keys, damaged = ("model", "optimizer", "hparams", "epoch", "rows"), None
+    for path in (folder / "last.pt", folder / "prev.pt"):
+        if path.exists():
             try:
-                state = load_checkpoint(
-                    folder / name, ("model", "optimizer", "hparams", "epoch", "rows")
-                )
-                if errors:
-                    whole = f"{folder / name}, epoch {state['epoch']}"
-                    print(f"warning: {errors[0]}; going on from {whole}")
-                return state
-            except ValueError as error:
-                errors.append(str(error))
-    if errors:
-        raise UsageError(errors[0])
+                state = load_checkpoint(path, keys)
+            except DataError as error:
+                damaged = damaged or error
+                continue
+            if damaged:
+                print(f"warning: {damaged}; going on from {path}, epoch {state['epoch']}")
+            return state
+    if damaged:
+        raise damaged
     return None
 
 
@@ -526,7 +520,7 @@ def read_log(folder):
     """Rows of a run's log.csv as {epoch: {column: float}}. Raises UsageError if there is none."""
     path = Path(folder, "log.csv")
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; is {folder} a run folder?")
+        raise UsageError(path, "no such file", f"is {folder} a run folder?")
     with open(path, newline="") as file:
         return {int(r["epoch"]): {k: float(v) for k, v in r.items()} for r in csv.DictReader(file)}
 
@@ -549,8 +543,8 @@ def print_row(row, epochs, baseline):
 
 def tagged(row):
     """A row's numbers by the names that W&B and TensorBoard show: val/hmean, train/loss."""
-    names = {key: "val/" if key in COLUMNS[6:11] else "train/" for key in row if key != "epoch"}
-    return {names[key] + key: row[key] for key in names}
+    places = {key: "val/" if key in SCORES else "train/" for key in row if key != "epoch"}
+    return {places[key] + key: row[key] for key in places}
 
 
 def to_tensorboard(hp, folder):
@@ -579,16 +573,10 @@ def to_wandb(hp, folder):
     for path in folder.glob("wandb/offline-run-*"):
         shutil.rmtree(path)  # its rows are sent again
     online = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "receipts"),
-        name=hp.name,
-        id=past[-1].name.rpartition("-")[2] if past else None,
-        resume="allow",
-        dir=folder,
-        config=dataclasses.asdict(hp),
-        mode=None if online else "offline",
-        settings=wandb.Settings(silent=True),
-    )
+    options = {"mode": None if online else "offline", "settings": wandb.Settings(silent=True)}
+    options |= {"id": past[-1].name.rpartition("-")[2] if past else None, "resume": "allow"}
+    options |= {"name": hp.name, "dir": folder, "config": dataclasses.asdict(hp)}
+    run = wandb.init(project=os.environ.get("WANDB_PROJECT", "receipts"), **options)
     run.define_metric("*", step_metric="epoch")
     known = run.summary.get("epoch", 0)
 
@@ -617,8 +605,8 @@ def start_mirrors(kinds, hp, folder, rows):
     try:
         kinds = [k for k in MIRRORS if k in kinds or (folder / k).is_dir()]
         mirrors = [MIRRORS[kind](hp, folder) for kind in kinds]
-    except Exception as error:  # W&B has many of its own
-        raise UsageError(f"--log: {(str(error).splitlines() or [repr(error)])[0]}") from None
+    except Exception as error:  # noqa: BLE001 (W&B has many of its own)
+        raise UsageError("--log", (str(error).splitlines() or [repr(error)])[0]) from None
     for row in rows:
         for send in mirrors:
             send(row)
@@ -632,14 +620,11 @@ def check_mirrors(kinds):
         try:
             importlib.import_module(modules[kind])
         except ImportError:
-            raise UsageError(f"--log {kind}: its package is missing; pip install {kind}") from None
+            where = f"--log {kind}"
+            raise UsageError(where, "its package is missing", f"pip install {kind}") from None
 
 
 # ---------------------------------------------------------------- the loop
-
-
-class NotFinite(RuntimeError):
-    """The loss became NaN or infinite."""
 
 
 def fetch_losses(trainer, pending, steps):
@@ -650,13 +635,12 @@ def fetch_losses(trainer, pending, steps):
         trainer.losses.append(row)
         number, epoch = len(trainer.losses), trainer.epoch + 1
         if not all(map(math.isfinite, row)):
-            raise NotFinite(f"loss is {row[0]} in epoch {epoch}, step {number} of {steps}")
+            where = f"epoch {epoch}, step {number} of {steps}"
+            raise NotFinite(where, f"loss is {row[0]}", CALM)
         recent = [r[0] for r in trainer.losses[-50:-1]]
         if len(recent) >= 10 and row[0] > 3 * statistics.median(recent):
-            print(
-                f"warning: loss {row[0]:.3f} in epoch {epoch}, step {number} "
-                "is above 3 times its running median"
-            )
+            where = f"in epoch {epoch}, step {number}"
+            print(f"warning: loss {row[0]:.3f} {where} is above 3 times its running median")
     pending.clear()
     if trainer.failed:
         raise trainer.failed[0]
@@ -669,9 +653,8 @@ def train_epoch(trainer, batches, steps, stop, steps_left):
     hp, device, pending = trainer.hp, trainer.device, []
     look_every = FETCH_EVERY if device.type == "cuda" else 1
     trainer.train_mode()
-    quiet = not sys.stderr.isatty()
     begin, first = time.perf_counter(), trainer.step
-    for step in tqdm(range(first, steps), f"epoch {trainer.epoch + 1}", leave=False, disable=quiet):
+    for step in tqdm(range(first, steps), f"epoch {trainer.epoch + 1}", leave=False, disable=None):
         asked = time.perf_counter()
         pages, maps = next(batches)
         trainer.timing[1] += time.perf_counter() - asked
@@ -711,8 +694,8 @@ def score_pages(trainer, val):
     def judge(page, found):  # beside the network
         return page_row("page", page, found[0])
 
-    hp, model = dataclasses.asdict(trainer.hp), trainer.averaged_model()
-    found = evaluate.predict(model, val[rank::size], hp, trainer.device, judge)
+    network = evaluate.Network(trainer.averaged_model(), trainer.hp)
+    found = evaluate.predict(network, val[rank::size], trainer.device, judge)
     rows[rank::size] = torch.tensor(np.array(found)).reshape(-1, 4)
     return total(rows).numpy()
 
@@ -721,13 +704,13 @@ def finish_epoch(trainer, val, steps):
     """Validate, append the epoch's row, advance. Returns (row, whether it is the best so far)."""
     hp, begin = trainer.hp, time.perf_counter()
     if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
-        raise NotFinite(f"weights are not finite after epoch {trainer.epoch + 1}")
+        raise NotFinite(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM)
     rows = score_pages(trainer, val)
     row = summary("page", rows, bootstrap_groups(val))
     row["hmean_lo"], row["hmean_hi"] = row.pop("interval")
     row["epoch"], row["lr"] = trainer.epoch + 1, learning_rate(hp, trainer.epoch, trainer.epoch + 1)
     losses = np.mean(trainer.losses, 0).tolist()
-    row |= zip(("loss", "loss_shrink", "loss_thresh", "loss_binary"), losses)
+    row |= zip(LOSSES, losses)
     row["val_seconds"] = time.perf_counter() - begin
     seconds, waited = trainer.timing
     row["seconds"], row["wait"] = seconds + row["val_seconds"], waited / seconds
@@ -752,20 +735,16 @@ def open_folder(hp, folder, resume):
     folder.mkdir(parents=True, exist_ok=resume)
     if not (folder / "hparams.json").exists():
         write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)
-    lock = open(folder / "hparams.json", "r+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"{folder}: another process is training there") from None
-    except OSError:  # a file system without locks
-        pass
+    held = lock(folder / "hparams.json")
+    if held is None:
+        raise UsageError(folder, "another process is training there", "wait for it, or stop it")
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     if hp.cache:
         (folder / "cache").mkdir()
     print(f"run folder {folder}", flush=True)
-    return lock
+    return held
 
 
 def load_run(folder):
@@ -787,11 +766,11 @@ def load_run(folder):
 
 def run(hp, folder, resume, options, stop):
     """Train to hp.epochs (or hp.stop_epoch); options: the command line's. Returns the exit code."""
-    train, val, hp = from_first(lambda: read_pages(hp))
-    trainer = None if resume else Trainer(hp, options.device)  # before there is a folder
+    train, val, digests, hp = from_first(lambda: read_pages(hp))
+    trainer = None if resume else Trainer(hp, options.device, True, digests)  # no folder yet
     with open_folder(hp, folder, resume) if place()[0] == 0 else contextlib.nullcontext():
         state = from_first(lambda: load_run(folder) if resume else None)
-        trainer = trainer or Trainer(hp, options.device, fresh=state is None)
+        trainer = trainer or Trainer(hp, options.device, state is None, digests)
         trainer.load(state, folder)
         return train_run(trainer, train, val, folder, options, stop)
 
@@ -833,7 +812,7 @@ def finish_run(trainer, val, folder, mirrors, artifact):
     model = trainer.averaged_model()
     if place()[0]:
         return
-    found = evaluate.predict(model, val[:8], dataclasses.asdict(trainer.hp), trainer.device)
+    found = evaluate.predict(evaluate.Network(model, trainer.hp), val[:8], trainer.device)
     evaluate.draw_pictures(val[:8], found, folder / "pictures")
     for send in mirrors:
         pictures = sorted((folder / "pictures").glob("*.jpg"))
@@ -863,14 +842,15 @@ def members(args, stem):
     """Hparams of each run of `--fold all` and `--seeds N`, named STEM-fold2-seed1. Raises
     UsageError."""
     if place()[1] > 1:
-        raise UsageError("--fold all and --seeds: under torchrun train one --fold, one --seed")
+        what = "several runs under torchrun"
+        raise UsageError("--fold all and --seeds", what, "train one --fold, one --seed")
     all_folds, seeds = args.fold == "all", args.seeds
     shared = vars(args) | {"resume": False} | ({"fold": None} if all_folds else {})
     hp = resolve(argparse.Namespace(**shared))
     if all_folds and not hp.folds:
-        raise UsageError("--fold all: of how many? add --folds 5")
+        raise UsageError("--fold all", "of how many?", "add --folds 5")
     if seeds is not None and seeds < 1:
-        raise UsageError(f"--seeds = {seeds} is not at least 1")
+        raise UsageError(f"--seeds = {seeds}", "is not at least 1")
     result = []
     for fold in range(1, hp.folds + 1) if all_folds else [hp.fold]:
         for seed in range(hp.seed, hp.seed + seeds) if seeds else [hp.seed]:
@@ -885,7 +865,7 @@ def is_finished(hp, folder):
     for key in FIELDS.keys() - {*MAY_CHANGE, "split"}:
         old, new = getattr(saved, key), getattr(hp, key)
         if old != new:
-            raise UsageError(f"{folder}: {key} is {old!r}, not {new!r}")
+            raise UsageError(folder, f"{key} is {old!r}, not {new!r}")
     return (folder / "log.csv").exists() and hp.epochs in read_log(folder)
 
 
@@ -894,7 +874,7 @@ def run_members(runs, args):
     by_name = {hp.name: hp for hp in runs}
     made = [name for name in by_name if Path("runs", name, "hparams.json").exists()]
     if made and not args.resume:
-        raise UsageError(f"runs/{made[0]} exists; choose another name, or --resume to go on")
+        raise UsageError(f"runs/{made[0]}", "exists", "choose another name, or --resume to go on")
     finished = {name for name in made if is_finished(by_name[name], Path("runs", name))}
     stop, failed = Stop(), []
     for hp in runs:
@@ -902,14 +882,12 @@ def run_members(runs, args):
         if hp.name in finished:
             print(f"{folder} is finished")
             continue
-        try:
-            split = read_hparams(folder / "hparams.json")["split"] if hp.name in made else ""
-            hp = dataclasses.replace(hp, split=split)
-            code = run(hp, folder, folder.exists(), args, stop)
-            if code:
-                return code
-        except FAILURES as error:
-            explain(error)
+        split = read_hparams(folder / "hparams.json")["split"] if hp.name in made else ""
+        hp = dataclasses.replace(hp, split=split)
+        code = exit_code(partial(run, hp, folder, folder.exists(), args, stop))
+        if code > 128:
+            return code
+        if code:
             failed.append(hp.name)
     report_members([hp for hp in runs if hp.name not in failed])
     for name in failed:
@@ -932,20 +910,18 @@ def report_members(runs):
         print(f"out of fold: hmean {statistics.mean(pages.values()):.4f} over {len(pages)} pages")
 
 
-FAILURES = (DataError, NotFinite, torch.OutOfMemoryError, OSError)
-
-
 def begin(args, stem):
     """(hparams, folder, whether there is something to go on from) of one run; nothing is made yet.
 
     A process group that torchrun started again goes on by itself. Raises UsageError.
     """
     hp = resolve(args)
-    if not hp.name and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        raise UsageError("--max-restarts: a restarted group has to find its run; add --name")
+    if not hp.name and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        what = "a restarted group has to find its run"
+        raise UsageError("--max-restarts", what, "add --name")
     if hp.batch < place()[1]:
-        raise UsageError(f"batch = {hp.batch} for {place()[1]} processes; a page each is needed")
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        raise UsageError(f"batch = {hp.batch}", f"{place()[1]} processes need a page each")
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if again and not args.resume and Path("runs", hp.name).exists():
         args.resume = True
         hp = resolve(args)
@@ -975,42 +951,37 @@ def start(args):
 
 def main(argv=None):
     store = join_group()
-    hidden = open(os.devnull, "w") if place()[0] else None
-    out, err = hidden or sys.stdout, hidden or sys.stderr
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = start(trainer_parser(__doc__).parse_args(argv))
-    except (*FAILURES, RuntimeError, MemoryError, KeyboardInterrupt) as error:
-        return explain(error, store)
-    if store:
-        dist.destroy_process_group()
-    return code
+
+    def work():
+        with contextlib.ExitStack() as stack:
+            if place()[0]:  # rank 0 alone prints, but for the first error
+                hidden = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(hidden))
+                stack.enter_context(contextlib.redirect_stderr(hidden))
+            try:
+                code = start(trainer_parser(__doc__).parse_args(argv))
+            except RuntimeError as error:
+                raise explained(error, store) from None
+            if store:
+                dist.destroy_process_group()
+            return code
+
+    def say(line):
+        if store is None or first_to_fail(store):
+            print(f"error: {line}", file=sys.stderr)
+
+    return exit_code(work, say)
 
 
-def explain(error, store=None):
-    """One line about a failure on stderr, from the first process that fails; the exit code."""
-    text, code = str(error), EXIT_USAGE
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
-        line, code = MEMORY_ADVICE, EXIT_MEMORY
-    elif isinstance(error, NotFinite):
-        line = f"{text}; lower --lr or use --amp off; the run folder keeps the last whole epoch"
-        code = EXIT_NOT_FINITE
-    elif isinstance(error, KeyboardInterrupt):
-        line, code = "interrupted; the run folder keeps the last whole epoch", 128 + signal.SIGINT
-    elif isinstance(error, ValueError):  # from a loader process it comes with a traceback
-        line = text.strip().splitlines()[-1].removeprefix("data.DataError: ")
-    elif isinstance(error, OSError):
-        line, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
-        line += "; what was written before is whole"
-    elif "DataLoader worker" in text:
-        line, code = "a loader process was killed; out of memory? lower --workers", 1
-    elif store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
-        line, code = "a process of the group was lost; the run folder keeps the last whole epoch", 1
-    else:
-        raise error
-    if store is None or first_to_fail(store):
-        print(f"error: {line}", file=sys.stderr)
-    return code
+def explained(error, store):
+    """What a RuntimeError about processes that are gone means; any other as it is."""
+    text = str(error)
+    if "DataLoader worker" in text:
+        return Lost("a loader process", "was killed", "out of memory? lower --workers")
+    if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
+        kept = "the run folder keeps the last whole epoch"
+        return Lost("a process of the group", "was lost", kept)
+    return error
 
 
 def first_to_fail(store):

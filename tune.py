@@ -49,12 +49,12 @@ def score_page(item, grid, hp):
     ignore = np.array(page.ignore, bool)
     labels = prepare_labels(as_points(page.polygons), [None] * len(ignore), ignore, "page")
     page_size, box_thresh = np.array(prob.shape[::-1]) / scale, np.array(grid["box_thresh"])
-    fixed = {"box_thresh": box_thresh.min(), "min_size": 0, "max_candidates": hp["max_candidates"]}
+    fixed = {"box_thresh": box_thresh.min(), "min_size": 0, "max_candidates": hp.max_candidates}
     result = np.zeros([len(grid[key]) for key in TUNED] + [3])
     for t, u, r in np.ndindex(result.shape[0], *result.shape[2:4]):
         if u == r == 0:
             candidates = find_candidates(prob, grid["thresh"][t])
-        rule = grid["unclip_ratio"][u], hp["shrink_ratio"]
+        rule = grid["unclip_ratio"][u], hp.shrink_ratio
         polygons, confidence = decode_candidates(
             candidates, unclip_ratio=rule[0], mode=grid["mode"][r], shrink_ratio=rule[1], **fixed
         )
@@ -154,7 +154,7 @@ def tune(maps, pages, parts, grid, hp):
     return {
         "pages": len(pages),
         "settings": hmeans.shape[1],
-        "before": {**{k: hp[k] for k in TUNED}, "hmean": float(own.mean())},
+        "before": {**{k: getattr(hp, k) for k in TUNED}, "hmean": float(own.mean())},
         "best": setting(best),
         "recommended": setting(middle),
         "plateau": int(plateau.sum()),

@@ -3,6 +3,7 @@ runs them. Tests import the scripts by name and run from an empty folder."""
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -65,7 +66,8 @@ def tiny_sweep(**changes):
 
 
 def flat(value, path=""):
-    """Nested dicts, lists and tuples as {path: leaf}."""
+    """Nested dicts, lists, tuples and dataclasses as {path: leaf}."""
+    value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
     if isinstance(value, dict):
         return {k: v for key, x in value.items() for k, v in flat(x, f"{path}/{key}").items()}
     if isinstance(value, (list, tuple)):

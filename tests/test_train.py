@@ -1,7 +1,7 @@
 """Training: values in, exact resume, kills at bad moments, one line for whatever goes wrong."""
 
 import csv
-import fcntl
+import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import NETWORK, ROOT, error_line, run_python
 
 import data
 import evaluate
@@ -22,35 +22,10 @@ import hparams
 import labels
 import train
 
-TINY = [
-    "--data",
-    "s",
-    "--backbone",
-    "mobilenetv3_small_050",
-    "--pretrained",
-    "none",
-    "--neck",
-    "64",
-    "--size",
-    "96",
-    "--batch",
-    "2",
-    "--epochs",
-    "4",
-    "--T_max",
-    "4",
-    "--lr",
-    "0.003",
-    "--thresh",
-    "0.2",
-    "--box-thresh",
-    "0.2",
-    "--unclip-ratio",
-    "0",
-    "--aug-strength",
-    "0.5",
-]
+TINY = ("--data=s", *NETWORK, "--size=96", "--batch=2", "--epochs=4", "--T_max=4", "--lr=0.003")
+TINY += ("--thresh=0.2", "--box-thresh=0.2", "--unclip-ratio=0", "--aug-strength=0.5")
 TIMES = {"seconds", "images_s", "wait", "peak_gib", "val_seconds"}
+MAY_DIFFER = TIMES | {"name", "stop_epoch", "workers", "cache"}
 
 
 def run(*flags):
@@ -61,8 +36,14 @@ def last(work, name):
     return train.load_checkpoint(work / "runs" / name / "last.pt")
 
 
+def log_rows(name):
+    with open(f"runs/{name}/log.csv") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
 def flat(value, path=""):
     """Nested dicts and lists as {path: leaf}."""
+    value = dataclasses.asdict(value) if isinstance(value, hparams.Hparams) else value
     if isinstance(value, dict):
         return {k: v for key, x in value.items() for k, v in flat(x, f"{path}/{key}").items()}
     if isinstance(value, list):
@@ -75,10 +56,7 @@ def assert_same_run(a, b):
     a, b = flat(a), flat(b)
     assert a.keys() == b.keys()
     for key in a:
-        if (
-            key.split("/")[-1] in TIMES | {"name", "stop_epoch", "workers", "cache"}
-            or "timing" in key
-        ):
+        if key.split("/")[-1] in MAY_DIFFER or "timing" in key:
             continue
         same = torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key]
         assert same, key
@@ -107,7 +85,7 @@ def undisturbed(work, whole):
 def test_loader_processes_leave_the_stop_signals_to_the_trainer():
     code = "import signal, train; train.start_worker(0); "
     code += "print(*(signal.getsignal(n) == signal.SIG_IGN for n in train.STOP_SIGNALS))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run_python("-c", code, cwd=ROOT)
     assert done.stdout == "True True\n", done.stderr
 
 
@@ -116,8 +94,8 @@ def test_whatever_a_save_fails_of_ends_the_run(work, monkeypatch, capsys):
         raise MemoryError
 
     monkeypatch.setattr(train, "save_checkpoint", fail)
-    assert run("--name", "full") == train.EXIT_MEMORY
-    assert train.MEMORY_ADVICE in capsys.readouterr().err
+    assert run("--name", "full") == 3
+    assert "out of memory; lower --size" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_finite_are_not_saved(work, monkeypatch, capsys):
@@ -130,36 +108,33 @@ def test_weights_that_are_not_finite_are_not_saved(work, monkeypatch, capsys):
         return losses
 
     monkeypatch.setattr(train.Trainer, "train_step", spoil)
-    assert run("--name", "nan") == train.EXIT_NOT_FINITE
-    assert "weights are not finite after epoch 2" in capsys.readouterr().err
+    assert run("--name", "nan") == 4
+    assert "epoch 2: weights are not finite" in capsys.readouterr().err
     assert last(work, "nan")["epoch"] == 1
 
 
 # ---------------------------------------------------------------- resume
 
 
-def test_resume_needs_neither_digests_nor_the_weights_it_began_with(work, whole):
+def test_resume_does_without_the_weights_it_began_with(work, whole):
     shutil.copy(whole / "best.pt", work / "begin.pt")
     assert run("--name", "copied", "--init", "begin.pt", "--stop-epoch", 2) == 0
-    for file in [work / "begin.pt", *(work / "runs/copied").glob("*.sha256")]:
-        file.unlink()
+    before = last(work, "copied")["origin"]
+    (work / "begin.pt").unlink()
     assert train.main(["--name", "copied", "--resume", "--stop-epoch", "3"]) == 0
     for name, epoch in (("last.pt", 3), ("prev.pt", 2)):
         assert train.load_checkpoint(work / "runs/copied" / name)["epoch"] == epoch
+    assert last(work, "copied")["origin"] == before and before["chosen"]
 
 
 def test_two_and_two_epochs_equal_four_bit_for_bit(work, undisturbed, capsys):
     assert run("--name", "parts", "--stop-epoch", 2) == 0
-    assert (
-        "paused after epoch 2 of 4; go on: python train.py --name parts --resume"
-        in capsys.readouterr().out
-    )
+    paused = "paused after epoch 2 of 4; go on: python train.py --name parts --resume"
+    assert paused in capsys.readouterr().out
     assert train.main(["--name", "parts", "--resume"]) == 0
     assert_same_run(undisturbed, last(work, "parts"))
-    rows = list(csv.DictReader(open("runs/parts/log.csv")))
-    assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"] and list(rows[0]) == list(
-        train.COLUMNS
-    )
+    rows = log_rows("parts")
+    assert [r["epoch"] for r in rows] == [1, 2, 3, 4] and tuple(rows[0]) == train.COLUMNS
     assert capsys.readouterr().out.splitlines()[-1].startswith("best hmean ")
 
 
@@ -188,9 +163,9 @@ def test_sigkill_while_a_checkpoint_is_written(work, undisturbed, capsys):
     import dbnet, train
     replace, seen = dbnet.replace_file, []
     def dying(path, data):
-        if path.name.startswith("last.pt"):
+        if path.name == "last.pt":
             seen.append(path)
-            if len(seen) == 5:
+            if len(seen) == 2:
                 half = bytes(data)[: len(data) // 2]
                 path.with_name("." + path.name + ".0.tmp").write_bytes(half)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -198,8 +173,9 @@ def test_sigkill_while_a_checkpoint_is_written(work, undisturbed, capsys):
     dbnet.replace_file = dying
     train.main(sys.argv[1:])
     """
-    command = [sys.executable, "-c", textwrap.dedent(program), *TINY, "--name", "killed"]
-    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    program = textwrap.dedent(program)
+    died = run_python("-c", program, *TINY, "--name", "killed", cwd=work)
+    assert died.returncode == -signal.SIGKILL
     assert train.main(["--name", "killed", "--resume"]) == 0
     assert "resuming runs/killed after epoch " in capsys.readouterr().out
     assert_same_run(undisturbed, last(work, "killed"))
@@ -230,7 +206,7 @@ def test_workers_and_cache_do_not_change_the_run(work, undisturbed, monkeypatch)
     assert run("--name", "workers", "--workers", 2) == 0
     assert_same_run(undisturbed, last(work, "workers"))
     monkeypatch.setattr(data, "read_image", lambda path: files.append(path.name) or read(path))
-    assert run("--name", "cache", "--cache", "--resume") == 2
+    assert run("--name", "cache", "--cache", "--resume") == 1
     assert run("--name", "cache", "--cache") == 0
     assert_same_run(undisturbed, last(work, "cache"))
     counts = Counter(files)
@@ -244,38 +220,63 @@ def test_workers_and_cache_do_not_change_the_run(work, undisturbed, monkeypatch)
 
 def test_evaluate_prints_the_digits_of_the_log(work, capsys):
     assert run("--name", "learned", "--epochs", 14, "--T_max", 14, "--aug-strength", 0) == 0
-    rows = list(csv.DictReader(open("runs/learned/log.csv")))
+    rows = log_rows("learned")
     best = last(work, "learned")["best"]
     row = rows[best["epoch"] - 1]
-    assert float(row["hmean"]) == best["hmean"] == max(float(r["hmean"]) for r in rows) > 0.1
+    assert row["hmean"] == best["hmean"] == max(r["hmean"] for r in rows) > 0.1
     assert f"best hmean {best['hmean']:.4f} epoch {best['epoch']}" in capsys.readouterr().out
     assert evaluate.main(["runs/learned/best.pt", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     for key in ("precision", "recall", "hmean"):
-        assert result[key] == float(row[key])
-    assert result["interval"] == [float(row[k]) for k in ("hmean_lo", "hmean_hi")]
+        assert result[key] == row[key]
+    assert result["interval"] == [row["hmean_lo"], row["hmean_hi"]]
 
 
 def test_run_folder(work, undisturbed):
     folder = work / "runs/whole"
-    names = {p.name for p in folder.iterdir()}
-    assert names == {"hparams.json", "log.csv", "pictures"} | {
-        f"{n}.pt{s}" for n in ("last", "prev", "best") for s in ("", ".sha256")
-    }
+    names = {"hparams.json", "log.csv", "pictures", "last.pt", "prev.pt", "best.pt"}
+    assert {p.name for p in folder.iterdir()} == names
     assert len(list((folder / "pictures").glob("*.jpg"))) == 2
     best = torch.load(folder / "best.pt", weights_only=True)
-    assert set(best) == {"model", "hparams", "epoch", "scores"}
-    assert best["hparams"] == json.loads((folder / "hparams.json").read_text())
-    assert set(best["scores"]["pages"]) == {p.name for p in labels.load_labels("s", "val")}
+    assert set(best) == {"model", "hparams", "epoch", "scores", "origin"}
+    assert best["hparams"] == files.read_json(folder / "hparams.json")
+    val = labels.load_labels("s", "val")
+    assert set(best["scores"]["pages"]) == {p.name for p in val}
+    digests = {data.picture_digest(p.path) for p in labels.load_labels("s", "train")}
+    assert set(best["origin"]["trained"]) == digests and not best["origin"]["unknown"]
+    assert set(best["origin"]["chosen"]) == {data.picture_digest(p.path) for p in val}
+    assert undisturbed["origin"] == best["origin"] | {"chosen": []}
+
+
+def test_a_checkpoint_knows_the_pages_of_what_it_began_from_and_learned_from(work, whole, capsys):
+    """Other pages, another folder, the old pictures under new names; a checkpoint without a record
+    is said to be unknown."""
+    data.synth("other", 4, 9, size=96, words=4)
+    shutil.copy(whole / "best.pt", "begin.pt")
+    state = torch.load("begin.pt", weights_only=True)
+    train.save_checkpoint("old.pt", {k: v for k, v in state.items() if k != "origin"})
+    flags = ("--data=other", "--epochs=1", "--init=begin.pt", "--teacher=old.pt", "--name=child")
+    assert run(*flags) == 0
+    said = capsys.readouterr().err
+    assert "warning: old.pt: it is not known" in said
+    shutil.copytree("s", "renamed")
+    for split in ("train", "val"):
+        read = files.read_json(f"renamed/{split}.json")["images"]
+        for name in read:
+            os.rename(f"renamed/images/{name}", f"renamed/images/r{name}")
+        images = {"images": {f"r{name}": entry for name, entry in read.items()}}
+        files.write_json(f"renamed/{split}.json", images)
+    for split, word in (("train", "trained on 6 of these 6 pages"), ("val", "was chosen on these")):
+        assert evaluate.main(["runs/child/last.pt", "--data", "renamed", "--split", split]) == 0
+        said = capsys.readouterr().err
+        assert word in said and "the pages of old.pt, which it learned from, are not known" in said
 
 
 def test_names_count_up_from_the_hparams_file(work):
     (work / "small.json").write_text(json.dumps({"epochs": 1}))
     for expected in ("small", "small-2"):
         assert train.main(["--hparams", "small.json", *TINY, "--epochs", "1"]) == 0
-        assert (
-            json.loads((work / "runs" / expected / "hparams.json").read_text())["name"] == expected
-        )
+        assert files.read_json(work / "runs" / expected / "hparams.json")["name"] == expected
 
 
 def test_baseline_difference_is_printed(work, undisturbed, capsys):
@@ -314,9 +315,7 @@ def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch):
     assert run("--log=tensorboard", "--ema=True", "--stop-epoch=1") == 0
     assert train.main(["--name", "run7", "--resume", "--artifact"]) == 0
     wandb.finish()
-    log = [
-        {k: float(v) for k, v in row.items()} for row in csv.DictReader(open("runs/run7/log.csv"))
-    ]
+    log = log_rows("run7")
     path, rows = wandb_rows(work / "runs/run7")
     assert path.name == "run-run7.wandb" and [r["epoch"] for r in rows] == [1, 2, 3, 4]
     board = events.EventAccumulator("runs/run7/tensorboard").Reload()
@@ -332,25 +331,12 @@ def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch):
 def test_missing_package_is_one_line(work, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb.sdk", None)
     assert run("--log", "wandb") == 2
-    assert "pip install wandb" in error_line(capsys) and not (work / "runs").exists()
+    error_line(capsys.readouterr().err, "pip install wandb") and not (work / "runs").exists()
 
 
 def test_init_starts_from_a_checkpoint(work, undisturbed, capsys):
-    assert (
-        run(
-            "--name",
-            "fine",
-            "--init",
-            "runs/whole/best.pt",
-            "--stop-epoch",
-            1,
-            "--lr",
-            1e-9,
-            "--eta-min",
-            0,
-        )
-        == 0
-    )
+    flags = ("--stop-epoch=1", "--lr=1e-9", "--eta-min=0")
+    assert run("--name", "fine", "--init", "runs/whole/best.pt", *flags) == 0
     before = train.load_checkpoint(work / "runs/whole/best.pt")["model"]["shrink_head.0.weight"]
     torch.testing.assert_close(
         last(work, "fine")["model"]["shrink_head.0.weight"], before, atol=1e-6, rtol=0
@@ -464,12 +450,8 @@ def test_shipped_hparams_are_valid(name, capsys):
     if name == "run8":
         assert hp["lr"] == 0.0005134333170096499 and hp["weight_decay"] == 6.797303101020006e-05
         assert hp["eta_min"] == 6.388390006720873e-06 and (hp["T_max"], hp["epochs"]) == (24, 22)
-        assert (hp["thresh"], hp["box_thresh"], hp["max_candidates"], hp["mode"]) == (
-            0.29,
-            0.25,
-            600,
-            "polygon",
-        )
+        decoding = hp["thresh"], hp["box_thresh"], hp["max_candidates"], hp["mode"]
+        assert decoding == (0.29, 0.25, 600, "polygon")
 
 
 @pytest.mark.parametrize(
@@ -495,7 +477,7 @@ def test_shipped_hparams_are_valid(name, capsys):
 )
 def test_bad_values_are_one_line(work, text, words, capsys):
     (work / "h.json").write_text(text)
-    assert train.main(["--hparams", "h.json"]) == 2
+    assert train.main(["--hparams", "h.json"]) == (1 if "JSON" in words[-1] else 2)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(word in line for word in words), line
     assert not (work / "runs").exists()
@@ -504,16 +486,10 @@ def test_bad_values_are_one_line(work, text, words, capsys):
 # ---------------------------------------------------------------- what goes wrong later
 
 
-def error_line(capsys):
-    (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error:")]
-    return line
-
-
 def test_two_processes_do_not_train_in_one_folder(work, undisturbed, capsys):
-    with open("runs/whole/hparams.json", "r+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with files.lock("runs/whole/hparams.json"):
         assert train.main(["--name", "whole", "--resume"]) == 2
-    assert "another process is training there" in error_line(capsys)
+    error_line(capsys.readouterr().err, "another process is training there")
 
 
 def test_a_state_of_another_network_is_one_line(work, undisturbed, capsys):
@@ -521,15 +497,15 @@ def test_a_state_of_another_network_is_one_line(work, undisturbed, capsys):
     (work / "runs/whole/prev.pt").unlink()
     for key, wrong in (("optimizer", {}), ("rows", [{"lr": "x"}]), ("model", {}), ("epoch", "x")):
         train.save_checkpoint(work / "runs/whole/last.pt", state | {key: wrong})
-        assert train.main(["--name", "whole", "--resume"]) == 2
-        assert "last.pt" in error_line(capsys)
+        assert train.main(["--name", "whole", "--resume"]) == 1
+        error_line(capsys.readouterr().err, "last.pt")
 
 
 def test_existing_name_is_an_error(work, undisturbed, capsys):
     assert run("--name", "whole") == 2
-    assert "runs/whole exists; choose another name, or --resume" in error_line(capsys)
+    error_line(capsys.readouterr().err, "runs/whole: exists; choose another name, or --resume")
     assert train.main(["--name", "whole", "--resume", "--lr", "1"]) == 2
-    assert "--resume: lr is 0.003 in run whole and cannot become 1.0" in error_line(capsys)
+    error_line(capsys.readouterr().err, "--resume: lr is 0.003 in run whole and cannot become 1.0")
     assert train.main(["--resume"]) == 2
 
 
@@ -544,7 +520,7 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_epoch(work, monkeypatc
     poisoned.calls = 0
     monkeypatch.setattr(train, "db_loss", poisoned)
     assert run("--name", "nan") == 4
-    assert "loss is nan in epoch 2, step 2 of 3; lower --lr" in error_line(capsys)
+    error_line(capsys.readouterr().err, "epoch 2, step 2 of 3: loss is nan; lower --lr")
     assert last(work, "nan")["epoch"] == 1
 
 
@@ -564,7 +540,7 @@ def test_out_of_memory_is_one_line_with_the_remedy(work, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "db_loss", full)
     assert run("--name", "oom") == 3
-    assert "out of memory: lower --batch or --size" in error_line(capsys)
+    error_line(capsys.readouterr().err, "out of memory; lower --size (and --batch)")
 
 
 def test_full_disk_is_one_line_and_keeps_what_was_written(work, monkeypatch, capsys):
@@ -577,7 +553,7 @@ def test_full_disk_is_one_line_and_keeps_what_was_written(work, monkeypatch, cap
 
     monkeypatch.setattr(train, "save_checkpoint", full)
     assert run("--name", "full") == 1
-    assert "No space left on device" in error_line(capsys)
+    error_line(capsys.readouterr().err, "No space left on device")
     assert last(work, "full")["epoch"] == 1
 
 
@@ -587,39 +563,29 @@ def test_nothing_to_learn_is_an_error_before_any_folder_is_made(work, capsys):
         for word in entry["words"].values():
             word["ignore"] = True
     (work / "none.json").write_text(json.dumps(labels))
-    assert run("--data", "none.json", "--val-data", "s/val.json", "--image-dir", "s/images") == 2
-    assert "no positive pixel in 6 train pages" in error_line(capsys)
+    assert run("--data", "none.json", "--val-data", "s/val.json", "--image-dir", "s/images") == 1
+    error_line(capsys.readouterr().err, "no positive pixel in 6 train pages")
     assert not (work / "runs").exists()
 
 
 def test_hub_out_of_reach(tmp_path, script, one_line, receipts):
     flags = [*TINY[2:], "--data", receipts, "--pretrained", "timm"]
     result = script("train.py", *flags)
-    one_line(result, "cannot be downloaded", "--pretrained PATH", "--no-pretrained")
+    one_line(result, "no download", "--pretrained PATH", "--no-pretrained", code=1)
 
 
 def test_command_line_errors(work, capsys):
     with pytest.raises(SystemExit, match="2"):
         train.main(["--weigth_decay", "1"])
-    assert "--weigth-decay 1; did you mean --weight-decay?" in error_line(capsys)
-    assert train.main(["--data", "nowhere"]) == 2
-    assert "nowhere: no such file or folder" in error_line(capsys)
+    error_line(capsys.readouterr().err, "--weigth-decay 1; did you mean --weight-decay?")
+    assert train.main(["--data", "nowhere"]) == 1
+    error_line(capsys.readouterr().err, "nowhere: no such file or folder")
 
 
 def test_sigterm_to_a_real_process_saves_and_says_how_to_go_on(work):
-    command = [
-        sys.executable,
-        "-u",
-        str(ROOT / "train.py"),
-        *TINY,
-        "--epochs",
-        "400",
-        "--name",
-        "long",
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    command = [sys.executable, "-u", ROOT / "train.py", *TINY, "--epochs=400", "--name=long"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     for line in process.stdout:
         if line.startswith("epoch   2/"):
             process.send_signal(signal.SIGTERM)
@@ -638,7 +604,7 @@ def test_all_folds_hold_each_page_out_once_and_go_on_after_a_failure(work, monke
 
     def failing(hp):
         if hp.fold == 2 and not failing.mended:
-            raise files.DataError("s: fold 2 is cursed")
+            raise files.DataError("s", "fold 2 is cursed")
         return real(hp)
 
     failing.mended = False
@@ -657,7 +623,7 @@ def test_all_folds_hold_each_page_out_once_and_go_on_after_a_failure(work, monke
     held = [set(s["scores"]["pages"]) for s in states]
     assert set.union(*held) == {p.name for p in labels.load_labels("s", "train")}
     assert sum(map(len, held)) == 6
-    (digest,) = {s["hparams"]["split"] for s in states}
+    (digest,) = {s["hparams"].split for s in states}
     split = json.loads((work / f"runs/split-{digest}.json").read_text())
     assert all(
         split["images"][name]["fold"] == k for k, names in enumerate(held, 1) for name in names
@@ -673,15 +639,15 @@ def test_changed_pages_are_not_resumed_as_the_same_folds(work, capsys):
     assert run(*flags, "--stop-epoch", 1) == 0
     labels["images"].popitem()
     (work / "labels.json").write_text(json.dumps(labels))
-    assert train.main(["--name", "f", "--resume"]) == 2
-    assert "make another split" in error_line(capsys)
+    assert train.main(["--name", "f", "--resume"]) == 1
+    error_line(capsys.readouterr().err, "its pages make split")
 
 
 def test_replicas_differ_by_seed_alone(work, capsys):
     assert run("--epochs", 1, "--seeds", 2, "--name", "r") == 0
     assert "last hmean of 2 runs: mean " in capsys.readouterr().out
     a, b = last(work, "r-seed0"), last(work, "r-seed1")
-    assert a["hparams"] | {"seed": 1, "name": "r-seed1"} == b["hparams"]
+    assert dataclasses.replace(a["hparams"], seed=1, name="r-seed1") == b["hparams"]
     assert not torch.equal(a["model"]["shrink_head.0.weight"], b["model"]["shrink_head.0.weight"])
 
 
@@ -700,11 +666,11 @@ def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
     assert run("--pseudo-labels", "extra/p.json", "--epochs", 1, "--name", "p") == 0
     out = capsys.readouterr().out
     assert "pseudo 3 pages" in out and "3 ignored" in out
-    assert last(work, "p")["hparams"]["pseudo_labels"] == "extra/p.json"
+    assert last(work, "p")["hparams"].pseudo_labels == "extra/p.json"
     own = {n: {"words": {}} for n in json.loads((work / "s/val.json").read_text())["images"]}
     (work / "own.json").write_text(json.dumps({"images": own}))
-    assert run("--pseudo-labels", "own.json", "--epochs", 1, "--name", "q") == 2
-    assert "labelled in s already" in error_line(capsys)
+    assert run("--pseudo-labels", "own.json", "--epochs", 1, "--name", "q") == 1
+    error_line(capsys.readouterr().err, "labelled in s already")
 
 
 def test_teacher_pulls_the_student_towards_its_map(work, undisturbed):
@@ -716,8 +682,7 @@ def test_teacher_pulls_the_student_towards_its_map(work, undisturbed):
     flags = ["--teacher", "runs/whole/best.pt,runs/whole/last.pt", "--epochs", 1]
     assert run(*flags, "--name", "taught") == 0
     a, b = last(work, "taught"), undisturbed
-    assert a["hparams"]["teacher"] == "runs/whole/best.pt,runs/whole/last.pt"
-    assert (
-        a["rows"][0]["loss"] > b["rows"][0]["loss"]
-    )  # the same first step, plus the teacher's part
-    assert run("--teacher", "none.pt", "--name", "untaught") == 2
+    assert a["hparams"].teacher == "runs/whole/best.pt,runs/whole/last.pt"
+    # the same first step, plus the teacher's part
+    assert a["rows"][0]["loss"] > b["rows"][0]["loss"]
+    assert run("--teacher", "none.pt", "--name", "untaught") == 1
