@@ -72,16 +72,23 @@ def test_three_processes_lose_one_start_again_and_stop_together(house, monkeypat
     assert "resuming runs/three after epoch 1" in result.stdout, result.stderr
     assert "stopped in epoch 3, step 1 of 2; go on: " in result.stdout, result.stderr
     assert [result.stdout.count(f"epoch   {k}/3") for k in (1, 2, 3)] == [1, 1, 0]
-    error_line(result.stderr, "a process of the group was lost")
+    error_line(result.stderr, "a process of the group: was lost")
     monkeypatch.chdir(house)
     assert train.main(["--name", "three", "--resume"]) == 0
     assert_same_numbers(house, "three")
 
 
-def test_the_first_process_to_fail_says_why(capsys):
+def test_the_first_process_to_fail_says_why(monkeypatch, capsys):
+    def fail(args):
+        raise failures.pop(0)
+
     store = torch.distributed.HashStore()
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-    codes = [train.explain(e, store) for e in (torch.OutOfMemoryError("CUDA"), lost, lost)]
-    assert codes == [3, 1, 1] and capsys.readouterr().err == f"error: {train.MEMORY_ADVICE}\n"
+    failures = [torch.OutOfMemoryError("CUDA out of memory"), lost, lost, RuntimeError("a bug")]
+    monkeypatch.setattr(train, "join_group", lambda: store)
+    monkeypatch.setattr(train, "start", fail)
+    assert [train.main([]) for _ in range(3)] == [3, 137, 137]
+    error_line(capsys.readouterr().err, "out of memory")
     with pytest.raises(RuntimeError, match="a bug"):
-        train.explain(RuntimeError("a bug"), store)
+        train.main([])
+    assert capsys.readouterr().err == ""
