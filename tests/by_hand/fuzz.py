@@ -8,7 +8,6 @@ hold. Prints executions, how many of them the reader took, and seconds per targe
 its first failure, with the smallest input that shows it, and the exit code is 1.
 """
 
-import argparse
 import dataclasses
 import io
 import json
@@ -365,7 +364,7 @@ def fuzz(target, seconds, seed=0, phases=(Phase.generate, Phase.shrink)):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = files.Parser(description=__doc__)
     parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], default=[])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)

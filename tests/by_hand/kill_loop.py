@@ -15,7 +15,6 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import argparse
 import json
 import random
 import signal
@@ -43,6 +42,7 @@ from conftest import (
 
 import train
 from dbnet import load_checkpoint
+from files import Parser
 
 TINY = [*NETWORK, "--data=pages", "--size=64", "--batch=2"]
 EPOCHS = 16
@@ -199,7 +199,7 @@ def kill_sweep(rng, kills):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, nargs=2, default=(35, 20), help="training, sweep")
     args = parser.parse_args()

@@ -10,7 +10,6 @@ python evaluate.py OUT.json --data DATA
 python evaluate.py best.pt --data DATA --compare OUT.json
 """
 
-import argparse
 import csv
 import io
 import subprocess
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import labels
 from evaluate import write_predictions
+from files import Parser
 
 DETECTION_ONLY = {"use_det": True, "use_cls": False, "use_rec": False}
 
@@ -67,9 +67,7 @@ PEERS = {"rapidocr-onnxruntime": rapidocr_onnxruntime, "rapidocr": rapidocr, "te
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("data", help="folder or label file")
     parser.add_argument("out", help="predictions.json to write")
