@@ -214,7 +214,7 @@ def print_round_trip():
 def bench_metric(args):
     with gzip.open(ROOT / "tests/data/cleval/golden.json.gz", "rt") as file:
         cases = [c for c in json.load(file)["cases"] if c["kind"] == "quad" and len(c["gt"]) >= 40]
-    pages = [(c["gt"], c["det"], c["transcriptions"]) for c in cases[:12]]
+    pages = [(as_quads(c["gt"]), as_quads(c["det"]), c["transcriptions"]) for c in cases[:12]]
     words = np.mean([len(p[0]) for p in pages])
     time_cleval(f"CLEval, {len(pages)} pages of {words:.0f} words", pages)
     for count in WORDS if args.growth else []:
@@ -224,11 +224,12 @@ def bench_metric(args):
         time_cleval(f"CLEval, a page of {len(quads)} words", [page])
 
 
+def as_quads(polygons):
+    return [np.array(polygon, float) for polygon in polygons]
+
+
 def time_cleval(label, pages):
     """pages: (label quads, detected quads, transcriptions)."""
-    pages = [
-        (*([np.array(p, float) for p in quads] for quads in page[:2]), page[2]) for page in pages
-    ]
     package = peer_module("cleval", "cleval")
 
     def ours():
@@ -295,13 +296,18 @@ def bench_optimiser(args):
     optuna = peer_module("optuna", "optuna")
     for n in (12, 30, 60, 120, 200) if args.growth else (60,):
         x = np.random.default_rng(n).random((n, 6))
+        y = -np.exp(-4 * (x - 0.3) ** 2).prod(1)
         history = [
             {"params": dict(zip(names, map(float, p))), "value": float(v), "state": "finished"}
-            for p, v in zip(x, -np.exp(-4 * (x - 0.3) ** 2).prod(1))
+            for p, v in zip(x, y)
         ]
-        ours = partial(sweep.suggest, space, history, np.random.default_rng(0))
+        ours = partial(suggest, space, history)
         peer = optuna and partial(ask_optuna, optuna, history, names)
         compare(f"suggestion after {n} runs, 6 parameters", ours, peer, 5)
+
+
+def suggest(space, history):
+    return sweep.suggest(space, history, np.random.default_rng(0))
 
 
 def ask_optuna(optuna, history, names):
@@ -506,14 +512,9 @@ def rate(label, run, pages):
 
 
 PARTS = {
-    "targets": bench_targets,
-    "decode": bench_decode,
-    "metric": bench_metric,
-    "thresholds": bench_thresholds,
-    "optimiser": bench_optimiser,
-    "samples": bench_samples,
-    "inference": bench_inference,
-    "step": bench_step,
+    part.__name__.removeprefix("bench_"): part
+    for part in (bench_targets, bench_decode, bench_metric, bench_thresholds)
+    + (bench_optimiser, bench_samples, bench_inference, bench_step)
 }
 
 

@@ -11,6 +11,7 @@ its first failure, with the smallest input that shows it, and the exit code is 1
 import dataclasses
 import io
 import json
+import operator
 import sys
 import tempfile
 import time
@@ -45,21 +46,15 @@ for picture, (width, height) in SIZES.items():
 
 # ---------------------------------------------------------------- readers
 
-odd = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=8),
-    st.sampled_from([10**400, -1, 1e308, "###", "a.png", "../a.png", "\ud800", "\0", "a\nb"]),
-)
-anything = st.recursive(
-    odd,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=4)
-    ),
-    max_leaves=12,
-)
+odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+odd |= st.sampled_from([10**400, -1, 1e308, "###", "a.png", "../a.png", "\ud800", "\0", "a\nb"])
+
+
+def nested(inner):
+    return st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+
+
+anything = st.recursive(odd, nested, max_leaves=12)
 
 
 def mostly(strategy, other=anything):
@@ -70,11 +65,8 @@ def mostly(strategy, other=anything):
 def objects(**fields):
     """Objects with these optional fields, and seldom another."""
     known = st.fixed_dictionaries({}, optional={k: mostly(v) for k, v in fields.items()})
-    return st.builds(
-        lambda a, b: {**a, **b},
-        known,
-        mostly(st.just({}), st.dictionaries(st.text(max_size=5), odd)),
-    )
+    other = mostly(st.just({}), st.dictionaries(st.text(max_size=5), odd))
+    return st.builds(operator.or_, known, other)
 
 
 number = mostly(st.floats(-100, 200, width=16), odd)
@@ -93,11 +85,11 @@ shape |= {"flags": objects(ignore=flag), "label": chars, "description": chars, "
 sheet = {"shapes": st.lists(mostly(objects(**shape)), max_size=3), "imagePath": names}
 sheet = objects(**sheet, imageWidth=side, imageHeight=side, version=chars)
 icdar_text = st.one_of(chars, chars.map('"{}"'.format), st.just("1,024.50"))
-icdar_line = st.tuples(
+marks, values = (
     st.sampled_from([",", ", ", " "]),
     st.lists(number.map(str), min_size=4, max_size=14),
-    icdar_text,
-).map(lambda line: line[0].join([*line[1], line[2]]))
+)
+icdar_line = st.builds(lambda mark, v, text: mark.join([*v, text]), marks, values, icdar_text)
 
 
 @st.composite
@@ -241,11 +233,8 @@ def check_csv(regions):
 
 # ---------------------------------------------------------------- geometry
 
-coordinate = st.one_of(
-    st.floats(-30, 130, width=32),
-    st.integers(-30, 130).map(float),
-    st.sampled_from([0.0, 50.0, 100.0]),
-)
+coordinate = st.floats(-30, 130, width=32) | st.integers(-30, 130).map(float)
+coordinate |= st.sampled_from([0.0, 50.0, 100.0])
 polygon = st.lists(st.tuples(coordinate, coordinate), min_size=3, max_size=9).map(np.array)
 quad = st.tuples(coordinate, coordinate, st.floats(0, 60), st.floats(0, 40), st.floats(-4, 4)).map(
     lambda rect: db_postprocess.rect_corners(np.array([rect]))[0]
@@ -312,16 +301,10 @@ def check_voting(case):
 
 
 metric_case = st.tuples(polygons, polygons, st.lists(flag, max_size=6), st.integers(0, 99))
-decode_case = st.tuples(
-    st.integers(0, 10**6),
-    st.tuples(st.integers(1, 90), st.integers(1, 90)),
-    st.sampled_from([0, 1, 3, 8]),
-    st.floats(0.05, 0.95),
-    st.floats(0, 0.9),
-    st.floats(0, 4),
-    st.floats(0, 9),
-    st.integers(1, 300),
-)
+size = st.tuples(st.integers(1, 90), st.integers(1, 90))
+blur, thresholds = st.sampled_from([0, 1, 3, 8]), (st.floats(0.05, 0.95), st.floats(0, 0.9))
+limits = st.floats(0, 4), st.floats(0, 9), st.integers(1, 300)  # unclip_ratio, min_size, count
+decode_case = st.tuples(st.integers(0, 10**6), size, blur, *thresholds, *limits)
 members = st.lists(polygons, min_size=1, max_size=4)
 pictures = st.sampled_from(PICTURES).flatmap(spoilt).flatmap(spoilt)
 TARGETS = {  # what comes, what reads it, what must hold of what was read
