@@ -13,7 +13,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gzip
-import importlib
 import importlib.metadata
 import json
 import platform
@@ -114,9 +113,6 @@ def probability_map(quads, size=1024):
     return cv2.GaussianBlur(drawn_targets(quads, size)[0].astype(np.float32), (0, 0), 1.5)
 
 
-# ---------------------------------------------------------------- targets
-
-
 def common_targets(polygons, height, width, shrink_ratio=0.4):
     """The algorithm that most code bases share, re-stated: clip, fill, and distances to whole
     edges in numpy."""
@@ -161,12 +157,8 @@ def bench_targets(args):
 
 
 def time_targets(quads, size, rounds):
-    ours = partial(drawn_targets, quads, size)
-    peer = partial(common_targets, quads, size, size)
+    ours, peer = partial(drawn_targets, quads, size), partial(common_targets, quads, size, size)
     compare(f"targets, {size} px, {len(quads)} quads", ours, peer, rounds)
-
-
-# ---------------------------------------------------------------- decoding
 
 
 def rapid_decoder():
@@ -208,9 +200,6 @@ def print_round_trip():
         print(f"round trip, unclip_ratio {name:22s} mean IoU {mean:.3f}, {words}")
 
 
-# ---------------------------------------------------------------- metric
-
-
 def bench_metric(args):
     with gzip.open(ROOT / "tests/data/cleval/golden.json.gz", "rt") as file:
         cases = [c for c in json.load(file)["cases"] if c["kind"] == "quad" and len(c["gt"]) >= 40]
@@ -244,16 +233,8 @@ def time_cleval(label, pages):
     compare(label, ours, package and peer, 5)
 
 
-# ---------------------------------------------------------------- thresholds
-
-
 def bench_thresholds(args):
     """245 settings on one page: all at once, one by one, and one by one with the peers."""
-    axes = {
-        "thresh": np.linspace(0.2, 0.5, 7).round(3).tolist(),
-        "box_thresh": np.linspace(0.2, 0.8, 7).round(3).tolist(),
-        "unclip_ratio": [0, 1.5, 1.7, 2.0, 2.2],
-    }
     for words in WORDS if args.growth else [50]:
         quads = page_of_lines(1024, *WORDS[words])
         prob, page = probability_map(quads), labels.Page("page", None, size=(1024, 1024))
@@ -261,11 +242,13 @@ def bench_thresholds(args):
             page.add(len(page.ids), quad)
         item = ((prob * 255).astype(np.uint8), np.ones(2)), page
         for mode in ("box", "polygon"):
-            time_thresholds(f"245 settings, {len(quads)} words, {mode}", item, quads, axes, mode)
+            time_thresholds(f"245 settings, {len(quads)} words, {mode}", item, quads, mode)
 
 
-def time_thresholds(label, item, quads, axes, mode):
-    grid, hp = {**axes, "mode": [mode], "min_size": [3]}, Hparams(max_candidates=600)
+def time_thresholds(label, item, quads, mode):
+    grid = {"unclip_ratio": [0, 1.5, 1.7, 2.0, 2.2], "mode": [mode], "min_size": [3]}
+    for key, high in (("thresh", 0.5), ("box_thresh", 0.8)):
+        grid[key] = np.linspace(0.2, high, 7).round(3).tolist()
     prob, labels = item[0][0], np.array(quads, np.float32).reshape(-1, 8)
     setting = {"thresh": 0.3, "box_thresh": 0.4, "unclip_ratio": 1.5, "max_candidates": 600}
     decoder, package = rapid_decoder(), peer_module("cleval", "cleval")
@@ -279,13 +262,14 @@ def time_thresholds(label, item, quads, axes, mode):
         letters = {"det_letters": [""] * len(boxes), "gt_letters": ["words"] * len(labels)}
         package.CLEvalMetric()(boxes, labels, **letters)
 
-    runs = partial(score_page, item, grid, hp), one, peer if decoder and package else None
+    runs = (
+        partial(score_page, item, grid, Hparams(max_candidates=600)),
+        one,
+        peer if decoder and package else None,
+    )
     whole, single, other = median_ms(*runs, rounds=5)
     line = f"{label:46s} {whole:9.2f} ms   one by one {245 * single / whole:6.1f} x"
     print(line + (f"   peers {245 * other / whole:6.1f} x" if other else ""), flush=True)
-
-
-# ---------------------------------------------------------------- the optimiser
 
 
 def bench_optimiser(args):
@@ -322,9 +306,6 @@ def ask_optuna(optuna, history, names):
     return [trial.suggest_float(name, 0, 1) for name in names]
 
 
-# ---------------------------------------------------------------- samples
-
-
 def bench_samples(args):
     """A training sample step by step: what one core of the input pipeline delivers."""
     with tempfile.TemporaryDirectory() as folder:
@@ -357,9 +338,6 @@ def time_sample(path, polygons, hp):
     parts = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items())
     pace = f"{1e3 / sum(times.values()):.1f} pages/s a core"
     print(f"sample {shape[0]} x {shape[1]}, {len(polygons)} words: {parts} ms; {pace}")
-
-
-# ---------------------------------------------------------------- the training step
 
 
 def training_step(backbone, shape, device, **options):
@@ -476,9 +454,6 @@ def profile_step(backbone, shape, device):
         print(f"    {spent / 1e3:9.1f} ms {spent / total:4.0%} {e.count:5d} calls  {e.key[:60]}")
 
 
-# ---------------------------------------------------------------- inference
-
-
 def bench_inference(args):
     """Pictures to polygons, files included: networks of random weights, RapidOCR's detector."""
     device, threads = torch.device(args.device), min(2, os.cpu_count() or 1)
@@ -493,7 +468,7 @@ def bench_inference(args):
             model = DBNet(backbone, neck).to(device, memory_format=torch.channels_last).eval()
             for size in (640, 960):
                 run = partial(predict, Network(model, Hparams(size=size)), pages, device)
-                rate(f"{backbone}, neck {neck}, {size} px", run, 4)
+                rate(f"{backbone}, neck {neck}, {size} px", run)
         if engine:
             detect = engine.RapidOCR(intra_op_num_threads=threads)
             only = {"use_det": True, "use_cls": False, "use_rec": False}
@@ -501,14 +476,14 @@ def bench_inference(args):
             def detect_all():
                 return [detect(str(page.path), **only) for page in pages]
 
-            rate("RapidOCR 1.4.4, PP-OCRv4 mobile, CPU", detect_all, 4)
+            rate("RapidOCR 1.4.4, PP-OCRv4 mobile, CPU", detect_all)
     torch.set_num_threads(1)
 
 
-def rate(label, run, pages):
+def rate(label, run):
     run()
     (ms,) = median_ms(run, rounds=3)
-    print(f"  {label:44s} {1e3 * pages / ms:8.2f} images/s", flush=True)
+    print(f"  {label:44s} {4e3 / ms:8.2f} images/s", flush=True)
 
 
 PARTS = {
@@ -521,13 +496,10 @@ PARTS = {
 def main():
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("parts", nargs="*", metavar="PART", help=", ".join(PARTS) + " (default: all)")
+    add("parts", nargs="*", choices=[*PARTS, []], default=[], help="(default: all)")
     add("--growth", action="store_true", help="also other words, sizes, trials")
     add("--device", default="cpu", help="cpu (default) or cuda, for inference and step")
     args = parser.parse_args()
-    for part in args.parts:
-        if part not in PARTS:
-            parser.error(f"{part} is not one of {', '.join(PARTS)}")
     packages = ("torch", "numpy", "opencv-python", "shapely", "pyclipper")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread"
     versions = [f"{p} {importlib.metadata.version(p)}" for p in packages]

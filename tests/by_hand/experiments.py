@@ -7,7 +7,7 @@ with their thresholds and ensemble, then the sweep with and without stopping. Af
 command at hand is told to stop, saves itself, and the next call goes on with it. `--list` prints
 the commands that are left, `--table` the runs that are there: mean and standard deviation of the
 last epoch's H-mean over seeds, and the paired bootstrap interval of the difference to the run that
-a row changes. --lite2 is a state dict of timm's tf_efficientnet_lite2 (default: timm's download). Run
+a row changes. --lite2 is a state dict of timm's tf_efficientnet_lite2 (default: its download). Run
 folders are runs/NAME-seedN.
 """
 
@@ -86,10 +86,8 @@ def steps(args):
     cv = f"python train.py {LITE2} --data DATA --name cv --folds 5 --fold all"
     begun = (FOLDS[0] / "hparams.json").exists()
     yield "five folds", all(map(is_done, FOLDS)), filled(cv) + " --resume" * begun
-    tuned = "runs/cv-tuned.json"
-    tune = f"python evaluate.py {MEMBERS} --tune --write {tuned}"
-    yield tuned, Path(tuned).exists(), tune
-    found = "runs/cv-ensemble.json"
+    tuned, found = "runs/cv-tuned.json", "runs/cv-ensemble.json"
+    yield tuned, Path(tuned).exists(), f"python evaluate.py {MEMBERS} --tune --write {tuned}"
     vote = f"python ensemble.py {MEMBERS} --hparams {tuned} --data DATA --out {found}"
     yield found, Path(found).exists(), filled(vote)
     spec = json.loads((ROOT / "hparams/sweep_lr_wd.json").read_text())

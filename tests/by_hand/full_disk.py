@@ -17,6 +17,7 @@ import importlib
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -73,9 +74,6 @@ def rising(levels, run, folder, same_until_done=True):
     return failures, said
 
 
-# ---------------------------------------------------------------- kinds of write
-
-
 def training():
     """last.pt, prev.pt, best.pt and log.csv, in an epoch's order."""
     flags = [*TINY, "--epochs=3", "--T_max=3"]
@@ -94,24 +92,18 @@ def training():
     return result
 
 
-def predictions():
-    return output("evaluate", "runs/calm/best.pt", "--data=pages", "--out=out/p.json")
-
-
-def submission():
-    flags = ("runs/calm/best.pt", "--data=pages", "--split=val", "--submission=out/s.csv")
-    return output("ensemble", *flags)
-
-
-def split():
-    return output("data", "split", "pages", "--folds=2", "--out=out/split.json")
-
-
 def output(*command):
     """A command whose output exists from before: that stays, or is replaced whole."""
     code, text = main_of(*command)
     assert code == 0, text
     return rising([0, 0], lambda: main_of(*command), "out")
+
+
+OUTPUTS = {
+    "predictions": ("evaluate", "runs/calm/best.pt", "--data=pages", "--out=out/p.json"),
+    "submission": ("ensemble", "runs/calm/best.pt", "--data=pages", "--submission=out/s.csv"),
+    "split": ("data", "split", "pages", "--folds=2", "--out=out/split.json"),
+}
 
 
 def sweep():
@@ -141,14 +133,14 @@ def main():
             os.chdir(disk)
             Path("out").mkdir()
             call(draw_pages, "pages", 16)
-            for kind in (training, predictions, submission, split, sweep):
+            outputs = {name: partial(output, *command) for name, command in OUTPUTS.items()}
+            for name, kind in {"training": training, **outputs, "sweep": sweep}.items():
                 try:
                     failures, said = kind()
                 except AssertionError as error:
-                    print(f"FAILED {kind.__name__}: {error}")
+                    print(f"FAILED {name}: {error}")
                     return 1
-                row = f"{kind.__name__:12s} {failures:2d} times full, then equal  {said}"
-                print(row, flush=True)
+                print(f"{name:12s} {failures:2d} times full, then equal  {said}", flush=True)
     return 0
 
 

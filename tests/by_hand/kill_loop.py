@@ -109,9 +109,6 @@ def same_weights(a, b):
     assert read_log(a) == read_log(b), f"{b}: log.csv differs"
 
 
-# ---------------------------------------------------------------- training
-
-
 def train_main(*flags):
     return train.main([*TINY, f"--epochs={EPOCHS}", f"--T_max={EPOCHS}", *flags])
 
@@ -143,9 +140,6 @@ def kill_training(rng, kills):
             call(same_weights, Path("runs/calm"), folder)
             runs, epochs = runs + 1, epochs + EPOCHS
     return ["training", counts, caught, f"{epochs} epochs in {runs - 1} runs"]
-
-
-# ---------------------------------------------------------------- sweep
 
 
 def start_sweep(name):
@@ -194,8 +188,8 @@ def kill_sweep(rng, kills):
     assert outcome(folder) == outcome(calm), (outcome(folder), outcome(calm))
     for trial in calm.glob("trial-*/"):
         call(same_weights, trial, folder / trial.name)
-    n = len(outcome(calm)["new"])
-    return ["sweep", counts, caught, f"{n} trials of 2 epochs, {orphans} kills left an orphan"]
+    done = f"{SWEEP['run_cap']} trials of 2 epochs, {orphans} kills left an orphan"
+    return ["sweep", counts, caught, done]
 
 
 def main():

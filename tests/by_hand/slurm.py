@@ -54,13 +54,11 @@ TRAINER += [f"--epochs={EPOCHS}", f"--T_max={EPOCHS}"]
 
 
 def free_ports(n):
-    sockets = [socket.socket() for _ in range(n)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
 
 
 def start_slurm(folder):
@@ -77,10 +75,10 @@ def start_slurm(folder):
     files = [f"--{n}-file={folder}/munge.{n}" for n in ("key", "pid", "log", "seed")]
     munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files]
     daemons = {"munged": start_daemon(folder, munged)}
-    wait_for("munged", (folder / "munge.socket").exists, 120)
+    wait_for("munged", (folder / "munge.socket").exists)
     for name in ("slurmctld", "slurmd"):
         daemons[name] = start_daemon(folder, [name, "-D"])
-    wait_for("the node to be idle", lambda: node_state() == "idle", 120)
+    wait_for("the node to be idle", lambda: node_state() == "idle")
     return daemons
 
 
@@ -137,11 +135,10 @@ def let_the_node_die(folder, daemons):
     host = socket.gethostname().split(".")[0]
     update = ["scontrol", "update", f"NodeName={host}"]
     subprocess.run([*update, "State=DOWN", "Reason=died"], check=True)
-    wait_for("the node to be down", lambda: node_state() == "down", 120)
+    wait_for("the node to be down", lambda: node_state() == "down")
     daemons["slurmd"] = start_daemon(folder, ["slurmd", "-D"])
     subprocess.run([*update, "State=RESUME"], check=True)
-    back = ("idle", "mixed", "allocated")
-    wait_for("the node to be back", lambda: node_state() in back, 120)
+    wait_for("the node to be back", lambda: node_state() in ("idle", "mixed", "allocated"))
 
 
 def check(work, killed):
