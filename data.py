@@ -1,7 +1,7 @@
-"""Receipts in, training samples out: label formats, checks, folds, augmentation, target maps,
-synthetic pages.
+"""What is a sample? A picture and its labelled words, checked, brought to the size of training and
+augmented, and the target maps the network learns; and which pages are trained on.
 
-python data.py check DATA [--size 960]        what is in there, what will go wrong; exit code 1
+python data.py check DATA [--size 960]        what is in there, what will go wrong
 python data.py synth OUT --pages 64 --seed 0  draw synthetic receipts with exact labels
 python data.py split DATA --folds 5           stratified, grouped folds as one JSON with a hash
 python data.py convert DATA OUT --to paddle   labels from one format to another
@@ -13,14 +13,14 @@ page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
-import re
 import shutil
-import struct
 import sys
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -28,183 +28,84 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 import shapely
+from PIL import Image, JpegImagePlugin
 from tqdm import tqdm
 
+import labels
 from db_postprocess import SHRINK_RATIO, shrink_distance
-from files import DataError, Parser, read_json, replace_file, write_json
-from labels import (
-    FORMATS,
-    SPLITS,
-    Page,
-    has_split,
-    image_dir_of,
-    load_labels,
-    losses,
-    pages_to_json,
-    read_competition,
-)
+from files import DataError, Parser, UsageError, exit_code, read_json, replace_file, write_json
 from synth import add_noise, shade, smooth_field, synthetic_page
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
 NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of one shop: up to 0.96
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
-MAX_PICTURE_BYTES = 2**28
-MAX_PIXELS = 2**27
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to print
+MAX_PICTURE_BYTES, MAX_JPEG_HEADER, MAX_PIXELS = 2**28, 2**24, 2**27
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+# errors and limits are ours
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+Image.MAX_IMAGE_PIXELS = None
 
 
 # ---------------------------------------------------------------- pictures
 
 
-def jpeg_segments(raw):
-    """(marker, where its length is) of a JPEG's segments up to its first scan, found as decoders
-    find them: what begins no marker is skipped."""
-    at, marker = 2, re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # the others have no length
-    for _ in range(10_000):
-        if not (found := marker.search(raw, at)):
-            return
-        yield raw[found.start(1)], found.end()
-        if found[1] in b"\xd9\xda":
-            return
-        at = found.end() + max(2, int.from_bytes(raw[found.end() : found.end() + 2], "big"))
-
-
-def header_size(raw):
-    """(width, height) in the header of a JPEG, PNG, BMP, WebP or TIFF file's bytes; None of others.
-    Raises struct.error or KeyError where it is cut.
-
-    A decoder allocates what the header says, which a file of a few bytes may set to gigabytes."""
-    if raw[:8] == b"\x89PNG\r\n\x1a\n":
-        return struct.unpack(">II", raw[16:24])
-    if raw[:2] == b"BM":
-        return struct.unpack(*(("<HH", raw[18:22]) if raw[14] == 12 else ("<ii", raw[18:26])))
-    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
-        if raw[12:16] == b"VP8 ":
-            return tuple(n & 0x3FFF for n in struct.unpack("<HH", raw[26:30]))
-        start, bits = {b"VP8X": (24, 24), b"VP8L": (21, 14)}[raw[12:16]]
-        both = int.from_bytes(raw[start : start + 6], "little")
-        return (both & (1 << bits) - 1) + 1, (both >> bits & (1 << bits) - 1) + 1
-    if raw[:4] in (b"II*\0", b"MM\0*"):
-        order = "<" if raw[:1] == b"I" else ">"
-        (at,) = struct.unpack(order + "I", raw[4:8])
-        (count,), tags = struct.unpack(order + "H", raw[at : at + 2]), {}
-        for k in range(at + 2, at + 2 + 12 * count, 12):
-            tag, kind = struct.unpack(order + "HH", raw[k : k + 4])
-            if form := {3: "H2x", 4: "I"}.get(kind):  # of a tag twice, decoders take the first
-                tags.setdefault(tag, struct.unpack(order + form, raw[k + 8 : k + 12])[0])
-        return tags[256], tags[257]
-    for marker, at in jpeg_segments(raw) if raw[:2] == b"\xff\xd8" else ():
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return struct.unpack(">HH", raw[at + 3 : at + 7])[::-1]
-    return None
-
-
-def is_truncated(raw):
-    """Whether a JPEG or PNG lacks its end, which OpenCV fills with grey and says nothing. Other
-    things may follow the end: phones add a film."""
-    if raw[:2] == b"\xff\xd8":
-        scan = [at for marker, at in jpeg_segments(raw) if marker == 0xDA]
-        return not scan or raw.find(b"\xff\xd9", *scan) < 0
-    return raw[:4] == b"\x89PNG" and b"IEND\xaeB`\x82" not in raw
+def read_header(raw):
+    """(format, width, height, where it ends) by the header of a picture's bytes. Raises anything on
+    a broken one."""
+    if raw.startswith(b"\xff\xd8"):  # Image.open would go on to the pictures behind the first one
+        file = io.BytesIO(raw[:MAX_JPEG_HEADER])
+        picture = JpegImagePlugin.JpegImageFile(file)
+    else:
+        file = io.BytesIO(raw)
+        picture = Image.open(file, formats=("PNG", "BMP", "WEBP", "TIFF"))
+    return picture.format, *picture.size, file.tell()
 
 
 def read_image(path):
     """uint8 RGB [H, W, 3], EXIF orientation applied. Raises DataError on a missing, broken or
-    truncated file, or one of more than MAX_PIXELS."""
+    truncated file, or one of more than MAX_PIXELS.
+
+    Pillow reads the header and OpenCV, three times as fast, the pixels. It would allocate whatever
+    the header says, and fills with grey what a cut file lacks.
+    """
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_PICTURE_BYTES + 1)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DataError(path, f"cannot be read ({error.strerror})") from None
+    if len(raw) > MAX_PICTURE_BYTES:
+        raise DataError(path, f"larger than {MAX_PICTURE_BYTES >> 20} MiB")
+    broken = DataError(path, "not a picture in JPEG, PNG, BMP, WebP or TIFF, or broken")
     try:
-        size = header_size(raw) if len(raw) <= MAX_PICTURE_BYTES else None
-    except (struct.error, KeyError, IndexError):
-        size = None
-    if size and abs(size[0] * size[1]) > MAX_PIXELS:
-        raise DataError(f"{path}: {size[0]} x {size[1]} px; up to {MAX_PIXELS >> 20} M are read")
-    if size and is_truncated(raw):
-        raise DataError(f"{path}: truncated; fetch it again or leave it out of the labels")
+        kind, width, height, end = read_header(raw)
+    except Exception:  # noqa: BLE001 Pillow raises whatever a broken header leads it to
+        raise broken from None
+    if width * height > MAX_PIXELS:
+        raise DataError(path, f"{width} x {height} px", f"up to {MAX_PIXELS >> 20} M are read")
+    if kind in ENDS and raw.find(ENDS[kind], end) < 0:  # behind it may be more: phones add a film
+        raise DataError(path, "truncated", "fetch it again or leave it out of the labels")
     try:
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB) if size else None
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{path}: not a picture in JPEG, PNG, BMP, WebP or TIFF, or broken")
+        raise broken
     return image
 
 
 def picture_digest(path):
-    """First 16 hex digits of the SHA-256 of a file's bytes: the same picture under any name."""
+    """What tells a picture from others wherever it lies: 16 hex digits of its bytes' SHA-256."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-def map_threads(function, items, desc, workers=None):
+def map_threads(function, items, desc):
     """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a progress
     bar."""
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         results = pool.map(function, items)
-        return list(tqdm(results, desc, len(items), leave=False, disable=not sys.stderr.isatty()))
-
-
-def inspect_pages(pages):
-    """Open every picture once: sets page.size (width, height) and returns thumbnails [N, 1024] for
-    `near_duplicates`. Raises DataError on the first picture that cannot be read."""
-
-    def inspect(page):
-        image = read_image(page.path)
-        page.size = image.shape[1], image.shape[0]
-        return thumbnail(image)
-
-    return np.array(map_threads(inspect, pages, "reading pages"))
-
-
-def thumbnail(image):
-    """Normalised 32 x 32 high-pass picture of a page as a float32 vector [1024]."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
-    small = small.astype(np.float32) - cv2.blur(small, (9, 9)).astype(np.float32)
-    return small.ravel() / max(np.linalg.norm(small), 1e-6)
-
-
-def near_duplicates(thumbnails):
-    """Yields pairs a < b of pages whose thumbnails [N, 1024] correlate above NEAR_DUPLICATE: one
-    picture in another size, quality or brightness; not crops and turned pages."""
-    for k in range(0, len(thumbnails), 256):  # [256, N] at a time: 100 MB for 100,000 pages
-        close = thumbnails[k : k + 256] @ thumbnails[k:].T > NEAR_DUPLICATE
-        yield from (np.argwhere(np.triu(close, 1)) + k).tolist()
-
-
-def repair_words(page):
-    """The words of a page (with page.size) made fit for training: (polygons, ignore, counts).
-
-    Rule, in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more
-    than half of it outside the page: ignored; a part outside: cut off. counts: how many of each.
-    """
-    counts = {"self-crossing": 0, "zero-area": 0, "outside": 0, "clipped": 0}
-    if not page.polygons:
-        return [], [], counts
-    shapes = shapely.polygons([shapely.linearrings(p) for p in page.polygons])
-    crossing = ~shapely.is_valid(shapes)
-    shapes = np.where(crossing, shapely.convex_hull(shapes), shapes)
-    inside = shapely.intersection(shapes, shapely.box(0, 0, *page.size))
-    polygons, ignore = [], []
-    for i, (shape, part) in enumerate(zip(shapes, inside)):
-        polygon, drop = page.polygons[i], True
-        if shape.area < 1:
-            counts["zero-area"] += 1
-        elif part.area < shape.area / 2:
-            counts["outside"] += 1
-        else:
-            drop = False
-            counts["self-crossing"] += bool(crossing[i])
-            counts["clipped"] += bool(part.area < shape.area - 1e-6)
-            if crossing[i] or part.area < shape.area - 1e-6:
-                part = max(shapely.get_parts(part), key=shapely.area)
-                polygon = shapely.get_coordinates(part.exterior)[:-1]
-        polygons.append(polygon)
-        ignore.append(page.ignore[i] or drop)
-    return polygons, ignore, counts
+        return list(tqdm(results, desc, len(items), leave=False, disable=None))
 
 
 # ---------------------------------------------------------------- page geometry
@@ -398,9 +299,8 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
         shrink, thresh, _, near = maps[:, rows, columns]
         if skip or not shrink.size or reach <= 0:
             continue
-        distance, inside = distance_to_outline(
-            edges, columns.start, rows.start, *shrink.shape[::-1]
-        )
+        size = shrink.shape[::-1]
+        distance, inside = distance_to_outline(edges, columns.start, rows.start, *size)
         core = inside & (distance >= reach)
         shrink |= core if core.any() else inside & (distance == distance[inside].max(initial=-1))
         near |= inside | (distance < reach)
@@ -433,13 +333,45 @@ def polygon_perimeter(polygon):
 # ---------------------------------------------------------------- samples
 
 
+def repair_words(page):
+    """The words of a page (with page.size) made fit for training: (polygons, ignore, counts).
+
+    Rule, in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more
+    than half of it outside the page: ignored; a part outside: cut off. counts: how many of each.
+    """
+    counts = {"self-crossing": 0, "zero-area": 0, "outside": 0, "clipped": 0}
+    if not page.polygons:
+        return [], [], counts
+    shapes = shapely.polygons([shapely.linearrings(p) for p in page.polygons])
+    crossing = ~shapely.is_valid(shapes)
+    shapes = np.where(crossing, shapely.convex_hull(shapes), shapes)
+    inside = shapely.intersection(shapes, shapely.box(0, 0, *page.size))
+    polygons, ignore = [], []
+    for i, (shape, part) in enumerate(zip(shapes, inside)):
+        polygon, drop = page.polygons[i], True
+        if shape.area < 1:
+            counts["zero-area"] += 1
+        elif part.area < shape.area / 2:
+            counts["outside"] += 1
+        else:
+            drop = False
+            counts["self-crossing"] += bool(crossing[i])
+            counts["clipped"] += bool(part.area < shape.area - 1e-6)
+            if crossing[i] or part.area < shape.area - 1e-6:
+                part = max(shapely.get_parts(part), key=shapely.area)
+                polygon = shapely.get_coordinates(part.exterior)[:-1]
+        polygons.append(polygon)
+        ignore.append(page.ignore[i] or drop)
+    return polygons, ignore, counts
+
+
 class Receipts:
     """Training samples, a dataset for torch's DataLoader: [(epoch, i, H, W)] -> (page uint8
     [H, W, 3], target maps uint8 [4, H, W]).
 
     The random draws of sample i in epoch e come from default_rng((seed, e, i)): the same in any
-    process and in any order. hp: train.py's Hparams. cache: a folder that keeps the decoded pages,
-    for all processes; what fits on the disk.
+    process and in any order. cache: a folder that keeps the decoded pages, for all
+    processes; what fits on the disk.
     """
 
     def __init__(self, pages, hp, cache=None):
@@ -469,15 +401,12 @@ class Receipts:
     def __getitem__(self, key):
         epoch, i, *shape = key
         hp, rng = self.hp, np.random.default_rng((self.hp.seed, epoch, i))
-        polygons, ignore = self.words[i]
-        matrix = draw_homography(rng, hp, *self.pages[i].size)
-        image, polygons, cut = warp_page(
-            self.page(i), polygons, matrix, tuple(shape), self.pages[i].size
-        )
+        (polygons, ignore), size = self.words[i], self.pages[i].size
+        matrix = draw_homography(rng, hp, *size)
+        image, polygons, cut = warp_page(self.page(i), polygons, matrix, tuple(shape), size)
         image = augment_colours(image, rng, hp)
         ignore = [a or b for a, b in zip(ignore, cut)]
-        maps = make_targets(polygons, ignore, *shape, hp.shrink_ratio)
-        return image, maps
+        return image, make_targets(polygons, ignore, *shape, hp.shrink_ratio)
 
 
 def epoch_batches(pages, hp, epoch):
@@ -504,6 +433,34 @@ def epoch_batches(pages, hp, epoch):
 
 
 # ---------------------------------------------------------------- splits and folds
+
+
+def inspect_pages(pages):
+    """Open every picture once: sets page.size (width, height) and returns thumbnails [N, 1024] for
+    `near_duplicates`. Raises DataError on the first picture that cannot be read."""
+
+    def inspect(page):
+        image = read_image(page.path)
+        page.size = image.shape[1], image.shape[0]
+        return thumbnail(image)
+
+    return np.array(map_threads(inspect, pages, "reading pages"))
+
+
+def thumbnail(image):
+    """Normalised 32 x 32 high-pass picture of a page as a float32 vector [1024]."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
+    small = small.astype(np.float32) - cv2.blur(small, (9, 9)).astype(np.float32)
+    return small.ravel() / max(np.linalg.norm(small), 1e-6)
+
+
+def near_duplicates(thumbnails):
+    """Yields pairs a < b of pages whose thumbnails [N, 1024] correlate above NEAR_DUPLICATE: one
+    picture in another size, quality or brightness; not crops and turned pages."""
+    for k in range(0, len(thumbnails), 256):  # [256, N] at a time: 100 MB for 100,000 pages
+        close = thumbnails[k : k + 256] @ thumbnails[k:].T > NEAR_DUPLICATE
+        yield from (np.argwhere(np.triu(close, 1)) + k).tolist()
 
 
 def page_groups(pages, thumbnails):
@@ -541,7 +498,7 @@ def make_folds(pages, groups, folds, seed=0):
     load /= np.maximum(load.sum(0), 1)
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise DataError(f"{folds} folds of {len(names)} groups; 2 to that many are possible")
+        raise DataError(f"{folds} folds of {len(names)} groups", "2 to that many are possible")
     total = np.zeros((len(names), 3))
     np.add.at(total, member, load)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -569,16 +526,15 @@ def split_json(pages, groups, folds, seed=0):
 
 
 def run_pages(hp):
-    """(train pages, val pages, split or None) of a run, every picture opened once. hp: with data,
-    val_data, image_dir, folds, fold.
+    """(train pages, val pages, split or None) of a run, every picture opened once.
 
     A fold of the train pages where hp.folds is set; else the val split or hp.val_data; else a tenth
     of the train pages by group. Raises DataError.
     """
     folder, image_dir = resolve_data(hp.data), hp.image_dir or None
-    pages = load_labels(folder, "train", image_dir)
-    if not hp.folds and (hp.val_data or has_split(folder, "val")):
-        val = load_labels(hp.val_data or folder, "val", image_dir)
+    pages = labels.load_labels(folder, "train", image_dir)
+    if not hp.folds and (hp.val_data or labels.has_split(folder, "val")):
+        val = labels.load_labels(hp.val_data or folder, "val", image_dir)
         groups = page_groups(pages + val, inspect_pages(pages + val)).tolist()
         if shared := set(groups[: len(pages)]) & set(groups[len(pages) :]):
             say = "of train pages reach into val, whose scores are too good: see data.py check"
@@ -587,7 +543,7 @@ def run_pages(hp):
     groups = page_groups(pages, inspect_pages(pages))
     folds = hp.folds or min(10, len(set(groups.tolist())))
     if folds < 2:
-        raise DataError(f"{hp.data}: no val split, and one group of pages; see --val-data")
+        raise DataError(hp.data, "no val split, and one group of pages", "see --val-data")
     split = split_json(pages, groups, folds)
     fold = hp.fold if hp.folds else 1
     if not hp.folds:
@@ -604,12 +560,12 @@ def pseudo_pages(hp, known):
     and val pages, hold already, by name or as a near-duplicate. Raises DataError.
     """
     beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(hp.data)
-    own = image_dir_of(own if own.is_file() else own / "labels", hp.image_dir or None)
-    pages = read_competition(hp.pseudo_labels, beside if beside.is_dir() else own)
+    own = labels.image_dir_of(own if own.is_file() else own / "labels", hp.image_dir or None)
+    pages = labels.read_competition(hp.pseudo_labels, beside if beside.is_dir() else own)
     names = {page.name for page in known}
     pages = [page for page in pages if page.name not in names]
     if not pages:
-        raise DataError(f"{hp.pseudo_labels}: every page of it is labelled in {hp.data} already")
+        raise DataError(hp.pseudo_labels, f"every page of it is labelled in {hp.data} already")
     own, other = inspect_pages(pages), inspect_pages(known)
     new = (own @ other.T).max(1) <= NEAR_DUPLICATE
     for page in pages:
@@ -669,31 +625,36 @@ def check_split(pages, label, size):
     return thumbnails
 
 
+def load_splits(data, image_dir=None):
+    """{split: pages} of every split that DATA names, or of the one that it is under None."""
+    splits = [s for s in labels.SPLITS if labels.has_split(data, s)] or [None]
+    return {split: labels.load_labels(data, split, image_dir) for split in splits}
+
+
 def check(data, size, image_dir):
     """Print what DATA holds and what will go wrong. Raises DataError as training would."""
-    splits = [s for s in SPLITS if has_split(data, s)] or [None]
-    pages = {s or "all": load_labels(data, s, image_dir) for s in splits}
-    thumbnails = {name: check_split(p, name, size) for name, p in pages.items()}
-    everything = [(name, page) for name, p in pages.items() for page in p]
-    for a, b in near_duplicates(np.concatenate(list(thumbnails.values()))):
+    pages = {split or "all": found for split, found in load_splits(data, image_dir).items()}
+    thumbnails = [check_split(found, split, size) for split, found in pages.items()]
+    everything = [(split, page) for split, found in pages.items() for page in found]
+    for a, b in near_duplicates(np.concatenate(thumbnails)):
         (split_a, page_a), (split_b, page_b) = everything[a], everything[b]
         across = "warning: across splits" if split_a != split_b else "within a split"
         print(f"near-duplicates {across}: {split_a} {page_a.name}, {split_b} {page_b.name}")
     shared = {}
     for split, page in everything:
         shared.setdefault(page.group, set()).add(split)
-    for group in sorted(str(g) for g, where in shared.items() if g is not None and len(where) > 1):
+    for group in sorted(g for g, where in shared.items() if g is not None and len(where) > 1):
         print(f"warning: group {group} has pages in more than one split")
     print(f"{data}: no errors")
 
 
 @contextlib.contextmanager
 def new_folder(out):
-    """A folder to fill, which becomes `out` at the end, whole or not at all. Raises DataError if
+    """A folder to fill, which becomes `out` at the end, whole or not at all. Raises UsageError if
     there is something in `out`."""
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(out, "exists", "choose another folder or remove it")
+        raise UsageError(out, "exists", "choose another folder or remove it")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -704,22 +665,22 @@ def new_folder(out):
 
 
 def convert(data, out, to, image_dir=None):
-    """Write the labels of every split of DATA to folder OUT in a format of FORMATS, with a link to
-    the pictures. Prints what the format could not hold. Raises DataError."""
-    splits = [s for s in SPLITS if has_split(data, s)] or [None]
-    pages = {split: load_labels(data, split, image_dir) for split in splits}
-    found = [page for split in splits for page in pages[split]]
+    """Write the labels of every split of DATA to folder OUT, in a format of labels.FORMATS and with
+    a link to the pictures. Prints what the format could not hold. Raises DataError."""
+    pages = load_splits(data, image_dir)
+    found = [page for split in pages.values() for page in split]
     places = {p.path.parents[len(PurePosixPath(p.name).parts) - 1] for p in found}
     if len(places) > 1:
-        many = f"{data}: its pictures lie in {len(places)} folders"
-        raise DataError(f"{many}; convert each by itself")
+        raise DataError(
+            data, f"its pictures lie in {len(places)} folders", "convert each by itself"
+        )
     with new_folder(out) as partial:
-        for split in splits:
-            for name, text in FORMATS[to](pages[split], split).items():
+        for split, some in pages.items():
+            for name, text in labels.FORMATS[to](some, split).items():
                 replace_file(partial / name, text)
         (partial / "images").symlink_to(places.pop().resolve())
-        again = [page for s in splits for page in load_labels(partial, s or "train")]
-    lost = ", ".join(f"{count} {kind}" for kind, count in losses(found, again).items())
+        again = [page for s in pages for page in labels.load_labels(partial, s or "train")]
+    lost = ", ".join(f"{count} {kind}" for kind, count in labels.losses(found, again).items())
     words = sum(len(page.polygons) for page in found)
     print(f"{out}: {len(found)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
 
@@ -727,35 +688,30 @@ def convert(data, out, to, image_dir=None):
 def synth(out, count, seed, **kind):
     """Draw `count` synthetic receipts into OUT: train.json, val.json (a quarter) and images/.
 
-    A complete OUT of the same arguments is left alone; anything else there is an error.
+    A complete OUT of the same arguments is left alone; anything else there is a UsageError.
     """
     spec = {"pages": count, "seed": seed, **kind}
 
-    def is_made():
-        made = Path(out, "synth.json")
-        return made.is_file() and read_json(made) == spec
-
     def draw(i):
         image, words = synthetic_page((seed, i), **kind)
-        page = Page(f"synth_{i:05d}.jpg", None, size=image.shape[1::-1], group=f"synth {i}")
+        page = labels.Page(f"synth_{i:05d}.jpg", None, size=image.shape[1::-1], group=f"synth {i}")
         code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         (partial / "images" / page.name).write_bytes(code)
         for k, word in enumerate(words, 1):
             page.add(f"{k:04d}", word["points"], word["transcription"])
         return page
 
-    if is_made():
-        return
     try:
         with new_folder(out) as partial:
             (partial / "images").mkdir()
             pages = map_threads(draw, range(count), "drawing receipts")
             val = max(1, count // 4)
-            write_json(partial / "train.json", pages_to_json(pages[val:]))
-            write_json(partial / "val.json", pages_to_json(pages[:val]))
+            write_json(partial / "train.json", labels.pages_to_json(pages[val:]))
+            write_json(partial / "val.json", labels.pages_to_json(pages[:val]))
             write_json(partial / "synth.json", spec)
-    except OSError:
-        if not is_made():  # by another process meanwhile
+    except (OSError, UsageError):  # there is something: the same, or another process was faster
+        made = Path(out, "synth.json")
+        if not made.is_file() or read_json(made) != spec:
             raise
 
 
@@ -772,70 +728,80 @@ def resolve_data(data):
         return Path(data)
     folder = Path("data", data)
     if not (folder / "synth.json").is_file():
-        print(
-            f"drawing {SYNTH_SETS[data]['count']} synthetic receipts into {folder}", file=sys.stderr
-        )
+        count = SYNTH_SETS[data]["count"]
+        print(f"drawing {count} synthetic receipts into {folder}", file=sys.stderr)
     synth(folder, **SYNTH_SETS[data])
     return folder
 
 
-# flags of the commands: (name, type or choices, default, help)
-DATA = ("data", None, None, "folder or label file")
-PLACE = ("--image-dir", None, None, "where the pictures lie, if not in images/ or beside labels")
-COMMANDS = {  # what it does, an example, its flags
-    "check": (
-        "what is in DATA and what will go wrong in training",
-        "receipts --size 960",
-        DATA,
-        ("--size", int, 960, "longer page side in training"),
-        PLACE,
-    ),
-    "synth": (
-        "draw synthetic receipts, a quarter of them val",
-        "data/lines --unit line",
-        ("out", None, None, "folder to make"),
-        ("--pages", int, 64, "how many"),
-        ("--seed", int, 0, "another seed, other pages"),
-        ("--size", int, 1280, "longer page side"),
-        ("--words", int, 117, "words a page, about"),
-        ("--unit", ("word", "line"), "word", "label words, or runs of text on scans like SROIE's"),
-    ),
-    "split": (
-        "stratified folds; groups and near-duplicates together",
-        "receipts --folds 5",
-        DATA,
-        ("--folds", int, 5, "how many"),
-        ("--seed", int, 0, "breaks ties"),
-        ("--split", SPLITS, "train", "which split of DATA"),
-        ("--out", None, None, "JSON to write, runs/split-DATA-FOLDS.json without"),
-        PLACE,
-    ),
-    "convert": (
-        "labels in another format",
-        "receipts receipts-ppocr --to paddle",
-        DATA,
-        ("out", None, None, "folder to make; its images/ is a link to the pictures"),
-        ("--to", tuple(FORMATS), "json", "format to write; says what it cannot hold"),
-        PLACE,
-    ),
-}
-
-
 def parse_args(argv):
     parser = Parser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (what, example, *flags) in COMMANDS.items():
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, run, what, example):
         example = f"example: python data.py {name} {example}"
         sub = commands.add_parser(name, help=what, description=what, epilog=example)
-        for flag, kind, default, text in flags:
-            of = {"choices": kind} if isinstance(kind, tuple) else {"type": kind or str}
-            text += f" (default {default})" if default is not None else ""
-            sub.add_argument(flag, default=default, help=text, **of)
+        sub.set_defaults(run=run)
+        return sub.add_argument
+
+    def of_data(*command_of):
+        add = command(*command_of)
+        add("data", help="folder or label file")
+        add("--image-dir", help="where the pictures lie, if not in images/ or beside labels")
+        return add
+
+    what = "what DATA holds and what will go wrong"
+    add = of_data("check", run_check, what, "receipts --size 960")
+    add("--size", type=int, default=960, help="longer page side in training (%(default)s)")
+
+    what = "draw synthetic receipts, a quarter of them val"
+    add = command("synth", run_synth, what, "data/lines --unit line")
+    add("out", help="folder to make")
+    add("--pages", type=int, default=64, help="how many (%(default)s)")
+    add("--seed", type=int, default=0, help="another seed, other pages (%(default)s)")
+    add("--size", type=int, default=1280, help="longer page side (%(default)s)")
+    add("--words", type=int, default=117, help="words a page, about (%(default)s)")
+    unit = "label words, or runs of text on scans like SROIE's (%(default)s)"
+    add("--unit", choices=("word", "line"), default="word", help=unit)
+
+    what = "stratified folds; groups and near-duplicates together"
+    add = of_data("split", run_split, what, "receipts --folds 5")
+    add("--folds", type=int, default=5, help="how many (%(default)s)")
+    add("--seed", type=int, default=0, help="breaks ties (%(default)s)")
+    add("--split", choices=labels.SPLITS, default="train", help="which split of DATA (%(default)s)")
+    add("--out", help="JSON to write (runs/split-DATA-FOLDS.json)")
+
+    what = "labels in another format; says what it cannot hold"
+    add = of_data("convert", run_convert, what, "receipts receipts-ppocr --to paddle")
+    add("out", help="folder to make; its images/ is a link to the pictures")
+    add("--to", choices=tuple(labels.FORMATS), default="json", help="format to write (%(default)s)")
     return parser.parse_args(argv)
 
 
-def make_split(args):
-    pages = load_labels(resolve_data(args.data), args.split, args.image_dir)
+def run(args):
+    for flag, least in (("pages", 2), ("size", 32), ("words", 1), ("seed", 0)):
+        if getattr(args, flag, least) < least:
+            raise UsageError(f"--{flag} {getattr(args, flag)}", f"at least {least} is needed")
+    args.run(args)
+
+
+def run_check(args):
+    if args.size % 32:
+        raise UsageError(f"--size {args.size}", "not a multiple of 32, as in training")
+    check(resolve_data(args.data), args.size, args.image_dir)
+
+
+def run_synth(args):
+    synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=args.unit)
+    print(f"{args.out}: {args.pages} synthetic receipts")
+
+
+def run_convert(args):
+    convert(args.data, args.out, args.to, args.image_dir)
+
+
+def run_split(args):
+    pages = labels.load_labels(resolve_data(args.data), args.split, args.image_dir)
     split = split_json(pages, page_groups(pages, inspect_pages(pages)), args.folds, args.seed)
     out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
     write_json(out, split, indent=1)
@@ -844,29 +810,7 @@ def make_split(args):
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    try:
-        for flag, least in (("pages", 2), ("size", 32), ("words", 1)):
-            if getattr(args, flag, least) < least:
-                raise DataError(f"--{flag} {getattr(args, flag)}: at least {least} is needed")
-        if args.command == "check":
-            if args.size % 32:
-                raise DataError(f"--size {args.size}: not a multiple of 32, as in training")
-            check(resolve_data(args.data), args.size, args.image_dir)
-        elif args.command == "synth":
-            synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=args.unit)
-            print(f"{args.out}: {args.pages} synthetic receipts")
-        elif args.command == "convert":
-            convert(args.data, args.out, args.to, args.image_dir)
-        else:
-            make_split(args)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -501,7 +501,7 @@ def choose_pages(args, members):
         raise UsageError("which pages?", "the members do not share their data", "add --data")
     hp, folder = runs[0], data.resolve_data(runs[0].data)
     if len({run.fold for run in runs}) == 1 or not hp.folds:
-        return evaluate.own_pages(hp)
+        return data.run_pages(hp)[1]
     if not labels.has_split(folder, "val"):
         raise UsageError(folder, "no val split outside the folds", "name pages by --data")
     return labels.load_labels(folder, "val", hp.image_dir or None)

@@ -13,7 +13,6 @@ are named as such.
 
 import base64
 import hashlib
-import html
 import io
 import json
 import os
@@ -24,6 +23,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,8 @@ from dbnet import load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
 from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_competition
-from report import LEVELS, SCORES_PAGE, binned, html_bars, html_curves, html_table
+from report import page as html_page
+from report import scores_blocks
 from tune import GRID, TUNED, draw_landscape, halves, print_tuning, tune
 
 # ---------------------------------------------------------------- prediction
@@ -296,7 +297,7 @@ def predict(network, pages, device, job=None, **options):
 
 # ---------------------------------------------------------------- pictures
 
-COLOURS = {"label": (60, 90, 255), "hit": (0, 150, 0), "miss": (230, 0, 0)}
+COLOURS = {"label": (60, 90, 255), "hit": (0, 150, 0), "found": (0, 150, 0), "miss": (230, 0, 0)}
 COLOURS["false alarm"] = (255, 120, 0)
 
 
@@ -308,31 +309,27 @@ def draw_page(page, polygons, side=1400):
     zoom = max(1.0, side / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     image = cv2.addWeighted(image, 0.75, np.full_like(image, 255), 0.25, 0)
-    labels, ignore = page.polygons or [], page.ignore
-    pairs, valid = iou_matches(labels, polygons, ignore)
-    if page.polygons is None:
-        pairs, valid = [(-1, m) for m in range(len(polygons))], valid & False
-    hit_labels, hits = {n for n, _ in pairs}, {m for _, m in pairs}
-    lost = [n for n in range(len(labels)) if n not in hit_labels and not ignore[n]]
-    known = [n for n in range(len(labels)) if n in hit_labels or ignore[n]]
-    alarms = [m for m in range(len(polygons)) if m not in hits and valid[m]]
-    layers = (
-        ("hit", 2, [polygons[m] for m in sorted(hits)]),
-        ("label", 1, [labels[n] for n in known]),
-        ("false alarm", 2, [polygons[m] for m in alarms]),
-        ("miss", 2, [labels[n] for n in lost]),
-    )
-    for kind, thickness, outlines in layers:
-        outlines = [np.round(p * zoom).astype(np.int32) for p in outlines]
-        cv2.polylines(image, outlines, True, COLOURS[kind], thickness, cv2.LINE_AA)
+    labels, known = page.polygons or [], page.polygons is not None
+    pairs, valid = iou_matches(labels, polygons, page.ignore)
+    hit_labels, hits = ({*side} for side in zip(*pairs)) if pairs else (set(), set())
+    hits = hits if known else {*range(len(polygons))}
+    lost = {n for n in range(len(labels)) if n not in hit_labels and not page.ignore[n]}
+    layers = {
+        "hit" if known else "found": [polygons[m] for m in sorted(hits)],
+        "label": [labels[n] for n in range(len(labels)) if n not in lost],
+        "false alarm": [p for m, p in enumerate(polygons) if m not in hits and valid[m] and known],
+        "miss": [labels[n] for n in sorted(lost)],
+    }
     strip, x = np.full((40, image.shape[1], 3), 255, np.uint8), 8
     small, font = min(1.0, image.shape[1] / 640), cv2.FONT_HERSHEY_SIMPLEX
-    for kind, _, outlines in (layers[0], *layers[2:]) if page.polygons is not None else layers[:1]:
-        plural = "" if len(outlines) == 1 else "es" if kind == "miss" else "s"
-        text, colour = f"{len(outlines)} {kind}{plural}", COLOURS[kind]
-        text = text if page.polygons is not None else f"{len(outlines)} found"
-        cv2.putText(strip, text, (x, 28), font, 0.8 * small, colour, 2, cv2.LINE_AA)
-        x += round((16 * len(text) + 20) * small)
+    for kind, outlines in layers.items():
+        outlines = [np.round(p * zoom).astype(np.int32) for p in outlines]
+        thickness = 1 if kind == "label" else 2
+        cv2.polylines(image, outlines, True, COLOURS[kind], thickness, cv2.LINE_AA)
+        if kind != "label" and (known or kind == "found"):
+            text = f"{len(outlines)} {kind}"
+            cv2.putText(strip, text, (x, 28), font, 0.8 * small, COLOURS[kind], 2, cv2.LINE_AA)
+            x += round((16 * len(text) + 20) * small)
     return np.concatenate([strip, image])
 
 
@@ -348,12 +345,6 @@ def draw_picture(page, polygons, folder):
     file.parent.mkdir(parents=True, exist_ok=True)
     sharp = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     replace_file(file, cv2.imencode(".jpg", draw_page(page, polygons)[..., ::-1], sharp)[1])
-
-
-def draw_pictures(pages, found, folder):
-    """draw_picture of each page."""
-    items = list(zip(pages, (polygons for polygons, _ in found)))
-    data.map_threads(lambda item: draw_picture(*item, folder), items, "drawing pages")
 
 
 # ---------------------------------------------------------------- threshold tuning
@@ -425,20 +416,17 @@ def held_out_pages(sources, folder=None, image_dir=None):
 
 def check_target(path, sources):
     """Raises UsageError when --write cannot put values into path."""
-    path = Path(path)
-    if path.suffix not in (".pt", ".json"):
-        raise UsageError(f"--write {path}", "neither a .pt nor a .json file", "give one of these")
-    if path.suffix == ".pt" and (len(sources) > 1 or path.exists()):
-        what = "exists, or would hold one of several checkpoints"
-        raise UsageError(f"--write {path}", what, "give a new file, .json for several checkpoints")
+    pt = path.endswith(".pt")
+    if not pt and not path.endswith(".json") or pt and (len(sources) > 1 or Path(path).exists()):
+        need = "a new .pt file for one checkpoint, or a .json file"
+        raise UsageError(f"--write {path}", "cannot hold it", f"give {need}")
 
 
 def write_setting(path, sources, values):
     """Put values into a copy of the checkpoint (.pt) or an hparams file (.json), new or not."""
-    check_target(path, sources)
     state = load_checkpoint(sources[0])
     hp = {**asdict(state["hparams"]), **values}
-    if Path(path).suffix == ".pt":
+    if path.endswith(".pt"):
         save_checkpoint(path, {**state, "hparams": hp})
         return
     for key in ("name", "folds", "fold", "split", "stop_epoch", "workers", "init"):
@@ -448,40 +436,33 @@ def write_setting(path, sources, values):
 
 def run_tune(args, overrides):
     """evaluate.py --tune. Raises DataError."""
-    for source in args.sources:
-        if source.endswith(".json"):
-            raise UsageError(source, "has no maps to tune on", "give checkpoints")
+    sources = args.sources
     if args.write:
-        check_target(args.write, args.sources)
-    hp = replace(load_checkpoint(args.sources[0])["hparams"], **overrides)
-    if len(args.sources) > 1:
-        page_lists = held_out_pages(args.sources, args.data, args.image_dir)
-    else:
-        page_lists = [choose_pages(args)]
-    pages = [page for page_list in page_lists for page in page_list]
-    for source, page_list in zip(args.sources, page_lists):
-        warn_of_leaks(source, page_list)
+        check_target(args.write, sources)
+    hp = replace(load_checkpoint(sources[0])["hparams"], **overrides)
+    several = held_out_pages(sources, args.data, args.image_dir) if len(sources) > 1 else None
+    parts, pages, maps = [], [], []
+    for k, (source, own) in enumerate(zip(sources, several or [choose_pages(args)])):
+        warn_of_leaks(source, own)
+        pages += own
+        parts += [k] * len(own)
     if not any(page.polygons for page in pages):
         raise DataError("--tune", "the pages have no labels")
-    parts = np.repeat(range(len(page_lists)), [len(page_list) for page_list in page_lists])
-    if len(page_lists) == 1:
-        parts = halves(bootstrap_groups(pages))
-    maps = [
-        one
-        for source, page_list in zip(args.sources, page_lists)
-        for one in cached_maps(source, page_list, hp, args.device)
-    ]
+    parts = np.array(parts) if several else halves(bootstrap_groups(pages))
+    for k, source in enumerate(sources):
+        own = [page for page, part in zip(pages, parts) if part == k] if several else pages
+        maps += cached_maps(source, own, hp, args.device)
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
     result, table = tune(maps, pages, parts, grid, hp)
     chosen = {key: result["recommended"][key] for key in TUNED}
-    picture = Path(args.sources[0]).parent / "tune.png"
+    picture = Path(sources[0]).parent / "tune.png"
     if args.json:
         print(json.dumps(result))
     else:
         print_tuning(result)
-        print(f"{len(pages)} pages, cross-fitted over {len(set(parts.tolist()))} parts; {picture}")
+        print(f"{len(pages)} pages, cross-fitted over {len({*parts.tolist()})} parts; {picture}")
     if args.write:
-        write_setting(args.write, args.sources, chosen)
+        write_setting(args.write, sources, chosen)
     try:
         draw_landscape(picture, table, grid, chosen)
     except OSError as error:
@@ -491,6 +472,7 @@ def run_tune(args, overrides):
 # ---------------------------------------------------------------- report
 
 WORST = 12
+LEVELS = np.arange(1, 20) / 20  # of box_thresh
 
 
 def page_details(page, found, chosen):
@@ -516,72 +498,54 @@ def thumbnail(page, polygons):
     return "data:image/jpeg;base64," + base64.b64encode(code).decode()
 
 
+def binned(x, y, what):
+    """Mean of y in up to 5 equally filled bins of x, as bars: (mean, label, [range, size])."""
+    if not len(x):
+        return []
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)))
+    ends = list(pairwise(edges)) or [(edges[0], edges[0])]
+    which = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(ends) - 1)
+    items = []
+    for k, (low, high) in enumerate(ends):
+        inside = y[which == k]
+        mean = float(inside.mean()) if len(inside) else 0.0
+        items.append((mean, f"{mean:.4f}", [f"{low:.0f} to {high:.0f}", f"{len(inside)} {what}"]))
+    return items
+
+
 def write_report(path, title, hp, result, pages, rows, details, worst):
-    """
-    One self-contained HTML file. rows: of METRICS; details: page_details of pages; worst: [(hmean,
-    index, polygons)] of the pages to show.
-    """
+    """One HTML page. rows: of METRICS; details: page_details of pages; worst: [(hmean, index,
+    polygons)] of the pages to show."""
     curves, heights, hits = zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
     keys = ("precision", "recall", "hmean")
-    table = [("metric", *keys, "95 % interval")]
+    metrics = []
     for metric, (name, _) in METRICS.items():
         r = result if metric == "page" else result[metric]
-        interval = " to ".join(f"{value:.4f}" for value in r["interval"])
-        table.append((name, *(f"{r[key]:.4f}" for key in keys), interval))
-    first = min(int(20 * hmeans.min()), 15)  # the histogram's twentieths
-    count = np.histogram(hmeans, np.arange(first, 21) / 20)[0]
-    edges = [(f"{k / 20:.2f}",) for k in range(first, 20)]
-    curve, chosen = np.mean(curves, 0), hp.box_thresh if hp else None
-    levels = [(f"{b:.2f}", *(f"{v:.4f}" for v in row)) for b, row in zip(LEVELS, curve)]
-    shown = (
-        ", ".join(f"{key} {getattr(hp, key)}" for key in ("size", *DECODING))
-        if hp
-        else "as in the file"
+        metrics.append((name, *(r[key] for key in keys), r["interval"]))
+    edges = np.arange(min(int(20 * hmeans.min()), 15), 21) / 20  # the histogram's twentieths
+    counts = [int(count) for count in np.histogram(hmeans, edges)[0]]
+    decoding = (
+        [f"{key} {getattr(hp, key)}" for key in ("size", *DECODING)] if hp else ["as in the file"]
     )
+    about = f"{result['pages']} pages, {words.sum()} words. Decoding: {', '.join(decoding)}."
     figures = []
     for hmean, i, polygons in worst:
-        name = f"{pages[i].name}: hmean {hmean:.4f}, {len(heights[i])} words, {hits[i].sum()} hit"
-        picture = f'<img alt="page with overlays" src="{thumbnail(pages[i], polygons)}">'
-        figures.append(f"<figure>{picture}<figcaption>{html.escape(name)}</figcaption></figure>")
-
-    def section(head, text, *parts):
-        return "".join((f"<h2>{head}</h2><p>{text}</p>", *parts))
-
-    competition = "(competition's CLEval)"
-    body = (
-        f"<h1>{html.escape(title)}</h1><p>{result['pages']} pages, {words.sum()} words. Decoding: "
-        f"{shown}. Intervals: bootstrap over groups of pages.</p>{html_table(table)}",
-        section(
-            "Pages by score",
-            f"Pages with which hmean {competition}, by steps of 0.05.",
-            html_bars(count, count, edges, count.max()),
-        ),
-        section(
-            "Score by density",
-            "Mean hmean of pages with so many words.",
-            binned(words, hmeans, "pages"),
-        ),
-        section(
-            "Recall by word height",
-            "Share of words hit at IoU 0.5, by height in page px.",
-            binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words"),
-        ),
-        section(
-            "Precision and recall over box_thresh",
-            f"Means over pages {competition}; the dashed line is the value in use.",
-            html_curves(curve, chosen),
-            "<details><summary>The numbers</summary>",
-            html_table([("box_thresh", *keys), *levels]),
-            "</details>",
-        ),
-        section(
-            f"The {len(worst)} worst pages",
-            "Labels thin blue, hits green, misses red, false alarms orange, at IoU 0.5.",
-            f'<div class="pages">{"".join(figures)}</div>',
-        ),
+        name = f"{pages[i].name}: hmean {hmean:.4f}, {words[i]} words, {hits[i].sum()} hit"
+        figures.append((name, thumbnail(pages[i], polygons)))
+    blocks = scores_blocks(
+        title,
+        f"{about} Intervals: bootstrap over groups of pages.",
+        metrics,
+        pages=[(count, count, [f"{edge:.2f}"]) for count, edge in zip(counts, edges)],
+        density=binned(words, hmeans, "pages"),
+        heights=binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words"),
+        levels=LEVELS,
+        curves=dict(zip(keys, np.mean(curves, 0).T)),
+        chosen=hp.box_thresh if hp else None,
+        worst=figures,
     )
-    replace_file(path, SCORES_PAGE % (html.escape(title), "".join(body)))
+    replace_file(path, html_page(title, blocks))
 
 
 # ---------------------------------------------------------------- export
@@ -707,46 +671,29 @@ def write_predictions(path, pages, found):
 # ---------------------------------------------------------------- what a checkpoint has seen
 
 
-def seen_pages(state, pages):
-    """Indices of the pages that a checkpoint, or what it began from and learned from, trained on,
-    and of those that chose its weights, by the digests in it; None of an older one without."""
-    origin = state.get("origin")
-    if not origin:
-        return None
-    digests = [data.picture_digest(page.path) for page in pages]
-    sets = set(origin["trained"]), set(origin["chosen"])
-    return tuple({n for n, digest in enumerate(digests) if digest in known} for known in sets)
-
-
 def warn_of_leaks(source, pages):
-    """Say on stderr where a checkpoint trained on some of the pages, was chosen by them, or does
-    not tell; returns the indices of the former, as seen_pages."""
+    """Say on stderr where a checkpoint (or what it began and learned from) trained on some of the
+    pages, by the digests in it, was chosen by them, or does not tell; returns whether the first."""
     if source.endswith(".json"):
-        return set()
-    state = load_checkpoint(source)
-    seen, unknown = seen_pages(state, pages), state.get("origin", {}).get("unknown", ())
-    if seen is None or unknown:
-        whose = (
-            f"the pages of {', '.join(unknown)}, which it learned from, are" if seen else "it is"
-        )
-        say = f"{whose} not known; not checked that it never trained on these pages"
+        return False
+    origin = load_checkpoint(source).get("origin") or {"unknown": [source]}
+    digests = [data.picture_digest(page.path) for page in pages]
+    known = {*origin.get("trained", ())}
+    trained = [p.name for p, d in zip(pages, digests) if d in known]
+    if origin["unknown"]:
+        whose = ", ".join(origin["unknown"])
+        say = f"pages that {whose} trained on are not known; not checked that it never saw these"
         print(f"warning: {source}: {say}", file=sys.stderr)
-    trained, chosen = seen or (set(), set())
     if trained:
-        some = f"{len(trained)} of these {len(pages)} pages (first: {pages[min(trained)].name})"
+        some = f"{len(trained)} of these {len(pages)} pages (first: {trained[0]})"
         print(f"warning: {source}: trained on {some}, too good there", file=sys.stderr)
-    if chosen:
+    if {*origin.get("chosen", ())} & {*digests}:
         say = "its epoch was chosen on these pages, so it is rather too good there; see last.pt"
         print(f"note: {source}: {say}", file=sys.stderr)
-    return trained
+    return bool(trained)
 
 
 # ---------------------------------------------------------------- command line
-
-
-def own_pages(hp):
-    """The pages a run validated on, from the hparams in its checkpoint."""
-    return data.run_pages(hp)[1]
 
 
 def print_line(result, what):
@@ -766,15 +713,6 @@ def print_scores(result):
 def print_difference(d, what):
     low, high = d["interval"]
     print(f"hmean {d['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {d['verdict']}, vs {what}")
-
-
-def compare(pages, rows, other_rows):
-    """Paired difference of two predictions on the same pages, {metric: paired_difference}."""
-    groups = bootstrap_groups(pages)
-    return {
-        metric: paired_difference(rows[metric], other_rows[metric], to_scores, groups)
-        for metric, (_, to_scores) in METRICS.items()
-    }
 
 
 # of a checkpoint's values, those that flags may replace
@@ -840,7 +778,7 @@ def choose_pages(args):
                 what = f"validated on other pages ({key} {its!r}, here {own!r}), may know these"
                 remedy = "name pages that neither has seen by --data"
                 raise UsageError(f"--compare {args.compare}", what, remedy)
-    return own_pages(hp)
+    return data.run_pages(hp)[1]
 
 
 def check_flags(args, overrides):
@@ -949,7 +887,11 @@ def run(args):
         return 1 if failed else 0
     result = summarise(pages, rows)
     if args.compare:
-        result["compare"] = compare(pages, rows, score_source(args.compare, pages, {}, args, False))
+        others, groups = score_source(args.compare, pages, {}, args, False), bootstrap_groups(pages)
+        result["compare"] = {
+            metric: paired_difference(rows[metric], others[metric], to_scores, groups)
+            for metric, (_, to_scores) in METRICS.items()
+        }
     if args.json:
         print(json.dumps(result))
         return 0

@@ -1,17 +1,45 @@
-"""How is it shown? Markdown and one HTML page that needs nothing else, from blocks, tables and
-plots. It is handed numbers and computes none."""
+"""How is it shown? Markdown and one HTML page that needs nothing else, of a sweep's findings and of a
+run's scores. It is handed numbers and computes none. Both are blocks: ("#" | "##" | "p", text),
+("table", header, rows), ("code", language, text), ("figure", caption, svg or img)."""
 
 import html
+import json
 import math
 import re
+from itertools import accumulate
 
-import numpy as np
-
-from space import flags
-
-
-def short(x):
-    return f"{x:.4g}" if isinstance(x, float) else str(x)
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>%s</title><style>
+:root { color-scheme: light dark; --fg: #1d2126; --bg: #fff; --muted: #68707a; --grid: #e1e5ea;
+ --accent: #0a62c4; --second: #b3541e; --third: #1d7a4b }
+@media (prefers-color-scheme: dark) { :root { --fg: #e4e7ea; --bg: #14171a; --muted: #98a1ab;
+ --grid: #30363d; --accent: #62a8ff; --second: #ec9a63; --third: #63c793 } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
+ max-width: 960px; margin: 0 auto; padding: 16px; overflow-wrap: anywhere }
+h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em } .scroll { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal }
+th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
+h2, th, td { border-bottom: 1px solid var(--grid) }
+th { color: var(--muted); white-space: normal; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left; white-space: normal }
+pre { background: var(--grid); padding: 10px; overflow-x: auto; border-radius: 4px }
+figure { margin: 1em 0 } figcaption { color: var(--muted); font-size: 13px }
+figure:has(img) { display: inline-block; width: 300px; max-width: 100%%; vertical-align: top }
+img { max-width: 100%%; border: 1px solid var(--grid) }
+svg { display: block; width: 100%%; height: auto; font: 12px system-ui, sans-serif }
+.narrow { max-width: 560px }
+text { fill: var(--ink, var(--muted)) } text.value { fill: var(--fg) }
+path { fill: none; stroke: var(--ink, var(--muted)); stroke-width: 1.2; stroke-linejoin: round }
+.axis { --ink: var(--grid) } .precision { --ink: var(--second) } .recall { --ink: var(--third) }
+.best, .hmean { --ink: var(--accent) } path:is(.best, .hmean) { stroke-width: 2.2 }
+.bar, .band { fill: var(--accent); stroke: none } .band { opacity: .15 }
+.stopped, .chosen { stroke-dasharray: 4 3 } circle { fill: var(--accent); stroke: var(--bg) }
+circle.stopped { fill: var(--bg); stroke: var(--fg); stroke-dasharray: none }
+@media (max-width: 600px) { table { font-size: 13px; width: max-content }
+ td:first-child { max-width: 11em } .wide { min-width: 560px } svg { font-size: 15px } }
+</style>
+%s</html>
+"""
 
 
 def p(*parts):
@@ -26,41 +54,32 @@ def markdown(blocks):
             text += "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines) + "\n"
         elif kind == "code":
             text += f"```{body[0]}\n{body[1]}\n```\n\n"
-        elif kind != "figure":
+        elif kind in ("#", "##", "p"):
             text += f"{kind} {body[0]}\n\n".removeprefix("p ")
     return text
 
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>%s</title><style>
-:root { color-scheme: light dark; --fg: #1d2126; --bg: #fff; --muted: #68707a; --accent: #0a62c4;
- --grid: #e1e5ea }
-@media (prefers-color-scheme: dark) {
- :root { --fg: #e4e7ea; --bg: #14171a; --muted: #98a1ab; --accent: #62a8ff; --grid: #30363d } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
- max-width: 960px; margin: 0 auto; padding: 16px }
-h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
-h2, th, td { border-bottom: 1px solid var(--grid) } table { border-collapse: collapse }
-.scroll { overflow-x: auto } table { font-variant-numeric: tabular-nums }
-th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
-th { color: var(--muted); white-space: normal; vertical-align: bottom }
-th:first-child, td:first-child { text-align: left; white-space: normal }
-pre { background: var(--grid); padding: 10px; overflow-x: auto; border-radius: 4px }
-figure { margin: 1em 0 } figcaption { color: var(--muted); font-size: 13px }
-svg { display: block; width: 100%%; height: auto; font: 12px system-ui, sans-serif }
-.narrow { max-width: 560px }
-@media (max-width: 600px) { .wide { font-size: 17px } .narrow { font-size: 15px }
- table { font-size: 13px } td:first-child { min-width: 6em } }
-text { fill: var(--muted) }
-path { fill: none; stroke: var(--muted); stroke-width: 1.2; stroke-linejoin: round }
-.axis { stroke: var(--grid) } .best { stroke: var(--accent); stroke-width: 2.2 }
-.band { fill: var(--accent); opacity: .15; stroke: none }
-.bar { fill: var(--accent); stroke: none }
-.stopped { stroke-dasharray: 4 3 } circle { fill: var(--accent); stroke: var(--bg) }
-circle.stopped { fill: var(--bg); stroke: var(--fg); stroke-dasharray: none }
-</style>
-%s</html>
-"""
+def page(title, blocks):
+    return PAGE % (html.escape(title), "".join(html_block(*block) for block in blocks))
+
+
+def html_block(kind, *body):
+    if kind == "table":
+        text, (header, rows) = "", body
+        for tag, row in [("th", header), *(("td", row) for row in rows)]:
+            cells = f"</{tag}><{tag}>".join(html.escape(str(cell)) for cell in row)
+            text += f"<tr><{tag}>{cells}</{tag}></tr>\n"
+        return f'<div class="scroll"><table>{text}</table></div>\n'
+    if kind == "figure":
+        caption = f"<figcaption>{html.escape(body[0])}</figcaption>"
+        return f'<figure><div class="scroll">{body[1]}</div>{caption}</figure>\n'
+    tag = {"#": "h1", "##": "h2", "code": "pre"}.get(kind, kind)
+    text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(body[-1]))
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+    return f"<{tag}>{text}</{tag}>\n"
+
+
+# ---------------------------------------------------------------- plots
 
 
 class Plot:
@@ -76,32 +95,35 @@ class Plot:
         y = self.height - 40 - y * (self.height - 56)
         return f"{56 + x * (self.width - 76):.1f}", f"{y:.1f}"
 
-    def line(self, points, kind, tip=""):
+    def line(self, points, kind, tip="", opacity=1.0):
         path = "L".join(" ".join(self.at(*point)) for point in points)
-        tip = html.escape(tip)
-        self.parts.append(f'<path class="{kind}" d="M{path}"><title>{tip}</title></path>')
+        shade = f' opacity="{opacity:.2f}"' * (opacity < 1)
+        title = f"<title>{html.escape(tip)}</title>"
+        self.parts.append(f'<path class="{kind}"{shade} d="M{path}">{title}</path>')
 
-    def dot(self, x, y, trial):
-        """A trial's mark; its numbers, unrounded, are in the attributes and rounded in the tip."""
-        (left, top), value = self.at(x, y), trial.history[-1]
-        data = f'data-trial="{trial.number}" data-state="{trial.state}" data-value="{value!r}"'
-        tip = f"trial {trial.number}, {trial.state}, {value:.4f}, {' '.join(flags(trial.params))}"
-        mark = f'<circle class="{trial.state}" cx="{left}" cy="{top}" r="4.5" {data}>'
-        self.parts.append(f"{mark}<title>{html.escape(tip)}</title></circle>")
+    def dot(self, x, row):
+        """A trial's mark; its value, unrounded, is in the attributes and rounded in the tip."""
+        left, top = self.at(x, row.last)
+        data = f'data-trial="{row.number}" data-state="{row.state}" data-value="{row.last!r}"'
+        tip = html.escape(f"trial {row.number}, {row.state}, {row.last:.4f}, {row.flags}")
+        mark = f'<circle class="{row.state}" cx="{left}" cy="{top}" r="4.5" {data}>'
+        self.parts.append(f"{mark}<title>{tip}</title></circle>")
 
-    def text(self, x, y, text, anchor="middle", dx=0, dy=0):
+    def text(self, x, y, text, anchor="middle", dx=0, dy=0, kind=""):
         left, top = (float(v) + d for v, d in zip(self.at(x, y), (dx, dy)))
-        where = f'x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}"'
+        where = f'class="{kind}" x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}"'
         self.parts.append(f"<text {where}>{html.escape(str(text))}</text>")
 
-    def axes(self, xticks, xlabel, points):
-        """Grid, tick labels (y in points) and the name of x."""
+    def axes(self, xticks, xlabel, points=1):
+        """Grid, tick labels (of x: a list, or a number to count to; y in points) and the name of x."""
         (left, right), (low, high) = self.xs, self.ys
         step = 10 ** math.floor(math.log10(max(high - low, 1e-12)))
         step *= next(m for m in (0.2, 0.5, 1, 2) if (high - low) / (m * step) <= 6)
         for k in range(math.ceil(low / step), math.floor(high / step) + 1):
             self.line([(left, k * step), (right, k * step)], "axis")
             self.text(left, k * step, f"{k * step * points:.6g}", "end", -6, 4)
+        if isinstance(xticks, int):
+            xticks = [(k, k) for k in range(1, xticks + 1, -(-xticks // 12))]
         for x, label in xticks:
             self.text(x, low, label, dy=16)
         self.text((left + right) / 2, low, xlabel, dy=34)
@@ -111,129 +133,286 @@ class Plot:
         return f'<svg {head} aria-label="{html.escape(label)}">{"".join(self.parts)}</svg>'
 
 
+def bars(items, high):
+    """Bars [(value, label, lines of text below)] up to the value `high`."""
+    plot = Plot((0, len(items) or 1), (0, high or 1), 560, 200)
+    for i, (value, label, lines) in enumerate(items):
+        left, right = i + 0.1, i + 0.9
+        plot.line([(left, 0), (left, value), (right, value), (right, 0)], "bar", str(label))
+        plot.text(i + 0.5, value, label, dy=-5, kind="value")
+        for k, line in enumerate(lines if len(items) < 12 or i % 2 else ()):
+            plot.text(i + 0.5, 0, line, dy=16 + 18 * k)
+    return plot.svg("bars", "narrow")
+
+
 def span(values, margin=0.08):
     low, high = min(values), max(values)
     pad = margin * (high - low) if high > low else abs(high) * 0.01 or 1
     return low - pad, high + pad
 
 
-def every(n, most=12):
-    """Tick marks 1..n, thinned out."""
-    return [(k, k) for k in range(1, n + 1, -(-n // most))]
+def short(x):
+    return f"{x:.4g}" if isinstance(x, float) else str(x)
 
 
-def page(title, blocks):
-    """Blocks as one HTML page that needs nothing else."""
-    text = ""
-    for kind, *body in blocks:
-        if kind == "figure":
-            text += f'<figure><div class="scroll">{body[1]}</div>'
-            text += f"<figcaption>{html.escape(body[0])}</figcaption></figure>\n"
-        elif kind == "table":
-            rows = [("th", body[0]), *(("td", row) for row in body[1])]
-            table = ""
-            for tag, row in rows:
-                line = f"</{tag}><{tag}>".join(html.escape(str(cell)) for cell in row)
-                table += f"<tr><{tag}>{line}</{tag}></tr>\n"
-            text += f'<div class="scroll"><table>{table}</table></div>\n'
-        else:
-            tag = {"#": "h1", "##": "h2", "code": "pre"}.get(kind, kind)
-            line = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(body[-1]))
-            line = re.sub(r"`(.+?)`", r"<code>\1</code>", line)
-            text += f"<{tag}>{line}</{tag}>\n"
-    return PAGE % (html.escape(title), text)
+# ---------------------------------------------------------------- a sweep
 
 
-# ---------------------------------------------------------------- the scores of a run
-
-LEVELS = np.arange(1, 20) / 20  # of box_thresh
-SCORES_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>%s</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root { color-scheme: light dark; --fg: #1d2126; --bg: #fff; --muted: #68707a; --accent: #0a62c4;
- --grid: #e1e5ea; --second: #b3541e; --third: #1d7a4b }
-@media (prefers-color-scheme: dark) { :root { --fg: #e4e7ea; --bg: #14171a; --muted: #98a1ab;
- --accent: #62a8ff; --grid: #30363d; --second: #ec9a63; --third: #63c793 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
- max-width: 960px; margin: 0 auto; padding: 16px }
-h1 { font-size: 1.6em; overflow-wrap: anywhere } h2 { font-size: 1.2em; margin-top: 2em }
-h2, th, td { border-bottom: 1px solid var(--grid) }
-p, figcaption { color: var(--muted) } figcaption { font-size: 13px; overflow-wrap: anywhere }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
-th { color: var(--muted) }
-th:first-child, td:first-child { text-align: left; white-space: normal }
-svg { display: block; width: 100%%; max-width: 720px; font: 13px system-ui, sans-serif }
-text { fill: var(--muted) } .value { fill: var(--fg) } rect { fill: var(--accent) }
-path { fill: none; stroke: var(--grid) } .line { stroke-width: 2.2 }
-.chosen { stroke: var(--muted); stroke-dasharray: 4 3 }
-.pages { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 16px }
-figure { margin: 0 } img { max-width: 100%%; border: 1px solid var(--grid) }
-@media (max-width: 600px) { svg { font-size: 18px } table { font-size: 13px }
- th, td { padding-right: 8px; white-space: normal } }
-</style>%s</html>
-"""
+def sweep_blocks(f):
+    """sweep.py's Findings -> blocks. Shares are printed in points, 0 to 100."""
+    for part in (head, figures, ranking, early, luck, distribution, parameters, best):
+        yield from part(f)
 
 
-def html_table(rows):
-    """Rows of cells, the first is the head."""
-    cells = [[html.escape(str(cell)) for cell in row] for row in rows]
-    head, *body = ("".join(f"<td>{cell}</td>" for cell in row) for row in cells)
-    body = "".join(f"<tr>{row}</tr>" for row in body)
-    head = head.replace("td>", "th>")
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+def show(f, x, more=0):
+    return f"{f.points * x:.{f.digits + more}f}" if math.isfinite(x) else "-"
 
 
-def html_svg(height, parts):
-    return f'<svg viewBox="0 0 640 {height}" role="img">{"".join(parts)}</svg>'
+def interval(f, low, high):
+    return f"{show(f, low)} to {show(f, high)}" if math.isfinite(low) else "-"
 
 
-def html_bars(values, labels, below, high):
-    """Bars up to the value `high`, a label on each and lines of text below it."""
-    parts, step = [], 640 / max(len(values), 1)
-    for i, (value, label, lines) in enumerate(zip(values, labels, below)):
-        x, h = i * step, 120 * max(value, 0) / (high or 1)
-        centre = f'x="{x + step / 2:.1f}" text-anchor="middle"'
-        bar = f'y="{140 - h:.1f}" width="{step * 0.8:.1f}" height="{h:.1f}"'
-        parts.append(f'<rect x="{x + step * 0.1:.1f}" {bar}/>')
-        parts.append(f'<text class="value" {centre} y="{134 - h:.1f}">{label}</text>')
-        for k, line in enumerate(lines):
-            parts.append(f'<text {centre} y="{159 + 19 * k}">{line}</text>')
-    return html_svg(146 + 19 * max(map(len, below), default=0), parts)
+def head(f):
+    yield "#", f"Sweep {f.name}"
+    yield p(
+        f"{f.method}, {f.metric}, {'maximised' if f.sign > 0 else 'minimised'};",
+        f"{len(f.trials)} trials of {f.epochs} epochs: {len(f.finished)} finished,",
+        f"{len(f.stopped)} stopped early (paused), {len(f.failed)} failed,",
+        f"{len(f.trials) - len(f.failed) - len(f.rows)} under way.",
+    )
+    used = f"{f.spent} epochs used, {f.saved} saved by stopping (no times recorded)."
+    if math.isfinite(f.hours):
+        kept = f"{f.saved * f.hours / f.spent:.2f} hours ({f.saved} epochs) saved by stopping."
+        used = f"{f.hours:.2f} hours used for {f.spent} epochs, {kept}"
+    yield p(used)
 
 
-def html_curves(curve, chosen):
-    """Precision, recall and hmean [19, 3] over LEVELS, a line at the chosen box_thresh."""
-    low = min(math.floor(10 * curve.min()) / 10, 0.9)
+def figures(f):
+    """History, learning curves, parallel coordinates and importance."""
+    if not f.rows:
+        return
+    edge = " Values far below the rest stand at the lower edge." * (f.sound != f.rows)
+    plot = Plot((0.5, len(f.trials) + 0.5), span([row.last for row in f.sound]))
+    plot.axes(len(f.trials), "trial", f.points)
+    none = -math.inf * f.sign
+    values = [row.last if row.state == "finished" else none for row in f.rows]
+    tops = zip(f.rows, accumulate(values, max if f.sign > 0 else min))
+    tops = [(row.number, top) for row, top in tops if math.isfinite(top)] or [(1, 0)]
+    plot.line(tops, "best", "best so far of the finished")
+    for row in f.rows:
+        plot.dot(row.number, row)
+    caption = f"{f.metric} by trial; hollow: stopped early, at the stop; line: the best finished."
+    yield "figure", caption + edge, plot.svg("optimisation history")
+    late = [value for row in f.sound for value in row.history[len(row.history) // 4 :]]
+    plot = Plot((1, max(f.epochs, 2)), span(late, 0.03))
+    plot.axes(f.epochs, "epoch", f.points)
+    for row in sorted(f.rows, key=lambda row: row is f.first):
+        kind = "best" if row is f.first else row.state
+        plot.line(list(enumerate(row.history, 1)), kind, f"trial {row.number}")
+        if row.state == "stopped":
+            plot.dot(len(row.history), row)
+    caption = "Learning curves; a circle marks a stop, the blue one is the best configuration."
+    yield "figure", caption + edge, plot.svg("learning curves")
+    if f.names:
+        caption = "Parallel coordinates; dashed: stopped early, value at the stop."
+        yield "figure", caption, parallel(f)
+    if f.importance:
+        items = [(x, f"{x:.0%}", [name]) for x, name in zip(f.importance, f.names)]
+        caption = "Importance: share in the posterior mean's variance."
+        yield "figure", caption, bars(items, max(f.importance))
 
-    def point(x, y):
-        return f"{40 + 500 * x:.1f} {250 - 230 * (y - low) / (1 - low):.1f}"
 
-    parts = []
-    for y in np.linspace(low, 1, 6):
-        parts.append(f'<path d="M{point(0, y)}L{point(1, y)}"/>')
-        parts.append(f'<text x="0" y="{float(point(0, y).split()[1]) + 4}">{y:.2f}</text>')
-    for x in np.arange(0, 1.01, 0.2):
-        parts.append(f'<text x="{40 + 500 * x}" y="270" text-anchor="middle">{x:.1f}</text>')
+def parallel(f):
+    """Parallel coordinates: a line a trial, the better the darker."""
+    n, (low, high) = len(f.names), span([row.last for row in f.sound], 0)
+    plot = Plot((-0.3, n + 0.3), (0, 1))
+    ends = [(item["ticks"][0][1], item["ticks"][-1][1]) for item in f.parameters]
+    axes = [[*map(short, pair), name] for pair, name in zip(ends, f.names)]
+    for i, labels in enumerate([*axes, [show(f, low), show(f, high), f.metric]]):
+        plot.line([(i, 0), (i, 1)], "axis")
+        for label, y, dy in zip(labels, (0, 1, 0), (16, -4, 34)):
+            plot.text(i, y, label, dy=dy)
+    for row in sorted(f.sound, key=lambda row: (row is f.first, f.sign * row.last)):
+        score = (row.last - low) / (high - low or 1)
+        shade = 0.15 + 0.85 * (score if f.sign > 0 else 1 - score) ** 2
+        kind, shade = ("best", 1.0) if row is f.first else (row.state, shade)
+        plot.line([*enumerate(row.point), (n, score)], kind, f"trial {row.number}", shade)
+    return plot.svg("parameters")
+
+
+def ranking(f):
+    yield "##", "Finished trials"
+    if not f.finished:
+        yield p("None yet.")
+        return
+    yield p(
+        "Values are those of the last epoch, intervals 95 % over pages, the posterior mean is",
+        "the Gaussian process's.",
+    )
+    rows = []
+    for rank, row in enumerate(f.finished, 1):
+        told = [show(f, row.last), interval(f, *row.pages), show(f, row.expected[0])]
+        rows.append([rank, row.number, *told, len(row.history), *map(short, row.values)])
+    header = ["rank", "trial", f.metric, "interval", "posterior mean", "epochs"]
+    yield "table", header + f.names, rows
+    if len(f.ties) > 1:
+        numbers = ", ".join(map(str, f.ties))
+        yield p(f"Near-ties with the first, not to be told apart by this sweep: trials {numbers}")
+
+
+def early(f):
+    """The trials that did not finish."""
+    rows = []
+    for row in f.stopped:
+        (mean, low, high, chance), v, told = row.final, row.verdict, "not recorded"
+        if v:
+            told = f"{v['rule']}: rank {v['rank']} of {v['of']}, bar {show(f, v['bar'])}"
+        final = f"{show(f, mean)} ({interval(f, low, high)})"
+        line = [row.number, len(row.history), show(f, row.last), told, final, f"{chance:.0%}"]
+        rows.append([*line, *map(short, row.values)])
+    if rows:
+        yield "##", "Stopped early"
+        yield p(
+            "Values at the epoch of the stop: not comparable with final ones. Each run is paused;",
+            "`--continue-trial N` takes it to the end.",
+        )
+        header = ["trial", "epoch", f"{f.metric} there", "stopped by", "projected final (95 %)"]
+        yield "table", [*header, "chance to win", *f.names], rows
+    if f.failed:
+        yield "##", "Failed"
+        rows = [[row.number, row.why, *map(short, row.values)] for row in f.failed]
+        yield "table", ["trial", "why", *f.names], rows
+
+
+def luck(f):
+    """What of the best value is owed to picking it."""
+    yield "##", "How good is the best?"
+    if not f.luck:
+        yield p("Fewer than 3 sound runs: cannot tell.")
+        return
+    n, expected, found, limit, row = f.luck
+    pooled = ", stopped ones with the value at their stop" * f.pooled
+    yield p(
+        f"Best of {n} sound runs{pooled}: of {n} runs of equal worth the best is expected at",
+        f"{expected:+.2f} sd from their mean; found at {found:+.2f} sd. That is",
+        f"{'no more' if found < limit else 'more'} than picking explains (5 % limit {limit:.2f}).",
+    )
+    if f.importance:
+        mean, low, high = row.expected
+        yield p(
+            f"Trial {row.number}: observed {show(f, row.last)}, posterior mean {show(f, mean)}",
+            f"(95 % {interval(f, low, high)}): expect the latter on a repetition.",
+        )
+
+
+def distribution(f):
+    yield "##", "Distribution"
+    rows = []
+    for label, without, n, mean, median, sd, low, high in f.spread:
+        label += f", without failures (trial {', '.join(map(str, without))})" * bool(without)
+        sd = f"{f.points * sd:.3g}" if n > 1 else "-"
+        rows.append([label, n, show(f, mean), show(f, median, 1), sd, show(f, low), show(f, high)])
+    rows.append(["crashed or not finite: no value", len(f.failed), "-", "-", "-", "-", "-"])
+    yield "table", ["runs", "n", "mean", "median", "sd (sample)", "min", "max"], rows
+
+
+def parameters(f):
+    """Score by parameter, and how well the bands' epochs ranked."""
+    yield "##", "Score by parameter"
+    n, pooled = len(f.fair), "runs with a value, each at the last epoch it had (too few finished)"
+    over = f"Over the {n} {pooled + ': a hint.' if f.pooled else 'finished runs.'}"
+    yield p(over if n > 2 else "Too few runs.")
+    for i, item in enumerate(f.parameters if n > 2 else ()):
+        share = f", importance {f.importance[i]:.0%}" if f.importance else ""
+        yield p(f"**{item['key']}**{share}. {correlation(n, item['rho'], item['chance'])}")
+        caption = f"{f.metric} against {item['key']}; the GP's mean and 95 % band through the best."
+        yield "figure", caption, parameter_plot(f, i, item)
+        rows = []
+        for ends, n_here, mean, half, median in item["groups"]:
+            told = show(f, mean) + f" ± {show(f, half)}" * (n_here > 1)
+            rows.append([" to ".join(map(short, ends)), n_here, told, show(f, median)])
+        yield "table", [item["key"], "n", "mean ± 95 %", "median"], rows
+    if f.decisions:
+        yield "##", "Decisions"
+    for epoch, judged, paused, trust in f.decisions:
+        yield p(f"Epoch {epoch}: {judged} judged, {paused} paused; {trust}.")
+
+
+def correlation(n, rho, chance):
+    if rho is None:
+        return "Categories have no ranks."
+    if abs(rho) > chance:
+        return f"Rank correlation with the score {rho:+.2f} (n = {n})"
+    why = f"({rho:+.2f}, n = {n}; below {chance:.2f} it is chance)"
+    return f"No rank correlation with the score {why}: the means below are no trend."
+
+
+def parameter_plot(f, i, item):
+    """The score against a parameter, with the GP's mean and 95 % band along it."""
+    plot = Plot((0, 1), span([row.last for row in f.sound], 0.25), 560, 260)
+    plot.axes([(x, short(value)) for x, value in item["ticks"]], item["key"], f.points)
+    if item["along"]:
+        u, mean, low, high = item["along"]
+        plot.line([*zip(u, high), *zip(u[::-1], low[::-1])], "band", "95 %")
+        plot.line(list(zip(u, mean)), "best", "posterior mean")
+    for row in f.rows:
+        plot.dot(row.point[i], row)
+    return plot.svg(f"{f.metric} against {item['key']}", "narrow")
+
+
+def best(f):
+    if not f.first:
+        return
+    kind = "finished" if f.finished else "stopped (none finished)"
+    other = f"; the highest value had trial {f.top[0].number}" * (f.first is not f.top[0])
+    yield "##", "Best configuration"
+    yield p(f"Trial {f.first.number}, the best posterior mean of the {kind} trials{other}.")
+    if f.rivals:
+        numbers = ", ".join(map(str, f.rivals))
+        yield p(f"Stopped trials that may well be better: {numbers}; --continue-trial tells.")
+    yield "code", "", f.command
+    yield "code", "json", json.dumps(f.params, indent=1)
+
+
+# ---------------------------------------------------------------- a run's scores
+
+
+def scores_blocks(title, about, metrics, pages, density, heights, levels, curves, chosen, worst):
+    """Blocks of a run's scores: metrics [(name, precision, recall, hmean, (low, high))]; pages,
+    density, heights: items of `bars`; curves {metric: its value at each of levels of box_thresh},
+    chosen: the level in use or None; worst [(caption, data URL)]."""
+    keys, clear = [*curves], "(competition's CLEval)"
+    most, lines = max(value for value, *_ in pages), score_curves(levels, curves, chosen)
+    yield "#", title
+    yield p(about)
+    rows = []
+    for name, *values, ends in metrics:
+        rows.append([name, *map("{:.4f}".format, values), "{:.4f} to {:.4f}".format(*ends)])
+    yield "table", ["metric", *keys, "95 % interval"], rows
+    for head, caption, plot in (
+        ("Pages by score", f"Pages with which hmean {clear}, by steps of 0.05.", bars(pages, most)),
+        ("Score by density", "Mean hmean of pages with so many words.", bars(density, 1)),
+        ("Recall by word height", "Share hit at IoU 0.5, by height in page px.", bars(heights, 1)),
+        ("Scores over box_thresh", f"Means {clear}; dashed: the value in use.", lines),
+    ):
+        yield "##", head
+        yield "figure", caption, plot
+    rows = zip(levels, *curves.values())
+    rows = [[f"{level:.2f}", *map("{:.4f}".format, values)] for level, *values in rows]
+    yield "table", ["box_thresh", *keys], rows
+    yield "##", f"The {len(worst)} worst pages"
+    yield p("Labels thin blue, hits green, misses red, false alarms orange, at IoU 0.5.")
+    for caption, source in worst:
+        yield "figure", caption, f'<img alt="" src="{source}">'
+
+
+def score_curves(levels, curves, chosen):
+    low = min(math.floor(10 * min(map(min, curves.values()))) / 10, 0.9)
+    plot = Plot((0, 1), (low, 1), 560, 260)
+    plot.axes([(k / 5, k / 5) for k in range(6)], "box_thresh")
     if chosen is not None:
-        parts.append(f'<path class="chosen" d="M{point(chosen, low)}L{point(chosen, 1)}"/>')
-    colours = {"precision": "--second", "recall": "--third", "hmean": "--accent"}
-    for k, (name, colour) in enumerate(colours.items()):
-        line = "L".join(point(x, y) for x, y in zip(LEVELS, curve[:, k]))
-        parts.append(f'<path class="line" style="stroke: var({colour})" d="M{line}"/>')
-        style = f'style="fill: var({colour})"'
-        parts.append(f'<text {style} x="560" y="{40 + 22 * k}">{name}</text>')
-    return html_svg(280, parts)
-
-
-def binned(x, y, share):
-    """Mean of y in up to 5 equally filled bins of x, as a section's bars."""
-    if not len(x):
-        return "<p>no labels</p>"
-    edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)))
-    which = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
-    bins = [np.flatnonzero(which == k) for k in range(max(len(edges) - 1, 1))]
-    means = [float(y[b].mean()) if len(b) else 0.0 for b in bins]
-    tops = np.append(edges, edges[-1])
-    below = [f"{low:.0f} to {high:.0f}" for low, high in zip(edges, tops[1:])]
-    below = [(line, f"{len(b)} {share}") for line, b in zip(below, bins)]
-    return html_bars(means, [f"{mean:.4f}" for mean in means], below, 1)
+        plot.line([(chosen, low), (chosen, 1)], "chosen", f"box_thresh {chosen}")
+    for i, (name, values) in enumerate(curves.items()):
+        plot.line(list(zip(levels, values)), name, name)
+        plot.text(0.25 + 0.25 * i, 1, name, dy=-5, kind=name)
+    return plot.svg("precision, recall and hmean over box_thresh", "narrow")

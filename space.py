@@ -1,23 +1,26 @@
 """What may a sweep try? W&B's sweep schema as a unit cube, and the checks of a sweep file."""
 
-import difflib
 import itertools
 import json
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
+from files import UsageError, nearest, read_json, shown
+
 # distribution -> the keys it takes, as in the schema of W&B's sweeps 0.3.0
-LAWS = {"normal": "mu sigma", "log_normal": "mu sigma", "beta": "a b"}
+LAWS = {"normal": "mu sigma", "log_normal": "mu sigma"}
 LAWS |= dict.fromkeys(("uniform", "log_uniform", "log_uniform_values"), "min max")
 LISTS = {"constant": "value", "categorical": "values"}
 LISTS["categorical_w_probabilities"] = "values probabilities"
-EXTRA = dict.fromkeys(("int_uniform", "inv_log_uniform", "inv_log_uniform_values"), "min max")
-DISTRIBUTIONS = {**LISTS, **LAWS, **EXTRA, **{f"q_{name}": f"{LAWS[name]} q" for name in LAWS}}
-DEFAULTS = {"mu": 0, "sigma": 1, "a": 1, "b": 1}
+STEPPED = {f"q_{name}": f"{keys} q" for name, keys in LAWS.items()}
+DISTRIBUTIONS = {**LISTS, **LAWS, "int_uniform": "min max", **STEPPED}
+INSTEAD = {"beta": "use uniform or normal", "q_beta": "use q_uniform or q_normal"}
+INSTEAD["inv_log_uniform"] = "use log_uniform with min -max and max -min"
+INSTEAD["inv_log_uniform_values"] = "use log_uniform_values with the same min and max"
 MAX_LEVELS = 1000
 
 
@@ -28,7 +31,7 @@ class Dimension:
     quantile at u is the value, rounded to multiples of q."""
 
     name: str
-    law: tuple = None  # (uniform | normal | log uniform | log normal | beta, number, number)
+    law: tuple = None  # (uniform | normal | log uniform | log normal, number, number)
     q: float = 0
     levels: tuple = ()
     edges: np.ndarray = None  # [levels + 1]
@@ -70,15 +73,14 @@ def leaf(name):
     return name.rsplit(".", 1)[-1]
 
 
-def identity(value):
-    """A key equal for equal values: 1 and 1.0 are one value, True and 1, 0 and None are two."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return "number", value
-    return type(value).__name__, json.dumps(value, sort_keys=True)
-
-
 def is_number(x):
     return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e300
+
+
+def identity(value):
+    """A key equal for equal values: 1 and 1.0 are one value, True and 1, 0 and None are two."""
+    kind = "number" if is_number(value) else type(value).__name__
+    return kind, value if is_number(value) else json.dumps(value, sort_keys=True)
 
 
 def rounded(x, q):
@@ -92,38 +94,9 @@ def normal_cdf(z):
     return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
-def beta_cdf(x, a, b):
-    """Regularised incomplete beta function by its continued fraction (DLMF 8.17.22, Lentz)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):
-        return 1 - beta_cdf(1 - x, b, a)
-    front = a * math.log(x) + b * math.log1p(-x) - math.log(a)
-    front += math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    f = d
-    for m in range(1, 1000):
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for t in (m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)), odd):
-            d, c = 1 / (1 + t * d), 1 + t / c
-            f *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return math.exp(front) * f
-
-
-def bisect(cdf, u, low, high):
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cdf(middle) < u else (low, middle)
-    return (low + high) / 2
-
-
 def cumulative(law, x):
     """Value -> u under a law; a uniform law goes on straight beyond its range."""
     kind, a, b = law
-    if kind == "beta":
-        return beta_cdf(x, a, b)
     if kind.startswith("log"):
         if x <= 0:
             return -1.0
@@ -134,57 +107,55 @@ def cumulative(law, x):
 def quantile(law, u):
     """u in 0..1 -> value under a law; tails without end are cut at a share of 1e-9."""
     kind, a, b = law
-    if kind == "beta":
-        return bisect(lambda x: beta_cdf(x, a, b), u, 0.0, 1.0)
-    if kind.endswith("normal"):
-        x = a + b * bisect(normal_cdf, min(max(u, 1e-9), 1 - 1e-9), -7.0, 7.0)
-    else:
-        x = a + u * (b - a)
+    inner = min(max(u, 1e-9), 1 - 1e-9)
+    x = a + (b * NormalDist().inv_cdf(inner) if kind.endswith("normal") else u * (b - a))
     return math.exp(x) if kind.startswith("log") else x
 
 
 def parse_law(where, kind, spec):
-    """A numeric parameter's (law, first number, second number); raises ValueError."""
-    base = "uniform" if kind == "int_uniform" else kind.removeprefix("q_").removeprefix("inv_")
+    """A numeric parameter's (law, first number, second number). Raises UsageError."""
+    base = "uniform" if kind == "int_uniform" else kind.removeprefix("q_")
     first, second = LAWS[base].split()
-    a, b = (spec.get(key, DEFAULTS.get(key)) for key in (first, second))
-    given, whole = f"{first} {a!r}, {second} {b!r}", kind == "int_uniform"
+    a, b = (spec.get(key, {"mu": 0, "sigma": 1}.get(key)) for key in (first, second))
+    given, whole = f"{first} {a!r:.80}, {second} {b!r:.80}", kind == "int_uniform"
     if not (is_number(a) and is_number(b)) or whole and {type(a), type(b)} != {int}:
-        fail(where, given, f"{kind} needs two {'integers' if whole else 'numbers'}")
+        raise UsageError(where, given, f"{kind} needs two {'integers' if whole else 'numbers'}")
     if first == "min" and a >= b:
-        fail(where, f"min {a} is not less than max {b}", "swap them or widen the range")
-    if first != "min" and (b <= 0 or first == "a" and a <= 0):
-        fail(where, given, "a, b and sigma must be above 0")
-    if kind.endswith("_values"):
+        raise UsageError(where, f"min is not less than max: {given}", "swap or widen them")
+    if first == "mu" and b <= 0:
+        raise UsageError(where, given, "sigma must be above 0")
+    if base == "log_uniform_values":
         if a <= 0:
-            fail(where, f"min {a} has no logarithm", "give a min above 0")
+            raise UsageError(where, f"min {a} has no logarithm", "give a min above 0")
         a, b = math.log(a), math.log(b)
-    if kind == "inv_log_uniform":
-        a, b = -b, -a  # 1 / x is log-uniform between e^min and e^max
-    if "log" in base and max(abs(a), abs(b)) > 700:
-        fail(where, f"{given} are exponents of e", "write values with log_uniform_values")
+    if base.startswith("log") and max(abs(a), abs(b)) > 700:
+        raise UsageError(where, f"{given} are exponents of e", "see log_uniform_values")
     return base.removesuffix("_values").replace("_", " "), float(a), float(b)
 
 
+def check_keys(where, given, known):
+    for key in sorted(given.keys() - known):
+        what = f"unknown key {shown(key)!r}{nearest(key, known)}"
+        raise UsageError(where, what, f"known: {', '.join(sorted(known))}")
+
+
 def parse_dimension(name, spec):
-    """One entry of `parameters` -> Dimension; raises ValueError naming parameter and key."""
-    where = f"parameters: {name}"
+    """One entry of `parameters` -> Dimension. Raises UsageError naming parameter and key."""
+    where = f"parameters: {shown(name)}"
     if not isinstance(spec, dict):
-        fail(where, f"is {json.dumps(spec)}", 'a constant is written {"value": ...}')
+        raise UsageError(where, f"is {spec!r:.80}", 'for a constant write {"value": ...}')
     kind = spec.get("distribution") or guess_distribution(where, spec)
-    if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
-        fail(where, f"unknown distribution {kind!r}", "known: " + ", ".join(DISTRIBUTIONS))
+    if str(kind) not in DISTRIBUTIONS:
+        remedy = INSTEAD.get(str(kind), f"known: {', '.join(DISTRIBUTIONS)}")
+        raise UsageError(where, f"unknown distribution {kind!r:.80}", remedy)
     keys = DISTRIBUTIONS[kind].split()
-    for key in spec:
-        if key not in (*keys, "distribution"):
-            fail(where, f"key {key!r} does not belong to {kind}", f"it takes {', '.join(keys)}")
+    check_keys(f"{where}: {kind}", spec, {*keys, "distribution"})
     if kind in LISTS:
         return parse_values(where, name, kind, spec)
-    law, q = parse_law(where, kind, spec), spec.get("q", 1) if "q" in keys else 0
+    q = spec.get("q", 1) if "q" in keys else int(kind == "int_uniform")
     if "q" in keys and not (is_number(q) and q > 0):
-        fail(where, f"q is {q!r}", "give a step above 0")
-    integer = kind == "int_uniform"
-    return with_steps(name, law, 1 if integer else q, integer)
+        raise UsageError(where, f"q is {q!r:.80}", "give a step above 0")
+    return with_steps(where, name, parse_law(where, kind, spec), q, kind == "int_uniform")
 
 
 def guess_distribution(where, spec):
@@ -193,7 +164,7 @@ def guess_distribution(where, spec):
         kind = "categorical" + "_w_probabilities" * ("probabilities" in spec)
         return "constant" if "value" in spec else kind
     if not {"min", "max"} <= set(spec):
-        fail(where, f"has keys {sorted(spec)}", "give value, values, or min and max")
+        raise UsageError(where, f"has {shown(', '.join(spec))}", "give value, values or min, max")
     return "int_uniform" if {type(spec["min"]), type(spec["max"])} == {int} else "uniform"
 
 
@@ -201,25 +172,23 @@ def parse_values(where, name, kind, spec):
     """Dimension of listed values. Three numbers or more are points on a scale (the kernel sees
     their ranks: neighbours are alike); two, and anything else, are names without an order."""
     values = [spec["value"]] if "value" in spec else spec.get("values")
-    if not isinstance(values, list) or not values:
-        fail(where, "values is not a list with an entry", "list what to try")
-    if not all(v is None or isinstance(v, (str, int, float)) for v in values):
-        fail(where, "values holds a list or an object", "list what to try")
+    if not isinstance(values, list) or not values or {list, dict} & set(map(type, values)):
+        raise UsageError(where, "values is no list of numbers and words", "list what to try")
     if len({identity(v) for v in values}) < len(values):
-        fail(where, "values has one value twice", "name each once")
+        raise UsageError(where, "values has one value twice", "name each once")
     share = np.full(len(values), 1 / len(values))
     if kind == "categorical_w_probabilities":
         share = spec.get("probabilities")
         sound = isinstance(share, list) and all(is_number(p) and p >= 0 for p in share)
         if not sound or len(share) != len(values) or abs(sum(share) - 1) > 1e-6:
-            fail(where, f"probabilities {share} are not {len(values)} shares of 1", "correct them")
+            raise UsageError(where, f"probabilities are not {len(values)} shares of 1")
     scale = len(values) > 2 and all(is_number(v) for v in values)
     ranks = np.argsort(np.argsort(values)) if scale else np.arange(len(values))
     coords = (ranks + 0.5) / len(values) if scale else ranks.astype(float)
     return Dimension(name, None, 0, tuple(values), np.r_[0, np.cumsum(share)], coords, not scale)
 
 
-def with_steps(name, law, q, integer):
+def with_steps(where, name, law, q, integer):
     """Dimension of a numeric parameter; a level for each multiple of q where they are few."""
     if not q:
         return Dimension(name, law)
@@ -228,7 +197,7 @@ def with_steps(name, law, q, integer):
     if "normal" in law[0]:
         first, last = round(low), round(high)
     if first > last:
-        fail(f"parameters: {name}", f"no multiple of q = {q} in the range", "give a smaller q")
+        raise UsageError(where, f"no multiple of q = {q} in the range", "give a smaller q")
     if last - first >= MAX_LEVELS:
         return Dimension(name, law, q)
     if integer:
@@ -239,10 +208,10 @@ def with_steps(name, law, q, integer):
 
 
 def parse_space(space):
-    """W&B sweep dict -> list of Dimension, nested parameters joined by dots; raises ValueError."""
+    """W&B sweep dict -> list of Dimension, nested parameters joined by dots. Raises UsageError."""
     parameters = space.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
-        fail("parameters", "is missing or empty", "name at least one hyperparameter")
+        raise UsageError("parameters", "is missing or empty", "name at least one hyperparameter")
     dims = []
     for name, spec in parameters.items():
         if isinstance(spec, dict) and set(spec) == {"parameters"}:
@@ -250,16 +219,6 @@ def parse_space(space):
         else:
             dims.append(parse_dimension(name, spec))
     return dims
-
-
-def fail(where, what, remedy):
-    raise ValueError(f"{where}: {what[:300]}; {remedy}")
-
-
-def closest(key, known):
-    """A remedy's first words: the key that was meant, if any is near."""
-    near = difflib.get_close_matches(key.split("=")[0], known, 1)
-    return f"did you mean {near[0]}? Or " if near else ""
 
 
 class Cube:
@@ -298,136 +257,92 @@ def maximised(space):
 RULE_KEYS = {"brackets": {"eta"}, "pause": {"bands", "eta"}}
 RULE_KEYS["hyperband"] = {"min_iter", "max_iter", "eta", "s", "strict"}
 GUARDS = {"type", "epochs", "preserve_threshold", "revive"}
+BOUNDS = {"eta": (1.01, 1e6), "min_iter": (1, 1e6), "max_iter": (1, 1e6), "s": (0, 50)}
 
 
 def check_rule(rule):
-    """Raises ValueError for an early_terminate that is none, naming the key."""
+    """Raises UsageError for an early_terminate that is none, naming the key."""
     where, kind = "early_terminate", rule.get("type") if isinstance(rule, dict) else None
-    if not isinstance(kind, str) or kind not in RULE_KEYS:
-        fail(where, f"{json.dumps(rule)[:80]} has no known type", f"known: {', '.join(RULE_KEYS)}")
-    known = RULE_KEYS[kind] | GUARDS
+    if str(kind) not in RULE_KEYS:
+        raise UsageError(where, f"unknown type {kind!r:.80}", f"known: {', '.join(RULE_KEYS)}")
+    check_keys(f"{where}: {kind}", rule, RULE_KEYS[kind] | GUARDS)
     for key, x in rule.items():
-        if key not in known:
-            fail(where, f"unknown key {key!r}", f"{kind} takes {', '.join(sorted(known))}")
-        if key == "bands" and not (isinstance(x, list) and all(type(b) is int for b in x)):
-            fail(where, f"bands is {x!r}", "give a list of epochs")
-        if key not in ("type", "strict", "bands") and not is_number(x):
-            fail(where, f"{key} is {x!r}", "give a number")
-    epochs = [rule.get("min_iter", 1), rule.get("max_iter", 1), *rule.get("bands", ())]
-    if not 1.01 <= rule.get("eta", 3) or min(epochs) < 1 or max(epochs) > 1e6:
-        fail(where, "eta must be above 1, min_iter, max_iter and bands at least 1", "correct it")
-    if not 0 <= rule.get("s", 0) <= 50:
-        fail(where, f"s is {rule['s']}", "give a number of bands from 0 to 50")
+        low, high = BOUNDS.get(key, (-1e300, 1e300))
+        sound, remedy = is_number(x) and low <= x <= high, f"give a number from {low} to {high}"
+        if key == "bands":
+            sound = isinstance(x, list) and all(type(b) is int and 1 <= b <= 1e6 for b in x)
+            remedy = "give a list of epochs"
+        if not sound and key not in ("type", "strict"):
+            raise UsageError(where, f"{key} is {x!r:.80}", remedy)
     if kind == "hyperband" and not ("min_iter" in rule or {"max_iter", "s"} <= set(rule)):
-        fail(where, "hyperband has no bands", "give min_iter, or max_iter and s")
+        raise UsageError(where, "hyperband has no bands", "give min_iter, or max_iter and s")
 
 
 METRIC = {"name": "hmean", "goal": "maximize"}
-USED = {"method", "metric", "parameters", "early_terminate", "run_cap", "seed", "command"}
-NO_EFFECT = set(
-    [
-        "program",
-        "project",
-        "name",
-        "description",
-        "entity",
-        "apiVersion",
-        "kind",
-        "controller",
-        "job",
-    ]
-)
-NO_EFFECT |= {"image_uri", "metrics", "scheduler"}
-
-
-def unique_keys(pairs):
-    """The object of a JSON object's pairs; raises ValueError on a key that comes twice."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = sorted(key for key, _ in pairs)
-        twice = next(a for a, b in itertools.pairwise(keys) if a == b)
-        raise ValueError(f"key {twice!r:.80} comes twice")
-    return value
-
-
-def read_json(path, what):
-    """Parsed JSON of a file under 16 MB; raises ValueError naming the file."""
-    try:
-        if os.path.getsize(path) > 1 << 24:
-            fail(path, f"is larger than 16 MB, no {what}", "check the path")
-        text = Path(path).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", "not text")
-        fail(path, f"cannot be read ({why})", f"give the path of a {what}")
-    try:
-        return json.loads(text, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        fail(path, f"is not JSON ({error})", "W&B's YAML must be exported as JSON")
+USED = {"method", "metric", "parameters", "early_terminate", "run_cap", "seed"}
+NO_EFFECT = {"program", "project", "name", "description", "entity", "apiVersion", "kind"}
+NO_EFFECT |= {"controller", "job", "image_uri", "metrics", "scheduler"}
 
 
 def load_spec(path):
-    """Sweep file -> its dict, with defaults; raises ValueError naming file and key."""
-    spec = read_json(path, "sweep file")
+    """Sweep file -> its dict, with defaults. Raises DataError, UsageError naming file and key."""
+    if Path(path).suffix in (".yaml", ".yml"):
+        raise UsageError(path, "is YAML", "export the sweep as JSON")
+    spec = read_json(path)
     if isinstance(spec, dict) and not {"method", "parameters"} & set(spec):
-        fail(path, "has neither method nor parameters", f"one run is: train.py --hparams {path}")
+        raise UsageError(path, "has no method", f"one run is: train.py --hparams {path}")
     try:
         return check_spec(spec)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except UsageError as error:
+        where, *rest = error.args
+        raise UsageError(f"{path}: {where}", *rest) from None
 
 
 def check_spec(spec):
-    """A sweep dict -> itself, with defaults; raises ValueError naming the first wrong key."""
+    """A sweep dict -> itself, with defaults. Raises UsageError naming the first wrong key."""
     if not isinstance(spec, dict):
-        fail("sweep", "is not a JSON object", "see hparams/sweep_lr_wd.json")
-    for key in sorted(set(spec) - USED - NO_EFFECT):
-        fail("sweep", f"unknown key {key!r}", f"{closest(key, USED | NO_EFFECT)}remove it")
-    if spec.get("method") not in ("bayes", "random", "grid"):
-        fail("method", f"is {spec.get('method')!r}", "give bayes, random or grid")
+        raise UsageError("sweep", "is not a JSON object", "see hparams/sweep_lr_wd.json")
+    if "command" in spec:
+        raise UsageError("command", "is not used here", "give its flags on the command line")
     metric = spec.get("metric", METRIC)
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-        fail("metric", f"is {json.dumps(metric)[:80]}", "give name and goal")
-    for key in set(metric) - {"name", "goal", "target", "impute", "impute_while_running"}:
-        fail("metric", f"unknown key {key!r}", "give name and goal")
-    if metric.get("goal", "minimize") not in ("maximize", "minimize"):
-        fail("metric: goal", f"is {metric['goal']!r}", "give maximize or minimize")
-    for key, low in (("run_cap", 1), ("seed", 0)):
-        if key in spec and (type(spec[key]) is not int or spec[key] < low):
-            fail(key, f"is {spec[key]!r}", f"give an integer of at least {low}")
-    if "target" in metric and not is_number(metric["target"]):
-        fail("metric: target", f"is {metric['target']!r}", "give a number")
+        raise UsageError("metric", f"is {metric!r:.80}", "give name and goal")
+    check_keys("sweep", spec, USED | NO_EFFECT)
+    check_keys("metric", metric, {"name", "goal", "target", "impute", "impute_while_running"})
+    method, cap, seed = spec.get("method"), spec.get("run_cap", 1), spec.get("seed", 0)
+    goal, target = metric.get("goal", "minimize"), metric.get("target", 0)
+    for where, value, sound, remedy in (
+        ("method", method, method in ("bayes", "random", "grid"), "give bayes, random or grid"),
+        ("metric: goal", goal, goal in ("maximize", "minimize"), "give maximize or minimize"),
+        ("metric: target", target, is_number(target), "give a number"),
+        ("run_cap", cap, type(cap) is int and cap >= 1, "give an integer of at least 1"),
+        ("seed", seed, type(seed) is int and seed >= 0, "give an integer of at least 0"),
+    ):
+        if not sound:
+            raise UsageError(where, f"is {value!r:.80}", remedy)
     if spec.get("early_terminate") is not None:
         check_rule(spec["early_terminate"])
-    words = spec.get("command") or []
-    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-        fail("command", f"is {json.dumps(words)[:80]}", "give a list of words")
     cube = Cube(parse_space(spec))
     keys = [d.key for d in cube.dims]
-    for key in keys:
-        if keys.count(key) > 1:
-            fail("parameters", f"{key} is named twice (the last part counts)", "remove one")
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UsageError("parameters", f"{shown(twice[0])} comes twice (dots aside)", "remove one")
     if "epochs" in [d.key for d in cube.free]:
-        fail("parameters: epochs", "varies", "trials are compared at one length: give one value")
+        raise UsageError("parameters: epochs", "varies", "trials need one length: give a value")
     return {**spec, "metric": metric}
 
 
 def flags(params):
     """Params -> train.py flags; of a dotted name the last part counts."""
-
-    def text(x):
-        return str(x).lower() if isinstance(x, bool) else x if isinstance(x, str) else json.dumps(x)
-
-    return [f"--{leaf(name)}={text(x)}" for name, x in params.items()]
+    texts = [x if isinstance(x, str) else json.dumps(x) for x in params.values()]
+    return [f"--{leaf(name)}={text}" for name, text in zip(params, texts)]
 
 
 def wandb_form(spec):
     """The sweep without what W&B's schema refuses, and what was dropped."""
     form = {k: v for k, v in spec.items() if k != "seed" and v is not None}
-    rule, dropped = form.pop("early_terminate", None), ["seed"] * ("seed" in spec)
-    if rule and rule["type"] == "hyperband":
-        ours = {k for k in rule if k in GUARDS - {"type"}}
-        form["early_terminate"] = {k: v for k, v in rule.items() if k not in ours}
-        dropped += [f"early_terminate.{k}" for k in sorted(ours)]
-    elif rule:
-        dropped.append(f"early_terminate of type {rule['type']}")
+    rule, dropped = form.pop("early_terminate", {}), ["seed"] * ("seed" in spec)
+    known = {"type", *RULE_KEYS["hyperband"]} if rule.get("type") == "hyperband" else ()
+    if known:
+        form["early_terminate"] = {k: v for k, v in rule.items() if k in known}
+    dropped += [f"early_terminate.{k} = {v}" for k, v in rule.items() if k not in known]
     return {**form, "program": "train.py"}, dropped

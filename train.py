@@ -812,8 +812,11 @@ def finish_run(trainer, val, folder, mirrors, artifact):
     model = trainer.averaged_model()
     if place()[0]:
         return
-    found = evaluate.predict(evaluate.Network(model, trainer.hp), val[:8], trainer.device)
-    evaluate.draw_pictures(val[:8], found, folder / "pictures")
+
+    def draw(page, found):
+        evaluate.draw_picture(page, found[0], folder / "pictures")
+
+    evaluate.predict(evaluate.Network(model, trainer.hp), val[:8], trainer.device, draw)
     for send in mirrors:
         pictures = sorted((folder / "pictures").glob("*.jpg"))
         send({"epoch": trainer.epoch}, pictures, folder / "best.pt" if artifact else None)

@@ -110,7 +110,8 @@ def test_latin_and_hangul():
 def test_every_glyph_is_in_the_font():
     """A glyph that the font lacks is drawn as a question mark."""
     chars = sorted(
-        {c for pair in synth.WORDS.values() for text in pair for c in text} - set(" _=?#|")
+        {c for words in (synth.LATIN, synth.HANGUL) for text in words.values() for c in text}
+        - set(" _=?#|\n")
     )
     for name in ("sans", "uni", "italic"):
         drawn = [np.zeros((40, 60), np.uint8) for _ in range(len(chars) + 1)]
@@ -124,7 +125,7 @@ def test_boxes_hold_all_ink_and_fit_it():
         rng = np.random.default_rng(seed)
         lines = synth.Till(rng, 117, 0.5 * (seed % 2)).write()
         lines = [line for line in lines if line[0] in ("text", "gap")]
-        ink, runs, _ = synth.draw_sheet(rng, lines, 800, 1200, 1.2, 0)
+        ink, runs, _ = synth.draw_sheet(rng, lines, 800, 1200, 1.2)
         left = ink.copy()
         for _, x0, y0, x1, y1 in [box for run in runs for box in run]:
             rows = slice(int(np.floor(y0)), int(np.ceil(y1)))
@@ -137,10 +138,10 @@ def test_boxes_hold_all_ink_and_fit_it():
 
 
 def test_blocks_and_separators_carry_no_label():
-    lines = [(kind, 3, 0, None) for kind in ("bars", "code", "logo")]
-    lines += [("rule", 1, 0, char) for char in ("-", "=", "*", "_", ".", "- ")]
-    lines.insert(3, ("text", 1, 0, [(0, "Milk"), (1, "2.50")]))
-    ink, runs, _ = synth.draw_sheet(np.random.default_rng(1), lines, 800, 1200, 1.2, 0)
+    lines = [("mark", 3, 400, [(0.5, "| || |" * 6)])]
+    lines += [("mark", 1, 0, [(0.5, 30 * char)]) for char in ("-", "=", "*", "_", ".", "- ")]
+    lines.insert(1, ("text", 1, 0, [(0, "Milk"), (1, "2.50")]))
+    ink, runs, _ = synth.draw_sheet(np.random.default_rng(1), lines, 800, 1200, 1.2)
     assert [[word[0] for word in words] for words in runs] == [["Milk", "2.50"]]
     y0, y1 = runs[0][0][2], runs[0][0][4]
     assert (ink[: int(y0)] > 0).sum() > 1000 and (ink[int(y1) + 1 :] > 0).any(1).sum() >= 6

@@ -258,7 +258,7 @@ def test_a_checkpoint_knows_the_pages_of_what_it_began_from_and_learned_from(wor
     flags = ("--data=other", "--epochs=1", "--init=begin.pt", "--teacher=old.pt", "--name=child")
     assert run(*flags) == 0
     said = capsys.readouterr().err
-    assert "warning: old.pt: it is not known" in said
+    assert "warning: old.pt: pages that old.pt trained on are not known" in said
     shutil.copytree("s", "renamed")
     for split in ("train", "val"):
         read = files.read_json(f"renamed/{split}.json")["images"]
@@ -269,7 +269,7 @@ def test_a_checkpoint_knows_the_pages_of_what_it_began_from_and_learned_from(wor
     for split, word in (("train", "trained on 6 of these 6 pages"), ("val", "was chosen on these")):
         assert evaluate.main(["runs/child/last.pt", "--data", "renamed", "--split", split]) == 0
         said = capsys.readouterr().err
-        assert word in said and "the pages of old.pt, which it learned from, are not known" in said
+        assert word in said and "pages that old.pt trained on are not known" in said
 
 
 def test_names_count_up_from_the_hparams_file(work):
@@ -578,7 +578,7 @@ def test_command_line_errors(work, capsys):
     with pytest.raises(SystemExit, match="2"):
         train.main(["--weigth_decay", "1"])
     error_line(capsys.readouterr().err, "--weigth-decay 1; did you mean --weight-decay?")
-    assert train.main(["--data", "nowhere"]) == 1
+    assert train.main(["--data", "nowhere"]) == 2
     error_line(capsys.readouterr().err, "nowhere: no such file or folder")
 
 

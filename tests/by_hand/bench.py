@@ -495,10 +495,9 @@ PARTS = {
 
 def main():
     parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("parts", nargs="*", choices=[*PARTS, []], default=[], help="(default: all)")
-    add("--growth", action="store_true", help="also other words, sizes, trials")
-    add("--device", default="cpu", help="cpu (default) or cuda, for inference and step")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="(all)")
+    parser.add_argument("--growth", action="store_true", help="also other words, sizes, trials")
+    parser.add_argument("--device", default="cpu", help="or cuda, for inference and step (cpu)")
     args = parser.parse_args()
     packages = ("torch", "numpy", "opencv-python", "shapely", "pyclipper")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread"

@@ -180,15 +180,21 @@ def check_hparams(hp):
 laws = st.sampled_from(["uniform", "log_uniform_values", "int_uniform", "normal"])
 dimension = {"value": odd, "values": st.lists(odd, max_size=3), "distribution": laws}
 dimension |= dict.fromkeys(("min", "max", "mu", "sigma", "q"), number)
+low, high = st.floats(1e-6, 1e-3), st.floats(1e-2, 1)
+sound = st.fixed_dictionaries({"min": low, "max": high}) | st.fixed_dictionaries({"value": low})
 parameter = mostly(st.sampled_from(["lr", "weight_decay", "eta_min"]), chars)
-rules = st.sampled_from(["hyperband", "brackets", "pause"])
-spec_file = objects(
-    method=st.sampled_from(["bayes", "random", "grid"]),
-    parameters=st.dictionaries(parameter, mostly(objects(**dimension)), max_size=3),
-    metric=objects(name=chars, goal=st.sampled_from(["maximize", "minimize"])),
-    early_terminate=objects(type=rules, min_iter=number, eta=number, s=number, max_iter=number),
-    run_cap=st.integers(1, 9),
-    seed=st.integers(0, 9),
+parameters = st.dictionaries(parameter, sound | mostly(objects(**dimension)), min_size=1)
+goals = st.sampled_from(["maximize", "minimize"])
+methods, rules = st.sampled_from(["bayes", "grid"]), st.sampled_from(["hyperband", "pause"])
+spec_file = st.builds(
+    operator.or_,
+    st.fixed_dictionaries({"method": mostly(methods), "parameters": mostly(parameters)}),
+    objects(
+        metric=st.fixed_dictionaries({"name": chars, "goal": goals}),
+        early_terminate=objects(type=rules, min_iter=number, eta=number, s=number),
+        run_cap=st.integers(1, 9),
+        seed=st.integers(0, 9),
+    ),
 )
 
 
@@ -340,7 +346,7 @@ def fuzz(target, seconds, seed=0, phases=(Phase.generate, Phase.shrink)):
     examples = min(100, max(20, int(20 * seconds)))
     quiet = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
     once = settings(max_examples=examples, phases=phases, **quiet)
-    while time.monotonic() < end:  # each round of examples has a seed of its own
+    while not count or time.monotonic() < end:  # each round of examples has a seed of its own
         seed += 1
         hypothesis.seed(seed)(once(given(strategy)(lambda case: counted(case))))()
     return count, through

@@ -339,12 +339,9 @@ CHECKPOINTS = {  # evaluate.py x.pt
 }
 
 
-def beside_labels(make):
-    def both(folder):
-        write_labels(folder, {"a.png": {"words": {"1": {"points": QUAD}}}}, "test")
-        make(folder)
-
-    return both
+def beside_labels(make, folder):
+    write_labels(folder, {"a.png": {"words": {"1": {"points": QUAD}}}}, "test")
+    make(folder)
 
 
 def page_of_stars(folder):
@@ -378,7 +375,7 @@ def cases():
         yield name, make, "data.py check .", False
     for table, file, command in TABLES:
         for name, content in table.items():
-            yield name, beside_labels(text(file, content)), command, False
+            yield name, partial(beside_labels, text(file, content)), command, False
     for name, make in CHECKPOINTS.items():
         yield f"checkpoint, {name}", make, "evaluate.py x.pt --data synth-small", False
     for case in HARMLESS:

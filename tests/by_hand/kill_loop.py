@@ -104,8 +104,7 @@ def same_weights(a, b):
         one, two = (flat(load_checkpoint(folder / file)) for folder in (a, b))
         assert one.keys() == two.keys()
         for name, value in one.items():
-            same = not torch.is_tensor(value) or torch.equal(value, two[name])
-            assert same, f"{b / file}: {name} differs"
+            assert not torch.is_tensor(value) or torch.equal(value, two[name]), (b, file, name)
     assert read_log(a) == read_log(b), f"{b}: log.csv differs"
 
 
@@ -188,8 +187,7 @@ def kill_sweep(rng, kills):
     assert outcome(folder) == outcome(calm), (outcome(folder), outcome(calm))
     for trial in calm.glob("trial-*/"):
         call(same_weights, trial, folder / trial.name)
-    done = f"{SWEEP['run_cap']} trials of 2 epochs, {orphans} kills left an orphan"
-    return ["sweep", counts, caught, done]
+    return ["sweep", counts, caught, f"trials of 2 epochs, {orphans} kills left an orphan"]
 
 
 def main():
