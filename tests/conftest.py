@@ -133,7 +133,7 @@ def processes(word):
     return found
 
 
-def wait_for(what, ready, seconds=60):
+def wait_for(what, ready, seconds=120):
     """ready()'s value once it is true. Raises TimeoutError."""
     end = time.monotonic() + seconds
     while not (value := ready()):

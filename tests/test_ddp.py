@@ -1,48 +1,16 @@
 """Many processes: torchrun over gloo gives the single process's numbers, whoever is lost."""
 
-import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import NETWORK, ROOT, error_line, read_log, run_python, write_labels
 
 import train
 
-BASE = [
-    "--backbone",
-    "mobilenetv3_small_050",
-    "--pretrained",
-    "none",
-    "--neck",
-    "64",
-    "--size",
-    "96",
-    "--thresh",
-    "0.2",
-    "--box-thresh",
-    "0.2",
-    "--unclip-ratio",
-    "0",
-    "--data",
-    "s",
-]
-TUNE = [
-    "--init",
-    "first.pt",
-    "--freeze-bn",
-    "--epochs",
-    "3",
-    "--batch",
-    "5",
-    "--lr",
-    "1e-4",
-    "--warmup",
-    "1",
-]
+BASE = [*NETWORK, "--data=s", "--size=96", "--thresh=0.2", "--box-thresh=0.2", "--unclip-ratio=0"]
+FIRST = "--name=first --epochs=14 --T_max=14 --batch=2 --lr=0.003 --aug-strength=0"
+TUNE = "--init=runs/first/best.pt --freeze-bn --epochs=3 --batch=5 --lr=1e-4 --warmup=1"
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +24,11 @@ def house(tmp_path_factory, receipts):
         pages |= json.loads((receipts / f"{split}.json").read_text())["images"]
     names = sorted(pages)
     for split, part in (("train", names[:7]), ("val", names[3:])):
-        images = {name: pages[name] for name in part}
-        (folder / f"s/{split}.json").write_text(json.dumps({"images": images}))
+        write_labels(folder / "s", {name: pages[name] for name in part}, split)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        flags = [
-            "--name",
-            "first",
-            "--epochs",
-            "14",
-            "--T_max",
-            "14",
-            "--batch",
-            "2",
-            "--lr",
-            "0.003",
-            "--aug-strength",
-            "0",
-        ]
-        assert train.main([*BASE, *flags]) == 0
-        os.rename("runs/first/best.pt", "first.pt")
-        os.rename("runs/first/best.pt.sha256", "first.pt.sha256")
-        assert train.main([*BASE, *TUNE, "--name", "one"]) == 0
+        assert train.main([*BASE, *FIRST.split()]) == 0
+        assert train.main([*BASE, *TUNE.split(), "--name=one"]) == 0
     return folder
 
 
@@ -98,12 +49,8 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
-def rows(folder, name):
-    return list(csv.DictReader(open(folder / "runs" / name / "log.csv")))
-
-
 def assert_same_numbers(folder, name):
-    a, b = rows(folder, "one"), rows(folder, name)
+    a, b = (read_log(folder / "runs" / n) for n in ("one", name))
     assert [r["epoch"] for r in b] == ["1", "2", "3"] == [r["epoch"] for r in a]
     for x, y in zip(a, b):
         for key in ("loss", "loss_shrink", "loss_thresh", "loss_binary"):
@@ -119,35 +66,29 @@ def test_three_processes_lose_one_start_again_and_stop_together(house, monkeypat
     """Shares of 2, 2 and 1 pages; one process is killed in epoch 2 and torchrun starts the group
     again; one gets SIGTERM in epoch 3 and all stop there; a single process ends the run."""
     (house / "program.py").write_text(PROGRAM)
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=3",
-        "--max-restarts=1",
-    ]
-    result = subprocess.run(
-        [sys.executable, *torchrun, "program.py", *BASE, *TUNE, "--name", "three"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=house,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node=3 --max-restarts=1"
+    command = [*torchrun.split(), "program.py", *BASE, *TUNE.split(), "--name=three"]
+    result = run_python(*command, cwd=house, timeout=300)
     assert "resuming runs/three after epoch 1" in result.stdout, result.stderr
     assert "stopped in epoch 3, step 1 of 2; go on: " in result.stdout, result.stderr
     assert [result.stdout.count(f"epoch   {k}/3") for k in (1, 2, 3)] == [1, 1, 0]
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) <= 1 and all("was lost" in line for line in errors)
+    error_line(result.stderr, "a process of the group: was lost")
     monkeypatch.chdir(house)
     assert train.main(["--name", "three", "--resume"]) == 0
     assert_same_numbers(house, "three")
 
 
-def test_the_first_process_to_fail_says_why(capsys):
+def test_the_first_process_to_fail_says_why(monkeypatch, capsys):
+    def fail(args):
+        raise failures.pop(0)
+
     store = torch.distributed.HashStore()
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-    codes = [train.explain(e, store) for e in (torch.OutOfMemoryError("CUDA"), lost, lost)]
-    assert codes == [3, 1, 1] and capsys.readouterr().err == f"error: {train.MEMORY_ADVICE}\n"
+    failures = [torch.OutOfMemoryError("CUDA out of memory"), lost, lost, RuntimeError("a bug")]
+    monkeypatch.setattr(train, "join_group", lambda: store)
+    monkeypatch.setattr(train, "start", fail)
+    assert [train.main([]) for _ in range(3)] == [3, 137, 137]
+    error_line(capsys.readouterr().err, "out of memory")
     with pytest.raises(RuntimeError, match="a bug"):
-        train.explain(RuntimeError("a bug"), store)
+        train.main([])
+    assert capsys.readouterr().err == ""

@@ -12,10 +12,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import argparse
-import dataclasses
 import gzip
-import importlib
 import importlib.metadata
 import json
 import platform
@@ -25,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -37,8 +35,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from conftest import ROOT
 
 import data
 import labels
@@ -47,20 +45,17 @@ import synth
 from cleval import cleval
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet, db_loss
-from evaluate import predict
+from evaluate import Network, predict
+from files import Parser
 from hparams import Hparams
 from train import Trainer
 from tune import score_page
 
 cv2.setNumThreads(1)
 torch.set_num_threads(1)
-DECODING = {
-    "thresh": 0.3,
-    "box_thresh": 0.3,
-    "unclip_ratio": 1.6,
-    "max_candidates": 1000,
-    "min_size": 3,
-}
+DECODING = {"thresh": 0.3, "box_thresh": 0.3, "unclip_ratio": 1.6, "max_candidates": 1000}
+DECODING["min_size"] = 3
+WORDS = {10: (10, 1), 50: (25, 2), 120: (30, 4), 250: (42, 6), 500: (63, 8)}  # rows x columns
 
 
 def median_ms(*runs, rounds=7):
@@ -102,29 +97,20 @@ def page_of_lines(size=1024, rows=30, columns=4, seed=0):
     """rows x columns slightly turned quads on a page: list of [4, 2]."""
     rng = np.random.default_rng(seed)
     wide, high = size / columns, size / rows
-    rects = [
-        (
-            wide * (c + 0.5) + rng.uniform(-0.04, 0.04) * wide,
-            high * (r + 0.5),
-            wide * rng.uniform(0.3, 0.8),
-            min(high * rng.uniform(0.55, 0.78), 40),
-            rng.uniform(-0.03, 0.03),
-        )
-        for r in range(rows)
-        for c in range(columns)
-    ]
+    rects = []
+    for row, column in np.ndindex(rows, columns):
+        x, width = wide * (column + 0.5 + rng.uniform(-0.04, 0.04)), wide * rng.uniform(0.3, 0.8)
+        height, turn = min(high * rng.uniform(0.55, 0.78), 40), rng.uniform(-0.03, 0.03)
+        rects.append((x, high * (row + 0.5), width, height, turn))
     return list(rect_corners(np.array(rects)))
 
 
+def drawn_targets(quads, size):
+    return data.make_targets(quads, [False] * len(quads), size, size)
+
+
 def probability_map(quads, size=1024):
-    shrink = data.make_targets(quads, [False] * len(quads), size, size)[0]
-    return cv2.GaussianBlur(shrink.astype(np.float32), (0, 0), 1.5)
-
-
-WORDS = {10: (10, 1), 50: (25, 2), 120: (30, 4), 250: (42, 6), 500: (63, 8)}  # rows x columns
-
-
-# ---------------------------------------------------------------- targets
+    return cv2.GaussianBlur(drawn_targets(quads, size)[0].astype(np.float32), (0, 0), 1.5)
 
 
 def common_targets(polygons, height, width, shrink_ratio=0.4):
@@ -138,9 +124,8 @@ def common_targets(polygons, height, width, shrink_ratio=0.4):
         paths = []
         for sign in (-1, 1):
             clipper = pyclipper.PyclipperOffset()
-            clipper.AddPath(
-                polygon.astype(int).tolist(), pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON
-            )
+            path, closed = polygon.astype(int).tolist(), pyclipper.ET_CLOSEDPOLYGON
+            clipper.AddPath(path, pyclipper.JT_ROUND, closed)
             paths.append(np.array(clipper.Execute(sign * reach)[0]))
         cv2.fillPoly(shrink, [paths[0].astype(np.int32)], 1.0)
         cv2.fillPoly(mask, [paths[1].astype(np.int32)], 1.0)
@@ -166,23 +151,14 @@ def edge_distance(xs, ys, a, b):
 
 def bench_targets(args):
     for words in WORDS if args.growth else [120]:
-        quads = page_of_lines(1024, *WORDS[words])
-        compare(
-            f"targets, 1024 px, {len(quads)} quads",
-            lambda: data.make_targets(quads, [False] * len(quads), 1024, 1024),
-            lambda: common_targets(quads, 1024, 1024),
-        )
+        time_targets(page_of_lines(1024, *WORDS[words]), 1024, 7)
     for size in (512, 2048) if args.growth else []:
-        quads = [q * (size / 1024) for q in page_of_lines()]
-        compare(
-            f"targets, {size} px, {len(quads)} quads",
-            lambda: data.make_targets(quads, [False] * len(quads), size, size),
-            lambda: common_targets(quads, size, size),
-            rounds=3,
-        )
+        time_targets([q * (size / 1024) for q in page_of_lines()], size, 3)
 
 
-# ---------------------------------------------------------------- decoding
+def time_targets(quads, size, rounds):
+    ours, peer = partial(drawn_targets, quads, size), partial(common_targets, quads, size, size)
+    compare(f"targets, {size} px, {len(quads)} quads", ours, peer, rounds)
 
 
 def rapid_decoder():
@@ -200,13 +176,10 @@ def bench_decode(args):
     for size, words in cases + ([(512, 120), (2048, 120)] if args.growth else []):
         quads = page_of_lines(size, *WORDS[words])
         prob = probability_map(quads, size)
-        peer = rapid and (lambda: rapid(prob))
         for mode in ("box", "polygon"):
-            compare(
-                f"decode {mode}, {size} px, {len(quads)} lines (peer: boxes)",
-                lambda: polygons_from_map(prob, **DECODING, mode=mode),
-                peer,
-            )
+            label = f"decode {mode}, {size} px, {len(quads)} lines (peer: boxes)"
+            ours = partial(polygons_from_map, prob, **DECODING, mode=mode)
+            compare(label, ours, rapid and partial(rapid, prob))
     print_round_trip()
 
 
@@ -214,71 +187,54 @@ def print_round_trip():
     """Polygons -> targets -> polygons: mean IoU with the exact inverse of the shrink and with the
     default ratio."""
     quads = page_of_lines()
-    shrink = data.make_targets(quads, [False] * len(quads), 1024, 1024)[0] * 255
+    shrink = drawn_targets(quads, 1024)[0] * 255
     shapes = np.array([shapely.Polygon(q) for q in quads])
     for ratio, name in ((0, "0, the exact inverse"), (2.0, "2.0, the default")):
-        found, _ = polygons_from_map(
-            shrink, **{**DECODING, "thresh": 0.5, "unclip_ratio": ratio}, mode="polygon"
-        )
-        found = np.array([shapely.Polygon(f) for f in found])
+        how = {**DECODING, "thresh": 0.5, "unclip_ratio": ratio, "mode": "polygon"}
+        found = np.array([shapely.Polygon(f) for f in polygons_from_map(shrink, **how)[0]])
         a, b = shapely.STRtree(found).query(shapes, "intersects")
         overlap = shapely.area(shapely.intersection(shapes[a], found[b]))
         iou = overlap / (shapely.area(shapes[a]) + shapely.area(found[b]) - overlap)
-        best = [iou[a == k].max(initial=0) for k in range(len(quads))]
-        print(
-            f"round trip, unclip_ratio {name:22s} mean IoU {np.mean(best):.3f}, {len(found)} of "
-            f"{len(quads)} words"
-        )
-
-
-# ---------------------------------------------------------------- metric
+        mean = np.mean([iou[a == k].max(initial=0) for k in range(len(quads))])
+        words = f"{len(found)} of {len(quads)} words"
+        print(f"round trip, unclip_ratio {name:22s} mean IoU {mean:.3f}, {words}")
 
 
 def bench_metric(args):
     with gzip.open(ROOT / "tests/data/cleval/golden.json.gz", "rt") as file:
         cases = [c for c in json.load(file)["cases"] if c["kind"] == "quad" and len(c["gt"]) >= 40]
-    pages = [(c["gt"], c["det"], c["transcriptions"]) for c in cases[:12]]
+    pages = [(as_quads(c["gt"]), as_quads(c["det"]), c["transcriptions"]) for c in cases[:12]]
     words = np.mean([len(p[0]) for p in pages])
-    bench_cleval(f"CLEval, {len(pages)} pages of {words:.0f} words", pages, 5)
+    time_cleval(f"CLEval, {len(pages)} pages of {words:.0f} words", pages)
     for count in WORDS if args.growth else []:
         quads = page_of_lines(1024, *WORDS[count])
         found = [q + np.random.default_rng(0).normal(0, 1, 2) for q in quads]
-        bench_cleval(
-            f"CLEval, a page of {len(quads)} words", [(quads, found, ["words"] * len(quads))], 5
-        )
+        page = quads, found, ["words"] * len(quads)
+        time_cleval(f"CLEval, a page of {len(quads)} words", [page])
 
 
-def bench_cleval(label, pages, rounds):
+def as_quads(polygons):
+    return [np.array(polygon, float) for polygon in polygons]
+
+
+def time_cleval(label, pages):
     """pages: (label quads, detected quads, transcriptions)."""
-    arrays = [
-        ([np.array(p, float) for p in gt], [np.array(p, float) for p in det], texts)
-        for gt, det, texts in pages
-    ]
     package = peer_module("cleval", "cleval")
+
+    def ours():
+        for gt, det, texts in pages:
+            cleval(gt, det, texts=texts, variant="official")
 
     def peer():
         for gt, det, texts in pages:
             flat = [np.array(boxes, np.float32).reshape(-1, 8) for boxes in (det, gt)]
             package.CLEvalMetric()(*flat, det_letters=[""] * len(det), gt_letters=texts)
 
-    compare(
-        label,
-        lambda: [cleval(g, d, texts=t, variant="official") for g, d, t in arrays],
-        package and peer,
-        rounds,
-    )
-
-
-# ---------------------------------------------------------------- thresholds
+    compare(label, ours, package and peer, 5)
 
 
 def bench_thresholds(args):
     """245 settings on one page: all at once, one by one, and one by one with the peers."""
-    axes = {
-        "thresh": np.linspace(0.2, 0.5, 7).round(3).tolist(),
-        "box_thresh": np.linspace(0.2, 0.8, 7).round(3).tolist(),
-        "unclip_ratio": [0, 1.5, 1.7, 2.0, 2.2],
-    }
     for words in WORDS if args.growth else [50]:
         quads = page_of_lines(1024, *WORDS[words])
         prob, page = probability_map(quads), labels.Page("page", None, size=(1024, 1024))
@@ -286,35 +242,34 @@ def bench_thresholds(args):
             page.add(len(page.ids), quad)
         item = ((prob * 255).astype(np.uint8), np.ones(2)), page
         for mode in ("box", "polygon"):
-            time_thresholds(f"245 settings, {len(quads)} words, {mode}", item, quads, axes, mode)
+            time_thresholds(f"245 settings, {len(quads)} words, {mode}", item, quads, mode)
 
 
-def time_thresholds(label, item, quads, axes, mode):
-    grid = {**axes, "mode": [mode], "min_size": [3]}
-    hp = {"max_candidates": 600, "shrink_ratio": 0.4}
-    prob = item[0][0]
-
-    def one(thresh=0.3, box_thresh=0.4, unclip_ratio=1.5):
-        setting = {"thresh": thresh, "box_thresh": box_thresh, "unclip_ratio": unclip_ratio}
-        found = polygons_from_map(prob, **setting, **hp, min_size=3, mode=mode)[0]
-        cleval(quads, found, variant="page")
-
+def time_thresholds(label, item, quads, mode):
+    grid = {"unclip_ratio": [0, 1.5, 1.7, 2.0, 2.2], "mode": [mode], "min_size": [3]}
+    for key, high in (("thresh", 0.5), ("box_thresh", 0.8)):
+        grid[key] = np.linspace(0.2, high, 7).round(3).tolist()
+    prob, labels = item[0][0], np.array(quads, np.float32).reshape(-1, 8)
+    setting = {"thresh": 0.3, "box_thresh": 0.4, "unclip_ratio": 1.5, "max_candidates": 600}
     decoder, package = rapid_decoder(), peer_module("cleval", "cleval")
+
+    def one():
+        found, _ = polygons_from_map(prob, **setting, min_size=3, mode=mode)
+        cleval(quads, found, variant="page")
 
     def peer():
         boxes = np.array(decoder(prob / np.float32(255))[0], np.float32).reshape(-1, 8)
-        labels = np.array(quads, np.float32).reshape(-1, 8)
         letters = {"det_letters": [""] * len(boxes), "gt_letters": ["words"] * len(labels)}
         package.CLEvalMetric()(boxes, labels, **letters)
 
-    whole, single, other = median_ms(
-        lambda: score_page(item, grid, Hparams()), one, peer if decoder and package else None, rounds=5
+    runs = (
+        partial(score_page, item, grid, Hparams(max_candidates=600)),
+        one,
+        peer if decoder and package else None,
     )
+    whole, single, other = median_ms(*runs, rounds=5)
     line = f"{label:46s} {whole:9.2f} ms   one by one {245 * single / whole:6.1f} x"
     print(line + (f"   peers {245 * other / whole:6.1f} x" if other else ""), flush=True)
-
-
-# ---------------------------------------------------------------- the optimiser
 
 
 def bench_optimiser(args):
@@ -325,16 +280,18 @@ def bench_optimiser(args):
     optuna = peer_module("optuna", "optuna")
     for n in (12, 30, 60, 120, 200) if args.growth else (60,):
         x = np.random.default_rng(n).random((n, 6))
+        y = -np.exp(-4 * (x - 0.3) ** 2).prod(1)
         history = [
             {"params": dict(zip(names, map(float, p))), "value": float(v), "state": "finished"}
-            for p, v in zip(x, -np.exp(-4 * (x - 0.3) ** 2).prod(1))
+            for p, v in zip(x, y)
         ]
-        compare(
-            f"suggestion after {n} runs, 6 parameters",
-            lambda: sweep.suggest(space, history, np.random.default_rng(0)),
-            optuna and (lambda: ask_optuna(optuna, history, names)),
-            rounds=5,
-        )
+        ours = partial(suggest, space, history)
+        peer = optuna and partial(ask_optuna, optuna, history, names)
+        compare(f"suggestion after {n} runs, 6 parameters", ours, peer, 5)
+
+
+def suggest(space, history):
+    return sweep.suggest(space, history, np.random.default_rng(0))
 
 
 def ask_optuna(optuna, history, names):
@@ -342,34 +299,26 @@ def ask_optuna(optuna, history, names):
     ranges = {name: optuna.distributions.FloatDistribution(0, 1) for name in names}
     with warnings.catch_warnings(action="ignore"):  # GPSampler is experimental and says so
         study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=0))
-    study.add_trials(
-        [
-            optuna.trial.create_trial(
-                params=run["params"], distributions=ranges, value=run["value"]
-            )
-            for run in history
-        ]
-    )
+    for run in history:
+        values = {"params": run["params"], "value": run["value"], "distributions": ranges}
+        study.add_trial(optuna.trial.create_trial(**values))
     trial = study.ask()
     return [trial.suggest_float(name, 0, 1) for name in names]
-
-
-# ---------------------------------------------------------------- samples
 
 
 def bench_samples(args):
     """A training sample step by step: what one core of the input pipeline delivers."""
     with tempfile.TemporaryDirectory() as folder:
-        image, words = synth.synthetic_page((0, 0), size=1280, words=117)
+        image, words = draw_receipt(0)
         path = Path(folder, "page.jpg")
         cv2.imwrite(str(path), image[..., ::-1])
         for size in (640, 960, 1280) if args.growth else [960]:
             time_sample(path, [w["points"] for w in words], Hparams(size=size))
-    compare(
-        "draw a synthetic receipt, 1280 px",
-        lambda: synth.synthetic_page((0, 1), size=1280, words=117),
-        rounds=5,
-    )
+    compare("draw a synthetic receipt, 1280 px", partial(draw_receipt, 1), rounds=5)
+
+
+def draw_receipt(number):
+    return synth.synthetic_page((0, number), size=1280, words=117)
 
 
 def time_sample(path, polygons, hp):
@@ -386,21 +335,15 @@ def time_sample(path, polygons, hp):
         "targets": lambda: data.make_targets(mapped, cut, *shape),
     }
     times = dict(zip(steps, median_ms(*steps.values())))
-    total = sum(times.values())
     parts = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items())
-    print(
-        f"sample {shape[0]} x {shape[1]}, {len(polygons)} words: {parts} ms; "
-        f"{1e3 / total:.1f} pages/s a core"
-    )
+    pace = f"{1e3 / sum(times.values()):.1f} pages/s a core"
+    print(f"sample {shape[0]} x {shape[1]}, {len(polygons)} words: {parts} ms; {pace}")
 
 
-# ---------------------------------------------------------------- the training step
-
-
-def training_step(backbone, shape, device, amp="auto", compile=False):
+def training_step(backbone, shape, device, **options):
     """A function that runs one real step of train.py on random pages [B, H, W] and waits for the
-    GPU."""
-    hp = Hparams(backbone=backbone, pretrained="none", batch=shape[0], amp=amp, compile=compile)
+    GPU. options: hyperparameters."""
+    hp = Hparams(backbone=backbone, pretrained="none", batch=shape[0], **options)
     trainer = Trainer(hp, device)
     trainer.model.train()
     batch, height, width = shape
@@ -416,7 +359,7 @@ def training_step(backbone, shape, device, amp="auto", compile=False):
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return step, trainer
+    return step
 
 
 class Traffic(TorchDispatchMode):
@@ -457,11 +400,9 @@ def print_floor(backbone, shapes):
                     logits = model(pages)
                 db_loss(logits, maps)[0].backward()
         total, flops = sum(traffic.bytes.values()), traffic.flops
-        print(
-            f"  {shape[0]} x {shape[1]} x {shape[2]}  {total / 1e9:6.1f} GB {total / 3.35e9:6.1f} ms"
-            f"  {flops / 1e12:5.2f} TFLOP {flops / 989e9:5.1f} ms  "
-            f"{sum(traffic.calls.values())} operators"
-        )
+        line = f"  {shape[0]} x {shape[1]} x {shape[2]}  {total / 1e9:6.1f} GB"
+        line += f" {total / 3.35e9:6.1f} ms  {flops / 1e12:5.2f} TFLOP {flops / 989e9:5.1f} ms"
+        print(f"{line}  {sum(traffic.calls.values())} operators")
     for name, size in traffic.bytes.most_common(8):
         calls = traffic.calls[name]
         print(f"    {size / 1e9:9.1f} GB {size / total:4.0%} {calls:5d} calls  {name}")
@@ -473,44 +414,33 @@ def bench_step(args):
     gpu = device.type == "cuda"
     print_floor("efficientnet_b4", [(8, 640, 640), (8, 960, 960), (8, 960, 512)])
     backbone = "efficientnet_b4" if gpu else "tf_efficientnet_lite0"
-    print(
-        f"training step of {backbone}, {device}"
-        + (f" {torch.cuda.get_device_name()}" if gpu else "")
-    )
-    sides = ((8, 640), (16, 640), (32, 640), (8, 960)) if gpu else ((2, 320),)
-    for batch, size in sides:
-        square, receipt = (batch, size, size), (batch, size, round(0.55 * size / 32) * 32)
-        for shape in (square, receipt):
-            time_step(backbone, shape, device)
-        if gpu:
-            time_step(backbone, receipt, device, amp="off")
-            time_step(backbone, receipt, device, compile=True)
+    name = f"{device} {torch.cuda.get_device_name()}" if gpu else device
+    print(f"training step of {backbone}, {name}")
+    for batch, size in ((8, 640), (16, 640), (32, 640), (8, 960)) if gpu else ((2, 320),):
+        receipt = batch, size, round(0.55 * size / 32) * 32
+        time_step(backbone, (batch, size, size), device)
+        for options in ({}, {"amp": "off"}, {"compile": True}) if gpu else ({},):
+            time_step(backbone, receipt, device, **options)
     profile_step(backbone, receipt, device)
 
 
 def time_step(backbone, shape, device, **options):
-    begin = time.perf_counter()
-    step, _ = training_step(backbone, shape, device, **options)
+    begin, gpu = time.perf_counter(), device.type == "cuda"
+    step = training_step(backbone, shape, device, **options)
     for _ in range(3):
         step()
     start = time.perf_counter() - begin
-    (ms,) = median_ms(step, rounds=20 if device.type == "cuda" else 5)
-    peak = (
-        f", peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-        if device.type == "cuda"
-        else ""
-    )
+    (ms,) = median_ms(step, rounds=20 if gpu else 5)
+    peak = f", peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if gpu else ""
     named = " ".join(f"{k}={v}" for k, v in options.items())
-    print(
-        f"  {shape[0]} x {shape[1]} x {shape[2]} {named:14s} {ms:9.1f} ms "
-        f"{1e3 * shape[0] / ms:7.1f} images/s, first three steps {start:.0f} s{peak}",
-        flush=True,
-    )
+    line = f"  {shape[0]} x {shape[1]} x {shape[2]} {named:14s} {ms:9.1f} ms"
+    line += f" {1e3 * shape[0] / ms:7.1f} images/s, first three steps {start:.0f} s{peak}"
+    print(line, flush=True)
 
 
 def profile_step(backbone, shape, device):
     """The operators of one step that take longest."""
-    step, _ = training_step(backbone, shape, device)
+    step = training_step(backbone, shape, device)
     step()
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=kinds) as profiler:
@@ -524,9 +454,6 @@ def profile_step(backbone, shape, device):
         print(f"    {spent / 1e3:9.1f} ms {spent / total:4.0%} {e.count:5d} calls  {e.key[:60]}")
 
 
-# ---------------------------------------------------------------- inference
-
-
 def bench_inference(args):
     """Pictures to polygons, files included: networks of random weights, RapidOCR's detector."""
     device, threads = torch.device(args.device), min(2, os.cpu_count() or 1)
@@ -535,68 +462,47 @@ def bench_inference(args):
     with tempfile.TemporaryDirectory() as folder:
         pages = [labels.Page(f"{i}.jpg", Path(folder, f"{i}.jpg")) for i in range(4)]
         for i, page in enumerate(pages):
-            image, _ = synth.synthetic_page((0, i), size=1280, words=117)
-            cv2.imwrite(str(page.path), image[..., ::-1])
+            cv2.imwrite(str(page.path), draw_receipt(i)[0][..., ::-1])
         print(f"inference, 4 synthetic pages of 1280 px, {device}, {threads} threads on a CPU")
         for backbone, neck in (("efficientnet_b4", 256), ("tf_efficientnet_lite2", 96)):
             model = DBNet(backbone, neck).to(device, memory_format=torch.channels_last).eval()
             for size in (640, 960):
-                hp = dataclasses.asdict(Hparams(size=size))
-                rate(
-                    f"{backbone}, neck {neck}, {size} px",
-                    lambda: predict(model, pages, hp, device),
-                    4,
-                )
+                run = partial(predict, Network(model, Hparams(size=size)), pages, device)
+                rate(f"{backbone}, neck {neck}, {size} px", run)
         if engine:
             detect = engine.RapidOCR(intra_op_num_threads=threads)
             only = {"use_det": True, "use_cls": False, "use_rec": False}
-            rate(
-                "RapidOCR 1.4.4, PP-OCRv4 mobile, CPU",
-                lambda: [detect(str(page.path), **only) for page in pages],
-                4,
-            )
+
+            def detect_all():
+                return [detect(str(page.path), **only) for page in pages]
+
+            rate("RapidOCR 1.4.4, PP-OCRv4 mobile, CPU", detect_all)
     torch.set_num_threads(1)
 
 
-def rate(label, run, pages):
+def rate(label, run):
     run()
     (ms,) = median_ms(run, rounds=3)
-    print(f"  {label:44s} {1e3 * pages / ms:8.2f} images/s", flush=True)
+    print(f"  {label:44s} {4e3 / ms:8.2f} images/s", flush=True)
 
 
 PARTS = {
-    "targets": bench_targets,
-    "decode": bench_decode,
-    "metric": bench_metric,
-    "thresholds": bench_thresholds,
-    "optimiser": bench_optimiser,
-    "samples": bench_samples,
-    "inference": bench_inference,
-    "step": bench_step,
+    part.__name__.removeprefix("bench_"): part
+    for part in (bench_targets, bench_decode, bench_metric, bench_thresholds)
+    + (bench_optimiser, bench_samples, bench_inference, bench_step)
 }
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=", ".join(PARTS) + " (default: all)"
-    )
+    parser = Parser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="(all)")
     parser.add_argument("--growth", action="store_true", help="also other words, sizes, trials")
-    parser.add_argument(
-        "--device", default="cpu", help="cpu (default) or cuda, for inference and step"
-    )
+    parser.add_argument("--device", default="cpu", help="or cuda, for inference and step (cpu)")
     args = parser.parse_args()
-    unknown = [part for part in args.parts if part not in PARTS]
-    if unknown:
-        parser.error(f"{unknown[0]} is not one of {', '.join(PARTS)}")
     packages = ("torch", "numpy", "opencv-python", "shapely", "pyclipper")
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, python "
-        f"{platform.python_version()}, "
-        + ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread"
+    versions = [f"{p} {importlib.metadata.version(p)}" for p in packages]
+    print(", ".join([machine, f"python {platform.python_version()}", *versions]))
     for part in args.parts or PARTS:
         PARTS[part](args)
 

@@ -4,14 +4,13 @@ python tests/by_hand/experiments.py DATA [--minutes 28] [--lite2 PT]
 
 Does what is not done yet: trainings, the most telling first, three seeds each, then five folds
 with their thresholds and ensemble, then the sweep with and without stopping. After `--minutes` the
-command at hand is told to stop, saves itself, and the next call goes on with it. `--list` prints the
-commands that are left, `--table` the runs that are there: mean and standard deviation of the last
-epoch's H-mean over seeds, and the paired bootstrap interval of the difference to the run that a row
-changes. --lite2 is a state dict of timm's tf_efficientnet_lite2 (default: timm's download). Run
+command at hand is told to stop, saves itself, and the next call goes on with it. `--list` prints
+the commands that are left, `--table` the runs that are there: mean and standard deviation of the
+last epoch's H-mean over seeds, and the paired bootstrap interval of the difference to the run that
+a row changes. --lite2 is a state dict of timm's tf_efficientnet_lite2 (default: its download). Run
 folders are runs/NAME-seedN.
 """
 
-import argparse
 import json
 import shlex
 import signal
@@ -23,40 +22,39 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from conftest import ROOT, read_log
 
 from cleval import bootstrap
+from dbnet import load_checkpoint
 from ensemble import EXIT_NOT_BETTER
-from train import load_last, read_log
+from files import Parser
 
 SEEDS = 3
 SYNTH = "python data.py synth data/pretrain --pages 3000 --unit line"
-LITE2 = "--hparams hparams/best.json --backbone tf_efficientnet_lite2 --neck 96"
+SCRATCH = "--hparams hparams/best.json --backbone tf_efficientnet_lite2 --neck 96"
+LITE2 = f"{SCRATCH} --pretrained WEIGHTS"
 B4 = "--hparams hparams/best.json --no-pretrained"
 PRETRAIN = "--data data/pretrain --epochs 4 --T_max 4"
 
 # NAME: flags of train.py, and the NAME that it changes; a starred one is trained once, for others
 # to start from
 RUNS = {
-    "lite2": (f"{LITE2} --pretrained WEIGHTS", None),
-    "lite2-scratch": (f"{LITE2} --no-pretrained", "lite2"),
+    "lite2": (LITE2, None),
+    "lite2-scratch": (f"{SCRATCH} --no-pretrained", "lite2"),
     "b4": (B4, "lite2"),
-    "*synth-lite2": (f"{LITE2} --pretrained WEIGHTS {PRETRAIN}", None),
-    "lite2-synth": (f"{LITE2} --init runs/synth-lite2/last.pt", "lite2"),
+    "*synth-lite2": (f"{LITE2} {PRETRAIN}", None),
+    "lite2-synth": (f"{SCRATCH} --init runs/synth-lite2/last.pt", "lite2"),
     "*synth-b4": (f"{B4} {PRETRAIN}", None),
     "b4-synth": (f"{B4} --init runs/synth-b4/last.pt", "b4"),
-    "lite2-640": (f"{LITE2} --pretrained WEIGHTS --size 640", "lite2"),
-    "lite2-1280": (f"{LITE2} --pretrained WEIGHTS --size 1280", "lite2"),
-    "lite2-adam": (
-        f"{LITE2} --pretrained WEIGHTS --optimizer adam --weight-decay 1e-4 --lr 5e-4",
-        "lite2",
-    ),
-    "lite2-no-ema": (f"{LITE2} --pretrained WEIGHTS --no-ema", "lite2"),
-    "lite2-44-epochs": (f"{LITE2} --pretrained WEIGHTS --epochs 44 --T_max 44", "lite2"),
-    "lite2-aug-1": (f"{LITE2} --pretrained WEIGHTS --aug-strength 1", "lite2"),
-    "lite2-aug-0": (f"{LITE2} --pretrained WEIGHTS --aug-strength 0", "lite2"),
-    "lite2-shrink-0.6": (f"{LITE2} --pretrained WEIGHTS --shrink-ratio 0.6", "lite2"),
+    "lite2-640": (f"{LITE2} --size 640", "lite2"),
+    "lite2-1280": (f"{LITE2} --size 1280", "lite2"),
+    "lite2-adam": (f"{LITE2} --optimizer adam --weight-decay 1e-4 --lr 5e-4", "lite2"),
+    "lite2-no-ema": (f"{LITE2} --no-ema", "lite2"),
+    "lite2-44-epochs": (f"{LITE2} --epochs 44 --T_max 44", "lite2"),
+    "lite2-aug-1": (f"{LITE2} --aug-strength 1", "lite2"),
+    "lite2-aug-0": (f"{LITE2} --aug-strength 0", "lite2"),
+    "lite2-shrink-0.6": (f"{LITE2} --shrink-ratio 0.6", "lite2"),
     "run8": ("--hparams hparams/run8.json --no-pretrained", None),
     "baseline": ("--hparams hparams/baseline.json --no-pretrained", "run8"),
     "run3": ("--hparams hparams/run3.json --no-pretrained", "run8"),
@@ -85,13 +83,11 @@ def steps(args):
             begun = Path("runs", run, "hparams.json").exists()
             go_on = f"python train.py --name {run} --resume"
             yield run, is_done(Path("runs", run)), go_on if begun else start
-    cv = f"python train.py {LITE2} --pretrained WEIGHTS --data DATA --name cv --folds 5 --fold all"
+    cv = f"python train.py {LITE2} --data DATA --name cv --folds 5 --fold all"
     begun = (FOLDS[0] / "hparams.json").exists()
     yield "five folds", all(map(is_done, FOLDS)), filled(cv) + " --resume" * begun
-    tuned = "runs/cv-tuned.json"
-    tune = f"python evaluate.py {MEMBERS} --tune --write {tuned}"
-    yield tuned, Path(tuned).exists(), tune
-    found = "runs/cv-ensemble.json"
+    tuned, found = "runs/cv-tuned.json", "runs/cv-ensemble.json"
+    yield tuned, Path(tuned).exists(), f"python evaluate.py {MEMBERS} --tune --write {tuned}"
     vote = f"python ensemble.py {MEMBERS} --hparams {tuned} --data DATA --out {found}"
     yield found, Path(found).exists(), filled(vote)
     spec = json.loads((ROOT / "hparams/sweep_lr_wd.json").read_text())
@@ -102,10 +98,13 @@ def steps(args):
         yield report, report.exists(), filled(f"python sweep.py {file} --data DATA --no-pretrained")
 
 
+def last_state(folder):
+    return load_checkpoint(folder / "last.pt", ("hparams", "rows", "scores"))
+
+
 def is_done(folder):
-    if not (folder / "log.csv").exists():
-        return False
-    return len(read_log(folder)) >= load_last(folder)["hparams"]["epochs"]
+    rows = read_log(folder)
+    return bool(rows) and len(rows) >= last_state(folder)["hparams"].epochs
 
 
 def run(command, deadline):
@@ -121,12 +120,16 @@ def run(command, deadline):
         return 143
 
 
+def mean_of_sums(sums):
+    return sums[..., :1] / sums[..., 1:]
+
+
 def print_table():
     """One row a NAME: seeds, mean, standard deviation, and the paired difference by page."""
     pages = {}  # name: [seeds, N] H-mean of each page at the last epoch
     for name, (_, other) in RUNS.items():
         folders = [f for s in range(SEEDS) if is_done(f := Path("runs", f"{name}-seed{s}"))]
-        states = [load_last(folder) for folder in folders]
+        states = [last_state(folder) for folder in folders]
         if not states:
             continue
         values = [state["rows"][-1]["hmean"] for state in states]
@@ -137,22 +140,19 @@ def print_table():
         if other in pages:
             mine, theirs = (pages[k].mean(0)[:, None] for k in (name, other))
             weighted = [np.hstack([m, np.ones_like(m)]) for m in (mine, theirs)]
-            low, high = bootstrap(
-                weighted[0], lambda sums: sums[..., :1] / sums[..., 1:], minus=weighted[1]
-            )[0]
+            low, high = bootstrap(weighted[0], mean_of_sums, minus=weighted[1])[0]
             line += f"  {(mine - theirs).mean():+.4f} [{low:+.4f}, {high:+.4f}] vs {other}"
         print(line)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("data", help="folder with train and val labels", metavar="DATA")
-    parser.add_argument("--minutes", type=float, default=28, help="time of this part (28)")
-    parser.add_argument("--lite2", default="timm", help="weights of tf_efficientnet_lite2 (timm)")
-    parser.add_argument("--list", action="store_true", help="print the commands that are left")
-    parser.add_argument("--table", action="store_true", help="print the results so far")
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("data", help="folder with train and val labels", metavar="DATA")
+    add("--minutes", type=float, default=28, help="time of this part (28)")
+    add("--lite2", default="timm", help="weights of tf_efficientnet_lite2 (timm)")
+    add("--list", action="store_true", help="print the commands that are left")
+    add("--table", action="store_true", help="print the results so far")
     args = parser.parse_args()
     if args.table:
         return print_table()

@@ -11,34 +11,31 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import contextlib
 import hashlib
+import importlib
 import json
-import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from kill_loop import ROOT, SWEEP, TINY, call, check_files, child, outcome, same_weights
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from conftest import draw_pages, error_line, outcome, run_script, small_disk
+from kill_loop import LOG, SWEEP, TINY, call, check_whole, child, exit_code_of, same_weights
 
 PAGE = os.sysconf("SC_PAGE_SIZE")  # what a tmpfs gives and takes
 
 
 def fill(free):
     """Fill the disk of the working folder but for `free` bytes."""
-    with open("filler", "wb", buffering=0) as file:
-        try:
-            while True:
-                os.posix_fallocate(file.fileno(), file.seek(0, 2), 1 << 20)
-                file.seek(0, 2)
-        except OSError:
-            pass
-        size, step = os.fstat(file.fileno()).st_size, PAGE
-        try:
-            while True:
-                os.posix_fallocate(file.fileno(), size, step)
-                size += step
-        except OSError:
-            pass
+    with open("filler", "wb") as file:
+        size = 0
+        for step in (1 << 20, PAGE):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), size, step)
+                    size += step
         os.ftruncate(file.fileno(), max(size - free, 0))
 
 
@@ -48,87 +45,65 @@ def digests(folder):
 
 
 def main_of(script, *flags):
-    """The exit code of a script's main() in a child; its output goes to log.txt."""
+    """The exit code and output of a script's main() in a child."""
 
     def run():
-        sys.argv = [script, *map(str, flags)]
-        module = __import__(script.removesuffix(".py"))
-        return module.main(list(map(str, flags)))
+        return importlib.import_module(script).main(list(map(str, flags)))
 
-    log = Path(LOG)
-    log.unlink(missing_ok=True)
-    code = os.waitstatus_to_exitcode(os.waitpid(child(run, log=log), 0)[1])
-    lines = [line for line in log.read_text(errors="replace").splitlines() if "error" in line]
-    return code, lines, log.read_text(errors="replace")
+    LOG.unlink(missing_ok=True)
+    return exit_code_of(child(run)), LOG.read_text(errors="replace")
 
 
 def rising(levels, run, folder, same_until_done=True):
     """Run at each number of free bytes until it works; returns (failures, an error line)."""
     failures, said = 0, ""
     for free in [*levels, None]:
-        fill(free) if free is not None else Path("filler").unlink(missing_ok=True)
+        if free is not None:
+            fill(free)
         before = digests(folder)
-        code, lines, text = run()
+        code, text = run()
         Path("filler").unlink(missing_ok=True)
         if code == 0:
             break
         assert free is not None, f"fails with room: {text}"
-        assert len(lines) == 1 and "Traceback" not in text, text
-        failures, said = failures + 1, lines[0]
+        assert "Traceback" not in text, text
+        failures, said = failures + 1, error_line(text)
         if same_until_done:
             assert digests(folder) == before, set(digests(folder).items()) ^ set(before.items())
-        call(check_whole, Path(folder), log=LOG)
+        call(check_whole, Path(folder))
     return failures, said
 
 
-def check_whole(folder):
-    assert check_files(folder) == 0, [p for p in folder.rglob("*") if ".tmp" in p.name]
-
-
-# ---------------------------------------------------------------- kinds of write
-
-
 def training():
-    """last.pt, prev.pt, best.pt, their side files and log.csv, in an epoch's order."""
+    """last.pt, prev.pt, best.pt and log.csv, in an epoch's order."""
     flags = [*TINY, "--epochs=3", "--T_max=3"]
-    assert main_of("train.py", *flags, "--name=calm")[0] == 0
-    assert main_of("train.py", *flags, "--name=full", "--stop-epoch=1")[0] == 0
+    assert main_of("train", *flags, "--name=calm")[0] == 0
+    assert main_of("train", *flags, "--name=full", "--stop-epoch=1")[0] == 0
     files = [Path("runs/full", n).stat().st_size for n in ("best.pt", "last.pt")]
     best, last = (-(-size // PAGE) * PAGE for size in files)
     # before, inside and just after each write; a checkpoint's temporary stands beside the old one
     levels = [0, PAGE, best + PAGE, last - PAGE, last + PAGE, last + 2 * PAGE, last + 4 * PAGE]
 
     def run():
-        return main_of("train.py", *flags, "--name=full", "--resume")
+        return main_of("train", *flags, "--name=full", "--resume")
 
-    failures, said = rising(levels, run, "runs/full", same_until_done=False)
-    call(same_weights, Path("runs/calm"), Path("runs/full"), log=LOG)
-    return failures, said
-
-
-def predictions():
-    return output("evaluate.py", "runs/calm/best.pt", "--data=pages", "--out=out/p.json")
+    result = rising(levels, run, "runs/full", same_until_done=False)
+    call(same_weights, Path("runs/calm"), Path("runs/full"))
+    return result
 
 
-def submission():
-    flags = ("runs/calm/best.pt", "--data=pages", "--split=val", "--submission=out/s.csv")
-    return output("ensemble.py", *flags)
-
-
-def split():
-    return output("data.py", "split", "pages", "--folds=2", "--out=out/split.json")
-
-
-def output(script, *flags):
+def output(*command):
     """A command whose output exists from before: that stays, or is replaced whole."""
-    code, _, text = main_of(script, *flags)
-    assert code in (0, 3), text
+    code, text = main_of(*command)
+    assert code == 0, text
+    return rising([0, 0], lambda: main_of(*command), "out")
 
-    def run():
-        code, lines, text = main_of(script, *flags)
-        return (0 if code == 3 else code), lines, text
 
-    return rising([0, 0], run, "out")
+OUTPUTS = {
+    "predictions": ("evaluate", "runs/calm/best.pt", "--data=pages", "--out=out/p.json"),
+    "submission": ("ensemble", "runs/calm/best.pt", "--data=pages", "--submission=out/s.csv"),
+    "split": ("data", "split", "pages", "--folds=2", "--out=out/split.json"),
+}
 
 
 def sweep():
@@ -137,48 +112,35 @@ def sweep():
     flags = ["s.json", *TINY, "--epochs=2", "--T_max=2", "--name"]
 
     def run(name="full_s"):
-        command = [sys.executable, ROOT / "sweep.py", *flags, name]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return done.returncode, done.stderr.splitlines(), done.stdout + done.stderr
+        done = run_script("sweep.py", *flags, name, cwd=".", timeout=600)
+        return done.returncode, done.stdout + done.stderr
 
     assert run("calm_s")[0] == 0
     checkpoints = 40 * PAGE + 2 * Path("runs/full/last.pt").stat().st_size
     levels = [0, PAGE, 3 * PAGE, 5 * PAGE, checkpoints // 3, checkpoints, checkpoints * 2]
-    failures, said = rising(levels, run, "runs", same_until_done=False)
-    assert outcome("full_s") == outcome("calm_s")
-    return failures, said
-
-
-def draw_pages():
-    import data
-
-    data.synth("pages", 16, 0, size=96, words=4, difficulty=0.2)
+    result = rising(levels, run, "runs", same_until_done=False)
+    assert outcome("runs/full_s") == outcome("runs/calm_s")
+    return result
 
 
 def main():
-    global LOG
-
     with tempfile.TemporaryDirectory(prefix="disk-") as folder:
-        disk, LOG = Path(folder, "disk"), Path(folder, "log.txt")
-        disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", disk]
-        if subprocess.run(mount, capture_output=True).returncode:
-            print("skipped: mounting a tmpfs needs root")
-            return 0
-        try:
+        disk = Path(folder, "disk")
+        with small_disk(disk, "96m") as mounted:
+            if not mounted:
+                print("skipped: mounting a tmpfs needs root")
+                return 0
             os.chdir(disk)
             Path("out").mkdir()
-            call(draw_pages, log=LOG)
-            for kind in (training, predictions, submission, split, sweep):
-                failures, said = kind()
-                row = f"{kind.__name__:12s} {failures:2d} times full, then equal  {said}"
-                print(row, flush=True)
-        except AssertionError as error:
-            print(f"FAILED {kind.__name__}: {error}")
-            return 1
-        finally:
-            os.chdir(ROOT)
-            subprocess.run(["umount", "--lazy", disk], check=True)
+            call(draw_pages, "pages", 16)
+            outputs = {name: partial(output, *command) for name, command in OUTPUTS.items()}
+            for name, kind in {"training": training, **outputs, "sweep": sweep}.items():
+                try:
+                    failures, said = kind()
+                except AssertionError as error:
+                    print(f"FAILED {name}: {error}")
+                    return 1
+                print(f"{name:12s} {failures:2d} times full, then equal  {said}", flush=True)
     return 0
 
 

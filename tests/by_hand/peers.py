@@ -10,8 +10,8 @@ python evaluate.py OUT.json --data DATA
 python evaluate.py best.pt --data DATA --compare OUT.json
 """
 
-import argparse
 import csv
+import importlib
 import io
 import subprocess
 import sys
@@ -26,30 +26,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import labels
 from evaluate import write_predictions
+from files import Parser
 
 DETECTION_ONLY = {"use_det": True, "use_cls": False, "use_rec": False}
 
 
-def rapidocr_onnxruntime():
-    from rapidocr_onnxruntime import RapidOCR
-
-    engine = RapidOCR()
-    return lambda page: engine(data.read_image(page.path)[..., ::-1], **DETECTION_ONLY)[0] or []
-
-
-def rapidocr():
-    from rapidocr import RapidOCR
-
-    engine = RapidOCR()
+def rapidocr(name):
+    engine = importlib.import_module(name.replace("-", "_")).RapidOCR()
 
     def detect(page):
-        boxes = engine(data.read_image(page.path)[..., ::-1], **DETECTION_ONLY).boxes
+        found = engine(data.read_image(page.path)[..., ::-1], **DETECTION_ONLY)
+        boxes = found[0] if isinstance(found, tuple) else found.boxes  # 1.4, 3
         return [] if boxes is None else boxes
 
     return detect
 
 
-def tesseract():
+def tesseract(_):
     def detect(page):
         command = ["tesseract", str(page.path), "-", "--psm", "11", "tsv"]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -63,20 +56,18 @@ def tesseract():
     return detect
 
 
-PEERS = {"rapidocr-onnxruntime": rapidocr_onnxruntime, "rapidocr": rapidocr, "tesseract": tesseract}
+PEERS = {"rapidocr-onnxruntime": rapidocr, "rapidocr": rapidocr, "tesseract": tesseract}
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("data", help="folder or label file")
     parser.add_argument("out", help="predictions.json to write")
     parser.add_argument("--split", default="val")
     args = parser.parse_args()
     pages = labels.load_labels(args.data, args.split)
-    detect, found, begin = PEERS[args.peer](), [], time.perf_counter()
+    detect, found, begin = PEERS[args.peer](args.peer), [], time.perf_counter()
     for page in tqdm(pages, disable=not sys.stderr.isatty()):
         boxes = [np.array(box, float) for box in detect(page)]
         found.append((boxes, np.ones(len(boxes))))

@@ -8,7 +8,7 @@ comes back. Shows that the trials were retried from last.pt and all six finished
 says so in one line and exits 0.
 """
 
-import csv
+import contextlib
 import getpass
 import json
 import os
@@ -18,11 +18,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from conftest import NETWORK, ROOT, draw_pages, events, processes, read_log, tiny_sweep, wait_for
+
 TOOLS = ("munged", "slurmctld", "slurmd", "srun", "scancel", "sinfo")
 EPOCHS, TRIALS = 3, 6
 CONFIG = """ClusterName=test
@@ -49,32 +49,16 @@ ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=2000
 PartitionName=main Nodes=ALL Default=YES State=UP
 """
-SWEEP = {
-    "method": "bayes",
-    "metric": {"name": "loss", "goal": "minimize"},
-    "run_cap": TRIALS,
-    "parameters": {"lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}},
-}
-TRAINER = "--data=pages --backbone=mobilenetv3_small_050 --pretrained=none --neck=64 --size=64 "
-TRAINER += f"--batch=2 --epochs={EPOCHS} --T_max={EPOCHS}"
+TRAINER = [*NETWORK, "--data=pages", "--size=64", "--batch=2"]
+TRAINER += [f"--epochs={EPOCHS}", f"--T_max={EPOCHS}"]
 
 
 def free_ports(n):
-    sockets = [socket.socket() for _ in range(n)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-def wait_for(what, ready, seconds=120):
-    end = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(0.2)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
 
 
 def start_slurm(folder):
@@ -104,48 +88,36 @@ def start_daemon(folder, command):
 
 
 def node_state():
-    told = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True)
-    return told.stdout.strip().rstrip("*")
-
-
-def epochs_of(log):
-    if not log.exists():
-        return []
-    with open(log, newline="") as file:
-        return [int(row["epoch"]) for row in csv.DictReader(file)]
+    told = subprocess.run(["sinfo", "-h", "-o", "%T"], stdout=subprocess.PIPE, check=False)
+    return told.stdout.decode().strip().rstrip("*")
 
 
 def steps(name=""):
     """[(process id, parent's, Slurm's job id)] of what trains this trial, or any."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().decode().split("\0")
-            environment = (process / "environ").read_bytes().decode().split("\0")
-            parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-        jobs = [v.split("=")[1] for v in environment if v.startswith("SLURM_JOB_ID=")]
-        if jobs and any(w.startswith(f"--name=s/{name}") for w in words) and words[0] != "srun":
-            found.append((int(process.name), parent, jobs[0]))
+    for pid, words in processes(f"--name=s/{name}").items():
+        with contextlib.suppress(OSError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            jobs = [v.split("=")[1] for v in environment if v.startswith("SLURM_JOB_ID=")]
+            if jobs and words[0] != "srun":
+                found.append((pid, parent, jobs[0]))
     return found
 
 
 def midway(work, sweep, killed):
     """Waits for a trial between its first and last epoch that was not killed yet: name, job."""
-    found = []
 
     def ready():
         assert sweep.poll() is None, "the sweep ended before a job could be killed"
-        for log in (work / "runs/s").glob("trial-*/log.csv"):
-            name, epochs = log.parent.name, len(epochs_of(log))
+        for folder in (work / "runs/s").glob("trial-*/"):
+            name, epochs = folder.name, len(read_log(folder))
             if name not in killed and 0 < epochs < EPOCHS and (running := steps(name)):
-                found[:] = name, running[0][2]
                 print(f"{name} has {epochs} of {EPOCHS} epochs: ", end="")
-        return found
+                return name, running[0][2]
+        return None
 
-    wait_for("a trial to be in the middle", ready, 300)
-    return found
+    return wait_for("a trial to be in the middle", ready, 300)
 
 
 def cancel(job):
@@ -171,22 +143,21 @@ def let_the_node_die(folder, daemons):
 
 def check(work, killed):
     """Assert that the killed trials were retried and everything finished; print a table."""
-    events = [json.loads(line) for line in (work / "runs/s/state.jsonl").open()]
-    crashed = [e for e in events if e["event"] == "crashed"]
-    finished = {e["trial"] for e in events if e["event"] == "finished"}
-    crashed = {f"trial-{e['trial']:03d}" for e in crashed}
+    folder = work / "runs/s"
+    crashed = {f"trial-{e['trial']:03d}" for e in events(folder, "crashed")}
+    finished = {e["trial"] for e in events(folder, "finished")}
+    curves = {e["trial"]: e["history"] for e in events(folder, "epochs")}
     assert set(killed) <= crashed, crashed
     assert finished == set(range(1, TRIALS + 1)), finished
     for number in sorted(finished):
-        folder = work / f"runs/s/trial-{number:03d}"
-        log = folder.with_suffix(".log").read_text()
-        assert epochs_of(folder / "log.csv") == list(range(1, EPOCHS + 1))
-        resumed = [line for line in log.splitlines() if line.startswith("resuming")]
-        told = [e for e in events if e["event"] == "epochs" and e["trial"] == number]
-        curve = told[-1]["history"]
-        print(f"{folder.name}  {len(curve)} epochs  loss {curve[-1]:.4f}  {'; '.join(resumed)}")
-        assert bool(resumed) or folder.name not in killed
-        assert folder.name in crashed or not resumed
+        name, curve = f"trial-{number:03d}", curves[number]
+        epochs = [int(row["epoch"]) for row in read_log(folder / name)]
+        assert epochs == list(range(1, EPOCHS + 1))
+        log = (folder / f"{name}.log").read_text().splitlines()
+        resumed = [line for line in log if line.startswith("resuming")]
+        print(f"{name}  {len(curve)} epochs  loss {curve[-1]:.4f}  {'; '.join(resumed)}")
+        assert bool(resumed) or name not in killed
+        assert name in crashed or not resumed
     print(f"ok: {', '.join(sorted(crashed))} crashed and were retried; six of six finished")
 
 
@@ -194,18 +165,16 @@ def main():
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         print(f"skipped: no {', '.join(missing)} here (Debian: apt-get install slurm-wlm munge)")
         return 0
-    import data
-
     daemons, sweep = {}, None
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         work = Path(folder)
         try:
             daemons = start_slurm(work)
-            data.synth(work / "pages", 24, 0, size=96, words=4, difficulty=0.2)
-            (work / "s.json").write_text(json.dumps(SWEEP))
+            draw_pages(work / "pages", 24)
+            (work / "s.json").write_text(json.dumps(tiny_sweep(run_cap=TRIALS)))
             launcher = "srun --quiet --cpus-per-task=1 --mem=900M"
             command = [sys.executable, ROOT / "sweep.py", "s.json", "--launcher", launcher]
-            command += ["--workers", "2", *TRAINER.split()]
+            command += ["--workers", "2", *TRAINER]
             sweep = subprocess.Popen(command, cwd=work, env={**os.environ, "OMP_NUM_THREADS": "1"})
             first, job = midway(work, sweep, [])
             cancel(job)
