@@ -1099,7 +1099,7 @@ def ties(finished):
 
 
 def luck(rows, sign):
-    """(n, expected and found distance of the best value from the mean in sd, its 5 % limit, the best
+    """(n, expected and found distance of the best value from the mean in sd, its 5 % limit, best
     row) of the sound rows; empty for too few."""
     value = sign * last(rows)
     sound = value[~ruined(value)] if len(value) else value
