@@ -1,5 +1,5 @@
-"""How is it shown? Markdown and one HTML page that needs nothing else, of a sweep's findings and of a
-run's scores. It is handed numbers and computes none. Both are blocks: ("#" | "##" | "p", text),
+"""How is it shown? Markdown and one HTML page that needs nothing else, of a sweep's findings and of
+a run's scores. It is handed numbers and computes none. Both are blocks: ("#" | "##" | "p", text),
 ("table", header, rows), ("code", language, text), ("figure", caption, svg or img)."""
 
 import html
@@ -115,7 +115,7 @@ class Plot:
         self.parts.append(f"<text {where}>{html.escape(str(text))}</text>")
 
     def axes(self, xticks, xlabel, points=1):
-        """Grid, tick labels (of x: a list, or a number to count to; y in points) and the name of x."""
+        """Grid, tick labels (of x a list, or a number to count to; y in points), name of x."""
         (left, right), (low, high) = self.xs, self.ys
         step = 10 ** math.floor(math.log10(max(high - low, 1e-12)))
         step *= next(m for m in (0.2, 0.5, 1, 2) if (high - low) / (m * step) <= 6)

@@ -651,7 +651,7 @@ def open_sweep(folder, spec, extra):
 
 
 def resolve(words, ours=()):
-    """train.py's flags -> Hparams; no key of `ours` may be among them. Raises DataError, UsageError."""
+    """train.py's flags, none of the keys `ours`, -> Hparams. Raises DataError, UsageError."""
     from hparams import resolve_hparams, trainer_parser
 
     parser = trainer_parser()
@@ -1089,8 +1089,8 @@ def value_model(sweep, cube, rows):
 
 
 def ties(finished):
-    """Trials whose difference to the first is within the noise of a comparison: 1.96 standard errors
-    of a paired difference; without intervals the posterior's sd stands in."""
+    """Trials whose difference to the first is within 1.96 standard errors of a paired difference;
+    without intervals the posterior's sd stands in."""
     first = finished[0]
     noise = PAIRED * np.ptp(first.pages) / 2
     if not math.isfinite(noise):
@@ -1099,8 +1099,8 @@ def ties(finished):
 
 
 def luck(rows, sign):
-    """(n, expected and found distance of the best value from the mean in sd, the latter's 5 % limit,
-    the best row) of the sound rows; empty for too few."""
+    """(n, expected and found distance of the best value from the mean in sd, its 5 % limit, best
+    row) of the sound rows; empty for too few."""
     value = sign * last(rows)
     sound = value[~ruined(value)] if len(value) else value
     n = len(sound)
@@ -1147,7 +1147,7 @@ def mean_interval(values):
 
 
 def spread(label, rows):
-    """(label, trials left out, n, mean, median, sd, low, high); also without ruined rows, if any."""
+    """(label, trials left out, n, mean, median, sd, low, high); once more without ruined rows."""
     out = [row for row in rows if row.ruined]
     for without in ([], out)[: 1 + bool(out)]:
         v = last([row for row in rows if row not in without])
@@ -1167,8 +1167,8 @@ def importance(posterior, d):
 
 
 def facts(d, i, rows, first, posterior):
-    """The score of rows against Dimension d, the i-th: ticks, the posterior's mean and interval along
-    d through the first, groups, rank correlation and how much of it chance explains."""
+    """The score of rows against Dimension d, the i-th: ticks, the posterior's mean and interval
+    along d through the first, groups, rank correlation and how much of it chance explains."""
     ticks = [(x, d.value(x)) for x in (0, 0.25, 0.5, 0.75, 1)]
     if 0 < len(d.levels) <= 8:
         ticks = [((a + b) / 2, v) for a, b, v in zip(d.edges, d.edges[1:], d.levels)]
