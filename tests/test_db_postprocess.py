@@ -186,7 +186,6 @@ def test_boxes_run_clockwise_from_the_top_left_whatever_their_turn():
 
 
 def test_pages_are_decoded_by_the_values_of_a_run_and_inside_themselves():
-    """decode_page is polygons_from_map in page pixels, cut at the page's edge; any map will do."""
     rng, scale, size = np.random.default_rng(6), np.array([0.5, 0.4]), np.array([200.0, 150.0])
     for mode in MODES:
         hp = Hparams(mode=mode, shrink_ratio=0.6, unclip_ratio=0.0)

@@ -13,11 +13,12 @@ import data
 import evaluate
 import files
 import labels
+import tune
 from db_postprocess import decode_page
 from dbnet import load_checkpoint, save_checkpoint
 from evaluate import cached_maps, held_out_pages, write_setting
 from hparams import Hparams
-from tune import TUNED, choose_setting, crossfit, halves, score_grid, score_page, setting_values
+from tune import TUNED, choose_setting, crossfit, halves, score_grid, setting_values
 
 HP = Hparams(backbone="mobilenetv3_small_050", neck=16, size=160)
 SMALL = {
@@ -57,11 +58,13 @@ def one_by_one(item, values, hp=HP):
     return cleval.page_row("page", page, found[0])[:3]
 
 
+@pytest.mark.parametrize("limit", [500, 3])
 @pytest.mark.parametrize("hp", [HP, replace(HP, max_candidates=3), replace(HP, shrink_ratio=0.6)])
-def test_every_setting_scores_as_if_decoded_alone(hp):
+def test_every_setting_scores_as_if_decoded_alone(hp, limit, monkeypatch):
+    monkeypatch.setattr(cleval, "MAX_DETECTIONS", limit)
     for seed in range(2):
         item = synthetic_page(seed)
-        table = score_page(item, SMALL, hp).reshape(-1, 3)
+        table = tune.score_page(item, SMALL, hp).reshape(-1, 3)
         assert table.std(0).min() > 0.01  # settings differ, so that a mix-up shows
         for n in range(len(table)):
             alone = one_by_one(item, setting_values(SMALL, n), hp)
@@ -72,7 +75,7 @@ def test_pages_without_words_score_zero():
     (prob, scale), page = synthetic_page(7)
     empty = labels.Page("empty", None)
     for item in (((prob * 0, scale), page), ((prob, scale), empty), ((prob * 0, scale), empty)):
-        table = score_page(item, SMALL, HP).reshape(-1, 3)
+        table = tune.score_page(item, SMALL, HP).reshape(-1, 3)
         assert (table[5] == one_by_one(item, setting_values(SMALL, 5))).all() and not table.any()
 
 
@@ -113,10 +116,11 @@ def test_the_middle_of_the_plateau_is_chosen_and_not_its_tip():
 def test_the_middle_keeps_the_mode_and_the_kind_of_unclip():
     for at in [(1, 1, 0, 0, 0), (1, 1, 0, 1, 0), (1, 1, 1, 1, 0), (1, 1, 2, 0, 1)]:
         table = table_of(SMALL)
+        table[0, :, :, at[3]] = -1  # so that there is more plateau in the other mode
         table[at] = 1e-4
         _, middle, plateau = choose_setting(noisy(table, 30, 0.05), range(30), SMALL)
         chosen = np.unravel_index(middle, table.shape)
-        assert plateau.mean() > 0.8 and chosen[3] == at[3] and (chosen[2] == 0) == (at[2] == 0)
+        assert plateau.mean() > 0.6 and chosen[3] == at[3] and (chosen[2] == 0) == (at[2] == 0)
 
 
 def test_groups_widen_the_noise():
@@ -142,7 +146,6 @@ def test_crossfitting_never_looks_at_the_pages_it_scores():
 
 
 def test_the_best_of_equal_settings_is_luck_and_crossfitting_says_so():
-    """Independent noise: in sample the best of S is above the truth, cross-fitted it is not."""
     grid, inside, fitted = {**SMALL, "min_size": (0.0,)}, [], []
     for seed in range(60):
         hmeans = 0.9 + np.random.default_rng(seed).normal(0, 0.05, (12, 54))
@@ -242,7 +245,6 @@ def test_the_cache_is_used_and_never_stale(house, capsys):
 
 
 def test_a_damaged_cache_is_predicted_again(house, tmp_path, capsys):
-    """Halves, nothing, and any flipped bit of the headers are noticed, or are harmless."""
     pages = labels.load_labels("DATA", "val")
     first = maps_of(pages)
     (file,) = (tmp_path / "runs" / "plain" / "maps").iterdir()
@@ -322,17 +324,16 @@ def test_a_tuned_checkpoint_scores_what_tuning_said(house, tmp_path, capsys):
     assert code == 0 and err == "" and result["pages"] == 4 and result["settings"] == 108
     assert result["best"]["in_sample"] >= result["recommended"]["in_sample"]
     low, high = result["crossfitted"]["interval"]
-    assert low <= result["crossfitted"]["hmean"] <= high
+    before, fitted = result["before"]["hmean"], result["crossfitted"]["hmean"]
+    assert low <= fitted <= high and result["gain"]["hmean"] == pytest.approx(fitted - before)
     _, out, _ = run(capsys, "tuned.pt", "--json")
     assert json.loads(out)["hmean"] == pytest.approx(result["recommended"]["in_sample"], abs=1e-12)
     _, out, _ = run(capsys, PLAIN, "--json")
-    assert json.loads(out)["hmean"] == pytest.approx(result["before"]["hmean"], abs=1e-12)
-    picture = cv2.imread(str(tmp_path / "runs" / "plain" / "tune.png"))
-    assert picture.shape == (60 + 3 * 64 + 40, 110 + 3 * 64 + 20, 3)
-    row, column = (SMALL[key].index(result["recommended"][key]) for key in TUNED[:2])
-    frame = np.argwhere((picture == (0, 0, 255)).all(2))
-    centre = (frame.min(0) + frame.max(0)) / 2
-    assert centre.tolist() == [60 + 64 * row + 32, 110 + 64 * column + 32]
+    assert json.loads(out)["hmean"] == pytest.approx(before, abs=1e-12)
+    assert cv2.imread("runs/plain/tune.png").shape == (60 + 3 * 64 + 40, 110 + 3 * 64 + 20, 3)
+    tune.draw_landscape("framed.png", table_of(SMALL), SMALL, setting_values(SMALL, 2 * 36))
+    frame = np.argwhere((cv2.imread("framed.png") == (0, 0, 255)).all(2))
+    assert ((frame.min(0) + frame.max(0)) / 2).tolist() == [60 + 2 * 64 + 32, 110 + 32]
 
 
 def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
