@@ -110,7 +110,7 @@ def cluster_words(overlap, owner):
 
 
 def medoid(cluster, weight, overlap, score):
-    """Index with the largest weighted sum of IoUs with its cluster; ties by score, then by index."""
+    """Index with the largest weighted sum of IoUs with its cluster; ties by score, then index."""
 
     def support(n):
         iou = [1.0 if m == n else overlap.get((min(m, n), max(m, n)), 0.0) for m in cluster]

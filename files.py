@@ -92,7 +92,7 @@ def read_json(path, text=None):
 
 
 def replace_file(path, content):
-    """Write bytes or text whole or not at all (temporary name, fsync, rename), making the folder."""
+    """Write bytes or text whole or not at all (temporary name, fsync, rename), and its folder."""
     path, content = Path(path), content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -51,8 +51,8 @@ LATIN = {
         Table|## Till|POS-## Tel|0##-####### Member|##-####-# Served_by|Kumar Tax_ID|0#######""",
     "title": "Tax_Invoice Receipt Sales_Slip Cash_Bill",
     "heads": "Item|Qty|Price|Amount Description|No|U.Price|Total",
-    "item": """Milk Bread Coffee Tea Rice Egg_Sandwich Apple Juice Chicken Soup Noodle Butter A4 Mint
-        Paper Battery Soap 500ml 12pcs Large Hot Set Lemon Cake Fried_Fish Bolt 2kg w/ No.5 (R)""",
+    "item": """Milk Bread Coffee Tea Rice Egg_Sandwich Apple Juice Chicken Soup Noodle Butter A4
+        Mint Paper Battery Soap 500ml 12pcs Large Hot Set Lemon Cake Fried_Fish Bolt 2kg w/ No.5 (R)""",
     "part": "Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_(excl._Tax)",
     "total": "TOTAL Total_Due AMOUNT_DUE Grand_Total TOTAL_(incl._tax)",
     "pay": "Cash Change Visa_Card Tendered Card_**#### Approval_###### Points Balance",
@@ -268,7 +268,7 @@ def sheet_corners(rng, h, w, ratio, photo, level):
 
 
 def draw_bends(rng, size, level):
-    """A sheet's waves in x and y (pixels, frequency, phase) [2, 3] and its folds (height, kinks)."""
+    """A sheet's waves in x and y (pixels, frequency, phase) [2, 3], its folds (height, kinks)."""
     waves = rng.uniform((0, 2, 0), 6, (2, 3))
     waves[:, 0] = rng.normal(0, 0.15, 2) * size * level
     n, kink = int(rng.integers(1, 4)) * (rng.random() < 0.1 + 0.5 * level), 0.5 * size * level

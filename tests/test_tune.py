@@ -184,16 +184,18 @@ def save_run(path, hp, held_out=()):
     files.replace_file(path, "")  # so that there is a folder
     scores = {"hmean": 0.5, "pages": dict.fromkeys(held_out, 0.5)}
     state = {"model": {"weight": torch.arange(9.0)}, "epoch": 1, "scores": scores}
-    save_checkpoint(path, {**state, "hparams": asdict(hp)})
+    origin = {"trained": [], "chosen": [], "unknown": []}
+    save_checkpoint(path, {**state, "hparams": asdict(hp), "origin": origin})
 
 
-def change(source, target, **hp):
+def change(source, target, epoch=1, **hp):
     state = load_checkpoint(source)
-    save_checkpoint(target, {**state, "hparams": {**state["hparams"], **hp}})
+    hp = asdict(replace(state["hparams"], **hp))
+    save_checkpoint(target, {**state, "hparams": hp, "epoch": epoch})
 
 
 def maps_of(pages, **hp):
-    return cached_maps(PLAIN, pages, asdict(replace(HP, **hp)), torch.device("cpu"))
+    return cached_maps(PLAIN, pages, replace(HP, **hp), torch.device("cpu"))
 
 
 @pytest.fixture
@@ -209,10 +211,11 @@ def house(tmp_path, monkeypatch):
             cv2.imwrite(f"DATA/images/{page.name}", np.full((200, 150, 3), seed, np.uint8))
         files.write_json(f"DATA/{split}.json", labels.pages_to_json(pages))
 
-    def predict_maps(model, pages, size, amp, device, *_):
+    def predict_maps(networks, pages, *_):
         calls.append(len(pages))
-        for i in reversed(range(len(pages))):
-            yield i, *maps[pages[i].name]
+        for i, page in reversed([*enumerate(pages)]):
+            page.size = (150, 200)
+            yield i, [maps[page.name][0]]
 
     def load_network(source, device):
         state = load_checkpoint(source)
@@ -239,7 +242,7 @@ def test_the_cache_is_used_and_never_stale(house, capsys):
     maps_of(pages, size=192)
     cv2.imwrite(str(pages[0].path), np.zeros((200, 150, 3), np.uint8))
     maps_of(pages)
-    save_checkpoint(PLAIN, {**load_checkpoint(PLAIN), "epoch": 2})
+    change(PLAIN, PLAIN, epoch=2)
     maps_of(pages)
     assert house == [4, 3, 4, 4, 4, 4] and capsys.readouterr().err == ""
 
@@ -290,7 +293,7 @@ def test_runs_of_other_splits_do_not_mix(house):
     for key, value in (("folds", 3), ("data", "OTHER"), ("split", "abc"), ("size", 192)):
         change(FOLDS[1], "other.pt", **{key: value})
         fails(f"other.pt: {key} is", FOLDS[0], "other.pt")
-    fails("plain/best.pt: not a fold run", PLAIN, PLAIN)
+    fails("plain/best.pt: no fold run", PLAIN, PLAIN)
     save_run("other.pt", replace(HP, data="DATA", folds=2, fold=2), ["x.png"])
     fails("held-out page x.png is not in the data", FOLDS[0], "other.pt")
 
@@ -300,7 +303,7 @@ def test_written_values_go_into_a_copy(house):
     before = load_checkpoint(FOLDS[0])
     write_setting("tuned.pt", FOLDS[:1], values)
     after = load_checkpoint("tuned.pt")
-    assert after["hparams"] == {**before["hparams"], **values}
+    assert after["hparams"] == replace(before["hparams"], **values)
     assert all(torch.equal(after["model"][k], before["model"][k]) for k in before["model"])
     files.write_json("mine.json", {"lr": 1e-3, "thresh": 0.3})
     write_setting("mine.json", FOLDS, values)
@@ -309,8 +312,8 @@ def test_written_values_go_into_a_copy(house):
     new = files.read_json("new.json")
     assert not {"name", "fold"} & new.keys() and new["mode"] == "box" and new["lr"] == HP.lr
     for path, sources in ((FOLDS[0], FOLDS[:1]), ("x.pt", FOLDS), ("x.txt", FOLDS[:1])):
-        with pytest.raises(files.DataError, match="--write"):
-            write_setting(path, sources, values)
+        with pytest.raises(files.UsageError, match="--write"):
+            evaluate.check_target(path, sources)
 
 
 def run(capsys, *flags):
@@ -347,15 +350,15 @@ def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
 
 
 def test_bad_input_is_one_line(house, capsys):
-    for flags, words in (
-        (("p.json", "--tune"), "no maps to tune on"),
-        ((*FOLDS, "--tune", "--write", "x.pt"), ".json for several"),
-        ((*FOLDS, "--tune", "--write", "x.csv"), ".pt or a .json"),
-        ((*FOLDS,), "--tune"),
-        ((FOLDS[0], "--write", "x.json"), "--tune"),
-        (("gone.pt", "--tune"), "gone.pt"),
-        ((FOLDS[0], PLAIN, "--tune"), "folds is"),
+    for code, flags, words in (
+        (1, ("p.json", "--tune"), "p.json: cannot be read"),
+        (2, (*FOLDS, "--tune", "--write", "x.pt"), ".json file"),
+        (2, (*FOLDS, "--tune", "--write", "x.csv"), "a new .pt file"),
+        (2, (*FOLDS,), "--tune"),
+        (2, (FOLDS[0], "--write", "x.json"), "--tune"),
+        (1, ("gone.pt", "--tune"), "gone.pt"),
+        (1, (FOLDS[0], PLAIN, "--tune"), "folds is"),
     ):
-        code, _, err = run(capsys, *flags)
-        assert code == 2 and err.count("\n") == 1 and words in err, err
+        found, _, err = run(capsys, *flags)
+        assert found == code and err.count("\n") == 1 and words in err, err
     assert not house  # nothing was predicted before the mistake was found
