@@ -52,7 +52,8 @@ LATIN = {
     "title": "Tax_Invoice Receipt Sales_Slip Cash_Bill",
     "heads": "Item|Qty|Price|Amount Description|No|U.Price|Total",
     "item": """Milk Bread Coffee Tea Rice Egg_Sandwich Apple Juice Chicken Soup Noodle Butter A4
-        Mint Paper Battery Soap 500ml 12pcs Large Hot Set Lemon Cake Fried_Fish Bolt 2kg w/ No.5 (R)""",
+        Mint Paper Battery Soap 500ml 12pcs Large Hot Set Lemon Cake Fried_Fish Bolt 2kg w/
+        No.5 (R)""",
     "part": "Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_(excl._Tax)",
     "total": "TOTAL Total_Due AMOUNT_DUE Grand_Total TOTAL_(incl._tax)",
     "pay": "Cash Change Visa_Card Tendered Card_**#### Approval_###### Points Balance",
