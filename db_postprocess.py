@@ -1,13 +1,12 @@
-"""Maps to polygons: contours, scores, rotated boxes and polygons. Numpy in, numpy out, no torch.
+"""How do maps become polygons on the page? Numpy in, numpy out, no torch.
 
-Post-processing of Differentiable Binarization (Liao et al. 2020, arXiv 1911.08947, section 3.5).
-One page follows `polygons_from_map`: a probability map is thresholded, every blob becomes a
-candidate with a score, candidates are filtered, and each survivor grows back by the distance that
-the training targets shrank it.
+Post-processing of Differentiable Binarization (Liao et al. 2020, arXiv 1911.08947, section 3.5):
+`decode_page` turns a page's probability map into polygons of the page. It is thresholded, every
+blob becomes a candidate with a score, candidates are filtered, and each survivor grows back by the
+distance that the training targets shrank it.
 
 Two steps, because they cost differently: `find_candidates` depends on the map and `thresh` alone;
-`decode_candidates` holds everything else (box_thresh, unclip_ratio, max_candidates, min_size,
-mode), so a search over thresholds pays for the contours once.
+`decode_candidates` holds everything else, so a search over thresholds pays for the contours once.
 
 Coordinates are (x, y) and pixel (i, j) covers [i, i+1) x [j, j+1).
 """
@@ -20,8 +19,33 @@ import pyclipper
 
 SHRINK_RATIO = 0.4
 MODES = ("polygon", "box")
+DECODING = ("thresh", "box_thresh", "unclip_ratio", "max_candidates", "min_size", "mode")
+DECODING += ("shrink_ratio",)  # the one of training, which the unclip undoes
 RAGGED = 0.5  # px; the stairs of a turned line; a hull that stands out more is bent or two lines
 CLIPPER_SCALE = 256  # clipper works on integers; 1/256 px is far below what a label resolves
+
+
+def decode_page(prob, scale, page_size, hp):
+    """Polygons (list of N [P, 2], page px, inside the page) and scores [N] of a map [h, w].
+
+    scale: [2] map px a page px; page_size: [2] width, height; hp: has the attributes DECODING.
+    """
+    polygons, scores = polygons_from_map(prob, **{key: getattr(hp, key) for key in DECODING})
+    return to_page(polygons, scale, page_size), scores
+
+
+def to_page(polygons, scale, page_size):
+    """Polygons in map pixels -> in page pixels, inside the page."""
+    xy = np.concatenate([np.zeros((0, 2)), *polygons]) / scale
+    return split_outlines(xy.clip(0, page_size), [len(points) for points in polygons])
+
+
+def polygons_from_map(prob, *, thresh, **decoding):
+    """Polygons (list of N [P, 2], map pixels, not rounded) and scores [N] of a map [H, W].
+
+    prob: float in 0..1 or uint8 in 0..255; decoding: the keywords of `decode_candidates`.
+    """
+    return decode_candidates(find_candidates(prob, thresh), **decoding)
 
 
 class Candidates(NamedTuple):
@@ -41,40 +65,6 @@ class Candidates(NamedTuple):
     sizes: np.ndarray
     rects: np.ndarray
     scores: np.ndarray
-
-
-def offset_polygon(polygon, distance):
-    """Move the outline of a polygon [P, 2] outwards (distance > 0) or inwards (< 0), in pixels.
-
-    Shrinking and unclipping are this one operation with opposite sign. Corners that move outwards
-    are rounded to a quarter of a pixel: blobs end in points, and mitred points grow into spikes.
-    Returns a list of polygons [P', 2]: empty when nothing is left, several when a narrow waist
-    parts. Vatti clipping by the library pyclipper.
-    """
-    path = np.round(np.asarray(polygon, np.float64) * CLIPPER_SCALE).astype(np.int64)
-    clipper = pyclipper.PyclipperOffset(arc_tolerance=0.25 * CLIPPER_SCALE)
-    clipper.AddPath(path.tolist(), pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON)
-    paths = clipper.Execute(distance * CLIPPER_SCALE)
-    return [np.array(p, np.float64) / CLIPPER_SCALE for p in paths]
-
-
-def shrink_distance(area, perimeter, shrink_ratio=SHRINK_RATIO):
-    """How far a label's outline moves inwards, in px: A (1 - r^2) / L (arXiv 1911.08947, eq. 4)."""
-    return area * (1 - shrink_ratio**2) / perimeter
-
-
-def unclip_distance(area, perimeter, unclip_ratio, shrink_ratio=SHRINK_RATIO):
-    """How far a blob of `area` and `perimeter` grows back, in pixels; scalars or arrays.
-
-    unclip_ratio > 0 is the paper's A' r' / L'. It fits one aspect ratio: a square wants 1.5, a long
-    line 4. unclip_ratio = 0 is the exact inverse of the shrink for every rectangle: the d with
-    d = shrink_distance(A' + L' d + 4 d^2, L' + 8 d).
-    """
-    if unclip_ratio > 0:
-        return area * unclip_ratio / perimeter
-    keep = shrink_ratio**2
-    root = np.sqrt((keep * perimeter) ** 2 + 16 * (1 - keep**2) * area)
-    return (root - keep * perimeter) / (8 * (1 + keep))
 
 
 def find_candidates(prob, thresh):
@@ -123,6 +113,12 @@ def join_outlines(outlines):
     return np.concatenate(outlines).astype(float), before, start
 
 
+def split_outlines(xy, size):
+    """Vertices [V, 2] and their numbers [N] -> N arrays [P, 2]."""
+    end = np.cumsum(size).tolist()
+    return [xy[a:b] for a, b in zip([0, *end], end)]
+
+
 def contour_score(prob, contour):
     """Mean of the map inside one contour, as PaddleOCR's `slow` score, on its bounding box only."""
     x, y, w, h = cv2.boundingRect(contour)
@@ -141,6 +137,50 @@ def min_area_rects(contours):
     rects[quarters % 2 == 1, 2:4] = rects[quarters % 2 == 1, 3:1:-1]
     rects[:, 4] = np.deg2rad(rects[:, 4] - 90 * quarters)
     return rects
+
+
+def decode_candidates(
+    blobs, *, box_thresh, unclip_ratio, max_candidates, min_size, mode, shrink_ratio=SHRINK_RATIO
+):
+    """Polygons (list of N [P, 2]) and scores [N] of Candidates, best score first, in map pixels.
+
+    Keeps scores >= box_thresh, of these the max_candidates best, of these the ones whose short side
+    is at least min_size pixels after the unclip. mode: polygon (outline of the blob) or box (its
+    rectangle, grown in closed form). Raises ValueError on an unknown mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    keep = int(np.searchsorted(-blobs.scores, -box_thresh, side="right"))
+    rects = blobs.rects[:keep][:max_candidates]
+    sides = grown_sides(rects, unclip_ratio, shrink_ratio)
+    large = np.flatnonzero(sides.min(1) >= min_size)
+    if mode == "polygon":
+        return unclip_outlines(blobs, large, unclip_ratio, shrink_ratio), blobs.scores[large]
+    grown = np.hstack([rects[:, :2], sides, rects[:, 4:]])
+    return list(rect_corners(grown[large])), blobs.scores[large]
+
+
+def grown_sides(rects, unclip_ratio, shrink_ratio):
+    """Rectangles [N, 5] as in `Candidates` -> [N, 2] their width and height after the unclip."""
+    sides = rects[:, 2:4]
+    distance = unclip_distance(sides.prod(1), 2 * sides.sum(1), unclip_ratio, shrink_ratio)
+    return sides + 2 * distance[:, None]
+
+
+def unclip_outlines(blobs, chosen, unclip_ratio, shrink_ratio):
+    """Outlines of N chosen of Candidates, grown back: N x [P, 2]."""
+    distance = unclip_distance(*blobs.sizes[:, chosen], unclip_ratio, shrink_ratio)
+    distance += blobs.margins[chosen]
+    outlines, convex = [blobs.outlines[i] for i in chosen], blobs.convex[chosen]
+    hulls = [outline for outline, is_hull in zip(outlines, convex) if is_hull]
+    polygons = offset_convex(hulls, distance[convex])
+    for i in np.flatnonzero(~convex):
+        polygons.insert(i, max(offset_polygon(outlines[i], distance[i]), key=cv2_area))
+    return polygons
+
+
+def cv2_area(polygon):
+    return cv2.contourArea(polygon.astype(np.float32))
 
 
 def rect_corners(rects):
@@ -174,86 +214,35 @@ def offset_convex(outlines, distance):
     return split_outlines(moved, np.add.reduceat(points, start))
 
 
-def split_outlines(xy, size):
-    """Vertices [V, 2] and their numbers [N] -> N arrays [P, 2]."""
-    end = np.cumsum(size).tolist()
-    return [xy[a:b] for a, b in zip([0, *end], end)]
+def offset_polygon(polygon, distance):
+    """Move the outline of a polygon [P, 2] outwards (distance > 0) or inwards (< 0), in pixels.
 
-
-def unclip_blobs(blobs, unclip_ratio, shrink_ratio):
-    """Polygons N x [P, 2] of Candidates grown back."""
-    distance = unclip_distance(*blobs.sizes, unclip_ratio, shrink_ratio) + blobs.margins
-    hulls = [outline for outline, convex in zip(blobs.outlines, blobs.convex) if convex]
-    polygons = offset_convex(hulls, distance[blobs.convex])
-    for i in np.flatnonzero(~blobs.convex):
-        polygons.insert(i, max(offset_polygon(blobs.outlines[i], distance[i]), key=cv2_area))
-    return polygons
-
-
-def cv2_area(polygon):
-    return cv2.contourArea(polygon.astype(np.float32))
-
-
-def decode_candidates(
-    candidates,
-    *,
-    box_thresh,
-    unclip_ratio,
-    max_candidates,
-    min_size,
-    mode,
-    shrink_ratio=SHRINK_RATIO,
-):
-    """Polygons (list of N [P, 2]) and scores [N] of candidates, best score first, in map pixels.
-
-    Keeps scores >= box_thresh, of these the max_candidates best, of these the ones whose short side
-    is at least min_size pixels after the unclip. mode: polygon (outline of the blob) or box (its
-    rectangle, grown in closed form). Raises ValueError on an unknown mode.
+    Shrinking and unclipping are this one operation with opposite sign. Corners that move outwards
+    are rounded to a quarter of a pixel: blobs end in points, and mitred points grow into spikes.
+    Returns a list of polygons [P', 2]: empty when nothing is left, several when a narrow waist
+    parts. Vatti clipping by the library pyclipper.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
-    keep = int(np.searchsorted(-candidates.scores, -box_thresh, side="right"))
-    keep = min(keep, max_candidates)
-    rects, scores = candidates.rects[:keep].copy(), candidates.scores[:keep]
-    sides = rects[:, 2:4]
-    distance = unclip_distance(sides.prod(1), 2 * sides.sum(1), unclip_ratio, shrink_ratio)
-    large = np.flatnonzero(sides.min(1) + 2 * distance >= min_size)
-    if mode == "box":
-        rects[:, 2:4] += 2 * distance[:, None]
-        return list(rect_corners(rects[large])), scores[large]
-    outlines, convex, margins, sizes = candidates[:4]
-    outlines, sizes = [outlines[i] for i in large], sizes[:, large]
-    blobs = Candidates(outlines, convex[large], margins[large], sizes, rects, scores)
-    return unclip_blobs(blobs, unclip_ratio, shrink_ratio), scores[large]
+    path = np.round(np.asarray(polygon, np.float64) * CLIPPER_SCALE).astype(np.int64)
+    clipper = pyclipper.PyclipperOffset(arc_tolerance=0.25 * CLIPPER_SCALE)
+    clipper.AddPath(path.tolist(), pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON)
+    paths = clipper.Execute(distance * CLIPPER_SCALE)
+    return [np.array(p, np.float64) / CLIPPER_SCALE for p in paths]
 
 
-def polygons_from_map(prob, *, thresh, **decoding):
-    """Polygons (list of N [P, 2], map pixels, not rounded) and scores [N] of a map [H, W].
+def shrink_distance(area, perimeter, shrink_ratio=SHRINK_RATIO):
+    """How far a label's outline moves inwards, in px: A (1 - r^2) / L (arXiv 1911.08947, eq. 4)."""
+    return area * (1 - shrink_ratio**2) / perimeter
 
-    prob: float in 0..1 or uint8 in 0..255; decoding: the keywords of `decode_candidates`.
+
+def unclip_distance(area, perimeter, unclip_ratio, shrink_ratio=SHRINK_RATIO):
+    """How far a blob of `area` and `perimeter` grows back, in pixels; scalars or arrays.
+
+    unclip_ratio > 0 is the paper's A' r' / L'. It fits one aspect ratio: a square wants 1.5, a long
+    line 4. unclip_ratio = 0 is the exact inverse of the shrink for every rectangle: the d with
+    d = shrink_distance(A' + L' d + 4 d^2, L' + 8 d).
     """
-    return decode_candidates(find_candidates(prob, thresh), **decoding)
-
-
-DECODING = [
-    "thresh",
-    "box_thresh",
-    "unclip_ratio",
-    "max_candidates",
-    "min_size",
-    "mode",
-    "shrink_ratio",
-]
-
-
-def decode_page(prob, scale, page_size, hp):
-    """Polygons (page px, inside the page) and scores of one map [h, w]; hp: dict with the
-    decoding's keys."""
-    polygons, scores = polygons_from_map(prob, **{k: hp[k] for k in DECODING})
-    return to_page(polygons, scale, page_size), scores
-
-
-def to_page(polygons, scale, page_size):
-    """Polygons in map pixels -> in page pixels, inside the page."""
-    xy = np.concatenate([np.zeros((0, 2)), *polygons]) / scale
-    return split_outlines(xy.clip(0, page_size), [len(points) for points in polygons])
+    if unclip_ratio > 0:
+        return area * unclip_ratio / perimeter
+    keep = shrink_ratio**2
+    root = np.sqrt((keep * perimeter) ** 2 + 16 * (1 - keep**2) * area)
+    return (root - keep * perimeter) / (8 * (1 + keep))

@@ -21,6 +21,7 @@ import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import cv2
@@ -405,7 +406,8 @@ def decode_all(ensemble, page, maps, subsets):
 
 
 def decode(prob, page_size, hp):
-    return decode_page(prob, np.array(prob.shape[::-1]) / page_size, page_size, hp)
+    scale = np.array(prob.shape[::-1]) / page_size
+    return decode_page(prob, scale, page_size, SimpleNamespace(**hp))
 
 
 def combine(ensemble, page, keep, maps, found):

@@ -203,7 +203,7 @@ def predict_each(model, pages, hp, device, job=None, progress=False, tile=0, fai
     def work(page, prob, scale):
         page_size = np.array(prob.shape[::-1]) / scale
         page.size = tuple(np.rint(page_size).astype(int).tolist())
-        found = decode_page(prob, scale, page_size, hp)
+        found = decode_page(prob, scale, page_size, SimpleNamespace(**hp))
         return job(page, found) if job else found
 
     def finished(limit):
@@ -421,7 +421,7 @@ def run_tune(args, overrides):
         for one in cached_maps(source, page_list, hp, args.device)
     ]
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
-    result, table = tune(maps, pages, parts, grid, hp)
+    result, table = tune(maps, pages, parts, grid, SimpleNamespace(**hp))
     chosen = {key: result["recommended"][key] for key in TUNED}
     picture = Path(args.sources[0]).parent / "tune.png"
     if args.json:

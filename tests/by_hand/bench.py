@@ -308,7 +308,7 @@ def time_thresholds(label, item, quads, axes, mode):
         package.CLEvalMetric()(boxes, labels, **letters)
 
     whole, single, other = median_ms(
-        lambda: score_page(item, grid, hp), one, peer if decoder and package else None, rounds=5
+        lambda: score_page(item, grid, Hparams()), one, peer if decoder and package else None, rounds=5
     )
     line = f"{label:46s} {whole:9.2f} ms   one by one {245 * single / whole:6.1f} x"
     print(line + (f"   peers {245 * other / whole:6.1f} x" if other else ""), flush=True)
