@@ -413,7 +413,7 @@ def run_tune(args, overrides):
     parts = np.repeat(range(len(page_lists)), [*map(len, page_lists)])
     parts = parts if held else halves(cleval.bootstrap_groups(pages))
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
-    result, table = tune(maps, pages, parts, grid, SimpleNamespace(**hp))
+    result, table = tune(maps, pages, parts, grid, hp)
     chosen = {key: result["recommended"][key] for key in TUNED}
     picture = Path(sources[0]).parent / "tune.png"
     if args.json:

@@ -191,9 +191,9 @@ def test_pages_are_decoded_by_the_values_of_a_run_and_inside_themselves():
         hp = Hparams(mode=mode, shrink_ratio=0.6, unclip_ratio=0.0)
         values = {key: getattr(hp, key) for key in ("thresh", "unclip_ratio", "shrink_ratio")}
         for prob in (drawn([(0, 20), (99, 20), (99, 40), (0, 40)], 60, 100), rng.random((60, 100))):
-            found, scores = db.decode_page(prob, scale, size, hp)
+            found, scores = db.decode_page(prob, size, hp)
             raw, raw_scores = decode(prob, mode, **values)
             assert len(found) == len(raw) > 0 and (scores == raw_scores).all()
             for polygon, points in zip(found, raw):
                 assert (polygon == np.clip(points / scale, 0, size)).all()
-    assert db.decode_page(prob * 0, scale, size, hp)[0] == []
+    assert db.decode_page(prob * 0, size, hp)[0] == []
