@@ -34,6 +34,7 @@ from tqdm import tqdm
 import labels
 from db_postprocess import SHRINK_RATIO, shrink_distance
 from files import DataError, Parser, UsageError, exit_code, read_json, replace_file, write_json
+from hparams import Hparams
 from synth import add_noise, shade, smooth_field, synthetic_page
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
@@ -751,7 +752,7 @@ def parse_args(argv):
 
     what = "what DATA holds and what will go wrong"
     add = of_data("check", run_check, what, "receipts --size 960")
-    add("--size", type=int, default=960, help="longer page side in training (%(default)s)")
+    add("--size", type=int, default=Hparams().size, help="longer page side (%(default)s)")
 
     what = "draw synthetic receipts, a quarter of them val"
     add = command("synth", run_synth, what, "data/lines --unit line")

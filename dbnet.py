@@ -33,7 +33,7 @@ class DBNet(nn.Module):
     DataError when the backbone is unknown, lacks a stride or its weights cannot be had.
     """
 
-    def __init__(self, backbone="efficientnet_b4", neck=256, pretrained="none"):
+    def __init__(self, backbone, neck, pretrained="none"):
         super().__init__()
         self.backbone, self.levels, channels = make_backbone(backbone, pretrained)
         for name in ("mean", "std"):
@@ -137,7 +137,7 @@ def load_backbone(model, path):
             check_archive(weights)
         state = dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
     except OSError as error:
-        raise DataError(where, f"cannot be read ({error.strerror})") from None
+        raise UsageError(where, f"cannot be read ({error.strerror})") from None
     except Exception as error:  # noqa: BLE001 (torch.load raises what the bytes lead to)
         raise DataError(where, f"not a PyTorch state dict ({type(error).__name__})") from None
     own = model.state_dict()
@@ -236,7 +236,7 @@ def load_checkpoint(path, keys=("model", "hparams")):
     try:
         content = read_bytes(path)
     except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})") from None
+        raise UsageError(path, f"cannot be read ({error.strerror})") from None
     try:
         check_archive(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -498,7 +498,7 @@ def choose_pages(args, members):
     runs = [member.network.hp for member in members if member.network]
     places = {(hp.data, hp.val_data, hp.image_dir, hp.folds) for hp in runs}
     if len(places) != 1:
-        raise UsageError("which pages?", "the members do not share their data", "add --data")
+        raise UsageError("the pages", "members do not share their data", "add --data")
     hp, folder = runs[0], data.resolve_data(runs[0].data)
     if len({run.fold for run in runs}) == 1 or not hp.folds:
         return data.run_pages(hp)[1]

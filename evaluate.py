@@ -722,7 +722,7 @@ def choose_pages(args):
     if args.data:
         return load_labels(data.resolve_data(args.data), args.split, args.image_dir)
     if args.source.endswith(".json"):
-        raise UsageError(args.source, "which labels?", "add --data")
+        raise UsageError(args.source, "needs labels to be scored", "add --data")
     hp = load_checkpoint(args.source)["hparams"]
     if args.compare and not args.compare.endswith(".json"):
         other = load_checkpoint(args.compare)["hparams"]
@@ -742,7 +742,8 @@ def check_flags(args, overrides):
             raise UsageError(f"--{given[0]}", "not with --tune", "--write, and then score that")
         return
     if len(args.sources) > 1 or args.write:
-        raise UsageError("several sources and --write", "are for --tune", "see also --compare")
+        what = "--write" if args.write else "several sources"
+        raise UsageError(what, "only with --tune", "see also --compare")
     given = [flag for flag in ("images", "export", "tile") if vars(args)[flag]] + list(overrides)
     if args.source.endswith(".json") and given:
         raise UsageError(f"--{given[0]}", "a predictions file is decoded", "give a checkpoint")

@@ -59,7 +59,7 @@ def read_text(path, limit=MAX_BYTES, encoding="utf-8-sig", other=None):
     """A text file of at most `limit` bytes, in UTF-8 or else `other`. Raises DataError."""
     try:
         if not Path(path).is_file():
-            raise DataError(path, "no such file")
+            raise UsageError(path, "no such file")
         with open(path, "rb") as file:
             raw = file.read(limit + 1)
     except OSError as error:

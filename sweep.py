@@ -1226,16 +1226,19 @@ def parse(words):
     """(options, flags for train.py). Raises UsageError."""
     parser = make_parser()
     options, extra = parser.parse_known_args(words)
-    if options.sweep in words[1:]:
-        flag = words[words.index(options.sweep) - 1].replace("_", "-")
-        if flag.startswith("--") and flag in extra:
-            hint = nearest(flag, parser._option_string_actions)
-            remedy = f"write {flag}={options.sweep}, or the sweep file first"
-            raise UsageError(flag, f"is no flag of sweep.py{hint}", remedy)
     looks = (options.report, options.replay, options.status, options.wandb, options.continue_trial)
     if extra and any(looks):
         hint = nearest(extra[0].partition("=")[0], parser._option_string_actions)
         raise UsageError(extra[0], f"is not known here{hint}", "see --help")
+    before = words[words.index(options.sweep) - 1] if options.sweep in words[1:] else ""
+    if (flag := before.replace("_", "-")) in extra and flag.startswith("--"):
+        from hparams import trainer_parser
+
+        action = trainer_parser()._option_string_actions.get(flag)
+        if action and action.nargs is None:
+            remedy = f"write {flag}={options.sweep}, or the sweep file first"
+            raise UsageError(flag, "the sweep file would be its value", remedy)
+        resolve([flag])  # refuses what is unknown
     if options.html and not options.report:
         raise UsageError("--html", "belongs to --report", "give --report DIR --html FILE")
     options.workers = options.workers if options.workers is not None else len(options.devices) or 1

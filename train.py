@@ -86,7 +86,7 @@ def resolve(args):
         return resolve_hparams(args)
     given = {**(read_hparams(args.hparams) if args.hparams else {}), **given_flags(args)}
     if not given.get("name"):
-        raise UsageError("--resume", "which run?", "add --name")
+        raise UsageError("--resume", "names no run", "add --name")
     path = Path("runs", given["name"], "hparams.json")
     if path.parent.is_dir() and not path.exists():  # killed before it was written
         return validate(Hparams(**given))
@@ -851,7 +851,7 @@ def members(args, stem):
     shared = vars(args) | {"resume": False} | ({"fold": None} if all_folds else {})
     hp = resolve(argparse.Namespace(**shared))
     if all_folds and not hp.folds:
-        raise UsageError("--fold all", "of how many?", "add --folds 5")
+        raise UsageError("--fold all", "no number of folds", "add --folds 5")
     if seeds is not None and seeds < 1:
         raise UsageError(f"--seeds = {seeds}", "is not at least 1")
     result = []

@@ -392,7 +392,7 @@ def print_floor(backbone, shapes):
     print(f"floor of a step of {backbone}, bf16, at 3.35 TB/s and 989 TFLOP/s")
     for shape in shapes:
         with FakeTensorMode():
-            model = DBNet(backbone)
+            model = DBNet(backbone, Hparams().neck)
             pages = torch.empty(*shape, 3, dtype=torch.uint8)
             maps = torch.empty(shape[0], 4, *shape[1:], dtype=torch.uint8)
             with Traffic() as traffic:
