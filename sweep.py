@@ -1236,8 +1236,7 @@ def parse(words):
 
         action = trainer_parser()._option_string_actions.get(flag)
         if action and action.nargs is None:
-            remedy = f"write {flag}={options.sweep}, or the sweep file first"
-            raise UsageError(flag, "the sweep file would be its value", remedy)
+            raise UsageError(flag, "takes the sweep file for its value", f"write {flag}=...")
         resolve([flag])  # refuses what is unknown
     if options.html and not options.report:
         raise UsageError("--html", "belongs to --report", "give --report DIR --html FILE")
@@ -1288,8 +1287,7 @@ def start_sweep(options, extra):
 
 
 def say_what_has_no_effect(spec):
-    keys = sorted(space.NO_EFFECT & set(spec))
-    keys += [f"metric.{k}" for k in spec["metric"] if "imp" in k]
+    keys = sorted(space.NO_EFFECT & {*spec}) + [f"metric.{k}" for k in spec["metric"] if "imp" in k]
     if keys:
         print(f"without effect here: {', '.join(keys)}")
     if not maximised(spec) and "hmean" in spec["metric"]["name"]:

@@ -825,8 +825,8 @@ def test_bad_input_is_one_line_before_the_first_run(cli):
         (["s.json", "--weight-decay=11"], "weight_decay = '11'"),
         (["--lancher", "s.json"], "--launcher"),
         (["--status=x", "--htm=y"], "--html"),
-        (["--data", "s.json"], "--data=s.json"),
-        (["--image_dir", "s.json"], "--image-dir=s.json"),
+        (["--data", "s.json"], "write --data="),
+        (["--image_dir", "s.json"], "write --image-dir="),
         (["/tmp", "--continue-trial=1"], "/tmp"),
         (["s.yaml"], "export the sweep as JSON"),
     ):
