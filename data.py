@@ -12,6 +12,7 @@ page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -32,7 +33,7 @@ from PIL import Image, JpegImagePlugin
 from tqdm import tqdm
 
 import labels
-from db_postprocess import SHRINK_RATIO, shrink_distance
+from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
 from files import DataError, Parser, UsageError, exit_code, read_json, replace_file, write_json
 from hparams import Hparams
 from synth import add_noise, shade, smooth_field, synthetic_page
@@ -98,12 +99,18 @@ def read_image(path):
 
 def picture_digest(path):
     """What tells a picture from others wherever it lies: 16 hex digits of its bytes' SHA-256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    stat = os.stat(path)
+    return file_digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(labels.MAX_PAGES)  # each member of an ensemble asks for the same pages
+def file_digest(path, *_):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def map_threads(function, items, desc):
-    """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a progress
-    bar."""
+    """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a bar."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         results = pool.map(function, items)
         return list(tqdm(results, desc, len(items), leave=False, disable=None))
@@ -323,10 +330,6 @@ def pixel_window(polygon, margin, height, width):
     return slice(top, max(top, bottom)), slice(left, max(left, right))
 
 
-def polygon_area(polygon):
-    return cv2.contourArea(polygon.astype(np.float32))
-
-
 def polygon_perimeter(polygon):
     return cv2.arcLength(polygon.astype(np.float32), True)
 
@@ -499,7 +502,7 @@ def make_folds(pages, groups, folds, seed=0):
     load /= np.maximum(load.sum(0), 1)
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise DataError(f"{folds} folds of {len(names)} groups", "2 to that many are possible")
+        raise DataError("folds", f"{folds} of {len(names)} groups", "2 to that many are possible")
     total = np.zeros((len(names), 3))
     np.add.at(total, member, load)
     order = np.random.default_rng(seed).permutation(len(names))

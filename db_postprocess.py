@@ -175,11 +175,11 @@ def unclip_outlines(blobs, chosen, unclip_ratio, shrink_ratio):
     hulls = [outline for outline, is_hull in zip(outlines, convex) if is_hull]
     polygons = offset_convex(hulls, distance[convex])
     for i in np.flatnonzero(~convex):
-        polygons.insert(i, max(offset_polygon(outlines[i], distance[i]), key=cv2_area))
+        polygons.insert(i, max(offset_polygon(outlines[i], distance[i]), key=polygon_area))
     return polygons
 
 
-def cv2_area(polygon):
+def polygon_area(polygon):
     return cv2.contourArea(polygon.astype(np.float32))
 
 

@@ -4,7 +4,6 @@ Differentiable Binarization, Liao et al. 2020, arXiv 1911.08947. Letters: B batc
 input size, h w = H/4 W/4.
 """
 
-import difflib
 import io
 import logging
 import math
@@ -15,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from files import DataError, UsageError, replace_file
+from files import DataError, UsageError, nearest, replace_file
 from hparams import saved_hparams
 
 MAX_BYTES, MAX_PICKLE, MAX_NODES = 8 << 30, 64 << 20, 10**6  # of a checkpoint
 STATE = {"epoch": int, "step": int, "losses": list, "timing": list, "rows": list, "best": dict}
 STATE |= {"scores": dict, "origin": dict, "hparams": dict, "model": dict}
+ORIGIN = {"trained", "chosen", "unknown"}  # digests of pages, and ancestors that do not tell
 K = 50  # steepness of the differentiable step, eq. 2
 STRIDES = (4, 8, 16, 32)
 
@@ -90,8 +90,7 @@ def make_backbone(name, pretrained):
     import timm  # takes seconds, and --help and --print-hparams do without
 
     if not timm.is_model(name):
-        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 4, 0.4))
-        raise UsageError(f"backbone {name!r}", f"not a timm model; near names: {near or 'none'}")
+        raise UsageError(f"backbone {name!r}", f"not timm's{nearest(name, timm.list_models())}")
     try:
         model = timm.create_model(name, features_only=True)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
@@ -298,6 +297,10 @@ def check_state(state, size):
     for name in ("model", "ema"):
         if not all(map(torch.is_tensor, (state.get(name) or {}).values())):
             raise TypeError(f"{name} is not a dict of tensors")
+    if origin := state.get("origin"):
+        texts = [text for key in ORIGIN for text in list(origin[key])]
+        if origin.keys() != ORIGIN or not all(isinstance(text, str) for text in texts):
+            raise TypeError("origin is not three lists of texts")
     scores = state.get("scores") or {"pages": {}}
     if not all(0 <= score <= 1 for score in [scores.get("hmean", 0), *scores["pages"].values()]):
         raise ValueError("scores are not within 0 to 1")

@@ -166,9 +166,7 @@ def load_member(source, overrides, scales, flip, device):
         return Member(source, network, None, state.get("scores") or {})
     regions = evaluate.read_predictions(source)
     if not any(polygons for polygons, _ in regions.values()):
-        raise DataError(
-            source, f"no region on any of {len(regions)} pages", "are these predictions?"
-        )
+        raise DataError(source, f"no region on any of {len(regions)} pages", "give predictions")
     return Member(source, None, regions, {})
 
 
@@ -177,9 +175,11 @@ def discover(folder="runs"):
     UsageError."""
     sets, private = defaultdict(dict), {"name": "", "fold": 1, "workers": -1, "stop_epoch": 0}
     for file in sorted(Path(folder).glob("**/hparams.json")):
-        hp, best = saved_hparams(read_json(file), file), file.with_name("best.pt")
-        if hp.folds and best.exists():
-            sets[replace(hp, **private)][hp.fold] = str(best)
+        best = file.with_name("best.pt")
+        if best.exists() and (hp := saved_hparams(read_json(file), file)).folds:
+            first = sets[replace(hp, **private)].setdefault(hp.fold, str(best))
+            if first != str(best):
+                raise UsageError(best, f"is the fold of {first} again", "name checkpoints")
     whole = [list(files.values()) for hp, files in sets.items() if len(files) == hp.folds]
     if len(whole) == 1:
         return whole[0]
@@ -191,9 +191,7 @@ def discover(folder="runs"):
 def recorded_score(member):
     """H-mean that the run measured on the pages it held out. Raises DataError if there is none."""
     if "hmean" not in member.scores:
-        raise DataError(
-            member.name, "no out-of-fold score in it", "leave out --best, --weights ..."
-        )
+        raise DataError(member.name, "no out-of-fold score in it", "leave out --best, --weights")
     return member.scores["hmean"]
 
 

@@ -130,7 +130,7 @@ def paste(sheet, tile, prob):
 def batches(pages, batch):
     """Tiles of the Sheets of pages, those of one network and shape together: lists of at most
     `batch` (sheet, tile). None waits for more than 128 pages."""
-    queues = {}
+    queues, limit = {}, 127
     for sheets in pages:
         for sheet in sheets:
             for tile in list(sheet.tiles):
@@ -139,7 +139,8 @@ def batches(pages, batch):
                 queue.append((sheet, tile))
                 if len(queue) == batch:
                     yield queues.pop(kind)
-        if sheets[0].index % 128 == 127:
+        if sheets[0].index >= limit:
+            limit += 128
             yield from queues.values()
             queues = {}
     yield from queues.values()
@@ -630,15 +631,14 @@ def write_predictions(path, pages, found):
 def warn_of_leaks(source, pages):
     """Say on stderr where a checkpoint (or what it began and learned from) trained on some of the
     pages, by the digests in it, was chosen by them, or does not tell; returns whether the first."""
-    if source.endswith(".json"):
-        return False
-    origin = load_checkpoint(source).get("origin") or {"unknown": [source]}
+    state = {} if source.endswith(".json") else load_checkpoint(source)
+    origin = state.get("origin") or {"unknown": [source]}
     digests = [data.picture_digest(page.path) for page in pages]
     known = {*origin.get("trained", ())}
     trained = [p.name for p, d in zip(pages, digests) if d in known]
     if origin["unknown"]:
         whose = ", ".join(origin["unknown"])
-        say = f"pages that {whose} trained on are not known; not checked that it never saw these"
+        say = f"pages that {whose} trained on, and that chose its epoch, are not known"
         print(f"warning: {source}: {say}", file=sys.stderr)
     if trained:
         some = f"{len(trained)} of these {len(pages)} pages (first: {trained[0]})"
@@ -831,8 +831,9 @@ def run(args):
         if file.exists() and file.samefile(page.path):
             where = f"--pictures {args.pictures}"
             raise UsageError(where, f"{file} is a page", "give a new folder")
-    for source in () if args.images else filter(None, (args.source, args.compare)):
-        warn_of_leaks(source, pages)
+    for source in filter(None, () if args.images else (args.source, args.compare)):
+        if not source.endswith(".json"):
+            warn_of_leaks(source, pages)
     rows = score_source(args.source, pages, overrides, args, True, failed)
     if args.images:
         for error in failed.values():

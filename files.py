@@ -1,9 +1,8 @@
 """What does a file promise? One exception and the exit codes, bounded reading, writing whole or not
 at all, locks, and a command line whose errors are one line.
 
-Exit codes of every command: 0 fine; 1 the data are wrong, or something could not be written; 2 the
-command is wrong; 3 out of memory; 4 not finite; 5 a gate did not open; 130, 143 stopped and saved;
-137 a process of it was killed."""
+Exit codes of every command: 0 fine; 1 wrong data, or something could not be written; 2 a wrong
+command; 3 out of memory; 4 not finite; 5 a gate did not open; 130, 143 stopped; 137 killed."""
 
 import argparse
 import contextlib
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 MAX_BYTES, MAX_NODES = 2**27, 2**23  # of a text; lists and objects of a JSON file
+KEPT = "what was written before is whole"
 
 
 class DataError(ValueError):
@@ -42,15 +42,15 @@ def exit_code(run, say=lambda line: print(f"error: {line}", file=sys.stderr)):
     try:
         return run() or 0
     except (DataError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
-        line, code, kept = str(error), getattr(error, "code", 1), "what was written before is whole"
+        line, code = str(error), getattr(error, "code", 1)
         if isinstance(error, OSError):
-            line = f"{error.filename or 'output'}: {error.strerror or error}; {kept}"
+            line = f"{error.filename or 'output'}: {error.strerror or error}; {KEPT}"
         elif isinstance(error, KeyboardInterrupt):
-            line, code = f"interrupted; {kept}", 130
-        elif isinstance(error, MemoryError) or re.search("(?i)out of memory|allocate memory", line):
-            line, code = "out of memory; lower --size (and --batch), or use --device cpu", 3
+            line, code = f"interrupted; {KEPT}", 130
         elif not isinstance(error, DataError):
-            raise
+            if not re.search("(?i)^$|out of memory|allocate memory", line):  # MemoryError is ""
+                raise
+            line, code = "out of memory; lower --size (and --batch), or use --device cpu", 3
     say(line)
     return code
 
@@ -130,10 +130,9 @@ def lock(path):
     file = open(path, "a+")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return file.close()
-    except OSError:  # a file system without locks
-        pass
+    except OSError as error:  # others come where a file system has no locks
+        if isinstance(error, BlockingIOError):
+            return file.close()
     return file
 
 
@@ -151,7 +150,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        parsers = [self, *(p for a in self._actions for p in getattr(a.choices, "values", tuple)())]
+        groups = [a.choices.values() for a in self._actions if isinstance(a.choices, dict)]
+        parsers = [self, *(parser for group in groups for parser in group)]
         known = re.findall(r"[\w-]+", message.partition("choose from")[2])
         known = known or [flag for parser in parsers for flag in parser._option_string_actions]
         wrong = re.search(r"(?:arguments|choice): '?([^ '=]+)", message)

@@ -54,7 +54,7 @@ class Hparams:
     ema: bool = value(True, "validate and keep a moving average of the weights")
     freeze_bn: bool = value(False, "batch norm keeps its statistics: fine-tuning, small batches")
     seed: int = value(0, "of weights, order and augmentation", 0, 2**31 - 1)
-    amp: str = value("auto", "precision on CUDA", None, None, AMP, group="machine")
+    amp: str = value("auto", "precision on CUDA", choices=AMP, group="machine")
     compile: bool = value(False, "torch.compile the network: minutes, and again for new canvases")
     cache: bool = value(False, "decode each train page once; needs the room on disk")
     workers: int = value(-1, "loader processes (-1: by the machine)", -1, 256)
@@ -86,13 +86,13 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def checked(key, raw, where):
-    """One value, of a flag as its text, as its field's type. Raises UsageError with the bounds."""
+def checked(key, raw, where, text=False):
+    """One value as its field's type; text: as a flag has it. Raises UsageError with the bounds."""
     if key not in FIELDS:
         raise UsageError(where, f"unknown key {shown(key)!r}{nearest(key, FIELDS)}")
     kind, meta, given = FIELDS[key].type, FIELDS[key].metadata, f"{key} = {shown(repr(raw))}"
     with contextlib.suppress(ValueError, OverflowError):
-        if isinstance(raw, str) and kind is not str:
+        if text and kind is not str:
             raw = BOOLEANS.get(raw.lower(), raw) if kind is bool else kind(raw)
         if type(raw) in (int, float) and kind in (int, float) and kind(raw) == raw:
             raw = kind(raw)
@@ -154,7 +154,7 @@ def add_flags(parser, keys=FIELDS, title=None):
 def given_flags(args, keys=FIELDS):
     """{key: value} of the flags that parsed args hold. Raises UsageError."""
     given = {key: vars(args)[key] for key in keys if vars(args).get(key) is not None}
-    return {key: checked(key, text, f"--{key}") for key, text in given.items()}
+    return {key: checked(key, text, f"--{key}", True) for key, text in given.items()}
 
 
 def trainer_parser(doc=None):

@@ -281,7 +281,7 @@ def check_rule(rule):
 METRIC = {"name": "hmean", "goal": "maximize"}
 USED = {"method", "metric", "parameters", "early_terminate", "run_cap", "seed"}
 NO_EFFECT = {"program", "project", "name", "description", "entity", "apiVersion", "kind"}
-NO_EFFECT |= {"controller", "job", "image_uri", "metrics", "scheduler"}
+NO_EFFECT |= {"controller", "job", "image_uri", "metrics", "scheduler", "command"}
 
 
 def load_spec(path):
@@ -291,6 +291,8 @@ def load_spec(path):
     spec = read_json(path)
     if isinstance(spec, dict) and not {"method", "parameters"} & set(spec):
         raise UsageError(path, "has no method", f"one run is: train.py --hparams {path}")
+    if isinstance(spec, dict) and "command" in spec:
+        raise UsageError(path, "command: is not used", "give its flags on the command line")
     try:
         return check_spec(spec)
     except UsageError as error:
@@ -302,8 +304,6 @@ def check_spec(spec):
     """A sweep dict -> itself, with defaults. Raises UsageError naming the first wrong key."""
     if not isinstance(spec, dict):
         raise UsageError("sweep", "is not a JSON object", "see hparams/sweep_lr_wd.json")
-    if "command" in spec:
-        raise UsageError("command", "is not used here", "give its flags on the command line")
     metric = spec.get("metric", METRIC)
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         raise UsageError("metric", f"is {metric!r:.80}", "give name and goal")

@@ -30,8 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
+import files
 import space
-from files import DataError, Parser, UsageError, exit_code, lock, nearest, read_json, replace_file
+from files import KEPT, DataError, Parser, UsageError, exit_code, lock, nearest, read_json
 from report import markdown, page, sweep_blocks
 from space import Cube, flags, identity, is_number, leaf, maximised, normal_cdf, parse_space
 
@@ -645,7 +646,7 @@ def open_sweep(folder, spec, extra):
     if sweep is None or sweep.spec != spec:
         hparams = asdict(sweep.hparams if sweep else hparams)
         made = {"sweep": spec, "extra": extra, "hparams": hparams}
-        replace_file(path, json.dumps(made, indent=1))
+        files.replace_file(path, json.dumps(made, indent=1))
         sweep = read_sweep(folder)
     return sweep, held
 
@@ -852,7 +853,7 @@ def collect(sweep, trial, target, code):
     """Record what a trainer with this exit code has brought. Raises DataError, UsageError."""
     said = (sweep.folder / f"{trial.name}.log").read_bytes()[trial.said :]
     tail = said[-4000:].decode(errors="replace").strip().splitlines()[-5:]
-    told = [line for line in tail if line.startswith("error: ")]
+    told = [line for line in tail if line.startswith("error: ") and not line.endswith(KEPT)]
     history, rows = read_rows(sweep, trial)
     if history != list(trial.history):
         sweep.write("epochs", trial, history=history, rows=rows)
@@ -861,7 +862,7 @@ def collect(sweep, trial, target, code):
     if code and (full or shutil.disk_usage(sweep.folder).free < 1 << 20):  # no crash of the trial's
         raise DataError(sweep.folder, f"trial {trial.number}: {os.strerror(errno.ENOSPC)}", ROOM)
     why = ""
-    if code == 2 or code == 1 and told:  # a traceback ends with 1 too, and is a crash
+    if code == 2 or code == 1 and told:  # tracebacks and OSErrors end with 1 too, and are crashes
         why = refused(sweep, trial, code, (told or tail or ["no message"])[-1])
     elif not all(abs(v) < 1e100 for v in trial.history):
         why = "non-finite metric"
@@ -1232,15 +1233,10 @@ def parse(words):
         raise UsageError(extra[0], f"is not known here{hint}", "see --help")
     before = words[words.index(options.sweep) - 1] if options.sweep in words[1:] else ""
     if (flag := before.replace("_", "-")) in extra and flag.startswith("--"):
-        from hparams import trainer_parser
-
-        action = trainer_parser()._option_string_actions.get(flag)
-        if action and action.nargs is None:
-            raise UsageError(flag, "takes the sweep file for its value", f"write {flag}=...")
-        resolve([flag])  # refuses what is unknown
+        resolve([flag])  # argparse refuses it where it is unknown, or the file would be its value
     if options.html and not options.report:
         raise UsageError("--html", "belongs to --report", "give --report DIR --html FILE")
-    options.workers = options.workers if options.workers is not None else len(options.devices) or 1
+    options.workers = len(options.devices) or 1 if options.workers is None else options.workers
     if not 1 <= options.workers <= (len(options.devices) or options.workers):
         raise UsageError("--workers", f"is {options.workers}", "give 1 or more, one a device")
     return options, extra
@@ -1260,7 +1256,7 @@ def run(words):
         print(re.sub(r"(?<=[ -])(\d+)e", r"\1.0e", json.dumps(form, indent=1)))
         if dropped:
             print(f"dropped, W&B has no such key: {', '.join(dropped)}", file=sys.stderr)
-    elif options.continue_trial:
+    elif options.continue_trial is not None:
         continue_trial(options)
     else:
         start_sweep(options, extra)
@@ -1312,8 +1308,10 @@ def read_enqueued(sweep, paths):
                 print(f"{path}: {d.key} = {value}: the sweep's is {d.levels[0]}")
                 params[d.name] = d.levels[0]
             elif not 0 <= d.encode(value) <= 1:
-                what = "lies outside the space; the search cannot come back to it. Widen its range"
-                print(f"warning: {path}: {d.name} = {value} {what}")
+                what = (
+                    f"{d.name} = {value} lies outside the space; the search cannot come back to it"
+                )
+                print(f"warning: {path}: {what}")
         queue.append((str(path), params))
     return queue
 
@@ -1339,9 +1337,9 @@ def write_report(sweep, path=None):
     """Write report.md, and the page where a path is given; returns the former's text."""
     blocks = list(sweep_blocks(Findings(sweep)))
     text = markdown(blocks)
-    replace_file(sweep.folder / "report.md", text)
+    files.replace_file(sweep.folder / "report.md", text)
     if path:
-        replace_file(path, page(blocks[0][1], blocks))
+        files.replace_file(path, page(blocks[0][1], blocks))
     return text
 
 

@@ -148,7 +148,7 @@ def total(values):
 
 
 def own_device(name):
-    """torch.device of --device; under torchrun each process has its own GPU. Raises ValueError."""
+    """torch.device of --device; under torchrun each process has its own GPU. Raises UsageError."""
     device = evaluate.choose_device(name)
     if device.type == "cuda" and dist.is_initialized():
         here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
@@ -419,7 +419,8 @@ class Trainer:
                     part.load_state_dict(state[key])
             for key in POSITION:
                 setattr(self, key, state[key])
-            for key, values in state.get("origin", {}).items():
+            before = state.get("origin") or {"unknown": [self.hp.init] if self.hp.init else []}
+            for key, values in before.items():
                 self.origin[key] = sorted({*self.origin[key], *values})
             torch.set_rng_state(state["rng"])
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
@@ -647,9 +648,8 @@ def fetch_losses(trainer, pending, steps):
 
 
 def train_epoch(trainer, batches, steps, stop, steps_left):
-    """The rest of one epoch, up to a signal. Losses and times go to the trainer.
-
-    steps_left: of the run, to say once how long it will take, or 0."""
+    """The rest of one epoch, up to a signal. Losses and times go to the trainer. steps_left: of the
+    run, to say once how long it will take, or 0."""
     hp, device, pending = trainer.hp, trainer.device, []
     look_every = FETCH_EVERY if device.type == "cuda" else 1
     trainer.train_mode()
@@ -729,16 +729,15 @@ def finish_epoch(trainer, val, steps):
 
 def open_folder(hp, folder, resume):
     """Make a run's folder or find it; a lock on it, which ends with the process or when closed.
-
-    Raises UsageError when another process trains there.
-    """
+    Raises UsageError when another process trains there."""
     folder.mkdir(parents=True, exist_ok=resume)
     if not (folder / "hparams.json").exists():
         write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)
     held = lock(folder / "hparams.json")
     if held is None:
         raise UsageError(folder, "another process is training there", "wait for it, or stop it")
-    for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+    # of a process that was killed while it wrote, and of checkpoints that had side files
+    for leftover in [*folder.glob(".*.tmp"), *folder.glob("*.pt.sha256")]:
         leftover.unlink(missing_ok=True)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     if hp.cache:
@@ -751,7 +750,8 @@ def load_run(folder):
     """What a run goes on from, or None; log.csv is cut to it."""
     state = load_last(folder)
     try:
-        load_checkpoint(folder / "best.pt") if state and state["best"]["epoch"] else None
+        if state and state["best"]["epoch"]:
+            load_checkpoint(folder / "best.pt")
     except DataError as error:
         print(f"warning: {error}; the next epoch's becomes best.pt")
         state["best"] = {"hmean": -1.0, "epoch": 0}
@@ -915,9 +915,7 @@ def report_members(runs):
 
 def begin(args, stem):
     """(hparams, folder, whether there is something to go on from) of one run; nothing is made yet.
-
-    A process group that torchrun started again goes on by itself. Raises UsageError.
-    """
+    A process group that torchrun started again goes on by itself. Raises UsageError."""
     hp = resolve(args)
     if not hp.name and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         what = "a restarted group has to find its run"

@@ -377,7 +377,7 @@ def test_folds_are_grouped_balanced_and_deterministic():
     assert (folds == make_folds(pages, groups, 5)).all()
     a, b = data.split_json(pages, groups, 5), data.split_json(pages[::-1], groups[::-1], 4)
     assert a["hash"] == data.split_json(pages, groups, 5)["hash"] != b["hash"]
-    with pytest.raises(DataError, match="folds of"):
+    with pytest.raises(DataError, match="folds: 40 of"):
         make_folds(pages, groups, 40)
 
 
@@ -407,7 +407,7 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
         ("check oops", 1, "oops/train.json: not a JSON file"),
         ("check gone", 1, "gone/train.json: image a.bmp: no such picture in gone; see --image-dir"),
         ("check images", 1, "images: no labels of split"),
-        ("split . --folds 5", 1, "5 folds of 1 groups: 2 to that many are possible"),
+        ("split . --folds 5", 1, "folds: 5 of 1 groups; 2 to that many are possible"),
         ("check nowhere", 2, "nowhere: no such file or folder"),
         ("check . --image-dir nowhere", 2, "--image-dir nowhere: no such folder"),
         ("check . --size 100", 2, "--size 100: not a multiple of 32"),

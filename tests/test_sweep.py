@@ -201,7 +201,7 @@ BAD_PARAMETERS = [
 ]
 
 
-def test_what_is_not_used_here_is_refused_with_what_to_use_instead():
+def test_what_is_not_used_here_is_refused_with_what_to_use_instead(tmp_path):
     for name, instead in (
         ("beta", "uniform or normal"),
         ("q_beta", "q_uniform or q_normal"),
@@ -210,8 +210,11 @@ def test_what_is_not_used_here_is_refused_with_what_to_use_instead():
     ):
         with pytest.raises(files.UsageError, match=f"'{name}'; use {instead}"):
             space.parse_dimension("x", {"distribution": name, "min": 1, "max": 2})
-    with pytest.raises(files.UsageError, match="command: is not used here; give its flags"):
-        space.check_spec(spec(command=["${env}", "${program}", "${args}"]))
+    path, words = tmp_path / "s.json", ["${env}", "${program}", "${args}"]
+    files.write_json(path, spec(command=words))
+    with pytest.raises(files.UsageError, match="s.json: command: is not used; give its flags"):
+        space.load_spec(path)
+    assert space.check_spec(spec(command=words))  # of a sweep that ran before
 
 
 def test_the_schema_is_that_of_wandbs_package():
@@ -825,8 +828,8 @@ def test_bad_input_is_one_line_before_the_first_run(cli):
         (["s.json", "--weight-decay=11"], "weight_decay = '11'"),
         (["--lancher", "s.json"], "--launcher"),
         (["--status=x", "--htm=y"], "--html"),
-        (["--data", "s.json"], "write --data="),
-        (["--image_dir", "s.json"], "write --image-dir="),
+        (["--data", "s.json"], "--data: expected one argument"),
+        (["--image_dir", "s.json"], "--image-dir: expected one"),
         (["/tmp", "--continue-trial=1"], "/tmp"),
         (["s.yaml"], "export the sweep as JSON"),
     ):

@@ -351,12 +351,12 @@ def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
 
 def test_bad_input_is_one_line(house, capsys):
     for code, flags, words in (
-        (1, ("p.json", "--tune"), "p.json: cannot be read"),
+        (2, ("p.json", "--tune"), "p.json: cannot be read"),
         (2, (*FOLDS, "--tune", "--write", "x.pt"), ".json file"),
         (2, (*FOLDS, "--tune", "--write", "x.csv"), "a new .pt file"),
         (2, (*FOLDS,), "--tune"),
         (2, (FOLDS[0], "--write", "x.json"), "--tune"),
-        (1, ("gone.pt", "--tune"), "gone.pt"),
+        (2, ("gone.pt", "--tune"), "gone.pt"),
         (1, (FOLDS[0], PLAIN, "--tune"), "folds is"),
     ):
         found, _, err = run(capsys, *flags)
