@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import shapely
 import torch
@@ -56,7 +57,6 @@ def run(work, capsys):
     """run(*flags) beside the receipts -> out and err; the exit code is as expected."""
 
     def call(*flags, code=0):
-        capsys.readouterr()
         assert evaluate.main([str(flag) for flag in flags]) == code, flags
         return capsys.readouterr()
 
@@ -86,7 +86,6 @@ def test_missed_words_cost_recall_and_false_alarms_precision(run):
 
 
 def test_compare_is_paired_and_two_pages_can_say_nothing(run):
-    """On both pages one is better: no 95 % interval leaves out 0, whatever its ends."""
     full, part = predictions(), predictions(name="q", keep=lambda i: i % 3)
     same = scored(run, full, "--compare", full)["compare"]["page"]
     assert same == {"difference": 0, "interval": [0, 0], "verdict": "cannot tell"}
@@ -244,16 +243,14 @@ def test_networks_and_pages_in_one_pass_get_the_maps_they_get_alone(work, monkey
     assert len({prob.tobytes() for maps in together.values() for prob in maps}) == 12
 
 
-def ink_map(size, tile):
-    """The map of big.png by Ink, float64, and the page's size."""
-    network = Network(Ink(1, 1), replace(TINY, size=size, amp="off"))
-    pages = evaluate.picture_pages("big.png")
-    ((_, (found,)),) = predict_maps([network], pages, CPU, tile)
-    assert pages[0].size == (300, 700)
-    return found.astype(float)
-
-
 def test_tiles_merge_into_the_map_of_the_whole_page(work):
+    def ink_map(size, tile):
+        network = Network(Ink(1, 1), replace(TINY, size=size, amp="off"))
+        pages = evaluate.picture_pages("big.png")
+        ((_, (found,)),) = predict_maps([network], pages, CPU, tile)
+        assert pages[0].size == (300, 700)
+        return found
+
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 256, (700, 300, 3), np.uint8), (0, 0), 4)
     cv2.imwrite("big.png", (128 + 8 * (image.astype(float) - 128)).clip(0, 255).astype(np.uint8))
@@ -290,8 +287,6 @@ def test_a_predictions_file_of_any_number_of_pages_reads_back_equal(work, count)
 
 def exported(run, name):
     """The onnxruntime session of a checkpoint's network."""
-    import onnxruntime
-
     assert "differ by" in run(checkpoint(), "--export", name, "--thresh", 0.25).out
     return onnxruntime.InferenceSession(name, providers=["CPUExecutionProvider"])
 
