@@ -47,10 +47,10 @@ def exit_code(run, say=lambda line: print(f"error: {line}", file=sys.stderr)):
             line = f"{error.filename or 'output'}: {error.strerror or error}; {kept}"
         elif isinstance(error, KeyboardInterrupt):
             line, code = f"interrupted; {kept}", 130
-        elif isinstance(error, MemoryError) or re.search("(?i)out of memory|allocate memory", line):
-            line, code = "out of memory; lower --size (and --batch), or use --device cpu", 3
         elif not isinstance(error, DataError):
-            raise
+            if not re.search("(?i)MemoryError|out of memory|allocate memory", repr(error)):
+                raise
+            line, code = "out of memory; lower --size (and --batch), or use --device cpu", 3
     say(line)
     return code
 
