@@ -44,7 +44,7 @@ def direct_loss(logits, maps):
 
 
 def test_loss_is_the_papers_formula_in_float32_under_autocast():
-    """Three negatives a positive; a page without text has a floor of them, and a masked one none."""
+    """Three negatives a positive; without text a floor of them, on a masked page none."""
     logits, maps = random_maps(3, 64)
     logits = (4 * logits).requires_grad_()
     maps[1, 0] = maps[2] = 0
@@ -127,7 +127,7 @@ def test_weights_of_a_path_are_loaded_or_refused(tmp_path):
     (tmp_path / "junk.pt").write_bytes(b"junk")
     reasons = {
         "none": "No such file",
-        "few": "tensors missing, 1 of another",
+        "few": "missing, 1 of another shape",
         "junk": "not a PyTorch",
     }
     for name, why in reasons.items():
