@@ -41,7 +41,7 @@ def predictions(change=lambda i, points: points, name="p", keep=lambda i: True):
 
 
 def checkpoint(name="a.pt", chosen=False, **values):
-    """A checkpoint that trained on the train pages of `s` and perhaps was chosen by the val pages."""
+    """A checkpoint that trained on the train pages of `s`, perhaps chosen by its val pages."""
     torch.manual_seed(0)
     hp = replace(TINY, **values)
     state = {"model": DBNet(hp.backbone, hp.neck).state_dict(), "hparams": asdict(hp)}
@@ -128,7 +128,7 @@ def test_predictions_file_scores_like_its_checkpoint(run):
 
 
 REFUSED = [
-    (2, "p.json", "which labels?; add --data"),
+    (2, "p.json", "needs labels to be scored; add --data"),
     (1, "p.json --data s --compare less.json", "less.json: 1 of 2 pages are not in it"),
     (2, "p.json --data s --thresh 0.5", "a predictions file is decoded"),
     (2, "p.json --data s --box-thresh 0", "a predictions file is decoded"),
