@@ -133,7 +133,7 @@ def test_weights_of_a_path_are_loaded_or_refused(tmp_path):
     for name, why in reasons.items():
         with pytest.raises(DataError, match=why):
             DBNet(SMALL, 32, str(tmp_path / f"{name}.pt"))
-    with pytest.raises(UsageError, match="'efficientnet_b44': not a timm model; near names: eff"):
+    with pytest.raises(UsageError, match="b44': not timm's; did you mean efficientnet_b4"):
         DBNet("efficientnet_b44", 32)
 
 

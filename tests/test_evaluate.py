@@ -137,7 +137,7 @@ REFUSED = [
     (2, "p.json --data s --device abacus", "not a device"),
     (1, "p.json --data s --out p.json/o.json", "error: p.json: File exists; what was written"),
     (1, "junk.pt --data s", "junk.pt: damaged, or not a checkpoint"),
-    (1, "none.pt --data s", "none.pt: cannot be read"),
+    (2, "none.pt --data s", "none.pt: cannot be read"),
     (1, "brace.json --data s", "brace.json: not a JSON file"),
     (1, "list.json --data s", 'list.json: no "images" object'),
     (1, "word.json --data s", "image x: word 7"),
@@ -273,10 +273,8 @@ def test_predictions_are_in_the_order_of_pages_and_whole_or_absent(work):
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_predictions_file_of_any_number_of_pages_reads_back_equal(work, count):
-    names, square = (
-        ["a.png", 'q"uo,te.png', "한글.png"][:count],
-        np.array([(0, 0), (9, 0), (9, 8.5)]),
-    )
+    names = ["a.png", 'q"uo,te.png', "한글.png"][:count]
+    square = np.array([(0, 0), (9, 0), (9, 8.5)])
     found = [([square + k] * k, [0.25, 1.0][:k]) for k in range(count)]
     evaluate.write_predictions("p.json", [Page(n, None, size=(70, 90)) for n in names], found)
     assert list(json.loads(Path("p.json").read_text())["images"]) == names

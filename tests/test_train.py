@@ -203,7 +203,8 @@ def test_init_begins_a_run_that_needs_it_no_more_and_knows_its_pages(whole, work
     train.save_checkpoint("old.pt", {k: v for k, v in state.items() if k != "origin"})
     flags = "--data=other --init=begin.pt --teacher=old.pt --lr=1e-9 --eta-min=0 --epochs=2"
     assert run("--name=child", *flags.split(), "--stop-epoch=1") == 0
-    unknown, key = "pages that old.pt trained on are not known", "shrink_head.0.weight"
+    unknown = "pages that old.pt trained on, and that chose its epoch, are not known"
+    key = "shrink_head.0.weight"
     assert f"warning: old.pt: {unknown}" in capsys.readouterr().err
     child = last("child")
     torch.testing.assert_close(child["model"][key], state["model"][key], atol=1e-6, rtol=0)
@@ -459,12 +460,7 @@ def lose_loader(dataset, key):
         ((train, "finish_epoch"), spoil_weights, 4, "epoch 2: weights are not finite"),
         (STEP, fill_memory, 3, "out of memory; lower --size (and --batch)"),
         ((train, "save_checkpoint"), fill_disk, 1, "last.pt: No space left on device"),
-        (
-            (data.Receipts, "__getitem__"),
-            lose_loader,
-            137,
-            "a loader process: was killed; out of memory?",
-        ),
+        ((data.Receipts, "__getitem__"), lose_loader, 137, "a loader process: was killed; out of"),
     ],
 )
 def test_epoch_2_ends_in_one_line_and_1_is_kept(work, place, act, code, line, monkeypatch, capsys):
