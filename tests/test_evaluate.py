@@ -120,13 +120,6 @@ def test_checkpoint_flags_override_what_it_carries(run):
     assert "size 64, thresh 0.1" in out and "mode box" in out
 
 
-def test_predictions_file_scores_like_its_checkpoint(run):
-    direct = scored(run, checkpoint(thresh=0.1, box_thresh=0.0), "--out", "out.json")
-    assert scored(run, "out.json") == direct
-    words = [w for p in read_json("out.json")["images"].values() for w in p["words"].values()]
-    assert words and all(0 <= word["confidence"] <= 1 for word in words)
-
-
 REFUSED = [
     (2, "p.json", "needs labels to be scored; add --data"),
     (1, "p.json --data s --compare less.json", "less.json: 1 of 2 pages are not in it"),
@@ -146,6 +139,7 @@ REFUSED = [
     (2, "a.pt --device cuda:64", "--device cuda:64: not here"),
     (1, "a.pt --images empty --tile 64", "no picture in it"),
     (2, "a.pt --images gone", "no such file"),
+    (2, "a.pt --images s --tile 31", "--tile 31: at least 32 page pixels"),
     (2, "a.pt --images s --data s", "leave out"),
     (1, "a.pt --images wide.png --size 960 --tile 32", "wide.png: tiles of 32 px at size 960"),
 ]
@@ -211,7 +205,7 @@ def test_drawn_pages_of_any_name_replace_neither_each_other_nor_the_pages(run):
 def test_pictures_show_labels_hits_misses_and_false_alarms(run):
     path = predictions(lambda i, p: p + (0 if i else 40), keep=lambda i: i != 1)
     run(path, "--data", "s", "--pictures", "pics")
-    pictures = [cv2.imread(str(file))[..., ::-1].astype(int) for file in Path("pics").iterdir()]
+    pictures = [cv2.imread(str(file))[40:, :, ::-1].astype(int) for file in Path("pics").iterdir()]
     assert len(pictures) == 2 and all(max(image.shape) >= 1400 for image in pictures)
     for colour in evaluate.COLOURS.values():
         assert all((np.abs(image - colour).max(2) < 60).sum() > 50 for image in pictures)
@@ -233,14 +227,15 @@ def test_networks_and_pages_in_one_pass_get_the_maps_they_get_alone(work, monkey
     """Bit for bit, also of networks of different sizes and with pages of one shape in a batch."""
     in_batches, pages = evaluate.batches, load_labels("s", "train")
     monkeypatch.setattr(evaluate, "batches", lambda sheets, _: in_batches(sheets, batch))
-    networks = [Network(Ink(1, n), replace(TINY, size=size)) for n, size in ((3, 96), (5, 64))]
+    kinds = (3, 96), (5, 64), (5, 96)
+    networks = [Network(Ink(1, n), replace(TINY, size=size)) for n, size in kinds]
     together = dict(predict_maps(networks, pages, CPU))
     for i, page in enumerate(pages):
         assert page.size == data.read_image(page.path).shape[1::-1]
         for network, prob in zip(networks, together[i], strict=True):
             ((_, (alone,)),) = predict_maps([network], [page], CPU)
             assert np.array_equal(prob, alone) and max(prob.shape) == network.hp.size
-    assert len({prob.tobytes() for maps in together.values() for prob in maps}) == 12
+    assert len({prob.tobytes() for maps in together.values() for prob in maps}) == 18
 
 
 def test_tiles_merge_into_the_map_of_the_whole_page(work):
@@ -274,7 +269,7 @@ def test_predictions_are_in_the_order_of_pages_and_whole_or_absent(work):
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_predictions_file_of_any_number_of_pages_reads_back_equal(work, count):
     names = ["a.png", 'q"uo,te.png', "한글.png"][:count]
-    square = np.array([(0, 0), (9, 0), (9, 8.5)])
+    square = np.array([(0, 0), (9, 0), (9, 8.5), (0, 8.5)])
     found = [([square + k] * k, [0.25, 1.0][:k]) for k in range(count)]
     evaluate.write_predictions("p.json", [Page(n, None, size=(70, 90)) for n in names], found)
     assert list(json.loads(Path("p.json").read_text())["images"]) == names
@@ -362,11 +357,16 @@ def test_a_page_of_any_shape_is_in_the_report(work):
     assert len(evaluate.thumbnail(page, [np.array([(1, 1), (20, 1), (20, 9)])])) > 1000
 
 
-def test_the_levels_of_a_report_are_those_of_the_metric(run):
-    """A checkpoint is decoded below its box_thresh for the report; the scores stay as they are."""
-    path = checkpoint(thresh=0.1, box_thresh=0.12)
-    assert scored(run, path, "--html", "r.html") == scored(run, path)
+def test_a_report_and_a_predictions_file_have_the_scores_of_their_checkpoint(run, monkeypatch):
+    """It is decoded below its box_thresh for the report, whose levels are those of the metric."""
+    load = evaluate.load_network
+    monkeypatch.setattr(evaluate, "load_network", lambda *a: (Ink(3, 3), *load(*a)[1:]))
+    path, written = checkpoint(thresh=0.1, box_thresh=0.9), ("--html", "r.html", "--out", "o.json")
+    assert scored(run, path, *written) == scored(run, path) == scored(run, "o.json")
+    words = [w for p in read_json("o.json")["images"].values() for w in p["words"].values()]
+    assert words and all(0 <= word["confidence"] <= 1 for word in words)
     _, levels = report_numbers(Path("r.html").read_text())
-    for level in (0.05, 0.1, 0.15):
+    assert 0.1 < levels[0.9][2] < levels[0.05][2] < levels[0.3][2]
+    for level in (0.05, 0.3, 0.9):
         again = scored(run, path, "--box-thresh", level)
         assert levels[level][2] == pytest.approx(again["hmean"], abs=6e-5)
