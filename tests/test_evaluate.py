@@ -135,7 +135,7 @@ REFUSED = [
     (1, "list.json --data s", 'list.json: no "images" object'),
     (1, "word.json --data s", "image x: word 7"),
     (2, "a.pt --compare b.pt", "validated on other pages (fold differs)"),
-    (2, "a.pt b.pt", "several sources and --write: are for --tune"),
+    (2, "a.pt b.pt", "several sources: only with --tune"),
     (2, "a.pt --device cuda:64", "--device cuda:64: not here"),
     (1, "a.pt --images empty --tile 64", "no picture in it"),
     (2, "a.pt --images gone", "no such file"),
