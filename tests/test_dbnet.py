@@ -53,7 +53,7 @@ def test_loss_is_the_papers_formula_in_float32_under_autocast():
         rounded = db_loss(logits.bfloat16(), maps)[0]
     expected = direct_loss(logits, maps)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert rounded.item() == pytest.approx(direct_loss(logits.bfloat16(), maps).item(), rel=1e-5)
+    assert rounded.item() == pytest.approx(direct_loss(logits.bfloat16(), maps).item(), rel=1e-6)
     assert loss.item() == pytest.approx((5 * parts[0] + 10 * parts[1] + parts[2]).item(), rel=1e-6)
     (a,), (b,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-7)
