@@ -246,9 +246,9 @@ def bench_thresholds(args):
 
 
 def time_thresholds(label, item, quads, mode):
-    grid = {"unclip_ratio": [0, 1.5, 1.7, 2.0, 2.2], "mode": [mode], "min_size": [3]}
-    for key, high in (("thresh", 0.5), ("box_thresh", 0.8)):
-        grid[key] = np.linspace(0.2, high, 7).round(3).tolist()
+    highest = {"thresh": 0.5, "box_thresh": 0.8}
+    grid = {key: np.linspace(0.2, high, 7).round(3).tolist() for key, high in highest.items()}
+    grid |= {"unclip_ratio": [0, 1.5, 1.7, 2.0, 2.2], "mode": [mode], "min_size": [3]}
     prob, labels = item[0][0], np.array(quads, np.float32).reshape(-1, 8)
     setting = {"thresh": 0.3, "box_thresh": 0.4, "unclip_ratio": 1.5, "max_candidates": 600}
     decoder, package = rapid_decoder(), peer_module("cleval", "cleval")
