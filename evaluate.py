@@ -383,6 +383,8 @@ def check_target(path, sources):
     if not pt and not path.endswith(".json") or pt and (len(sources) > 1 or Path(path).exists()):
         need = "a new .pt file for one checkpoint, or a .json file"
         raise UsageError(f"--write {path}", "cannot hold it", f"give {need}")
+    if not pt and Path(path).exists():
+        read_hparams(path)  # told before the tuning
 
 
 def write_setting(path, sources, values):
