@@ -37,8 +37,8 @@ def shade(image, seed, depth):
     angle, offset, softness = rng.uniform((0, -0.3, 0.02), (2 * np.pi, 0.3, 0.3))
     x = (np.arange(width, dtype=np.float32) / width - 0.5) * np.cos(angle)
     y = (np.arange(height, dtype=np.float32) / height - 0.5) * np.sin(angle)
-    side = ((x + y[:, None] - offset) / softness).clip(-1, 1)
-    return multiply(image, 1 - depth * (side + 1) / 2)
+    side = (x + y[:, None] - offset) / softness
+    return multiply(image, 1 - depth * (side.clip(-1, 1, out=side) + 1) / 2)
 
 
 # What receipts say: "_" is a space, "#" a digit, "|" parts a line's cells
