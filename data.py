@@ -35,7 +35,7 @@ from tqdm import tqdm
 import labels
 from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
 from files import DataError, Parser, UsageError, exit_code, read_json, replace_file, write_json
-from hparams import Hparams
+from hparams import FITS, Hparams
 from synth import add_noise, shade, smooth_field, synthetic_page
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
@@ -119,14 +119,25 @@ def map_threads(function, items, desc):
 # ---------------------------------------------------------------- page geometry
 
 
-def resize_page(image, size):
-    """Longer side to `size`, aspect kept, then padded right and below to multiples of 32.
+def fit_factor(page_size, hp):
+    """By what a page (width, height) is scaled: its longer side becomes hp.size or, with hp.fit
+    "area", its area hp.size squared, so that a long, narrow receipt keeps its print."""
+    width, height = page_size
+    return hp.size / (math.sqrt(width * height) if hp.fit == "area" else max(width, height))
+
+
+def scaled(page_size, factor):
+    """A page (width, height) in whole pixels after scaling."""
+    return tuple(max(1, round(side * factor)) for side in page_size)
+
+
+def resize_page(image, factor):
+    """A page scaled by `factor`, then padded right and below to multiples of 32.
 
     image: uint8 [H, W, 3] -> (uint8 [H', W', 3], scale [2]) with page xy = map xy / scale.
     """
     height, width = image.shape[:2]
-    factor = size / max(height, width)
-    w, h = max(1, round(width * factor)), max(1, round(height * factor))
+    w, h = scaled((width, height), factor)
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     image = cv2.resize(image, (w, h), interpolation=method)
     image = cv2.copyMakeBorder(image, 0, -h % 32, 0, -w % 32, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
@@ -140,13 +151,12 @@ def apply_homography(matrix, polygon):
 
 
 def draw_homography(rng, hp, width, height):
-    """One 3 x 3 map from page pixels to a page of longer side hp.size: resize, then rotate, scale,
+    """One 3 x 3 map from page pixels to a page scaled by `fit_factor`: resize, then rotate, scale,
     shift (by a share of the page's own sides), perspective and mirror by uniform draws within hp's
     strengths. All zero: the page at the top left, as in `resize_page`."""
-    size, strength = hp.size, hp.aug_strength
+    fit, strength = fit_factor((width, height), hp), hp.aug_strength
     angle, zoom, shift_x, shift_y, tilt_x, tilt_y = rng.uniform(-strength, strength, 6)
     mirror = -1 if rng.random() < hp.aug_mirror * strength else 1
-    fit = size / max(width, height)
     zoom = fit * (1 + hp.aug_scale) ** zoom
     cos, sin = np.cos(np.deg2rad(angle * hp.aug_rotate)), np.sin(np.deg2rad(angle * hp.aug_rotate))
     centre = np.array([width, height]) / 2
@@ -155,20 +165,10 @@ def draw_homography(rng, hp, width, height):
     to_origin = np.array([[wide, 0, -wide * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]])
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     tilt = np.eye(3)
-    tilt[2, :2] = np.array([tilt_x, tilt_y]) * hp.aug_perspective / size
+    tilt[2, :2] = np.array([tilt_x, tilt_y]) * hp.aug_perspective / (fit * max(width, height))
     back = np.eye(3)
     back[:2, 2] = centre * fit + shift
     return back @ tilt @ turn @ to_origin
-
-
-def shrink_page(image, size):
-    """A page more than twice as long as `size` brought down to it: bilinear sampling of larger
-    ones would skip pixels."""
-    factor = size / max(image.shape[:2])
-    if factor >= 0.5:
-        return image
-    height, width = (round(side * factor) for side in image.shape[:2])
-    return cv2.resize(image, (max(width, 1), max(height, 1)), interpolation=cv2.INTER_AREA)
 
 
 def warp_page(image, polygons, matrix, shape, page_size=None):
@@ -179,7 +179,6 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
     still on the canvas.
     """
     width, height = page_size or image.shape[1::-1]
-    image = shrink_page(image, max(shape))
     source = matrix @ np.diag([width / image.shape[1], height / image.shape[0], 1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
     pad = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": PAD_COLOUR}
@@ -386,12 +385,16 @@ class Receipts:
         return len(self.pages)
 
     def page(self, i):
-        """Page i, shrunk: uint8 [H, W, 3]."""
+        """Page i, brought down where it will be scaled by less than half, for bilinear sampling
+        would skip pixels: uint8 [H, W, 3]."""
         file = Path(self.cache or "", f"{i}.npy")
         with contextlib.suppress(OSError):
             if self.cache:
                 return np.load(file)
-        image = shrink_page(read_image(self.pages[i].path), self.hp.size)
+        image = read_image(self.pages[i].path)
+        if (factor := fit_factor(image.shape[1::-1], self.hp)) < 0.5:
+            size = scaled(image.shape[1::-1], factor)
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         with contextlib.suppress(OSError):  # no room for it
             if self.cache:
                 temporary = file.with_suffix(f".{os.getpid()}.npy")
@@ -422,8 +425,7 @@ def epoch_batches(pages, hp, epoch):
     Only ALIKE batches in a row are sorted by shape, so that the batches differ in each epoch.
     """
     rng = np.random.default_rng((hp.seed, epoch))
-    sides = np.array([page.size for page in pages], float)  # [N, 2] (width, height)
-    sides = np.round(sides * hp.size / sides.max(1, keepdims=True)).clip(1)
+    sides = np.array([scaled(page.size, fit_factor(page.size, hp)) for page in pages])  # [N, 2]
     sides = np.ceil(sides / 32).astype(int) * 32
     order = np.resize(rng.permutation(len(pages)), -(-len(pages) // hp.batch) * hp.batch)
     for k in range(0, len(order), ALIKE * hp.batch):
@@ -431,9 +433,8 @@ def epoch_batches(pages, hp, epoch):
         part[:] = part[np.lexsort(sides[part].T)]
     batches = rng.permutation(order.reshape(-1, hp.batch))
     canvases = sides[batches].max(1)
-    return [
-        [(epoch, int(i), int(h), int(w)) for i in batch] for batch, (w, h) in zip(batches, canvases)
-    ]
+    keys = zip(batches.tolist(), canvases.tolist())
+    return [[(epoch, i, h, w) for i in batch] for batch, (w, h) in keys]
 
 
 # ---------------------------------------------------------------- splits and folds
@@ -581,29 +582,26 @@ def pseudo_pages(hp, known):
 # ---------------------------------------------------------------- command line
 
 
-def describe(pages, size):
-    """Counts of inspected pages at a page size, as a dict; what train.py prints before epoch 1."""
+def describe(pages):
+    """Counts of inspected pages on one line, zeros left out."""
+    counts = np.array([len(p.polygons) for p in pages])
+    found = {"pages": len(pages), "words": counts.sum(), "without text": (counts == 0).sum()}
+    found |= {"words a page": np.median(counts), "ignored": sum(sum(p.ignore) for p in pages)}
     repairs = Counter()
     for page in pages:
         repairs.update(repair_words(page)[2])
-    heights = np.concatenate([word_heights(p) * (size / max(p.size)) for p in pages] or [[]])
-    counts = np.array([len(p.polygons) for p in pages])
-    return {
-        "pages": len(pages),
-        "words": int(counts.sum()),
-        "words a page": float(np.median(counts)) if len(pages) else 0.0,
-        "without text": int((counts == 0).sum()),
-        "ignored": sum(sum(p.ignore) for p in pages),
-        "height px": float(np.median(heights)) if len(heights) else 0.0,
-        "under 8 px": float((heights < 8).mean()) if len(heights) else 0.0,
-        **repairs,
-    }
+    return ", ".join(f"{n:g} {what}" for what, n in {**found, **repairs}.items() if n)
 
 
-def format_counts(counts):
-    """`describe`'s counts on one line; zeros are left out."""
-    style = {"under 8 px": "{:.0%} {}", "words a page": "{:.1f} {}", "height px": "{:.1f} {}"}
-    return ", ".join(style.get(k, "{} {}").format(v, k) for k, v in counts.items() if v)
+def describe_print(pages, hp):
+    """How high the words of inspected pages become, on one line, and whether that is enough."""
+    heights = [word_heights(p) * fit_factor(p.size, hp) for p in pages if p.polygons]
+    if not heights:
+        return "no words"
+    median, low = np.median(np.concatenate(heights)), np.mean([np.median(h) < 10 for h in heights])
+    lost = " (print is lost: use a larger --size)" if median < 10 else ""
+    what = f"by the median, on {low:.0%} of pages under 10 px"
+    return f"size {hp.size}, fit {hp.fit}: words {median:.1f} px high {what}{lost}"
 
 
 def is_turned(page):
@@ -616,11 +614,10 @@ def is_turned(page):
 def check_split(pages, label, size):
     """Print the counts of one split and its warnings; returns thumbnails [N, 1024]."""
     stated = [page.size for page in pages]
-    thumbnails, counts = inspect_pages(pages), describe(pages, size)
-    print(f"{label:5s} {format_counts(counts)}")
-    height, warning = counts["height px"], f"warning: {label}:"
-    if counts["words"] and height < 10:
-        print(f"{warning} median word height {height:.1f} px at --size {size}; use a larger page")
+    thumbnails, warning = inspect_pages(pages), f"warning: {label}:"
+    print(f"{label:5s} {describe(pages)}")
+    for fit in FITS:
+        print(f"{label:5s} {describe_print(pages, Hparams(size=size, fit=fit))}")
     for page, said in zip(pages, stated):
         if is_turned(page):
             print(f"{warning} {page.name}: labels fit only a turned page; check its EXIF rotation")
@@ -755,7 +752,7 @@ def parse_args(argv):
 
     what = "what DATA holds and what will go wrong"
     add = of_data("check", run_check, what, "receipts --size 960")
-    add("--size", type=int, default=Hparams().size, help="longer page side (%(default)s)")
+    add("--size", type=int, default=Hparams().size, help="of pages (%(default)s)")
 
     what = "draw synthetic receipts, a quarter of them val"
     add = command("synth", run_synth, what, "data/lines --unit line")

@@ -224,7 +224,7 @@ def common_decoding(members):
             shown = ", ".join(f"{value} in {name}" for value, name in values.items())
             remedy = f"say which by --{key}" if key in evaluate.OVERRIDES else "use --method voting"
             raise UsageError(key, f"members decode differently: {shown}", remedy)
-    return replace(own[0], size=max(hp.size for hp in own))
+    return own[0]
 
 
 # ---------------------------------------------------------------- prediction
@@ -253,7 +253,8 @@ def combine(ensemble, page, keep, maps, found):
         votes = [f if k in keep else None for k, f in enumerate(found)]
         return vote(votes, ensemble.weights, ensemble.threshold)
     maps, weights = zip(*((maps[k], ensemble.weights[k]) for k in keep))
-    prob = evaluate.mean_map(maps, weights, evaluate.map_shape(page.size, ensemble.hp.size))
+    shape = max(evaluate.map_shape(page.size, m.network.hp) for m in ensemble.members)
+    prob = evaluate.mean_map(maps, weights, shape)
     return decode_page(prob, page.size, ensemble.hp)
 
 

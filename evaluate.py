@@ -80,23 +80,23 @@ class Sheet(NamedTuple):
     tiles: list  # (y, x, picture uint8 [h, w, 3]) to predict, then those not back yet
 
 
-def map_shape(page_size, size):
-    """(rows, columns) of the map of a page (width, height) at a page size."""
-    width, height = (max(1, round(side * (size / max(page_size)))) for side in page_size)
-    return height, width
+def map_shape(page_size, hp):
+    """(rows, columns) of the map of a page (width, height)."""
+    return data.scaled(page_size, data.fit_factor(page_size, hp))[::-1]
 
 
-def cut_tiles(image, size, tile, path):
-    """(y, x, picture uint8 [h, w, 3]) of a page at longer side `size`: the whole of it or, where it
-    is more than `tile` > 0 page pixels, enlarged to `size` map pixels for `tile` page pixels, in
-    windows of `size` that overlap by a quarter; and the rows and columns without padding."""
-    longer = max(image.shape[:2])
-    enlarged = round(size * max(1, longer / tile)) if tile else size
-    if image.size / 3 * (enlarged / longer) ** 2 > data.MAX_PIXELS:
-        what = f"tiles of {tile} px at size {size} are over {data.MAX_PIXELS >> 20} M pixels"
+def cut_tiles(image, hp, tile, path):
+    """(y, x, picture uint8 [h, w, 3]) of a page: the whole of it at `fit_factor` or, where that is
+    less than hp.size map pixels for `tile` > 0 page pixels, enlarged to this, in windows of hp.size
+    that overlap by a quarter; and the rows and columns without padding."""
+    page_size = image.shape[1::-1]
+    whole = data.fit_factor(page_size, hp)
+    factor = max(whole, hp.size / tile) if tile else whole
+    if image.size / 3 * factor**2 > data.MAX_PIXELS:
+        what = f"tiles of {tile} px at size {hp.size} are over {data.MAX_PIXELS >> 20} M pixels"
         raise DataError(path, what, "use a larger --tile or a smaller --size")
-    shape = map_shape(image.shape[1::-1], enlarged)
-    image, window = data.resize_page(image, enlarged)[0], -(-size // 32) * 32
+    shape, image = data.scaled(page_size, factor)[::-1], data.resize_page(image, factor)[0]
+    window = -(-hp.size // 32) * 32 if factor > whole else max(image.shape)
 
     def starts(length):
         spare, stride = max(length - window, 0), window * 3 // 4
@@ -112,9 +112,10 @@ def load_sheets(index, page, networks, tile):
     page.size = image.shape[1], image.shape[0]
     for k, network in enumerate(networks):
         for size in network.sizes or (network.hp.size,):
-            if size not in cuts:
-                cuts[size] = cut_tiles(image, size, tile, page.path)
-            tiles, shape, padded = cuts[size]
+            cut = size, network.hp.fit
+            if cut not in cuts:
+                cuts[cut] = cut_tiles(image, replace(network.hp, size=size), tile, page.path)
+            tiles, shape, padded = cuts[cut]
             sheets.append(Sheet(index, k, np.empty(padded[:2], np.uint8), shape, list(tiles)))
     return sheets
 
@@ -177,14 +178,14 @@ def page_maps(sheets, networks, page):
     found = []
     for k, network in enumerate(networks):
         maps = [s.prob[: s.shape[0], : s.shape[1]] for s in sheets if s.network == k]
-        shape = map_shape(page.size, network.hp.size)
+        shape = map_shape(page.size, network.hp)
         found.append(mean_map(maps, [1] * len(maps), shape) if network.sizes else maps[0])
     return found
 
 
 def predict_maps(networks, pages, device, tile=0, failed=None):
     """Yields (index, K maps uint8 [h, w]) of pages by K networks, nearly in the pages' order; sets
-    page.size. A page's longer side becomes each network's hp.size (tile: see cut_tiles); page xy =
+    page.size. A page is scaled by each network's `fit_factor` (tile: see cut_tiles); page xy =
     map xy * page.size / map size. Pages of one padded shape share a batch on a GPU, so none sees
     padding that it would not have alone; the next batch is at work before the last is waited for.
     Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
@@ -324,7 +325,7 @@ def cached_maps(source, pages, hp, device):
     """Maps of a checkpoint on pages: list of (uint8 [h, w], scale [2]), in the order of pages. Kept
     in maps/ beside the checkpoint under a name made of digests of the checkpoint, the pictures and
     what else the maps depend on: another of these never meets an old file."""
-    made_of = [data.picture_digest(source), hp.size, str(amp_dtype(hp.amp, device))]
+    made_of = [data.picture_digest(source), hp.size, hp.fit, str(amp_dtype(hp.amp, device))]
     made_of += [(page.name, data.picture_digest(page.path)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     path = Path(source).parent / "maps" / f"{Path(source).stem}-{key}.npz"
@@ -356,7 +357,7 @@ def held_out_pages(sources, folder=None, image_dir=None):
         state = load_checkpoint(source, ("model", "hparams", "scores"))
         hp, held = state["hparams"], sorted(state["scores"].get("pages", ()))
         first = first or hp
-        for key in ("data", "image_dir", "folds", "split", "size", "shrink_ratio"):
+        for key in ("data", "image_dir", "folds", "split", "size", "fit", "shrink_ratio"):
             own, other = getattr(hp, key), getattr(first, key)
             if own != other:
                 what = f"{key} is {own!r}, in {sources[0]} {other!r}"
@@ -454,7 +455,7 @@ def page_details(page, found, chosen):
 
 
 def decoding_line(hp):
-    return ", ".join(f"{key} {getattr(hp, key)}" for key in ("size", *DECODING))
+    return ", ".join(f"{key} {getattr(hp, key)}" for key in ("size", "fit", *DECODING))
 
 
 def thumbnail(page, polygons):
@@ -542,7 +543,7 @@ def export(source, path, overrides):
         warnings.simplefilter("ignore")  # the newer exporter needs one more package
         torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, **options)
     graph = onnx.load_from_string(buffer.getvalue())
-    about = {key: getattr(hp, key) for key in ("backbone", "size", *DECODING)}
+    about = {key: getattr(hp, key) for key in ("backbone", "size", "fit", *DECODING)}
     about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
     about["hmean"] = (state.get("scores") or {}).get("hmean")
     onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
@@ -674,7 +675,7 @@ def print_difference(d, what):
 
 
 # of a checkpoint's values, those that flags may replace
-OVERRIDES = ("size", *(key for key in DECODING if key != "shrink_ratio"), "amp")
+OVERRIDES = ("size", "fit", *(key for key in DECODING if key != "shrink_ratio"), "amp")
 
 
 def parse_args(argv):

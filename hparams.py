@@ -10,7 +10,7 @@ from pathlib import Path
 from db_postprocess import MODES, SHRINK_RATIO
 from files import DataError, Parser, UsageError, nearest, read_json, shown
 
-HIDE, AMP = argparse.SUPPRESS, ("auto", "bf16", "fp16", "off")
+HIDE, AMP, FITS = argparse.SUPPRESS, ("auto", "bf16", "fp16", "off"), ("longer", "area")
 
 
 def value(default, text, low=None, high=None, choices=None, group=None):
@@ -40,7 +40,8 @@ class Hparams:
     shrink_ratio: float = value(SHRINK_RATIO, "of the shrink map", 0.1, 0.95)
     teacher: str = value("", "checkpoints, comma-separated, whose mean map is learned too")
     teacher_weight: float = value(5.0, "of the loss towards the teachers' map", 0, 1000)
-    size: int = value(960, "longer page side in px; training: x 32", 32, 8192, group="schedule")
+    size: int = value(960, "of a page in px, see fit; training: x 32", 32, 8192, group="schedule")
+    fit: str = value("longer", "what becomes size: longer side, or root of the area", choices=FITS)
     batch: int = value(8, "pages a step, over all processes", 1, 4096)
     epochs: int = value(22, "length of the run", 1, 100000)
     stop_epoch: int = value(0, "pause after this epoch, inside the schedule (0: never)", 0, 100000)
@@ -146,9 +147,8 @@ def add_flags(parser, keys=FIELDS, title=None):
         metavar = str(FIELDS[key].default) or "''"
         group.add_argument(f"--{flag}", dest=key, metavar=metavar, help=meta["help"], **shape)
         if boolean:
-            group.add_argument(
-                f"--no-{flag}", dest=key, action="store_const", const="false", help=HIDE
-            )
+            never = {"action": "store_const", "const": "false", "help": HIDE}
+            group.add_argument(f"--no-{flag}", dest=key, **never)
 
 
 def given_flags(args, keys=FIELDS):

@@ -190,10 +190,10 @@ def read_pages(hp):
     train, val, split = data.run_pages(hp)
     if hp.pseudo_labels:
         pseudo = data.pseudo_pages(hp, train + val)
-        print(f"pseudo {data.format_counts(data.describe(pseudo, hp.size))}")
+        print(f"pseudo {data.describe(pseudo)}")
         train = train + pseudo
     for name, pages in (("train", train), ("val", val)):
-        print(f"{name:5s} {data.format_counts(data.describe(pages, hp.size))}")
+        print(f"{name:5s} {data.describe(pages)}; {data.describe_print(pages, hp)}")
     for path in ancestors(hp):
         evaluate.warn_of_leaks(path, val)
     if not any(has_text(page, hp) for page in train):
@@ -232,7 +232,7 @@ def check_schedule(hp):
 
 def has_text(page, hp):
     """Whether a page, resized for training, has a positive pixel."""
-    scale = hp.size / max(page.size)
+    scale = data.fit_factor(page.size, hp)
     polygons, ignore, _ = data.repair_words(page)
     width, height = (math.ceil(side * scale) for side in page.size)
     polygons = [p * scale for p in polygons]

@@ -140,9 +140,36 @@ def test_no_augmentation_is_resize_page_which_keeps_aspect():
     matrix = data.draw_homography(np.random.default_rng(0), hp, 512, 512)
     np.testing.assert_allclose(matrix, np.diag([0.5, 0.5, 1]), atol=1e-12)
     assert (data.augment_colours(image, np.random.default_rng(0), hp) == image).all()
-    small, scale = data.resize_page(np.zeros((1000, 403, 3), np.uint8), 640)
+    small, scale = data.resize_page(np.zeros((1000, 403, 3), np.uint8), 0.64)
     assert small.shape == (640, 288, 3)
     np.testing.assert_allclose(np.array([403, 1000]) * scale, [258, 640])
+
+
+@pytest.mark.parametrize("fit, sides", [("longer", (213, 640)), ("area", (370, 1109))])
+def test_fit_says_what_becomes_size_wherever_a_page_is_scaled(tmp_path, fit, sides):
+    """A page 3:1 and one 1:1, which both fits bring to size: factor, canvas, homography, shrinking;
+    and back to page pixels within .01."""
+    hp = replace(HP, size=640, fit=fit, aug_strength=0.0, batch=1)
+    assert data.fit_factor((900, 900), hp) == data.fit_factor((640, 640), hp) * 640 / 900
+    for size, (width, height) in (((1500, 4500), sides), ((900, 900), (640, 640))):
+        factor = data.fit_factor(size, hp)
+        assert data.scaled(size, factor) == (width, height)
+        page = labels.Page("p.png", tmp_path / "p.png", [np.array([[0, 0], size, [0, size[1]]])])
+        page.size, page.ignore = size, [False]
+        ((key,),) = data.epoch_batches([page], hp, 0)
+        assert key == (0, 0, -(-height // 32) * 32, -(-width // 32) * 32)
+        matrix = data.draw_homography(np.random.default_rng(0), hp, *size)
+        there = data.apply_homography(matrix, page.polygons[0])
+        np.testing.assert_allclose(there, page.polygons[0] * factor, atol=1e-9)
+        np.testing.assert_allclose(np.linalg.inv(matrix) @ matrix, np.eye(3), atol=1e-9)
+        cv2.imwrite(str(page.path), np.full((*size[::-1], 3), 255, np.uint8))
+        (image, _), stored = data.Receipts([page], hp)[key], data.Receipts([page], hp).page(0)
+        assert stored.shape[1::-1] == (size if factor > 0.5 else (width, height))
+        paper = np.argwhere(image.min(2) > 250)[-1] + 1  # [rows, columns]
+        assert np.abs(paper - (height, width)).max() <= 1
+        resized, scale = data.resize_page(np.full((*size[::-1], 3), 255, np.uint8), factor)
+        assert resized.shape == image.shape and np.abs(scale - factor).max() < 1e-3
+        np.testing.assert_allclose(np.array((width, height)) / scale, size, atol=0.01)
 
 
 COLOURS = ("brightness", "contrast", "color", "noise", "blur", "sharpen", "shadow", "fog")
@@ -188,8 +215,9 @@ def test_a_batch_is_the_smallest_canvas_that_holds_its_pages():
     pages = [labels.Page(str(i), None, size=tuple(rng.integers(200, 2000, 2))) for i in range(128)]
     keys = [b for epoch in range(3) for b in data.epoch_batches(pages, hp, epoch)]
     for batch in keys:
-        sizes = [pages[i].size[::-1] for _, i, _, _ in batch]
-        shapes = [data.resize_page(np.zeros((*s, 3), np.uint8), 640)[0].shape for s in sizes]
+        sizes = [(pages[i].size, data.fit_factor(pages[i].size, hp)) for _, i, _, _ in batch]
+        pictures = [(np.zeros((*size[::-1], 3), np.uint8), factor) for size, factor in sizes]
+        shapes = [data.resize_page(*picture)[0].shape for picture in pictures]
         assert {key[2:] for key in batch} == {tuple(np.max(shapes, 0)[:2])}
     alone = np.mean([min(p.size) / max(p.size) for p in pages])
     used = np.mean([batch[0][2] * batch[0][3] for batch in keys]) / 640**2
@@ -388,7 +416,9 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
     write_labels(tmp_path, write_page(tmp_path, "e.png", words={}, group="g"), "val")
     result = script("data.py", "check", ".", "--size", "32")
     assert result.returncode == 0, result.stderr
-    says = ["train 2 pages, 2 words", "1 without text", "median word height"]
+    says = ["train 2 pages, 2 words", "1 without text"]
+    says += ["fit longer: words 5.6 px", "fit area: words 7.2"]
+    says += ["on 100% of pages under 10 px (print is lost: use a larger --size)"]
     says += ["t.png: labels fit only a turned page", "near-duplicates warning: across splits"]
     says += [
         "is (200, 120), the label file says (1, 2)",

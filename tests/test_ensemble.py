@@ -218,7 +218,7 @@ def named(name, score=None, **hp):
     return Member(name, Network(None, replace(HP, **hp)), None, {"hmean": score})
 
 
-def test_members_are_chosen_and_weighted_by_scores_and_decoded_at_the_largest_size():
+def test_members_are_chosen_and_weighted_by_scores_and_decoded_at_the_largest_size(monkeypatch):
     members = [named(n, h) for n, h in zip("abcd", (0.5, 0.8, 0.6, 0.7))]
     choose, weigh = ensemble.choose_members, ensemble.member_weights
     assert [m.name for m in choose(members, 2, False)] == ["b", "d"]
@@ -227,7 +227,15 @@ def test_members_are_chosen_and_weighted_by_scores_and_decoded_at_the_largest_si
     weights = weigh("scores", members)
     assert np.mean(weights) == pytest.approx(1) and weights[1] / weights[0] == pytest.approx(1.6)
     assert weigh(ensemble.numbers("2,1,1,4"), members) == [1.0, 0.5, 0.5, 2.0]
-    assert ensemble.common_decoding([*members, named("e", size=128)]).size == 128
+    apart = [*members, named("e", size=128)]
+    hp, group = ensemble.common_decoding(apart), ensemble.Ensemble
+    page, maps = Page("p", None, size=(30, 90)), [np.zeros((9, 3), np.uint8)] * 6
+    seen = []
+    monkeypatch.setattr(ensemble, "decode_page", lambda prob, *_: seen.append(prob.shape))
+    for members in (apart, [*apart, named("f", size=128, fit="area")]):
+        together = group(members, [1] * 6, "maps", hp, 0, None)
+        ensemble.combine(together, page, range(len(members)), maps, None)
+    assert seen == [(128, 43), (222, 74)]  # the largest, whatever its fit
 
 
 def test_decide_tells_only_what_holds_for_the_whole_interval():

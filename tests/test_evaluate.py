@@ -115,9 +115,9 @@ def test_scores_in_sample_say_so(run):
 
 
 def test_checkpoint_flags_override_what_it_carries(run):
-    assert "size 96, thresh 0.9" in run(checkpoint(thresh=0.9)).out
-    out = run("a.pt", "--thresh", 0.1, "--mode", "box", "--size", 64).out
-    assert "size 64, thresh 0.1" in out and "mode box" in out
+    assert "size 96, fit longer, thresh 0.9" in run(checkpoint(thresh=0.9)).out
+    out = run("a.pt", "--thresh", 0.1, "--mode", "box", "--size", 64, "--fit", "area").out
+    assert "size 64, fit area, thresh 0.1" in out and "mode box" in out
 
 
 REFUSED = [
@@ -253,6 +253,31 @@ def test_tiles_merge_into_the_map_of_the_whole_page(work):
     assert whole.shape == tiled.shape == (700, 300) and (whole == tiled).all()
     assert 50 < whole.mean() < 200
     assert ink_map(96, 192).shape == (350, 150) and ink_map(96, 700).shape == (96, 41)
+
+
+@pytest.mark.parametrize("size", [(300, 900), (480, 480)])
+def test_words_come_back_to_their_pixels_whatever_the_fit(work, size):
+    """Black words drawn on a page 3:1 and on one 1:1, found by a network that sees black: their
+    rectangle is back within a map pixel; by networks of both fits at once as alone, in tiles too;
+    the corners of the map are the page's within .01."""
+    image = np.full((*size[::-1], 3), 255, np.uint8)
+    image[120:168, 60:240] = 0
+    cv2.imwrite("one.png", image)
+    (page,) = evaluate.picture_pages("one.png")
+    networks = [Network(Ink(1, 1), replace(TINY, size=384, fit=fit)) for fit in ("area", "longer")]
+    shapes = [(384, 384)] * 2 if size[0] == size[1] else [(665, 222), (384, 128)]
+    for tile in (0, 192):
+        ((_, together),) = predict_maps(networks, [page], CPU, tile)
+        for network, prob, shape in zip(networks, together, shapes, strict=True):
+            assert tile or prob.shape == shape == evaluate.map_shape(size, network.hp)
+            scale = np.array(prob.shape[::-1]) / size
+            np.testing.assert_allclose(prob.shape[::-1] / scale, size, atol=0.01)
+            mode = replace(network.hp, unclip_ratio=1e-9, mode="box", min_size=0)
+            (polygon,), _ = evaluate.decode_page(prob, page.size, mode)
+            wanted = [[60, 120], [240, 120], [240, 168], [60, 168]]
+            assert np.abs(polygon - wanted).max() <= 1 / scale.min()
+            ((_, (alone,)),) = predict_maps([network], [page], CPU, tile)
+            assert np.array_equal(prob, alone)
 
 
 def test_predictions_are_in_the_order_of_pages_and_whole_or_absent(work):
