@@ -382,7 +382,7 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
     aspect = rng.uniform(0.7, 0.8) if photo and rng.random() < 0.75 else rng.uniform(0.45, 0.85)
     leading = rng.uniform(1.08, 1.3)
     if line:
-        photo, hangul, words = rng.random() < 0.05, 0.0, words * rng.uniform(0.6, 1.2)
+        photo, words = rng.random() < 0.05, words * rng.uniform(0.6, 1.2)
         aspect, leading = np.clip(rng.normal(0.51, 0.08), 0.36, 0.75), rng.uniform(1.15, 1.6)
     page_h, page_w = size, round(size * aspect)
     ratio, turned = aspect * (rng.uniform(0.72, 1) if photo else 1), 0.4 if line else 1
