@@ -526,10 +526,26 @@ class Probability(torch.nn.Module):
         return self.model((255 * pages).permute(0, 2, 3, 1)).sigmoid()
 
 
-@torch.no_grad()
 def export(source, path, overrides):
+    """Write a checkpoint to share: as .pt its averaged weights, convolutions in half precision; else
+    as ONNX, see `export_onnx`. Both hold the decoding, overridden or not."""
+    if not path.endswith(".pt"):
+        return export_onnx(source, path, overrides)
+    state = load_checkpoint(source)
+    weights = (state.get("ema") or state["model"]).items()
+    weights = {key: value.half() if value.ndim > 1 else value for key, value in weights}
+    shared = {key: state[key] for key in ("epoch", "origin") if key in state}
+    shared["scores"] = {"hmean": state["scores"]["hmean"]} if state.get("scores") else {}
+    hp = asdict(replace(state["hparams"], **overrides))
+    save_checkpoint(path, {"model": weights, "hparams": hp, **shared})
+    print(f"{path}: {Path(path).stat().st_size / 2**20:.1f} MiB")
+
+
+@torch.no_grad()
+def export_onnx(source, path, overrides):
     """Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size, decoding and
-    score as metadata. Raises DataError where onnxruntime gives other maps, by more than 1e-4."""
+    score as metadata, and print RapidOCR's settings for it. Raises DataError where onnxruntime
+    gives other maps, by more than 1e-4."""
     try:
         import onnx
     except ImportError:
@@ -555,6 +571,22 @@ def export(source, path, overrides):
             raise DataError(source, f"as ONNX its maps {checked}; nothing written")
     replace_file(path, graph)
     print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps of PyTorch and onnxruntime: {checked}")
+    print_rapidocr(path, hp)
+
+
+def print_rapidocr(path, hp):
+    """Calls that make RapidOCR use an exported model. It knows boxes, the most of a page's longer
+    side and the least of its shorter one: for `area` those of a page twice as long as wide."""
+    area = hp.fit == "area"
+    longer, shorter = (round(hp.size * 2**0.5), round(hp.size / 2**0.5)) if area else [hp.size] * 2
+    det = {"model_path": path, "mean": [0, 0, 0], "std": [1, 1, 1], "use_dilation": False}
+    det |= {"limit_type": "min" if area else "max", "limit_side_len": shorter, "score_mode": "slow"}
+    det |= {key: getattr(hp, key) for key in ("thresh", "box_thresh", "max_candidates")}
+    det["unclip_ratio"] = hp.unclip_ratio or 2.0
+    flags = ", ".join(f"det_{key}={value!r}" for key, value in det.items())
+    params = {"Global.max_side_len": longer} | {f"Det.{key}": value for key, value in det.items()}
+    print(f"rapidocr-onnxruntime 1.4.4: RapidOCR(max_side_len={longer}, {flags})")
+    print(f"rapidocr 3: RapidOCR(params={params})")
 
 
 def onnx_error(model, graph):
@@ -693,7 +725,7 @@ def parse_args(argv):
     add("--tile", type=int, default=0, metavar="PX", help="cut larger pages into tiles")
     add = parser.add_argument_group("files to write").add_argument
     add("--out", metavar="JSON", help="predictions with confidences")
-    add("--export", metavar="ONNX", help="the network for onnxruntime, RapidOCR...; stops then")
+    add("--export", metavar="FILE", help="the network for onnxruntime, RapidOCR, or as .pt in half its size")
     add("--html", metavar="FILE", help="a report: worst pages, scores by size, thresholds")
     add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
     add = parser.add_argument_group("thresholds").add_argument

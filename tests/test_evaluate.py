@@ -303,6 +303,20 @@ def test_a_predictions_file_of_any_number_of_pages_reads_back_equal(work, count)
         assert np.array_equal(polygons, one[0]) and scores.tolist() == one[1]
 
 
+def test_weights_to_share_are_half_as_large_and_predict_the_same(run, work):
+    run(checkpoint(), "--export", "half.pt", "--thresh", 0.4)
+    whole, half = (evaluate.load_network(path) for path in ("a.pt", "half.pt"))
+    assert Path("half.pt").stat().st_size < 0.6 * Path("a.pt").stat().st_size
+    assert half[1] == replace(whole[1], thresh=0.4) and half[2]["origin"] == whole[2]["origin"]
+    page = torch.randint(256, (1, 64, 96, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        assert (whole[0](page).sigmoid() - half[0](page).sigmoid()).abs().max() < 0.01
+    raw = bytearray(Path("half.pt").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    Path("half.pt").write_bytes(raw)
+    error_line(run("half.pt", code=1).err, "half.pt: damaged")
+
+
 def exported(run, name):
     """The onnxruntime session of a checkpoint's network."""
     assert "differ by" in run(checkpoint(), "--export", name, "--thresh", 0.25).out
@@ -326,15 +340,16 @@ def test_rapidocr_reads_a_receipt_with_the_exported_detector(run, monkeypatch):
 
     ink = Ink(9, 25)
     monkeypatch.setattr(evaluate, "load_network", lambda *_: (ink, Hparams(), {}))
-    exported(run, "ink.onnx")
+    flags = "--size 453 --fit area --thresh 0.3 --box-thresh 0.5 --unclip-ratio 0.2".split()
+    out = run(checkpoint(), "--export", "ink.onnx", *flags).out
+    settings = re.search(r"1.4.4: (RapidOCR\(.*)", out)[1]
+    assert "max_side_len=641" in settings and "det_limit_side_len=320" in settings
     image = np.full((320, 640, 3), 255, np.uint8)
     words = ("TOTAL", "12.50", "CASH", "20.00", "CHANGE", "7.50")
     for i, word in enumerate(words):
         at = 30 + 300 * (i % 2), 70 + 90 * (i // 2)
         cv2.putText(image, word, at, cv2.FONT_HERSHEY_SIMPLEX, 1.5, (0, 0, 0), 4, cv2.LINE_AA)
-    options = {"mean": [0] * 3, "std": [1] * 3, "limit_type": "min", "limit_side_len": 32}
-    options |= {"model_path": "ink.onnx", "score_mode": "slow", "unclip_ratio": 0.2}
-    reader = RapidOCR(**{f"det_{key}": value for key, value in options.items()})
+    reader = eval(settings, {"RapidOCR": RapidOCR})
     boxes, _ = reader(image, use_cls=False, use_rec=False)
     hp = {"thresh": 0.3, "box_thresh": 0.5, "unclip_ratio": 0.2, "min_size": 3, "mode": "box"}
     (found,) = ink(torch.from_numpy(image)[None]).sigmoid()[:, 0].numpy()
