@@ -88,13 +88,11 @@ def read_image(path):
         raise DataError(path, f"{width} x {height} px", f"up to {MAX_PIXELS >> 20} M are read")
     if kind in ENDS and raw.find(ENDS[kind], end) < 0:  # behind it may be more: phones add a film
         raise DataError(path, "truncated", "fetch it again or leave it out of the labels")
-    try:
+    with contextlib.suppress(cv2.error):
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise broken
-    return image
+        if image is not None:
+            return image
+    raise broken
 
 
 def picture_digest(path):
@@ -112,8 +110,7 @@ def file_digest(path, *_):
 def map_threads(function, items, desc):
     """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a bar."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        results = pool.map(function, items)
-        return list(tqdm(results, desc, len(items), leave=False, disable=None))
+        return list(tqdm(pool.map(function, items), desc, len(items), leave=False, disable=None))
 
 
 # ---------------------------------------------------------------- page geometry
@@ -164,9 +161,8 @@ def draw_homography(rng, hp, width, height):
     wide = zoom * mirror
     to_origin = np.array([[wide, 0, -wide * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]])
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    tilt = np.eye(3)
+    tilt, back = np.eye(3), np.eye(3)
     tilt[2, :2] = np.array([tilt_x, tilt_y]) * hp.aug_perspective / (fit * max(width, height))
-    back = np.eye(3)
     back[:2, 2] = centre * fit + shift
     return back @ tilt @ turn @ to_origin
 
@@ -300,7 +296,7 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
     maps[2] = 1
     tables = edge_tables(polygons) if polygons else []
     for polygon, edges, skip in zip(polygons, tables, ignore):
-        length = polygon_perimeter(polygon)
+        length = cv2.arcLength(polygon.astype(np.float32), True)
         reach = shrink_distance(polygon_area(polygon), length, shrink_ratio) if length else 0
         rows, columns = pixel_window(polygon, reach, height, width)
         shrink, thresh, _, near = maps[:, rows, columns]
@@ -327,10 +323,6 @@ def pixel_window(polygon, margin, height, width):
     left, right = max(math.floor(left - margin), 0), min(math.ceil(right + margin), width)
     top, bottom = max(math.floor(top - margin), 0), min(math.ceil(bottom + margin), height)
     return slice(top, max(top, bottom)), slice(left, max(left, right))
-
-
-def polygon_perimeter(polygon):
-    return cv2.arcLength(polygon.astype(np.float32), True)
 
 
 # ---------------------------------------------------------------- samples
@@ -381,9 +373,6 @@ class Receipts:
         self.pages, self.hp, self.cache = pages, hp, cache
         self.words = [repair_words(page)[:2] for page in pages]
 
-    def __len__(self):
-        return len(self.pages)
-
     def page(self, i):
         """Page i, brought down where it will be scaled by less than half, for bilinear sampling
         would skip pixels: uint8 [H, W, 3]."""
@@ -397,12 +386,8 @@ class Receipts:
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         with contextlib.suppress(OSError):  # no room for it
             if self.cache:
-                temporary = file.with_suffix(f".{os.getpid()}.npy")
-                try:
-                    np.save(temporary, image)
-                    os.replace(temporary, file)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                np.save(buffer := io.BytesIO(), image)
+                replace_file(file, buffer.getbuffer())
         return image
 
     def __getitem__(self, key):
@@ -587,9 +572,7 @@ def describe(pages):
     counts = np.array([len(p.polygons) for p in pages])
     found = {"pages": len(pages), "words": counts.sum(), "without text": (counts == 0).sum()}
     found |= {"words a page": np.median(counts), "ignored": sum(sum(p.ignore) for p in pages)}
-    repairs = Counter()
-    for page in pages:
-        repairs.update(repair_words(page)[2])
+    repairs = sum((Counter(repair_words(page)[2]) for page in pages), Counter())
     return ", ".join(f"{n:g} {what}" for what, n in {**found, **repairs}.items() if n)
 
 
@@ -641,10 +624,8 @@ def check(data, size, image_dir):
         (split_a, page_a), (split_b, page_b) = everything[a], everything[b]
         across = "warning: across splits" if split_a != split_b else "within a split"
         print(f"near-duplicates {across}: {split_a} {page_a.name}, {split_b} {page_b.name}")
-    shared = {}
-    for split, page in everything:
-        shared.setdefault(page.group, set()).add(split)
-    for group in sorted(g for g, where in shared.items() if g is not None and len(where) > 1):
+    splits = Counter(g for found in pages.values() for g in {p.group for p in found} - {None})
+    for group in sorted(g for g, count in splits.items() if count > 1):
         print(f"warning: group {group} has pages in more than one split")
     print(f"{data}: no errors")
 
@@ -672,8 +653,7 @@ def convert(data, out, to, image_dir=None):
     found = [page for split in pages.values() for page in split]
     places = {p.path.parents[len(PurePosixPath(p.name).parts) - 1] for p in found}
     if len(places) > 1:
-        many = f"its pictures lie in {len(places)} folders"
-        raise DataError(data, many, "convert each by itself")
+        raise DataError(data, f"its pictures lie in {len(places)} folders", "convert each alone")
     with new_folder(out) as partial:
         for split, some in pages.items():
             for name, text in labels.FORMATS[to](some, split).items():
