@@ -516,40 +516,53 @@ def split_json(pages, groups, folds, seed=0):
 
 
 def run_pages(hp):
-    """(train pages, val pages, split or None) of a run, every picture opened once.
+    """(train pages, val pages, {set: val split} of the later sets that have one, split or None) of
+    a run, every picture opened once.
 
-    A fold of the train pages where hp.folds is set; else the val split or hp.val_data; else a tenth
-    of the train pages by group. Raises DataError.
+    Train pages are those of all sets in hp.data; val pages those of the first: a fold of its train
+    pages where hp.folds is set; else its val split or hp.val_data; else a tenth of its train pages
+    by group. Raises DataError.
     """
-    folder, image_dir = resolve_data(hp.data), hp.image_dir or None
-    pages = labels.load_labels(folder, "train", image_dir)
+    first, *later = set_names(hp.data)
+    folder, image_dir = resolve_data(first), hp.image_dir or None
+    if later and image_dir:
+        raise UsageError("--image-dir", "not with several sets", "give each an images/ folder")
+    own, val, split = labels.load_labels(folder, "train", image_dir), [], None
     if not hp.folds and (hp.val_data or labels.has_split(folder, "val")):
         val = labels.load_labels(hp.val_data or folder, "val", image_dir)
-        groups = page_groups(pages + val, inspect_pages(pages + val)).tolist()
-        if shared := set(groups[: len(pages)]) & set(groups[len(pages) :]):
-            say = "of train pages reach into val, whose scores are too good: see data.py check"
-            print(f"warning: {hp.data}: {len(shared)} groups {say}", file=sys.stderr)
-        return pages, val, None
+    train, others = own, {}
+    for name, folder in zip(later, map(resolve_data, later)):
+        train = train + labels.load_labels(folder, "train")
+        if labels.has_split(folder, "val"):
+            others[name] = labels.load_labels(folder, "val")
+    pages = sum(others.values(), train + val)
     groups = page_groups(pages, inspect_pages(pages))
-    folds = hp.folds or min(10, len(set(groups.tolist())))
-    if folds < 2:
-        raise DataError(hp.data, "no val split, and one group of pages", "see --val-data")
-    split = split_json(pages, groups, folds)
-    fold = hp.fold if hp.folds else 1
-    if not hp.folds:
-        print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
-    held = [split["images"][page.name]["fold"] == fold for page in pages]
-    train = [page for page, out in zip(pages, held) if not out]
-    return train, [page for page, out in zip(pages, held) if out], split
+    held = np.arange(len(pages)) >= len(train)
+    if not val:
+        folds = hp.folds or min(10, len(set(groups[: len(own)].tolist())))
+        if folds < 2:
+            raise DataError(first, "no val split, and one group of pages", "see --val-data")
+        split = split_json(own, groups[: len(own)], folds)
+        fold = hp.fold if hp.folds else 1
+        if not hp.folds:
+            print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
+        held[: len(own)] = [split["images"][page.name]["fold"] == fold for page in own]
+        val = [page for page, out in zip(own, held) if out]
+        train = [page for page, out in zip(train, held) if not out]
+    known = set(groups[~held].tolist())
+    if shared := [p.path for p, g, out in zip(pages, groups, held) if out and g in known]:
+        say = f"val pages (first: {shared[0]}) are of groups in train too, their scores too good"
+        print(f"warning: {hp.data}: {len(shared)} {say}; see data.py check", file=sys.stderr)
+    return train, val, others, split
 
 
 def pseudo_pages(hp, known):
     """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
 
-    Pictures lie beside the file or with hp.data. Left out: pages that `known`, the run's own train
-    and val pages, hold already, by name or as a near-duplicate. Raises DataError.
+    Pictures lie beside the file or with the first set of hp.data. Left out: pages that `known`, the
+    run's own train and val pages, hold already, by name or as a near-duplicate. Raises DataError.
     """
-    beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(hp.data)
+    beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(set_names(hp.data)[0])
     own = labels.image_dir_of(own if own.is_file() else own / "labels", hp.image_dir or None)
     pages = labels.read_competition(hp.pseudo_labels, beside if beside.is_dir() else own)
     names = {page.name for page in known}
@@ -674,7 +687,7 @@ def synth(out, count, seed, **kind):
 
     def draw(i):
         image, words = synthetic_page((seed, i), **kind)
-        page = labels.Page(f"synth_{i:05d}.jpg", None, size=image.shape[1::-1], group=f"synth {i}")
+        page = labels.Page(f"synth_{i:05d}.jpg", None, size=image.shape[1::-1], group=f"{out} {i}")
         code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         (partial / "images" / page.name).write_bytes(code)
         for k, word in enumerate(words, 1):
@@ -702,8 +715,18 @@ SYNTH_SETS = {
 }
 
 
+def set_names(data):
+    """The sets of a --data value: one that exists, or with commas between. Raises UsageError."""
+    names = [data] if os.path.exists(data) else data.split(",")
+    if len({os.path.realpath(name) for name in names if name}) < len(names):
+        raise UsageError(f"--data {data}", "a set without a name, or one that comes twice")
+    return names
+
+
 def resolve_data(data):
-    """Folder or file of a --data value; SYNTH_SETS are drawn under data/ on first use."""
+    """Path of one set; SYNTH_SETS are drawn under data/ on first use. Raises UsageError."""
+    if len(set_names(data)) > 1:
+        raise UsageError(data, "several sets", "name one; train.py alone takes more")
     if data not in SYNTH_SETS or Path(data).exists():
         return Path(data)
     folder = Path("data", data)
@@ -777,7 +800,7 @@ def run_synth(args):
 
 
 def run_convert(args):
-    convert(args.data, args.out, args.to, args.image_dir)
+    convert(resolve_data(args.data), args.out, args.to, args.image_dir)
 
 
 def run_split(args):
