@@ -88,13 +88,11 @@ def read_image(path):
         raise DataError(path, f"{width} x {height} px", f"up to {MAX_PIXELS >> 20} M are read")
     if kind in ENDS and raw.find(ENDS[kind], end) < 0:  # behind it may be more: phones add a film
         raise DataError(path, "truncated", "fetch it again or leave it out of the labels")
-    try:
+    with contextlib.suppress(cv2.error):
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise broken
-    return image
+        if image is not None:
+            return image
+    raise broken
 
 
 def picture_digest(path):
@@ -112,8 +110,7 @@ def file_digest(path, *_):
 def map_threads(function, items, desc):
     """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a bar."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        results = pool.map(function, items)
-        return list(tqdm(results, desc, len(items), leave=False, disable=None))
+        return list(tqdm(pool.map(function, items), desc, len(items), leave=False, disable=None))
 
 
 # ---------------------------------------------------------------- page geometry
@@ -164,9 +161,8 @@ def draw_homography(rng, hp, width, height):
     wide = zoom * mirror
     to_origin = np.array([[wide, 0, -wide * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]])
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    tilt = np.eye(3)
+    tilt, back = np.eye(3), np.eye(3)
     tilt[2, :2] = np.array([tilt_x, tilt_y]) * hp.aug_perspective / (fit * max(width, height))
-    back = np.eye(3)
     back[:2, 2] = centre * fit + shift
     return back @ tilt @ turn @ to_origin
 
@@ -300,7 +296,7 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
     maps[2] = 1
     tables = edge_tables(polygons) if polygons else []
     for polygon, edges, skip in zip(polygons, tables, ignore):
-        length = polygon_perimeter(polygon)
+        length = cv2.arcLength(polygon.astype(np.float32), True)
         reach = shrink_distance(polygon_area(polygon), length, shrink_ratio) if length else 0
         rows, columns = pixel_window(polygon, reach, height, width)
         shrink, thresh, _, near = maps[:, rows, columns]
@@ -327,10 +323,6 @@ def pixel_window(polygon, margin, height, width):
     left, right = max(math.floor(left - margin), 0), min(math.ceil(right + margin), width)
     top, bottom = max(math.floor(top - margin), 0), min(math.ceil(bottom + margin), height)
     return slice(top, max(top, bottom)), slice(left, max(left, right))
-
-
-def polygon_perimeter(polygon):
-    return cv2.arcLength(polygon.astype(np.float32), True)
 
 
 # ---------------------------------------------------------------- samples
@@ -381,9 +373,6 @@ class Receipts:
         self.pages, self.hp, self.cache = pages, hp, cache
         self.words = [repair_words(page)[:2] for page in pages]
 
-    def __len__(self):
-        return len(self.pages)
-
     def page(self, i):
         """Page i, brought down where it will be scaled by less than half, for bilinear sampling
         would skip pixels: uint8 [H, W, 3]."""
@@ -397,12 +386,8 @@ class Receipts:
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         with contextlib.suppress(OSError):  # no room for it
             if self.cache:
-                temporary = file.with_suffix(f".{os.getpid()}.npy")
-                try:
-                    np.save(temporary, image)
-                    os.replace(temporary, file)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                np.save(buffer := io.BytesIO(), image)
+                replace_file(file, buffer.getbuffer())
         return image
 
     def __getitem__(self, key):
@@ -531,40 +516,53 @@ def split_json(pages, groups, folds, seed=0):
 
 
 def run_pages(hp):
-    """(train pages, val pages, split or None) of a run, every picture opened once.
+    """(train pages, val pages, {set: val split} of the later sets that have one, split or None) of
+    a run, every picture opened once.
 
-    A fold of the train pages where hp.folds is set; else the val split or hp.val_data; else a tenth
-    of the train pages by group. Raises DataError.
+    Train pages are those of all sets in hp.data; val pages those of the first: a fold of its train
+    pages where hp.folds is set; else its val split or hp.val_data; else a tenth of its train pages
+    by group. Raises DataError.
     """
-    folder, image_dir = resolve_data(hp.data), hp.image_dir or None
-    pages = labels.load_labels(folder, "train", image_dir)
+    first, *later = set_names(hp.data)
+    folder, image_dir = resolve_data(first), hp.image_dir or None
+    if later and image_dir:
+        raise UsageError("--image-dir", "not with several sets", "give each an images/ folder")
+    own, val, split = labels.load_labels(folder, "train", image_dir), [], None
     if not hp.folds and (hp.val_data or labels.has_split(folder, "val")):
         val = labels.load_labels(hp.val_data or folder, "val", image_dir)
-        groups = page_groups(pages + val, inspect_pages(pages + val)).tolist()
-        if shared := set(groups[: len(pages)]) & set(groups[len(pages) :]):
-            say = "of train pages reach into val, whose scores are too good: see data.py check"
-            print(f"warning: {hp.data}: {len(shared)} groups {say}", file=sys.stderr)
-        return pages, val, None
+    train, others = own, {}
+    for name, folder in zip(later, map(resolve_data, later)):
+        train = train + labels.load_labels(folder, "train")
+        if labels.has_split(folder, "val"):
+            others[name] = labels.load_labels(folder, "val")
+    pages = sum(others.values(), train + val)
     groups = page_groups(pages, inspect_pages(pages))
-    folds = hp.folds or min(10, len(set(groups.tolist())))
-    if folds < 2:
-        raise DataError(hp.data, "no val split, and one group of pages", "see --val-data")
-    split = split_json(pages, groups, folds)
-    fold = hp.fold if hp.folds else 1
-    if not hp.folds:
-        print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
-    held = [split["images"][page.name]["fold"] == fold for page in pages]
-    train = [page for page, out in zip(pages, held) if not out]
-    return train, [page for page, out in zip(pages, held) if out], split
+    held = np.arange(len(pages)) >= len(train)
+    if not val:
+        folds = hp.folds or min(10, len(set(groups[: len(own)].tolist())))
+        if folds < 2:
+            raise DataError(first, "no val split, and one group of pages", "see --val-data")
+        split = split_json(own, groups[: len(own)], folds)
+        fold = hp.fold if hp.folds else 1
+        if not hp.folds:
+            print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
+        held[: len(own)] = [split["images"][page.name]["fold"] == fold for page in own]
+        val = [page for page, out in zip(own, held) if out]
+        train = [page for page, out in zip(train, held) if not out]
+    known = set(groups[~held].tolist())
+    if shared := [p.path for p, g, out in zip(pages, groups, held) if out and g in known]:
+        say = f"val pages (first: {shared[0]}) are of groups in train too, their scores too good"
+        print(f"warning: {hp.data}: {len(shared)} {say}; see data.py check", file=sys.stderr)
+    return train, val, others, split
 
 
 def pseudo_pages(hp, known):
     """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
 
-    Pictures lie beside the file or with hp.data. Left out: pages that `known`, the run's own train
-    and val pages, hold already, by name or as a near-duplicate. Raises DataError.
+    Pictures lie beside the file or with the first set of hp.data. Left out: pages that `known`, the
+    run's own train and val pages, hold already, by name or as a near-duplicate. Raises DataError.
     """
-    beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(hp.data)
+    beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(set_names(hp.data)[0])
     own = labels.image_dir_of(own if own.is_file() else own / "labels", hp.image_dir or None)
     pages = labels.read_competition(hp.pseudo_labels, beside if beside.is_dir() else own)
     names = {page.name for page in known}
@@ -587,9 +585,7 @@ def describe(pages):
     counts = np.array([len(p.polygons) for p in pages])
     found = {"pages": len(pages), "words": counts.sum(), "without text": (counts == 0).sum()}
     found |= {"words a page": np.median(counts), "ignored": sum(sum(p.ignore) for p in pages)}
-    repairs = Counter()
-    for page in pages:
-        repairs.update(repair_words(page)[2])
+    repairs = sum((Counter(repair_words(page)[2]) for page in pages), Counter())
     return ", ".join(f"{n:g} {what}" for what, n in {**found, **repairs}.items() if n)
 
 
@@ -641,10 +637,8 @@ def check(data, size, image_dir):
         (split_a, page_a), (split_b, page_b) = everything[a], everything[b]
         across = "warning: across splits" if split_a != split_b else "within a split"
         print(f"near-duplicates {across}: {split_a} {page_a.name}, {split_b} {page_b.name}")
-    shared = {}
-    for split, page in everything:
-        shared.setdefault(page.group, set()).add(split)
-    for group in sorted(g for g, where in shared.items() if g is not None and len(where) > 1):
+    splits = Counter(g for found in pages.values() for g in {p.group for p in found} - {None})
+    for group in sorted(g for g, count in splits.items() if count > 1):
         print(f"warning: group {group} has pages in more than one split")
     print(f"{data}: no errors")
 
@@ -672,8 +666,7 @@ def convert(data, out, to, image_dir=None):
     found = [page for split in pages.values() for page in split]
     places = {p.path.parents[len(PurePosixPath(p.name).parts) - 1] for p in found}
     if len(places) > 1:
-        many = f"its pictures lie in {len(places)} folders"
-        raise DataError(data, many, "convert each by itself")
+        raise DataError(data, f"its pictures lie in {len(places)} folders", "convert each alone")
     with new_folder(out) as partial:
         for split, some in pages.items():
             for name, text in labels.FORMATS[to](some, split).items():
@@ -694,7 +687,7 @@ def synth(out, count, seed, **kind):
 
     def draw(i):
         image, words = synthetic_page((seed, i), **kind)
-        page = labels.Page(f"synth_{i:05d}.jpg", None, size=image.shape[1::-1], group=f"synth {i}")
+        page = labels.Page(f"synth_{i:05d}.jpg", None, size=image.shape[1::-1], group=f"{out} {i}")
         code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         (partial / "images" / page.name).write_bytes(code)
         for k, word in enumerate(words, 1):
@@ -722,8 +715,18 @@ SYNTH_SETS = {
 }
 
 
+def set_names(data):
+    """The sets of a --data value: one that exists, or with commas between. Raises UsageError."""
+    names = [data] if os.path.exists(data) else data.split(",")
+    if len({os.path.realpath(name) for name in names if name}) < len(names):
+        raise UsageError(f"--data {data}", "a set without a name, or one that comes twice")
+    return names
+
+
 def resolve_data(data):
-    """Folder or file of a --data value; SYNTH_SETS are drawn under data/ on first use."""
+    """Path of one set; SYNTH_SETS are drawn under data/ on first use. Raises UsageError."""
+    if len(set_names(data)) > 1:
+        raise UsageError(data, "several sets", "name one; train.py alone takes more")
     if data not in SYNTH_SETS or Path(data).exists():
         return Path(data)
     folder = Path("data", data)
@@ -797,7 +800,7 @@ def run_synth(args):
 
 
 def run_convert(args):
-    convert(args.data, args.out, args.to, args.image_dir)
+    convert(resolve_data(args.data), args.out, args.to, args.image_dir)
 
 
 def run_split(args):

@@ -498,7 +498,7 @@ def choose_pages(args, members):
     places = {(hp.data, hp.val_data, hp.image_dir, hp.folds) for hp in runs}
     if len(places) != 1:
         raise UsageError("the pages", "members do not share their data", "add --data")
-    hp, folder = runs[0], data.resolve_data(runs[0].data)
+    hp, folder = runs[0], data.resolve_data(data.set_names(runs[0].data)[0])
     if len({run.fold for run in runs}) == 1 or not hp.folds:
         return data.run_pages(hp)[1]
     if not labels.has_split(folder, "val"):

@@ -365,7 +365,7 @@ def held_out_pages(sources, folder=None, image_dir=None):
         if not hp.folds or not held:
             raise DataError(source, "no fold run with a finished epoch", "tune one, or the folds")
         if labels is None:
-            folder = data.resolve_data(folder or hp.data)
+            folder = data.resolve_data(folder or data.set_names(hp.data)[0])
             found = load_labels(folder, "train", image_dir or hp.image_dir or None)
             labels = {page.name: page for page in found}
         for name in held:

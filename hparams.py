@@ -24,7 +24,7 @@ class Hparams:
     """Every training default is written here and nowhere else. Names are those of sweeps and JSON
     files."""
 
-    data: str = value("synth", "folder or label file; synth, synth-small: drawn", group="data")
+    data: str = value("synth", "folder, label file or a,b; synth, synth-small: drawn", group="data")
     val_data: str = value("", "labels to validate on, if DATA has no val split")
     image_dir: str = value("", "where the pictures lie, if not in images/ or beside the labels")
     name: str = value("", "run folder under runs/ (default: stem of the hparams file)")

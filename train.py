@@ -3,6 +3,7 @@ H-mean.
 
 python train.py --hparams hparams/quickstart.json        minutes on a CPU, on synthetic receipts
 python train.py --hparams hparams/run8.json --data DATA  the published best run on your receipts
+python train.py --hparams hparams/run8.json --data DATA,MORE  trains on MORE too; scored by set
 python train.py --hparams hparams/run8.json --data DATA --folds 5 --fold all  cross-validation
 python train.py --name run8 --resume                     go on after a stop; exact
 python train.py --lr 5e-4 --print-hparams                print the resolved values, train nothing
@@ -58,6 +59,7 @@ EMA_DECAY = 0.999
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name")  # when a run is resumed
 CALM = "lower --lr or use --amp off; the run folder keeps the last whole epoch"
 FETCH_EVERY = 10  # steps between looks at the losses; each look waits for the GPU
+MAXIMUM = "the next line is the maximum over epochs on the pages that select it"
 LOSSES = ("loss", "loss_shrink", "loss_thresh", "loss_binary")
 SCORES = ("precision", "recall", "hmean", "hmean_lo", "hmean_hi")
 COLUMNS = ("epoch", "lr", *LOSSES, *SCORES)
@@ -99,16 +101,14 @@ def resolve(args):
 
 
 def choose_run_folder(hp, stem):
-    """(hp with its name, folder) of a new run, not made yet. Raises UsageError when --name names
-    one that exists."""
+    """(hp with its name, folder) of a new run, not made yet. Raises UsageError where it exists."""
     name, number = hp.name or stem, 1
     while not hp.name and Path("runs", name).exists():
         number += 1
         name = f"{stem}-{number}"
     folder = Path("runs", name)
     if folder.exists():
-        remedy = "choose another name, or --resume to go on with it"
-        raise UsageError(folder, "exists", remedy)
+        raise UsageError(folder, "exists", "choose another name, or --resume to go on with it")
     return dataclasses.replace(hp, name=name), folder
 
 
@@ -184,24 +184,28 @@ class Stop:
 
 
 def read_pages(hp):
-    """(train pages, val pages, their digests, hp with the hash of its split); prints counts. Raises
-    DataError when a page is at fault or no positive pixel would remain."""
+    """((train, val, {set: val pages} of later sets), digests of the first two, hp with the hash of
+    its split); prints counts. Raises DataError where a page is at fault or no positive pixel is."""
     check_schedule(hp)
-    train, val, split = data.run_pages(hp)
+    train, val, others, split = data.run_pages(hp)
+    scored = sum(others.values(), val)
     if hp.pseudo_labels:
-        pseudo = data.pseudo_pages(hp, train + val)
+        pseudo = data.pseudo_pages(hp, train + scored)
         print(f"pseudo {data.describe(pseudo)}")
         train = train + pseudo
-    for name, pages in (("train", train), ("val", val)):
+    if len(sets := data.set_names(hp.data)) > 1:
+        print(f"sets {hp.data}: the run's value is that of {sets[0]}")
+    counted = {"train": train, "val": val} | {f"val of {name}": others[name] for name in others}
+    for name, pages in counted.items():
         print(f"{name:5s} {data.describe(pages)}; {data.describe_print(pages, hp)}")
     for path in ancestors(hp):
-        evaluate.warn_of_leaks(path, val)
+        evaluate.warn_of_leaks(path, scored)
     if not any(has_text(page, hp) for page in train):
         what = f"no positive pixel in {len(train)} train pages at size {hp.size}"
         raise DataError(hp.data, what, "are all words ignored?")
     digests = data.map_threads(lambda p: data.picture_digest(p.path), train + val, "reading pages")
     parts = digests[: len(train)], digests[len(train) :]
-    return train, val, parts, keep_split(hp, split) if hp.folds else hp
+    return (train, val, others), parts, keep_split(hp, split) if hp.folds else hp
 
 
 def ancestors(hp):
@@ -426,8 +430,7 @@ class Trainer:
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            what = f"does not fit its hparams.json ({reason})"
+            what = f"does not fit its hparams.json ({str(error).splitlines()[0]})"
             raise DataError(f"{folder}/last.pt", what) from None
 
     def save(self, folder, is_best=False):
@@ -526,17 +529,24 @@ def read_log(folder):
         return {int(r["epoch"]): {k: float(v) for k, v in r.items()} for r in csv.DictReader(file)}
 
 
-def print_row(row, epochs, baseline):
-    """One aligned line with log.csv's columns; with a baseline the difference at the same epoch."""
+def later_sets(scores):
+    """`; NAME hmean 0.9712 over 20 pages` for each later set that a run was scored on."""
+    found = scores.get("others", {}).items()
+    return "".join(f"; {name} hmean {hmean:.4f} over {n} pages" for name, (hmean, n) in found)
+
+
+def print_row(trainer, baseline):
+    """An epoch in one aligned line: log.csv's columns, the difference to a baseline, later sets."""
+    row = trainer.rows[-1]
     line = (
         "epoch {epoch:3d}/{epochs}  lr {lr:.2e}  loss {loss:6.3f} ({loss_shrink:.3f} "
         "{loss_thresh:.3f} {loss_binary:.3f})  precision {precision:.4f}  recall {recall:.4f}  "
         "hmean {hmean:.4f} [{hmean_lo:.4f}, {hmean_hi:.4f}]  {seconds:.0f} s (validation "
         "{val_seconds:.0f})  {images_s:.1f} images/s  wait {wait:.0%}  peak {peak_gib:.1f} GiB"
-    ).format(epochs=epochs, **row)
+    ).format(epochs=trainer.hp.epochs, **row)
     if row["epoch"] in baseline:
         line += f"  vs baseline {row['hmean'] - baseline[row['epoch']]['hmean']:+.4f}"
-    print(line, flush=True)
+    print(line + later_sets(trainer.scores), flush=True)
 
 
 # ---------------------------------------------------------------- mirrors of log.csv
@@ -636,8 +646,7 @@ def fetch_losses(trainer, pending, steps):
         trainer.losses.append(row)
         number, epoch = len(trainer.losses), trainer.epoch + 1
         if not all(map(math.isfinite, row)):
-            where = f"epoch {epoch}, step {number} of {steps}"
-            raise NotFinite(where, f"loss is {row[0]}", CALM)
+            raise NotFinite(f"epoch {epoch}, step {number} of {steps}", f"loss is {row[0]}", CALM)
         recent = [r[0] for r in trainer.losses[-50:-1]]
         if len(recent) >= 10 and row[0] > 3 * statistics.median(recent):
             where = f"in epoch {epoch}, step {number}"
@@ -700,17 +709,17 @@ def score_pages(trainer, val):
     return total(rows).numpy()
 
 
-def finish_epoch(trainer, val, steps):
+def finish_epoch(trainer, val, others, steps):
     """Validate, append the epoch's row, advance. Returns (row, whether it is the best so far)."""
     hp, begin = trainer.hp, time.perf_counter()
     if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
         raise NotFinite(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM)
     rows = score_pages(trainer, val)
+    beside = {k: [score_pages(trainer, p)[:, 2].mean().item(), len(p)] for k, p in others.items()}
     row = summary("page", rows, bootstrap_groups(val))
     row["hmean_lo"], row["hmean_hi"] = row.pop("interval")
     row["epoch"], row["lr"] = trainer.epoch + 1, learning_rate(hp, trainer.epoch, trainer.epoch + 1)
-    losses = np.mean(trainer.losses, 0).tolist()
-    row |= zip(LOSSES, losses)
+    row |= zip(LOSSES, np.mean(trainer.losses, 0).tolist())
     row["val_seconds"] = time.perf_counter() - begin
     seconds, waited = trainer.timing
     row["seconds"], row["wait"] = seconds + row["val_seconds"], waited / seconds
@@ -719,9 +728,8 @@ def finish_epoch(trainer, val, steps):
     row["peak_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30 if cuda else 0.0
     trainer.rows.append({key: row[key] for key in COLUMNS})
     pages = {p.name: float(r[2]) for p, r in zip(val, rows)}
-    trainer.scores = {"hmean": row["hmean"], "pages": pages}
-    is_best = row["hmean"] > trainer.best["hmean"]
-    if is_best:
+    trainer.scores = {"hmean": row["hmean"], "pages": pages, "others": beside}
+    if is_best := row["hmean"] > trainer.best["hmean"]:
         trainer.best = {"hmean": row["hmean"], "epoch": row["epoch"]}
     trainer.begin_epoch(row["epoch"])
     return trainer.rows[-1], is_best
@@ -766,18 +774,18 @@ def load_run(folder):
 
 def run(hp, folder, resume, options, stop):
     """Train to hp.epochs (or hp.stop_epoch); options: the command line's. Returns the exit code."""
-    train, val, digests, hp = from_first(lambda: read_pages(hp))
+    pages, digests, hp = from_first(lambda: read_pages(hp))
     trainer = None if resume else Trainer(hp, options.device, True, digests)  # no folder yet
     with open_folder(hp, folder, resume) if place()[0] == 0 else contextlib.nullcontext():
         state = from_first(lambda: load_run(folder) if resume else None)
         trainer = trainer or Trainer(hp, options.device, state is None, digests)
         trainer.load(state, folder)
-        return train_run(trainer, train, val, folder, options, stop)
+        return train_run(trainer, pages, folder, options, stop)
 
 
-def train_run(trainer, train, val, folder, options, stop):
-    """What is left of a run. Returns the exit code."""
-    hp, begin = trainer.hp, time.perf_counter()
+def train_run(trainer, pages, folder, options, stop):
+    """What is left of a run; pages: of `read_pages`. Returns the exit code."""
+    (train, val, others), hp, begin = pages, trainer.hp, time.perf_counter()
     mirrors = start_mirrors(options.log, hp, folder, trainer.rows)
     steps = -(-len(train) // hp.batch)
     last = min(hp.epochs, hp.stop_epoch or hp.epochs)
@@ -789,8 +797,8 @@ def train_run(trainer, train, val, folder, options, stop):
             train_epoch(trainer, batches, steps, stop, left)
             left = is_best = 0
             if trainer.step == steps:
-                row, is_best = finish_epoch(trainer, val, steps)
-                print_row(row, hp.epochs, options.baseline)
+                row, is_best = finish_epoch(trainer, val, others, steps)
+                print_row(trainer, options.baseline)
                 stop.agree()
             trainer.save(folder, is_best)
             for send in mirrors if trainer.step == 0 else ():
@@ -831,10 +839,7 @@ def print_end(trainer, steps, stopped):
         verb = "stopped" if stopped else "paused"
         print(f"{verb} {where}; go on: python train.py --name {hp.name} --resume")
     if trainer.rows and not stopped:
-        print(
-            f"last hmean {trainer.rows[-1]['hmean']:.4f}; the next line is the maximum over "
-            "epochs on the pages that select it"
-        )
+        print(f"last hmean {trainer.rows[-1]['hmean']:.4f}{later_sets(trainer.scores)}; {MAXIMUM}")
         print(f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}")
 
 
@@ -918,8 +923,7 @@ def begin(args, stem):
     A process group that torchrun started again goes on by itself. Raises UsageError."""
     hp = resolve(args)
     if not hp.name and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
-        what = "a restarted group has to find its run"
-        raise UsageError("--max-restarts", what, "add --name")
+        raise UsageError("--max-restarts", "a restarted group has to find its run", "add --name")
     if hp.batch < place()[1]:
         raise UsageError(f"batch = {hp.batch}", f"{place()[1]} processes need a page each")
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -436,6 +436,7 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
         ("check images", 1, "images: no labels of split"),
         ("split . --folds 5", 1, "folds: 5 of 1 groups; 2 to that many are possible"),
         ("check nowhere", 2, "nowhere: no such file or folder"),
+        ("check cut,gone", 2, "cut,gone: several sets; name one; train.py alone takes more"),
         ("check . --image-dir nowhere", 2, "--image-dir nowhere: no such folder"),
         ("check . --size 100", 2, "--size 100: not a multiple of 32"),
         ("check . --sise 64", 2, "unrecognized arguments: --sise 64; did you mean --size?"),
@@ -503,18 +504,72 @@ def test_a_set_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch):
         data.synth(tmp_path / "s", 3, 0, **kind)
 
 
+def write_set(folder, seed, **splits):
+    """A set whose split has that many pages, two of a group, with the names of other sets' pages;
+    seed: of its pictures."""
+    folder.mkdir(parents=True)
+    for split, count in splits.items():
+        images, start = {}, 100 * len(split)
+        for i in range(start, start + count):
+            group, noise = f"{folder.name} {i // 2}", 1000 * seed + i
+            images |= write_page(folder, f"{i}.png", (60, 80, 3), group=group, noise=noise)
+        write_labels(folder, images, split)
+    return images
+
+
+def paths_of(pages):
+    return {str(page.path) for page in pages}
+
+
 def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
-    images = {}
-    for i in range(20):
-        images |= write_page(tmp_path, f"{i}.png", (60 + i, 80, 3), group=f"g{i // 2}", noise=i)
-    write_labels(tmp_path, images)
-    hp = replace(HP, data=str(tmp_path / "train.json"))
-    train, val, _ = data.run_pages(hp)
-    assert len(val) == 2 and len(train) == 18
+    images = write_set(tmp_path / "s", 0, train=20)
+    hp = replace(HP, data=str(tmp_path / "s/train.json"))
+    train, val, others, _ = data.run_pages(hp)
+    assert len(val) == 2 and len(train) == 18 and not others
     assert not {page.group for page in train} & {page.group for page in val}
-    write_labels(tmp_path, {name: images[name] for name in ("0.png", "1.png")})
+    write_labels(tmp_path / "s", {name: images[name] for name in ("500.png", "501.png")})
     with pytest.raises(DataError, match="no val split, and one group of pages"):
         data.run_pages(hp)
+
+
+def test_of_several_sets_all_train_and_the_first_is_validated(tmp_path, monkeypatch, capsys):
+    """Their pages have the same names; a page or a group of one set in another's val is told."""
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "a", 1, val=2, train=4)
+    images = write_set(tmp_path / "b", 2, val=3, train=5)
+    write_set(tmp_path / "c", 3, train=6)
+    monkeypatch.setitem(data.SYNTH_SETS, "synth", {"count": 4, "seed": 0, "size": 96, "words": 4})
+    a_train, a_val, b_train, b_val = (
+        paths_of(load_labels(name, split)) for name in "ab" for split in ("train", "val")
+    )
+    train, val, others, split = data.run_pages(replace(HP, data="a,b,c,synth"))
+    assert paths_of(val) == a_val and split is None
+    assert {name: len(pages) for name, pages in others.items()} == {"b": 3, "synth": 1}
+    assert paths_of(others["b"]) == b_val
+    assert len(paths_of(train)) == len(train) == 4 + 5 + 6 + 3
+    assert a_train | b_train < paths_of(train)
+    for fold in (0, 1, 2, 3):  # 0: a tenth is held out
+        hp = replace(HP, data="c", folds=fold and 3, fold=fold or 1)
+        own, held, _, own_split = data.run_pages(hp)
+        train, val, others, split = data.run_pages(replace(hp, data="c,a"))
+        assert paths_of(val) == paths_of(held) and split == own_split
+        assert paths_of(train) == paths_of(own) | a_train and paths_of(others["a"]) == a_val
+    assert "warning" not in capsys.readouterr().err
+    shutil.copy("a/images/300.png", "b/images/500.png")
+    images["501.png"]["group"] = "a 150"
+    write_labels(tmp_path / "b", images)
+    data.run_pages(replace(HP, data="a,b"))
+    said = capsys.readouterr().err
+    assert "warning: a,b: 2 val pages (first: a/images/300.png) are of groups in train too" in said
+    (tmp_path / "a,b").symlink_to("c")
+    assert len(data.run_pages(replace(HP, data="a,b"))[0]) == 4
+    for names, message in (
+        ("a,a/", "--data a,a/: a set without a name, or one that comes twice"),
+        ("a,", "--data a,: a set without a name"),
+        ("a,nowhere", "nowhere: no such file or folder"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            data.run_pages(replace(HP, data=names))
 
 
 def test_pseudo_pages_keep_their_flags_and_leave_out_what_is_known(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import shapely
 
 import db_postprocess as db
-from data import make_targets, polygon_area, polygon_perimeter
+from data import make_targets, polygon_area
 from db_postprocess import MODES, offset_polygon, polygons_from_map, rect_corners
 from hparams import Hparams
 
@@ -172,7 +172,7 @@ def test_box_mode_is_the_exact_offset_of_the_rectangle():
     prob = drawn(random_quad(np.random.default_rng(5), (200, 200), 20, 40))
     (inner,), _ = decode(prob, unclip_ratio=1e-9)
     (outer,), _ = decode(prob, unclip_ratio=2.0)
-    d = 2.0 * polygon_area(inner) / polygon_perimeter(inner)
+    d = 2.0 * polygon_area(inner) / cv2.arcLength(np.float32(inner), True)
     (exact,) = offset_polygon(inner, d)
     assert iou(outer, shapely.Polygon(exact).minimum_rotated_rectangle.exterior.coords) > 0.99
 

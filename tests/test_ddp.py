@@ -8,23 +8,26 @@ from conftest import NETWORK, ROOT, error_line, read_log, run_python, write_labe
 
 import train
 
-BASE = [*NETWORK, "--data=s", "--size=96", "--thresh=0.2", "--box-thresh=0.2", "--unclip-ratio=0"]
+BASE = [*NETWORK, "--data=s,o", "--size=96", "--thresh=0.2", "--box-thresh=0.2", "--unclip-ratio=0"]
 FIRST = "--name=first --epochs=14 --T_max=14 --batch=2 --lr=0.003 --aug-strength=0"
 TUNE = "--init=runs/first/best.pt --freeze-bn --epochs=3 --batch=5 --lr=1e-4 --warmup=1"
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory, receipts):
-    """7 train and 5 val pages, a network to start from and the single process's run."""
+    """7 train and 5 val pages, and a set of fewer val pages than processes; a network to start from
+    and the single process's run."""
     folder = tmp_path_factory.mktemp("ddp")
-    (folder / "s").mkdir()
-    (folder / "s/images").symlink_to(receipts / "images")
+    for name in "so":
+        (folder / name).mkdir()
+        (folder / name / "images").symlink_to(receipts / "images")
     pages = {}
     for split in ("train", "val"):
         pages |= json.loads((receipts / f"{split}.json").read_text())["images"]
     names = sorted(pages)
     for split, part in (("train", names[:7]), ("val", names[3:])):
         write_labels(folder / "s", {name: pages[name] for name in part}, split)
+        write_labels(folder / "o", {name: pages[name] for name in names[-2:]}, split)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert train.main([*BASE, *FIRST.split()]) == 0
@@ -58,8 +61,8 @@ def assert_same_numbers(folder, name):
         for key in ("hmean", "precision", "recall", "hmean_lo", "hmean_hi"):
             assert float(x[key]) == float(y[key])
     assert float(a[0]["hmean"]) > 0.1
-    pages = [train.load_last(folder / "runs" / n)["scores"]["pages"] for n in ("one", name)]
-    assert pages[0] == pages[1] and len(pages[0]) == 5
+    scores, same = (train.load_last(folder / "runs" / n)["scores"] for n in ("one", name))
+    assert scores == same and len(scores["pages"]) == 5 and scores["others"]["o"][1] == 2
 
 
 def test_three_processes_lose_one_start_again_and_stop_together(house, monkeypatch):

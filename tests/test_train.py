@@ -224,6 +224,46 @@ def test_init_begins_a_run_that_needs_it_no_more_and_knows_its_pages(whole, work
         assert word in said and unknown in said
 
 
+def test_a_run_on_two_sets_is_scored_by_set_and_is_worth_what_the_first_says(work, capsys):
+    """Pages of the other set have the names of the first's."""
+
+    def evaluated(*flags):
+        assert evaluate.main(["runs/two/last.pt", "--json", *flags]) == 0
+        return json.loads(capsys.readouterr().out)["hmean"]
+
+    def digests(split, *sets):
+        pages = [page for name in sets for page in labels.load_labels(name, split)]
+        return sorted(data.picture_digest(page.path) for page in pages)
+
+    data.synth("other", 4, 9, size=96, words=4)
+    flags = ("--data=s,other", "--epochs=8", "--T_max=8", "--aug-strength=0", "--name=two")
+    assert run(*flags, "--stop-epoch=7") == 0
+    out = capsys.readouterr().out
+    says = ["sets s,other: the run's value is that of s", "train 9 pages", "val   2 pages"]
+    assert [text for text in (*says, "val of other 1 pages") if text not in out] == []
+    assert train.main(["--name=two", "--resume", "--data=other,s"]) == 2
+    what = "data is 's,other' in run two and cannot become 'other,s'"
+    error_line(capsys.readouterr().err, what)
+    assert resume("two") == 0
+    lines = capsys.readouterr().out.splitlines()
+    state, rows = last("two"), train.read_log("runs/two")
+    assert (
+        rows[8]["hmean"] == state["scores"]["hmean"] == evaluated() == evaluated("--data=s") > 0.1
+    )
+    hmean, count = state["scores"]["others"]["other"]
+    assert hmean == pytest.approx(evaluated("--data=other")) and count == 1
+    beside = f"; other hmean {hmean:.4f} over 1 pages"
+    assert [line.endswith(beside) for line in lines if line.startswith("epoch   8/8")] == [True]
+    assert f"last hmean {rows[8]['hmean']:.4f}{beside}; " in lines[-2]
+    assert state["best"]["hmean"] == max(row["hmean"] for row in rows.values())
+    assert state["scores"]["pages"].keys() == {p.name for p in labels.load_labels("s", "val")}
+    origin = last("two", "best.pt")["origin"]
+    assert origin["trained"] == digests("train", "s", "other")
+    assert origin["chosen"] == digests("val", "s")
+    assert evaluate.main(["runs/two/best.pt", "--data=s,other"]) == 2
+    error_line(capsys.readouterr().err, "s,other: several sets; name one")
+
+
 def test_names_count_up(work):
     for expected in ("small", "small-2", "small-3"):
         hp, folder = train.choose_run_folder(hparams.Hparams(), "small")
@@ -399,6 +439,7 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, "--data=s --teacher=none.pt", "none.pt: cannot be read"),
         (2, "--weigth_decay 1", "--weigth-decay 1; did you mean --weight-decay?"),
         (2, "--data=nowhere", "nowhere: no such file or folder"),
+        (2, "--data=s,train.json --image-dir=s", "--image-dir: not with several sets"),
         (2, "--log=wandb", "pip install wandb"),
         (1, "--data=s", "no download (no route to host); use --pretrained PATH (a state dict"),
         (1, "--data=s --pseudo-labels=ignored.json", "labelled in s already"),

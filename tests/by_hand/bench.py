@@ -119,7 +119,7 @@ def common_targets(polygons, height, width, shrink_ratio=0.4):
     shrink, border = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
     mask = np.zeros((height, width), np.float32)
     for polygon in polygons:
-        area, length = data.polygon_area(polygon), data.polygon_perimeter(polygon)
+        area, length = data.polygon_area(polygon), cv2.arcLength(np.float32(polygon), True)
         reach = shrink_distance(area, length, shrink_ratio)
         paths = []
         for sign in (-1, 1):
