@@ -176,9 +176,9 @@ class Printer:
             start = int(x) - 2
             for char in word:
                 cv2.putText(mask, char, (round(x), base), 255, self.face, s, weight)
-                wide = cv2.getTextSize((0, 0), char, (0, 0), self.face, s, weight)[2]
-                x += wide + self.apart * s
-            ink = mask[:, start : int(x) + 3] > 60
+                x += cv2.getTextSize((0, 0), char, (0, 0), self.face, s, weight)[2] + self.apart * s
+            ink = mask[:, start : int(x) + 3]
+            ink = ink > min(60, int(ink.max()) // 2)  # the thinnest print is pale
             cols, rows = start + np.flatnonzero(ink.any(0)), np.flatnonzero(ink.any(1))
             top, bottom = min(rows[0], base - 0.66 * s), max(rows[-1] + 1, base)
             words.append((word, cols[0], top, cols[-1] + 1, bottom))

@@ -66,6 +66,8 @@ def test_words_as_stated():
     hangul = np.mean([any("가" <= c <= "힣" for c in text) for text in texts])
     latin = np.mean([any("A" <= c.upper() <= "Z" for c in text) for text in texts])
     assert hangul > 0.05 and latin > 0.3
+    for i in (4, 5):  # print of a few pixels, pale
+        synthetic_page((5, i), size=96, words=4)
     assert all(text and len(text.split()) == 1 and text == text.strip() for text in texts)
 
 
