@@ -15,6 +15,8 @@ SCORES = ("precision", "recall", "hmean")
 COUNTS = ("num_char_gt", "num_char_det", "num_char_tp_recall", "num_char_tp_precision")
 COUNTS += ("gran_score_recall", "gran_score_precision")  # up to here what the scores are made of
 COUNTS += ("num_char_fp", "num_splitted", "num_merged", "num_char_overlapped")
+OUTCOMES = ("hit", "joined", "split", "loose", "missed")  # of labels, see iou_matches
+GAPS = ((0, 0.3), (0.3, 0.6), (0.6, 1), (1, 1.5), (1.5, 2.5), (2.5, None))  # of line_neighbours
 
 
 def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"):
@@ -37,8 +39,7 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     ignore = ignore | np.array([text == "###" for text in texts], bool)
     labels = prepare_labels(gt, texts, ignore, variant)
     (counts,) = count_kept(labels, page_pairs(labels, det), np.ones((1, len(det)), bool), variant)
-    precision, recall, hmean = micro_scores(counts).tolist()
-    return dict(zip(COUNTS, counts.tolist()), recall=recall, precision=precision, hmean=hmean)
+    return dict(zip(COUNTS + SCORES, counts.tolist() + micro_scores(counts).tolist()))
 
 
 class Labels(NamedTuple):  # N labels of a page, to be compared with many sets of detections
@@ -158,8 +159,7 @@ def min_area_sides(points):
 def pseudo_chars(polygons):
     """N polygons -> [N] characters by shape: min(round(0.5 + long side / short side), 100). Halves
     round to even, but ratios 3, 4, ... do not: the reference's rounding errors keep them below."""
-    sides = np.array([min_area_sides(points) for points in polygons]).reshape(-1, 2)
-    short, long = np.sort(sides, 1).T
+    short, long = np.sort(np.reshape([min_area_sides(p) for p in polygons], (-1, 2)), 1).T
     aspect = np.where(short > 1e-6, long / np.maximum(short, 1e-6), 100)
     return np.clip(np.ceil(aspect - 1e-5), 2, 100).astype(int)
 
@@ -167,8 +167,7 @@ def pseudo_chars(polygons):
 def reading_aspect(polygons):
     """N polygons -> [N] width / height; of quads, first vertex top left, by means of the sides."""
     quad = np.array([len(points) == 4 for points in polygons], bool)
-    sides = [(0.0, 0.0) if len(p) == 4 else min_area_sides(p) for p in polygons]
-    sides = np.array(sides).reshape(-1, 2)
+    sides = np.reshape([(0.0, 0) if len(p) == 4 else min_area_sides(p) for p in polygons], (-1, 2))
     corners = np.array([points for points in polygons if len(points) == 4]).reshape(-1, 4, 2)
     length = np.hypot(*np.moveaxis(corners[:, [1, 2, 3, 0]] - corners, 2, 0))  # [Q, 4]
     sides[quad] = (length[:, :2] + length[:, 2:]) / 2
@@ -214,36 +213,71 @@ def char_centres(polygons, num_chars, variant):
 def iou_matches(gt_polygons, det_polygons, ignore=None):
     """Polygons and ignore as in `cleval` -> pairs (label, detection) with IoU > 0.5, one to one in
     order; [M] whether a detection counts: at most half of its area is on a don't-care label (ICDAR
-    2015, task 4.1). Raises ValueError."""
+    2015, task 4.1); [N] outcomes, "" if don't care; [N, N] whether one detection covers more than
+    half of both labels. The outcome is the first that holds: hit, in a pair; joined, covered so
+    with another; split, two or more, each by more than half on it, add up to more than half of it;
+    loose, more than half of it covered by one, or IoU > 0.2; missed. Raises ValueError."""
     gt, det = (make_shapes(to_shapely(as_points(p))) for p in (gt_polygons, det_polygons))
     ignore = np.zeros(len(gt.area), bool) if ignore is None else np.asarray(ignore, bool)
     if len(ignore) != len(gt.area):
         raise ValueError(f"{len(gt.area)} labels, {len(ignore)} ignore flags; give one a label")
     i, j = touching(gt.box, det.box)
-    overlap = overlap_area(gt, i, det, j)
-    valid = np.bincount(j, ignore[i] & (overlap > 0.5 * det.area[j]), len(det.area)) == 0
-    close = overlap > 0.5 * (gt.area[i] + det.area[j] - overlap)
-    pairs, gt_free, det_free = [], ~ignore, valid.copy()
-    for label, detection in zip(i[close].tolist(), j[close].tolist()):
-        if gt_free[label] and det_free[detection]:
-            gt_free[label] = det_free[detection] = False
+    shared = np.zeros((len(gt.area), len(det.area)))
+    shared[i, j] = overlap_area(gt, i, det, j)
+    valid = ~(shared[ignore] > 0.5 * det.area).any(0)
+    shared *= ~ignore[:, None] & valid
+    union = gt.area[:, None] + det.area - shared
+    pairs, close = [], shared > 0.5 * union
+    for label, detection in np.argwhere(close).tolist():
+        if close[label, detection]:
+            close[label] = close[:, detection] = False
             pairs.append((label, detection))
-    return pairs, valid
+    covered, piece = shared > 0.5 * gt.area[:, None], shared > 0.5 * det.area
+    together = np.float32(covered) @ covered.T > 0  # of bools the product is slow
+    hit = np.isin(np.arange(len(ignore)), [label for label, _ in pairs])
+    split = (piece.sum(1) > 1) & ((shared * piece).sum(1) > 0.5 * gt.area)
+    loose = (covered | (shared > 0.2 * union)).any(1)
+    rules = [ignore, hit, together.sum(1) > 1, split, loose]
+    return pairs, valid, np.select(rules, ["", *OUTCOMES[:4]], OUTCOMES[4]), together
+
+
+def line_neighbours(polygons):
+    """Of N polygons those with a next one on their line: index [K], index of the next [K], gap [K]
+    over their mean height, below 0 where they overlap. Lines run along the long edges of most. Next
+    is the first to begin after .95 of the one's width if the lower's middle is beside the other."""
+    first = np.cumsum([0, *map(len, polygons)])[:-1]
+    xy = np.concatenate([np.zeros((0, 2)), *polygons]) @ (1, 1j)  # [V]
+    edges = np.delete(np.diff(xy), first[1:] - 1)
+    xy *= np.exp(-0.5j * np.angle((edges**2).sum()))  # a square has twice the angle
+    left, top = (np.minimum.reduceat(part, first) for part in (xy.real, xy.imag))  # [N]
+    right, bottom = (np.maximum.reduceat(part, first) for part in (xy.real, xy.imag))
+    height, order = bottom - top, np.argsort(left)
+    beside = abs(np.subtract.outer(top + bottom, top + bottom)) < np.maximum.outer(height, height)
+    label, after = np.nonzero((beside & (left > (0.05 * left + 0.95 * right)[:, None]))[:, order])
+    label, nearest = np.unique(label, return_index=True)
+    after = order[after[nearest]]
+    return label, after, 2 * (left[after] - right[label]) / (height[label] + height[after])
 
 
 def iou50(gt_polygons, det_polygons, ignore=None):
-    """Numbers of iou_matches's pairs, of labels and of detections that are not don't care."""
-    pairs, valid = iou_matches(gt_polygons, det_polygons, ignore)
-    num_ignored = int(np.count_nonzero(ignore))  # of None, too
-    return len(pairs), len(gt_polygons) - num_ignored, int(valid.sum())
+    """Polygons and ignore as in `cleval` -> [23] counts that add up over pages: labels, detections,
+    hits twice and 0, 0 for micro_scores; labels of each of OUTCOMES; neighbours on a line by GAPS;
+    those that one detection has joined."""
+    pairs, valid, outcome, together = iou_matches(gt_polygons, det_polygons, ignore)
+    label, after, gap = line_neighbours(as_points(gt_polygons))
+    known = (outcome[label] != "") & (outcome[after] != "")
+    step = np.searchsorted([low for low, _ in GAPS[1:]], gap, "right")
+    gaps = (np.bincount(step[w], minlength=6) for w in (known, together[label, after]))
+    outcomes = [*map(outcome.tolist().count, OUTCOMES)]
+    row = [sum(outcomes), valid.sum(), len(pairs), len(pairs), 0, 0, *outcomes]
+    return np.concatenate([row, *gaps], dtype=float)
 
 
 def micro_scores(sums):
     """Summed counts [..., 6 or more] in the order of COUNTS -> SCORES [..., 3]; x / 0 is 0."""
     hits, total = sums[..., 2:4] - sums[..., 4:6], sums[..., :2]  # of labels and of detections
     recall, precision = np.moveaxis(np.maximum(hits, 0) / np.where(total > 0, total, np.inf), -1, 0)
-    both = precision + recall
-    hmean = 2 * precision * recall / np.where(both > 0, both, np.inf)
+    hmean = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
     return np.stack([precision, recall, hmean], -1)
 
 
@@ -262,8 +296,7 @@ METRICS = {
 def page_row(metric, page, polygons):
     """Numbers of a page [k] for one of METRICS, which adds them up over pages."""
     if metric == "iou50":
-        hits, num_gt, num_det = iou50(page.polygons, polygons, page.ignore)
-        return np.array([num_gt, num_det, hits, hits, 0, 0], float)
+        return iou50(page.polygons, polygons, page.ignore)
     official = {"variant": "official", "texts": page.texts} if metric == "micro" else {}
     counts = cleval(page.polygons, polygons, ignore=page.ignore, **official)
     return np.array([counts[key] for key in (COUNTS if official else SCORES)] + [1], float)
@@ -319,9 +352,12 @@ def summary(metric, rows, groups):
 
 def summarise(pages, rows):
     """{metric: rows} of METRICS -> the --json object."""
-    groups = bootstrap_groups(pages)
-    result = {metric: summary(metric, rows[metric], groups) for metric in METRICS}
+    result = {metric: summary(metric, rows[metric], bootstrap_groups(pages)) for metric in METRICS}
     result |= {"pages": len(pages), "pages_without_labels": sum(all(p.ignore) for p in pages)}
+    total = rows["iou50"].sum(0).astype(int).tolist()
+    result["labels"] = dict(zip(OUTCOMES, total[6:11]))
+    gaps = zip(GAPS, total[11:17], total[17:])
+    result["pairs"] = [{"gap": ends, "pairs": n, "joined": k} for ends, n, k in gaps]
     return result.pop("page") | result
 
 
@@ -371,9 +407,8 @@ def make_shapes(areas):
     down = a[1] < b[1]
     (x, upper), (x_lower, lower) = np.where(down, (a, b), (b, a))
     edges = np.stack([upper, lower, x, (x_lower - x) / (lower - upper), np.where(down, -1, 1)])
-    count = np.bincount(owner[ring_of[start]], minlength=len(areas))
-    area, box = shapely.area(areas), shapely.bounds(areas)
-    return Shapes(edges, np.cumsum(count) - count, count, area, box)
+    size = np.bincount(owner[ring_of[start]], minlength=len(areas))
+    return Shapes(edges, np.cumsum(size) - size, size, shapely.area(areas), shapely.bounds(areas))
 
 
 def contains(shapes, n, points):

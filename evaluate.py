@@ -269,34 +269,32 @@ def predict(network, pages, device, job=None, **options):
 # ---------------------------------------------------------------- pictures
 
 COLOURS = {"label": (60, 90, 255), "hit": (0, 150, 0), "found": (0, 150, 0), "miss": (230, 0, 0)}
-COLOURS["false alarm"] = (255, 120, 0)
+COLOURS |= {"false alarm": (255, 120, 0), "joined": (160, 0, 200)}
 
 
 def draw_page(page, polygons, side=1400):
-    """A page with its labels (thin blue), hits (green), misses (red) and false alarms (orange),
-    matched at IoU 0.5, or with what was found (green) where labels are not known (None): uint8 RGB
-    [H, W, 3], the longer side at least `side`, and a strip on top that counts them."""
+    """A page with its labels (thin blue), hits (green), false alarms (orange), labels joined with
+    others (purple) and other misses (red) at IoU 0.5, or what was found (green) where labels are
+    not known (None), and a strip that counts them: uint8 RGB [H, W, 3], the longer side >= side."""
     image = data.read_image(page.path)
     zoom = max(1.0, side / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     image = cv2.addWeighted(image, 0.75, np.full_like(image, 255), 0.25, 0)
     labels, known = page.polygons or [], page.polygons is not None
-    pairs, valid = cleval.iou_matches(labels, polygons, page.ignore)
-    hit_labels, hits = ({*side} for side in zip(*pairs)) if pairs else (set(), set())
-    hits = hits if known else {*range(len(polygons))}
-    lost = {n for n in range(len(labels)) if n not in hit_labels and not page.ignore[n]}
+    pairs, valid, outcome, _ = cleval.iou_matches(labels, polygons, page.ignore)
+    hits = {m for _, m in pairs} if known else {*range(len(polygons))}
     layers = {
         "hit" if known else "found": [polygons[m] for m in sorted(hits)],
-        "label": [labels[n] for n in range(len(labels)) if n not in lost],
-        "false alarm": [p for m, p in enumerate(polygons) if m not in hits and valid[m] and known],
-        "miss": [labels[n] for n in sorted(lost)],
+        "label": [p for p, o in zip(labels, outcome) if o in ("hit", "")],
+        "false alarm": [p for m, p in enumerate(polygons) if m not in hits and valid[m]],
+        "joined": [p for p, o in zip(labels, outcome) if o == "joined"],
+        "miss": [p for p, o in zip(labels, outcome) if o not in ("hit", "", "joined")],
     }
     strip, x = np.full((40, image.shape[1], 3), 255, np.uint8), 8
-    small, font = min(1.0, image.shape[1] / 640), cv2.FONT_HERSHEY_SIMPLEX
+    small, font = min(1.0, image.shape[1] / 720), cv2.FONT_HERSHEY_SIMPLEX
     for kind, outlines in layers.items():
         outlines = [np.round(p * zoom).astype(np.int32) for p in outlines]
-        thickness = 1 if kind == "label" else 2
-        cv2.polylines(image, outlines, True, COLOURS[kind], thickness, cv2.LINE_AA)
+        cv2.polylines(image, outlines, True, COLOURS[kind], 1 + (kind != "label"), cv2.LINE_AA)
         if kind != "label" and (known or kind == "found"):
             text = f"{len(outlines)} {kind}"
             cv2.putText(strip, text, (x, 28), font, 0.8 * small, COLOURS[kind], 2, cv2.LINE_AA)
@@ -449,9 +447,9 @@ def page_details(page, found, chosen):
     keep &= keep.cumsum(1) <= cleval.MAX_DETECTIONS
     pairs = cleval.page_pairs(labels, cleval.as_points(found[0]))
     scores = cleval.micro_scores(cleval.count_kept(labels, pairs, keep, "page"))
-    hit = np.isin(range(len(gt)), [n for n, _ in cleval.iou_matches(gt, chosen, ignore)[0]])
+    outcome = cleval.iou_matches(gt, chosen, ignore)[2]
     height = np.array([min(cleval.min_area_sides(points)) for points in gt])
-    return scores, height[~ignore], hit[~ignore]
+    return scores, height[~ignore], outcome[~ignore] == "hit"
 
 
 def decoding_line(hp):
@@ -481,31 +479,26 @@ def binned(x, y, what):
     return items
 
 
-def write_report(path, title, hp, result, pages, rows, details, worst):
+def write_report(path, title, hp, pages, rows, details, worst):
     """One HTML page. rows: of METRICS; details: page_details of pages; worst: [(hmean, index,
     polygons)] of the pages to show."""
-    curves, heights, hits = zip(*details)
+    result, (curves, heights, hits) = cleval.summarise(pages, rows), zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
-    keys = ("precision", "recall", "hmean")
-    parts = zip(cleval.METRICS.values(), (result, result["micro"], result["iou50"]))
-    metrics = [(name, *(r[key] for key in keys), r["interval"]) for (name, _), r in parts]
-    edges = np.arange(min(int(20 * hmeans.min()), 15), 21) / 20  # the histogram's twentieths
-    counts = [int(count) for count in np.histogram(hmeans, edges)[0]]
-    decoding = decoding_line(hp) if hp else "as in the file"
-    about = f"{result['pages']} pages, {words.sum()} words. Decoding: {decoding}."
+    counts, edges = np.histogram(hmeans, np.arange(min(int(20 * hmeans.min()), 15), 21) / 20)
+    about = f"{result['pages']} pages, {words.sum()} words."
     figures = []
     for hmean, i, polygons in worst:
         name = f"{pages[i].name}: hmean {hmean:.4f}, {words[i]} words, {hits[i].sum()} hit"
         figures.append((name, thumbnail(pages[i], polygons)))
     blocks = report.scores_blocks(
         title,
-        f"{about} Intervals: bootstrap over groups of pages.",
-        metrics,
-        pages=[(count, count, [f"{edge:.2f}"]) for count, edge in zip(counts, edges)],
+        f"{about} Decoding: {decoding_line(hp) if hp else 'as in the file'}.",
+        [name for name, _ in cleval.METRICS.values()],
+        result,
+        pages=[(count, count, [f"{edge:.2f}"]) for count, edge in zip(counts.tolist(), edges)],
         density=binned(words, hmeans, "pages"),
         heights=binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words"),
-        levels=LEVELS,
-        curves=dict(zip(keys, np.mean(curves, 0).T)),
+        curves={"box_thresh": LEVELS} | dict(zip(cleval.SCORES, np.mean(curves, 0).T)),
         chosen=hp.box_thresh if hp else None,
         worst=figures,
     )
@@ -688,17 +681,18 @@ def warn_of_leaks(source, pages):
 
 
 def print_line(result, what):
-    low, high = result["interval"]
-    shown = "  ".join(f"{key} {result[key]:.4f}" for key in ("precision", "recall", "hmean"))
-    print(f"{shown} [{low:.4f}, {high:.4f}]  {what}")
+    shown = "  ".join(f"{key} {result[key]:.4f}" for key in cleval.SCORES)
+    print("{} [{:.4f}, {:.4f}]  {}".format(shown, *result["interval"], what))
 
 
 def print_scores(result):
     for metric, (name, _) in cleval.METRICS.items():
         print_line(result if metric == "page" else result[metric], name)
+    outcomes = ", ".join(f"{count} {kind}" for kind, count in result["labels"].items())
+    gaps = [f"{p['joined']} of {p['pairs']} from {p['gap'][0]}" for p in result["pairs"]]
+    print(f"labels: {outcomes}; neighbours joined, by gap / height: {', '.join(gaps)}")
     none = f"{result['pages_without_labels']} without labels (these score 0 in the competition's)"
-    say = "intervals: bootstrap 95 % over groups of pages"
-    print(f"{result['pages']} pages, {none}; {say}")
+    print(f"{result['pages']} pages, {none}; intervals: bootstrap 95 % over groups of pages")
 
 
 def print_difference(d, what):
@@ -808,8 +802,7 @@ def open_source(source, pages, overrides, args, job, failed=None):
 
 def score_source(source, pages, overrides, args, main=True, failed=None):
     """Predict pages or read their predictions and, of the main source, write what is asked for:
-    {metric: rows [n, k]} of METRICS, empty for pages without labels. At most some 200
-    pages are in memory at a time, whatever their number."""
+    {metric: rows [n, k]} of METRICS, none of pages without labels. Holds some 200 pages at most."""
     html, level = args.html if main else None, None
 
     def judge(page, found):
@@ -829,14 +822,12 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
     hp = replace(hp, box_thresh=level) if level is not None else hp
     if hp and not args.json:
         print(decoding_line(hp))
-    begin, words, rows = time.perf_counter(), 0, {metric: [] for metric in cleval.METRICS}
-    details, worst = [], []
+    begin, words, judged, details, worst = time.perf_counter(), 0, [], [], []
     with predictions_file(args.out if main else None) as write:
         for i, (found, row, detail) in stream:
             write(pages[i], found)
             words += len(found[0])
-            for metric in row:
-                rows[metric].append(row[metric])
+            judged.append(row)
             if html:
                 details.append(detail)
                 worst = sorted([*worst, (row["page"][2], i, found[0])], key=lambda w: w[:2])[:WORST]
@@ -844,10 +835,9 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
         seconds, done = time.perf_counter() - begin, len(pages) - len(failed or ())
         speed = f"{done / seconds:.2f} images/s, {args.device}"
         print(f"{done} pages, {words} words found in {seconds:.1f} s ({speed})")
-    rows = {metric: np.array(rows[metric]) for metric in cleval.METRICS}
+    rows = {key: np.array([row[key] for row in judged if row]) for key in cleval.METRICS}
     if html:
-        result = cleval.summarise(pages, rows)
-        write_report(html, source, hp, result, pages, rows, details, worst)
+        write_report(html, source, hp, pages, rows, details, worst)
     return rows
 
 
@@ -886,9 +876,8 @@ def run(args):
         print(json.dumps(result))
         return 0
     print_scores(result)
-    for metric in cleval.METRICS if args.compare else ():
-        what = f"{args.compare}: {cleval.METRICS[metric][0]}"
-        print_difference(result["compare"][metric], what)
+    for metric, difference in result.get("compare", {}).items():
+        print_difference(difference, f"{args.compare}: {cleval.METRICS[metric][0]}")
     return 0
 
 

@@ -377,18 +377,20 @@ def best(f):
 # ---------------------------------------------------------------- a run's scores
 
 
-def scores_blocks(title, about, metrics, pages, density, heights, levels, curves, chosen, worst):
-    """Blocks of a run's scores: metrics [(name, precision, recall, hmean, (low, high))]; pages,
-    density, heights: items of `bars`; curves {metric: its value at each of levels of box_thresh},
-    chosen: the level in use or None; worst [(caption, data URL)]."""
-    keys, clear = [*curves], "(competition's CLEval)"
-    most, lines = max(value for value, *_ in pages), score_curves(levels, curves, chosen)
+def scores_blocks(title, about, names, result, pages, density, heights, curves, chosen, worst):
+    """Blocks of a run's scores: names of the three metrics; result: the --json object; pages,
+    density, heights: items of `bars`; curves {"box_thresh": levels, metric: its value at each of
+    them}, chosen: the level in use or None; worst [(caption, data URL)]."""
+    keys, clear = [*curves][1:], "(competition's CLEval)"
+    most, lines = max(value for value, *_ in pages), score_curves(curves, chosen)
     yield "#", title
-    yield p(about)
-    rows = []
-    for name, *values, ends in metrics:
-        rows.append([name, *map("{:.4f}".format, values), "{:.4f} to {:.4f}".format(*ends)])
-    yield "table", ["metric", *keys, "95 % interval"], rows
+    yield p(about, "Intervals: bootstrap over groups of pages.")
+    scores = zip(names, (result, result["micro"], result["iou50"]))
+    rows = [[n, *(f"{x:.4f}" for x in (*map(r.get, keys), *r["interval"]))] for n, r in scores]
+    yield "table", ["metric", *keys, "95 % from", "to"], rows
+    yield "table", ["labels", *result["labels"]], [["number", *result["labels"].values()]]
+    rows = [[f"from {pair['gap'][0]}", pair["pairs"], pair["joined"]] for pair in result["pairs"]]
+    yield "table", ["neighbours by gap / height", "pairs", "joined"], rows
     for head, caption, plot in (
         ("Pages by score", f"Pages with which hmean {clear}, by steps of 0.05.", bars(pages, most)),
         ("Score by density", "Mean hmean of pages with so many words.", bars(density, 1)),
@@ -397,22 +399,21 @@ def scores_blocks(title, about, metrics, pages, density, heights, levels, curves
     ):
         yield "##", head
         yield "figure", caption, plot
-    rows = zip(levels, *curves.values())
-    rows = [[f"{level:.2f}", *map("{:.4f}".format, values)] for level, *values in rows]
-    yield "table", ["box_thresh", *keys], rows
+    rows = [(f"{x:.2f}", *map("{:.4f}".format, values)) for x, *values in zip(*curves.values())]
+    yield "table", [*curves], rows
     yield "##", f"The {len(worst)} worst pages"
-    yield p("Labels thin blue, hits green, misses red, false alarms orange, at IoU 0.5.")
-    for caption, source in worst:
-        yield "figure", caption, f'<img alt="" src="{source}">'
+    yield p("Labels blue, hits green, joined purple, other misses red, false alarms orange.")
+    yield from (("figure", caption, f'<img alt="" src="{source}">') for caption, source in worst)
 
 
-def score_curves(levels, curves, chosen):
-    low = min(math.floor(10 * min(map(min, curves.values()))) / 10, 0.9)
+def score_curves(curves, chosen):
+    (_, levels), *curves = curves.items()
+    low = min(math.floor(10 * min(min(values) for _, values in curves)) / 10, 0.9)
     plot = Plot((0, 1), (low, 1), 560, 260)
     plot.axes([(k / 5, k / 5) for k in range(6)], "box_thresh")
     if chosen is not None:
         plot.line([(chosen, low), (chosen, 1)], "chosen", f"box_thresh {chosen}")
-    for i, (name, values) in enumerate(curves.items()):
+    for i, (name, values) in enumerate(curves):
         plot.line(list(zip(levels, values)), name, name)
         plot.text(0.25 + 0.25 * i, 1, name, dy=-5, kind=name)
     return plot.svg("precision, recall and hmean over box_thresh", "narrow")

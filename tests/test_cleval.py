@@ -12,7 +12,7 @@ import pytest
 import shapely
 
 import cleval as metric
-from cleval import METRICS, bootstrap, cleval, iou50, iou_matches, mean_scores
+from cleval import METRICS, OUTCOMES, bootstrap, cleval, iou50, iou_matches, mean_scores
 
 DATA = Path(__file__).parent / "data" / "cleval"
 both_variants = pytest.mark.parametrize("variant", ["page", "official"])
@@ -198,17 +198,70 @@ def test_micro_sums_and_the_mean_averages():
     assert scores(result["iou50"]) == pytest.approx((1, 2 / 3, 2 * (2 / 3) / (5 / 3)))
     assert rows.keys() == METRICS.keys()
     assert (result["pages"], result["pages_without_labels"]) == (2, 0)
+    assert [*result["labels"].items()] == [*zip(OUTCOMES, (2, 0, 0, 0, 1))]
+    assert result["pairs"][4] == {"gap": (1.5, 2.5), "pairs": 1, "joined": 0}
+
+
+def hits(gt, det, ignore=None):
+    """Numbers of hits, labels and detections that count."""
+    return tuple(iou50(gt, det, ignore)[[2, 0, 1]])
 
 
 def test_iou_matches_one_to_one():
     words = [box(0, 0, 40, 10), box(100, 0, 40, 10), box(200, 0, 40, 10)]
-    assert iou50(words, words) == (3, 3, 3)
+    assert hits(words, words) == (3, 3, 3)
     shifted = [words[0] + (13, 0), words[1] + (14, 0)]  # IoU 27/53 and 26/54
-    assert iou50(words, shifted) == (1, 3, 2)
-    assert iou50(words[:1], words[:1] * 2) == (1, 1, 2)
+    assert hits(words, shifted) == (1, 3, 2)
+    assert hits(words[:1], words[:1] * 2) == (1, 1, 2)
     assert iou_matches(words, shifted)[0] == [(0, 0)]
     inside = [words[0], words[2] + (19, 0), words[1] + (21, 0)]
-    assert iou50(words, inside, [False, True, True]) == (1, 1, 2)
+    assert hits(words, inside, [False, True, True]) == (1, 1, 2)
+
+
+def turn(polygons, angle):
+    (c, s), centre = (np.cos(angle), np.sin(angle)), (300, 200)
+    return [(points - centre) @ ((c, s), (-s, c)) + centre for points in polygons]
+
+
+OUTCOME = [  # detections (x, length) of two labels (0, 60) and (65, 20)
+    ("hit hit", (0, 60), (65, 20)),
+    ("hit hit", (0, 85), (65, 20)),
+    ("hit joined", (0, 85)),  # IoU .71
+    ("joined joined", (-40, 130)),  # IoU .46
+    ("joined joined", (-40, 130), (0, 29), (31, 29)),
+    ("split missed", (0, 29), (31, 29)),
+    ("loose loose", (0, 29), (31, 90)),
+    ("loose missed", (0, 13)),  # IoU .22
+    ("loose missed", (-400, 460)),  # IoU .13, but all of it
+    ("missed missed", (0, 11), (12, 11)),  # IoU .18 each, not half together
+    ("missed missed",),
+]
+
+
+@pytest.mark.parametrize("angle", [0, 0.7, 2])
+def test_a_label_has_the_first_outcome_that_holds(angle):
+    def outcomes(*det, ignore=None):
+        found = [turn([box(x, 0, w, 10) for x, w in line], angle) for line in (labels, det)]
+        return " ".join(iou_matches(*found, ignore)[2])
+
+    labels = (0, 60), (65, 20)
+    for expected, *det in OUTCOME:
+        assert outcomes(*det) == expected, det
+    for ignore, expected in (([0, 1], "hit "), ([1, 0], " missed"), ([1, 1], " ")):
+        assert outcomes((0, 85), ignore=ignore) == expected
+
+
+@pytest.mark.parametrize("angle", [0, 0.7, np.pi / 2, 3])
+def test_neighbours_are_counted_by_their_gap_over_their_height(angle):
+    line = [box(x, 0, 30, 10) for x in (0, 32, 67, 105, 147, 197, 257)]  # gaps .2 .5 .8 1.2 2 3
+    for labels, lines in ((line, 1), (line + [p + (3, 14) for p in line], 2), (line[:1], 0)):
+        joined = [*labels[2:], box(0, 0, 62, 10), box(67, 0, 68, 10), box(147, 1, 80, 8)]
+        row = iou50(turn(labels, angle), turn(joined, angle))
+        assert row[11:17].tolist() == [lines] * 6
+        assert row[17:].tolist() == ([1, 0, 1, 0, 1, 0] if lines else [0] * 6)
+    hidden = iou50(turn(line, angle), turn(joined, angle), [n == 1 for n in range(7)])
+    assert hidden[11:].tolist() == [0, 0, 1, 1, 1, 1] + [0, 0, 1, 0, 1, 0]
+    assert not iou50([], line)[11:].any() and not iou50(line, [])[17:].any()  # empty pages
 
 
 def test_overlap_equals_shapely():
@@ -254,24 +307,27 @@ BROKEN = [
 
 
 @both_variants
-def test_random_and_broken_geometry_gives_finite_scores(variant):
+def test_random_and_broken_geometry_gives_finite_scores_and_each_label_one_outcome(variant):
     rng = np.random.default_rng(2)
     for _ in range(20):
         gt, det = ([rng.uniform(0, 200, (rng.integers(3, 13), 2)) for _ in range(20)] for _ in "ab")
         gt, det = gt + BROKEN, det + BROKEN
         ignore = rng.random(len(gt)) < 0.2
         counts = cleval(gt, det, ignore=ignore, variant=variant)
-        values = np.array([*counts.values(), *iou50(gt, det, ignore)], float)
+        row = iou50(gt, det, ignore)
+        values = np.array([*counts.values(), *row], float)
         assert np.isfinite(values).all() and (values >= 0).all()
+        assert row[6:11].sum() == row[0] == (~ignore).sum() and row[6] == row[2]
+        assert (row[17:] <= row[11:17]).all()
         assert all(0 <= score <= 1 for score in scores(counts))
 
 
 def test_crossed_label_is_found_by_its_own_points_and_one_without_area_by_none():
     bow_tie = np.array([(0, 0), (40, 20), (40, 0), (0, 20)], float)
-    assert iou50([bow_tie], [bow_tie]) == (1, 1, 1)
-    assert iou50([box(0, 0, 1e-4, 1e-4)], [box(0, 0, 1e-4, 1e-4)]) == (0, 1, 1)
+    assert hits([bow_tie], [bow_tie]) == (1, 1, 1)
+    assert hits([box(0, 0, 1e-4, 1e-4)], [box(0, 0, 1e-4, 1e-4)]) == (0, 1, 1)
     for nothing in BROKEN[:5]:
-        assert iou50([nothing], [nothing]) == (0, 1, 1)
+        assert hits([nothing], [nothing]) == (0, 1, 1)
         assert cleval([nothing], [nothing])["num_char_fp"] == 100
 
 

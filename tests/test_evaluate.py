@@ -73,16 +73,11 @@ def test_labels_as_predictions_are_perfect_in_each_metric(run):
         assert (scores["precision"], scores["recall"], scores["hmean"]) == (1, 1, 1)
         assert scores["interval"] == [1, 1]
     assert (result["pages"], result["pages_without_labels"]) == (2, 0)
-    for text in ("competition's", "official", "IoU 0.5", "2 pages, 0 without", "[1.0000, 1.0000]"):
+    assert result["labels"] == {"hit": 12, "joined": 0, "split": 0, "loose": 0, "missed": 0}
+    texts = ["competition's", "official", "IoU 0.5", "2 pages, 0 without", "[1.0000, 1.0000]"]
+    texts += [f"0 of {pair['pairs']} from {pair['gap'][0]}" for pair in result["pairs"]]
+    for text in [*texts, "labels: 12 hit, 0 joined, 0 split, 0 loose, 0 missed; neighbours joined"]:
         assert text in out
-
-
-def test_missed_words_cost_recall_and_false_alarms_precision(run):
-    half = scored(run, predictions(keep=lambda i: i % 2))
-    assert half["precision"] == 1 and 0.2 < half["recall"] < 0.8
-    moved = scored(run, predictions(lambda i, p: p + (0 if i % 2 else 500)))
-    assert moved["precision"] < 1 and moved["recall"] == half["recall"]
-    assert moved["iou50"]["recall"] == half["iou50"]["recall"]
 
 
 def test_compare_is_paired_and_two_pages_can_say_nothing(run):
@@ -202,9 +197,16 @@ def test_drawn_pages_of_any_name_replace_neither_each_other_nor_the_pages(run):
     assert before == {p: p.read_bytes() for p in Path("mine").iterdir() if p.is_file()}
 
 
-def test_pictures_show_labels_hits_misses_and_false_alarms(run):
-    path = predictions(lambda i, p: p + (0 if i else 40), keep=lambda i: i != 1)
-    run(path, "--data", "s", "--pictures", "pics")
+def joining(i, points):
+    """The detection of label 0 is elsewhere, that of label 4 reaches over the next, too."""
+    low = points.min(0)
+    return (points - low) * (2.4 if i == 4 else 1, 1) + low + (0 if i else 40)
+
+
+def test_pictures_show_labels_hits_joined_misses_and_false_alarms(run):
+    path = predictions(joining, keep=lambda i: i != 1)
+    out = run(path, "--data", "s", "--pictures", "pics").out
+    assert "6 hit, 2 joined, 0 split, 0 loose, 4 missed" in out
     pictures = [cv2.imread(str(file))[40:, :, ::-1].astype(int) for file in Path("pics").iterdir()]
     assert len(pictures) == 2 and all(max(image.shape) >= 1400 for image in pictures)
     for colour in evaluate.COLOURS.values():
@@ -376,6 +378,9 @@ def check_report(page, result, names):
         r = result if metric == "page" else result[metric]
         expected = [r["precision"], r["recall"], r["hmean"], *r["interval"]]
         assert row == pytest.approx(expected, abs=6e-5)
+    counts = [["number", *result["labels"].values()]]
+    counts += [[f"from {p['gap'][0]}", p["pairs"], p["joined"]] for p in result["pairs"]]
+    assert all(f"<td>{'</td><td>'.join(map(str, row))}</td>" in page for row in counts)
     assert len(levels) == 19 and levels[0.5] == pytest.approx(metrics["page"][:3])
     assert levels[0.55] == levels[0.95] == [0, 0, 0]  # all confidences are 0.5
     bars = re.findall(r'<text class="value".*?>(.*?)</text>', page)
@@ -384,7 +389,7 @@ def check_report(page, result, names):
 
 
 def test_a_report_shows_the_numbers_of_the_scores(work, run):
-    path = predictions(lambda i, p: p + (0 if i % 3 else 40), keep=lambda i: i % 4)
+    path = predictions(joining, keep=lambda i: i != 1)
     result, page = scored(run, path, "--html", "r.html"), (work / "r.html").read_text()
     assert "<script" not in page and not re.search(r'(src|href)="(?!data:)', page)
     check_report(page, result, read_json(path)["images"])

@@ -259,9 +259,10 @@ def check_metric(case):
         assert all(0 <= value <= 1 for value in values), counts
         turned = cleval.cleval(gt, [det[i] for i in order], ignore=ignore, variant=variant)
         assert turned == counts, (counts, turned)
-    tp, n, m = cleval.iou50(gt, det, ignore)
+    n, m, tp, *counts = cleval.iou50(gt, det, ignore)
     assert 0 <= tp <= min(n, m) and n == len(gt) - sum(ignore) and m <= len(det)
-    assert cleval.iou50(det, gt)[0] == cleval.iou50(gt, det)[0] or len(gt) > 1 and len(det) > 1
+    assert n == sum(counts[3:8]) and counts[3] == tp
+    assert cleval.iou50(det, gt)[2] == cleval.iou50(gt, det)[2] or len(gt) > 1 and len(det) > 1
     boxes = [cv2.minAreaRect(np.float32(points)) for points in gt]
     boxes = [cv2.boxPoints(box).astype(float) for box in boxes if min(box[1]) > 5]
     sides = [np.linalg.norm(box[1] - box[0]) > np.linalg.norm(box[2] - box[1]) for box in boxes]
@@ -269,7 +270,7 @@ def check_metric(case):
     apart = [box + (500 * i, 0) for i, box in enumerate(boxes)]
     if apart:
         assert cleval.cleval(apart, apart)["hmean"] == 1
-        assert cleval.iou50(apart, apart)[0] == len(apart)
+        assert cleval.iou50(apart, apart)[2] == len(apart)
 
 
 def check_decode(case):
