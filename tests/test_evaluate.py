@@ -113,6 +113,11 @@ def test_checkpoint_flags_override_what_it_carries(run):
     assert "size 96, fit longer, thresh 0.9" in run(checkpoint(thresh=0.9)).out
     out = run("a.pt", "--thresh", 0.1, "--mode", "box", "--size", 64, "--fit", "area").out
     assert "size 64, fit area, thresh 0.1" in out and "mode box" in out
+    state = torch.load(checkpoint(fit="area"), weights_only=True)
+    assert "size 96, fit area" in run("a.pt").out
+    del state["hparams"]["fit"]
+    save_checkpoint("old.pt", state)
+    assert "size 96, fit longer" in run("old.pt").out  # as it was trained
 
 
 REFUSED = [
