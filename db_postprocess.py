@@ -1,14 +1,9 @@
 """How do maps become polygons on the page? Numpy in, numpy out, no torch.
 
-Post-processing of Differentiable Binarization (Liao et al. 2020, arXiv 1911.08947, section 3.5):
-`decode_page` turns a page's probability map into polygons of the page. It is thresholded, every
-blob becomes a candidate with a score, candidates are filtered, and each survivor grows back by the
-distance that the training targets shrank it.
-
-Two steps, because they cost differently: `find_candidates` depends on the map and `thresh` alone;
-`decode_candidates` holds everything else, so a search over thresholds pays for the contours once.
-
-Coordinates are (x, y) and pixel (i, j) covers [i, i+1) x [j, j+1).
+Differentiable Binarization (Liao et al. 2020, arXiv 1911.08947, section 3.5): `find_candidates` has
+the blobs of a map above `thresh`, which costs most and is done once for many settings of the rest;
+`decode_candidates` filters them and grows the survivors by what the training targets shrank them.
+Neither raises on any map. Coordinates are (x, y) and pixel (i, j) covers [i, i+1) x [j, j+1).
 """
 
 from typing import NamedTuple
@@ -16,6 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pyclipper
+import shapely
 
 SHRINK_RATIO = 0.4
 MODES = ("polygon", "box")
@@ -23,41 +19,63 @@ DECODING = ("thresh", "box_thresh", "unclip_ratio", "max_candidates", "min_size"
 DECODING += ("shrink_ratio",)  # the one of training, which the unclip undoes
 RAGGED = 0.5  # px; the stairs of a turned line; a hull that stands out more is bent or two lines
 CLIPPER_SCALE = 256  # clipper works on integers; 1/256 px is far below what a label resolves
+# of files: points of a polygon, of one that may cross itself, of a page; decimals in page pixels
+MAX_POINTS, MAX_CROSSING, MAX_PAGE_POINTS, DECIMALS = 500, 20, 20_000, 4
 
 
 def decode_page(prob, page_size, hp):
-    """Polygons (list of N [P, 2], page px, inside the page) and scores [N] of a map [h, w].
-
-    page_size: [2] width, height; hp: has the attributes DECODING.
-    """
+    """Polygons (list of N [P, 2], page px, see `to_page`) and scores [N] of a map [h, w], all that
+    a file may hold. page_size: [2] width, height; hp: has the attributes DECODING."""
     polygons, scores = polygons_from_map(prob, **{key: getattr(hp, key) for key in DECODING})
-    return to_page(polygons, np.array(prob.shape[::-1]) / page_size, page_size), scores
+    polygons = to_page(polygons, np.array(prob.shape[::-1]) / page_size, page_size)
+    return first_that_fit(polygons, scores)
+
+
+def first_that_fit(polygons, scores):
+    """The first of polygons [P, 2] and scores [N], as many as have MAX_PAGE_POINTS together."""
+    count = (np.cumsum([len(points) for points in polygons]) <= MAX_PAGE_POINTS).sum()
+    return polygons[:count], scores[:count]
 
 
 def to_page(polygons, scale, page_size):
-    """Polygons in map pixels -> in page pixels, inside the page."""
+    """Polygons in map pixels -> in page pixels, inside the page, of at most MAX_POINTS points. What
+    crosses itself, as moving points onto the page's edge may lead to, is cut instead."""
+    size = np.array([len(points) for points in polygons], int)
     xy = np.concatenate([np.zeros((0, 2)), *polygons]) / scale
-    return split_outlines(xy.clip(0, page_size), [len(points) for points in polygons])
+    inside, owner = xy.clip(0, page_size), np.repeat(np.arange(len(size)), size)
+    found, doubtful = split_outlines(inside, size), size > MAX_CROSSING
+    doubtful[owner[(inside != xy).any(1)]] = True
+    for i in np.flatnonzero(doubtful):
+        written = shapely.polygons(found[i].round(DECIMALS))
+        if size[i] > MAX_POINTS or not shapely.is_valid(written):
+            found[i] = cut_polygon(polygons[i] / scale, page_size)
+    return found
+
+
+def cut_polygon(polygon, page_size):
+    """The largest part of a polygon [P, 2] inside the page as [P', 2] that does not cross itself,
+    to DECIMALS; its upright box where nothing is left of it, or over MAX_POINTS points."""
+    outline, page = shapely.Polygon(polygon), shapely.box(0, 0, *page_size)
+    area = shapely.make_valid(outline, method="structure", keep_collapsed=False)
+    parts = shapely.get_parts(shapely.intersection(area, page, grid_size=10**-DECIMALS))
+    ring = shapely.get_exterior_ring(max(parts, key=shapely.area, default=None))
+    points = shapely.get_coordinates(ring)[:0:-1]  # clockwise on the screen
+    box = shapely.get_coordinates(shapely.box(*outline.bounds))[:4].clip(0, page_size)
+    return points if 0 < len(points) <= MAX_POINTS else box
 
 
 def polygons_from_map(prob, *, thresh, **decoding):
-    """Polygons (list of N [P, 2], map pixels, not rounded) and scores [N] of a map [H, W].
-
-    prob: float in 0..1 or uint8 in 0..255; decoding: the keywords of `decode_candidates`.
-    """
+    """Polygons (list of N [P, 2], map px) and scores [N] of a map; see the two that it joins."""
     return decode_candidates(find_candidates(prob, thresh), **decoding)
 
 
 class Candidates(NamedTuple):
-    """Blobs of one thresholded map, best score first.
-
-    outlines: N arrays [P, 2] through the centres of a blob's outermost pixels, clockwise on the
-    screen: its convex hull, which evens out ragged edges, where `convex` [N], else its contour.
-    margins: [N] from there to the edge of the pixels, half a pixel less what a hull adds. sizes:
-    [2, N] area and perimeter of the pixels. rects: [N, 5] as (centre x, centre y, width, height,
-    angle in radians within 45 degrees of upright), the smallest rectangle around them. scores: [N],
-    mean probability inside the contour.
-    """
+    """Blobs of one thresholded map, best score first. outlines: N arrays [P, 2] through the centres
+    of a blob's outermost pixels, clockwise on the screen: its hull, which evens out ragged edges,
+    where `convex` [N], else its contour. margins: [N] from there to the edge of the pixels, half a
+    pixel less what a hull adds. sizes: [2, N] area and perimeter of the pixels. rects: [N, 5] their
+    smallest rectangle (centre x, centre y, width, height, angle in radians within 45 degrees of
+    upright). scores: [N], mean probability inside the contour."""
 
     outlines: list
     convex: np.ndarray
@@ -69,15 +87,12 @@ class Candidates(NamedTuple):
 
 def find_candidates(prob, thresh):
     """Blobs of a probability map [H, W] (float in 0..1 or uint8 in 0..255) above `thresh` (0..1).
-
-    Blobs inside the hole of another count; holes themselves and single pixels do not.
-    """
-    scale = 255 if prob.dtype == np.uint8 else 1
-    binary = (prob > thresh * scale).view(np.uint8)
+    Blobs inside the hole of another count; holes themselves and single pixels do not."""
+    scale, level = (255, int(thresh * 255)) if prob.dtype == np.uint8 else (1, thresh)
+    binary = (prob > level).view(np.uint8)  # an int, so that bytes are compared as bytes
     contours, tree = cv2.findContours(binary, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    if contours:
-        outer = tree[0, :, 3] < 0
-        contours = [c for c, keep in zip(contours, outer) if keep and len(c) > 1]
+    outer = tree[0, :, 3] < 0 if contours else ()
+    contours = [c for c, keep in zip(contours, outer) if keep and len(c) > 1]
     scores = np.array([contour_score(prob, c) for c in contours]) / scale
     order = np.argsort(-scores, kind="stable")
     contours = [contours[i][:, 0] for i in order]
@@ -86,7 +101,8 @@ def find_candidates(prob, thresh):
     gap = np.maximum(sizes[0] - own[0], 0) / own[1]  # what a hull adds, in px of its outline
     convex = gap <= RAGGED
     for i in np.flatnonzero(~convex):
-        outlines[i] = cv2.approxPolyDP(contours[i], 0.002 * own[1, i], True)[:, 0] + 0.5
+        simple = cv2.approxPolyDP(contours[i], 0.002 * own[1, i], True)[:, 0]
+        outlines[i] = (simple if len(simple) > 2 else contours[i]) + 0.5
     sizes = np.stack([own[0], np.where(convex, sizes[1], own[1])])
     margins, rects = 0.5 - np.where(convex, gap, 0), min_area_rects(contours)
     return Candidates(outlines, convex, margins, sizes, rects, scores[order])
@@ -95,22 +111,18 @@ def find_candidates(prob, thresh):
 def measure(outlines):
     """Outlines N x [P, 2] through pixel centres -> [2, N] area and perimeter of the pixels, whose
     edges lie half a pixel outside: a blob one pixel thin is one pixel thick, not nothing."""
-    if not outlines:
-        return np.zeros((2, 0))
     xy, before, start = join_outlines(outlines)
-    edge = xy - xy[before]
     area = np.add.reduceat(xy[before, 0] * xy[:, 1] - xy[:, 0] * xy[before, 1], start)
-    length = np.add.reduceat(np.hypot(edge[:, 0], edge[:, 1]), start)
+    length = np.add.reduceat(np.hypot(*(xy - xy[before]).T), start)
     return np.stack([np.abs(area) / 2 + length / 2 + 1, length + 4])
 
 
 def join_outlines(outlines):
-    """N >= 1 outlines [P, 2] -> all vertices [V, 2], index [V] of the one before each, index [N] of
-    each outline's first."""
-    end = np.cumsum([len(outline) for outline in outlines])
-    before, start = np.arange(-1, end[-1] - 1), np.r_[0, end[:-1]]
-    before[start] = end - 1
-    return np.concatenate(outlines).astype(float), before, start
+    """N outlines [P, 2] -> vertices [V, 2], index of the one before each [V], of each first [N]."""
+    xy, end = np.concatenate([np.zeros((0, 2)), *outlines]), np.cumsum([0, *map(len, outlines)])
+    before = np.arange(len(xy)) - 1
+    before[end[:-1]] = end[1:] - 1
+    return xy, before, end[:-1]
 
 
 def split_outlines(xy, size):
@@ -129,10 +141,9 @@ def contour_score(prob, contour):
 
 def min_area_rects(contours):
     """Smallest rotated rectangle of each contour's pixels as [N, 5], see `Candidates`."""
-    rects = [cv2.minAreaRect(c) for c in contours]
-    rects = np.array([(x, y, w, h, a) for (x, y), (w, h), a in rects]).reshape(-1, 5)
-    rects[:, :2] += 0.5
-    rects[:, 2:4] += 1
+    rects = map(cv2.minAreaRect, contours)
+    rects = [(x + 0.5, y + 0.5, w + 1, h + 1, angle) for (x, y), (w, h), angle in rects]
+    rects = np.array(rects).reshape(-1, 5)
     quarters = np.round(rects[:, 4] / 90)  # a rectangle's angle may name either of its sides
     rects[quarters % 2 == 1, 2:4] = rects[quarters % 2 == 1, 3:1:-1]
     rects[:, 4] = np.deg2rad(rects[:, 4] - 90 * quarters)
@@ -142,22 +153,20 @@ def min_area_rects(contours):
 def decode_candidates(
     blobs, *, box_thresh, unclip_ratio, max_candidates, min_size, mode, shrink_ratio=SHRINK_RATIO
 ):
-    """Polygons (list of N [P, 2]) and scores [N] of Candidates, best score first, in map pixels.
-
-    Keeps scores >= box_thresh, of these the max_candidates best, of these the ones whose short side
-    is at least min_size pixels after the unclip. mode: polygon (outline of the blob) or box (its
-    rectangle, grown in closed form). Raises ValueError on an unknown mode.
-    """
+    """Polygons (list of N [P, 2]) and scores [N] of Candidates, best score first, in map pixels:
+    of scores >= box_thresh the max_candidates best, of these the ones whose short side is at least
+    min_size pixels after the unclip. mode: polygon (outline of the blob) or box (its rectangle,
+    grown in closed form). Raises ValueError on an unknown mode."""
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
     keep = int(np.searchsorted(-blobs.scores, -box_thresh, side="right"))
     rects = blobs.rects[:keep][:max_candidates]
     sides = grown_sides(rects, unclip_ratio, shrink_ratio)
     large = np.flatnonzero(sides.min(1) >= min_size)
+    grown = np.hstack([rects[:, :2], sides, rects[:, 4:]])[large]
     if mode == "polygon":
-        return unclip_outlines(blobs, large, unclip_ratio, shrink_ratio), blobs.scores[large]
-    grown = np.hstack([rects[:, :2], sides, rects[:, 4:]])
-    return list(rect_corners(grown[large])), blobs.scores[large]
+        return unclip_outlines(blobs, large, grown, unclip_ratio, shrink_ratio), blobs.scores[large]
+    return list(rect_corners(grown)), blobs.scores[large]
 
 
 def grown_sides(rects, unclip_ratio, shrink_ratio):
@@ -167,15 +176,19 @@ def grown_sides(rects, unclip_ratio, shrink_ratio):
     return sides + 2 * distance[:, None]
 
 
-def unclip_outlines(blobs, chosen, unclip_ratio, shrink_ratio):
-    """Outlines of N chosen of Candidates, grown back: N x [P, 2]."""
+def unclip_outlines(blobs, chosen, grown, unclip_ratio, shrink_ratio):
+    """Outlines of N chosen of Candidates, grown back: N x [P, 2]. Where nothing is left of one, or
+    over MAX_POINTS points, its rectangle of grown [N, 5]."""
     distance = unclip_distance(*blobs.sizes[:, chosen], unclip_ratio, shrink_ratio)
     distance += blobs.margins[chosen]
-    outlines, convex = [blobs.outlines[i] for i in chosen], blobs.convex[chosen]
-    hulls = [outline for outline, is_hull in zip(outlines, convex) if is_hull]
-    polygons = offset_convex(hulls, distance[convex])
+    convex = blobs.convex[chosen]
+    polygons = offset_convex([blobs.outlines[i] for i in chosen[convex]], distance[convex])
     for i in np.flatnonzero(~convex):
-        polygons.insert(i, max(offset_polygon(outlines[i], distance[i]), key=polygon_area))
+        parts = offset_polygon(blobs.outlines[chosen[i]], distance[i])
+        largest = max(parts, key=polygon_area, default=())
+        polygons.insert(
+            i, largest if 0 < len(largest) <= MAX_POINTS else rect_corners(grown[[i]])[0]
+        )
     return polygons
 
 
@@ -192,16 +205,11 @@ def rect_corners(rects):
 
 
 def offset_convex(outlines, distance):
-    """Convex outlines N x [P >= 2, 2], clockwise on the screen, moved outwards by distances [N].
-
-    Each edge moves along its normal and neighbours meet; a corner sharper than a right angle is cut
-    by one more edge, so that none moves further than 1.42 distances. Returns N arrays [P', 2].
-    """
-    if not outlines:
-        return []
+    """Convex outlines N x [P >= 2, 2], clockwise on the screen, moved outwards by distances [N]:
+    each edge along its normal, until neighbours meet. A corner sharper than a right angle is cut by
+    one more edge, so that none moves further than 1.42 distances. Returns N arrays [P', 2]."""
     xy, before, start = join_outlines(outlines)
-    edge = xy - xy[before]
-    angle = np.arctan2(edge[:, 1], edge[:, 0])  # of the edge that ends in a vertex
+    angle = np.arctan2(*(xy - xy[before]).T[::-1])  # of the edge that ends in a vertex
     turn = np.empty_like(angle)
     turn[before] = (angle - angle[before] + 1e-9) % (2 * np.pi)
     points = 1 + (turn > np.pi / 2 + 1e-6)
@@ -215,18 +223,14 @@ def offset_convex(outlines, distance):
 
 
 def offset_polygon(polygon, distance):
-    """Move the outline of a polygon [P, 2] outwards (distance > 0) or inwards (< 0), in pixels.
-
-    Shrinking and unclipping are this one operation with opposite sign. Corners that move outwards
-    are rounded to a quarter of a pixel: blobs end in points, and mitred points grow into spikes.
-    Returns a list of polygons [P', 2]: empty when nothing is left, several when a narrow waist
-    parts. Vatti clipping by the library pyclipper.
-    """
+    """Move the outline of a polygon [P, 2] outwards (distance > 0) or inwards (< 0), in pixels, by
+    Vatti clipping. Corners that move outwards are rounded to a quarter of a pixel: blobs end in
+    points, and mitred points grow into spikes. Returns a list of polygons [P', 2]: empty when
+    nothing is left, several when a narrow waist parts."""
     path = np.round(np.asarray(polygon, np.float64) * CLIPPER_SCALE).astype(np.int64)
     clipper = pyclipper.PyclipperOffset(arc_tolerance=0.25 * CLIPPER_SCALE)
     clipper.AddPath(path.tolist(), pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON)
-    paths = clipper.Execute(distance * CLIPPER_SCALE)
-    return [np.array(p, np.float64) / CLIPPER_SCALE for p in paths]
+    return [np.array(p) / CLIPPER_SCALE for p in clipper.Execute(distance * CLIPPER_SCALE)]
 
 
 def shrink_distance(area, perimeter, shrink_ratio=SHRINK_RATIO):
@@ -236,11 +240,9 @@ def shrink_distance(area, perimeter, shrink_ratio=SHRINK_RATIO):
 
 def unclip_distance(area, perimeter, unclip_ratio, shrink_ratio=SHRINK_RATIO):
     """How far a blob of `area` and `perimeter` grows back, in pixels; scalars or arrays.
-
     unclip_ratio > 0 is the paper's A' r' / L'. It fits one aspect ratio: a square wants 1.5, a long
     line 4. unclip_ratio = 0 is the exact inverse of the shrink for every rectangle: the d with
-    d = shrink_distance(A' + L' d + 4 d^2, L' + 8 d).
-    """
+    d = shrink_distance(A' + L' d + 4 d^2, L' + 8 d)."""
     if unclip_ratio > 0:
         return area * unclip_ratio / perimeter
     keep = shrink_ratio**2

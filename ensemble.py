@@ -28,7 +28,7 @@ import cleval
 import data
 import evaluate
 import labels
-from db_postprocess import DECODING, decode_page
+from db_postprocess import DECODING, decode_page, first_that_fit
 from dbnet import load_network
 from files import DataError, Parser, UsageError, exit_code, read_json, read_text, replace_file
 from hparams import Hparams, add_flags, checked, given_flags, read_hparams, saved_hparams
@@ -76,7 +76,8 @@ def vote(members, weights, threshold):
             points = regions[medoid(cluster, weight, overlap, score)][0]
             result.append((weight @ score[cluster] / weights_seen.sum(), points))
     result.sort(key=lambda item: (-round(item[0], 12), item[1]))
-    return [np.array(points) for _, points in result], np.array([c for c, _ in result])
+    words = [np.array(points) for _, points in result]
+    return first_that_fit(words, np.array([confidence for confidence, _ in result]))
 
 
 def rank_regions(polygons, scores):

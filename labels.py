@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 import shapely
 
+from db_postprocess import DECIMALS, MAX_CROSSING, MAX_PAGE_POINTS, MAX_POINTS
 from files import DataError, UsageError, read_json, read_text, shown
 
 SPLITS = ("train", "val", "test")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
-MAX_PAGE_BYTES, MAX_PAGES, MAX_TEXT, MAX_PARTS = 2**24, 100_000, 10_000, 100
-MAX_POINTS, MAX_CROSSING, MAX_PAGE_POINTS, MAX_COORDINATE = 500, 20, 20_000, 1e6
+MAX_PAGE_BYTES, MAX_PAGES, MAX_TEXT, MAX_PARTS, MAX_COORDINATE = 2**24, 100_000, 10_000, 100, 1e6
 
 
 @dataclass
@@ -329,7 +329,7 @@ def has_split(data, split):
 
 def page_words(page):
     """(id, points [[x, y], ...], text, ignore, confidence) of each word of a page, rounded."""
-    points = [np.round(polygon, 4).tolist() for polygon in page.polygons]
+    points = [np.round(polygon, DECIMALS).tolist() for polygon in page.polygons]
     confidences = [round(confidence, 6) for confidence in page.confidences]
     return zip(page.ids, points, page.texts, page.ignore, confidences)
 

@@ -1,14 +1,20 @@
 """Geometry: offsets against closed forms, decoding against drawn shapes, round trips."""
 
+import itertools
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import shapely
 
 import db_postprocess as db
+import evaluate
+import tune
 from data import make_targets, polygon_area
 from db_postprocess import MODES, offset_polygon, polygons_from_map, rect_corners
 from hparams import Hparams
+from labels import Page
 
 
 def decode(prob, mode="box", **changes):
@@ -197,3 +203,114 @@ def test_pages_are_decoded_by_the_values_of_a_run_and_inside_themselves():
             for polygon, points in zip(found, raw):
                 assert (polygon == np.clip(points / scale, 0, size)).all()
     assert db.decode_page(prob * 0, size, hp)[0] == []
+
+
+RULE = [(60, 30, 120), (120, 29, 360), (360, 27, 535)]  # steps of a line: x, y, where it ends
+
+
+def rule_line():
+    """A printed line of 475 x 2 px, turned and bent a little: no hull, simplified to two points."""
+    prob = np.zeros((60, 600), np.uint8)
+    for x, y, end in RULE:
+        prob[y : y + 2, x:end] = 255
+    return prob
+
+
+def test_a_rule_line_keeps_its_outline():
+    (convex,) = db.find_candidates(rule_line(), 0.5).convex
+    (polygon,), _ = decode(rule_line(), "polygon", unclip_ratio=2.0)
+    exact = shapely.union_all([shapely.box(x, y, end, y + 2) for x, y, end in RULE])
+    exact = exact.buffer(2.0 * 2 * 475 / (2 * 477))
+    assert not convex and iou(polygon, exact.exterior.coords) > 0.9
+
+
+def test_what_has_no_area_or_too_many_points_becomes_its_rectangle(monkeypatch):
+    rectangle = decode(rule_line(), "box")[0]
+    for changed, value in (("MAX_POINTS", 3), ("offset_polygon", lambda *_: [])):
+        with monkeypatch.context() as patch:
+            patch.setattr(db, changed, value)
+            assert np.array_equal(decode(rule_line(), "polygon")[0], rectangle)
+
+
+def random_star(rng, size):
+    angle, radius = np.sort(rng.uniform(0, 2 * np.pi, 14)), rng.uniform(3, 60, (14, 1))
+    return rng.uniform(0, size) + radius * np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def test_what_would_cross_itself_at_the_edge_is_cut_there():
+    """Points moved one by one onto the page's edge change sides; oracle: the intersection."""
+    rng, page, cut = np.random.default_rng(0), shapely.box(0, 0, 100, 100), 0
+    for _ in range(300):
+        star = random_star(rng, (100, 100))
+        parts = shapely.get_parts(shapely.make_valid(shapely.Polygon(star)) & page)
+        exact = max(parts, key=shapely.area)
+        (found,) = db.to_page([star * 3], 3, (100, 100))
+        assert shapely.Polygon(found).is_valid and found.min() >= 0 and found.max() <= 100
+        if not shapely.Polygon(star.clip(0, 100)).is_valid:
+            cut += 1
+            assert iou(found, exact.exterior.coords) > 0.999
+            x, y = found.T
+            assert x @ np.roll(y, -1) > y @ np.roll(x, -1)  # clockwise on the screen
+        else:
+            assert np.array_equal(found, (star * 3 / 3).clip(0, 100))
+    assert 20 < cut < 280
+
+
+def strange_maps(rng):
+    """Maps uint8 [h, w] of sizes from one pixel on: noise, single pixels, one value, lines at all
+    angles, rings, arcs, scribbles, stars, combs, rule lines."""
+    noise = rng.integers(0, 256, rng.integers(1, 120, 2), np.uint8)
+    yield noise
+    yield cv2.GaussianBlur(noise, (0, 0), rng.uniform(0.5, 3)) // 2 * 2
+    yield np.where(noise > 250, noise, 0).astype(np.uint8)
+    yield np.full(rng.integers(1, 9, 2), rng.choice([0, 255]), np.uint8)
+    yield noise[:1].copy()
+    drawn = np.zeros((5, *rng.integers(20, 200, 2)), np.uint8)
+    for _ in range(4):
+        a, b, centre, axes = rng.integers(1, 200, (4, 2)).tolist()
+        cv2.line(drawn[0], a, b, 255, int(rng.integers(1, 4)))
+        cv2.circle(drawn[1], centre, axes[0] // 3, 255, int(rng.integers(1, 4)))
+        angle, end = rng.uniform(0, 360, 2)
+        cv2.ellipse(drawn[2], centre, axes, angle, 0, end, 255, int(rng.integers(1, 9)))
+    points = rng.integers(0, drawn.shape[2], (8, 2))
+    cv2.polylines(drawn[3], [points], False, 255, int(rng.integers(1, 6)))
+    star = random_star(rng, drawn.shape[:0:-1])
+    cv2.fillPoly(drawn[4], [np.round(star).astype(int)], 255)
+    yield from drawn
+    comb = np.zeros((int(rng.integers(8, 90)), 700), np.uint8)
+    comb[: rng.integers(4, 90), 5 : -5 : rng.integers(2, 9)] = comb[3:5, 5:-5] = 255
+    yield comb
+    yield np.roll(rule_line(), rng.integers(-20, 20, 2), (0, 1))
+
+
+def test_any_map_is_decoded_and_what_is_written_is_read_back(tmp_path, monkeypatch):
+    """At all unclip ratios, in both modes, on pages smaller and larger than the map."""
+    rng = np.random.default_rng(7)
+    pages, found, cut = [], [], db.cut_polygon
+    cuts = []
+    monkeypatch.setattr(db, "cut_polygon", lambda *how: cuts.append(cut(*how)) or cuts[-1])
+    for n, prob in enumerate(itertools.chain(*(strange_maps(rng) for _ in range(30)))):
+        page_size = np.ceil(np.array(prob.shape[::-1]) * rng.choice([0.02, 0.4, 1, 3.7]))
+        scale, blobs = np.array(prob.shape[::-1]) / page_size, db.find_candidates(prob, 0.4)
+        for ratio, mode in itertools.product((*tune.GRID["unclip_ratio"], 1e-9, 10.0), MODES):
+            how = {"box_thresh": 0, "max_candidates": 9999, "min_size": 0}
+            decoded = db.decode_candidates(blobs, unclip_ratio=ratio, mode=mode, **how)
+            words = db.to_page(decoded[0], scale, page_size), decoded[1]
+            assert len(words[0]) == len(blobs.scores)
+            found.append(db.first_that_fit(*words))
+            pages.append(Page(f"{n}-{ratio}-{mode}", Path(), size=tuple(page_size)))
+    evaluate.write_predictions(tmp_path / "p.json", pages, found)
+    again = evaluate.read_predictions(tmp_path / "p.json")
+    assert len(cuts) > 2
+    for page, (polygons, scores) in zip(pages, found):
+        read, confidences = again[page.name]
+        assert len(read) == len(polygons) and (np.array(confidences) == scores.round(6)).all()
+        for a, b in zip(polygons, read):
+            assert np.abs(a - b).max() <= 0.51e-4 and (b >= 0).all() and (b <= page.size).all()
+
+
+def test_a_page_holds_the_best_words_up_to_the_points_that_a_file_may_have():
+    polygons, scores = [np.zeros((500, 2))] * 41, np.linspace(1, 0, 41)
+    kept, best = db.first_that_fit(polygons, scores)
+    assert len(kept) == len(best) == db.MAX_PAGE_POINTS // 500 == 40 and (best == scores[:40]).all()
+    assert len(db.first_that_fit(polygons[:40], scores[:40])[0]) == 40
