@@ -347,7 +347,8 @@ def test_rapidocr_reads_a_receipt_with_the_exported_detector(run, monkeypatch):
 
     ink = Ink(9, 25)
     monkeypatch.setattr(evaluate, "load_network", lambda *_: (ink, Hparams(), {}))
-    flags = "--size 453 --fit area --thresh 0.3 --box-thresh 0.5 --unclip-ratio 0.2".split()
+    flags = {"size": 453, "fit": "area", "thresh": 0.3, "box-thresh": 0.5, "unclip-ratio": 0.2}
+    flags = [word for key, value in flags.items() for word in (f"--{key}", value)]
     out = run(checkpoint(), "--export", "ink.onnx", *flags).out
     settings = re.search(r"1.4.4: (RapidOCR\(.*)", out)[1]
     assert "max_side_len=641" in settings and "det_limit_side_len=320" in settings
