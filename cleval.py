@@ -34,7 +34,6 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     ignore = np.zeros(len(gt), bool) if ignore is None else np.asarray(ignore, bool)
     if not len(gt) == len(texts) == len(ignore):
         raise ValueError(f"{len(gt)} labels, {len(texts)} texts, {len(ignore)} ignore flags")
-    ignore = ignore | np.array([text == "###" for text in texts], bool)
     labels = prepare_labels(gt, texts, ignore, variant)
     (counts,) = count_kept(labels, page_pairs(labels, det), np.ones((1, len(det)), bool), variant)
     precision, recall, hmean = micro_scores(counts).tolist()
@@ -61,6 +60,7 @@ class Pairs(NamedTuple):  # T pairs of a label and one of M detections that may 
 
 def prepare_labels(polygons, texts, ignore, variant):
     """Labels of polygons as of `as_points`, texts and flags [N], as in `cleval`."""
+    ignore = ignore | np.array([text == "###" for text in texts], bool)
     num_chars, areas = label_chars(polygons, texts, ignore, variant), to_shapely(polygons)
     box, dont_care, others = shapely.bounds(areas), np.flatnonzero(ignore), np.flatnonzero(~ignore)
     i, j = touching(box[dont_care], box[others])
@@ -167,8 +167,7 @@ def pseudo_chars(polygons):
 def reading_aspect(polygons):
     """N polygons -> [N] width / height; of quads, first vertex top left, by means of the sides."""
     quad = np.array([len(points) == 4 for points in polygons], bool)
-    sides = [(0.0, 0.0) if len(p) == 4 else min_area_sides(p) for p in polygons]
-    sides = np.array(sides).reshape(-1, 2)
+    sides = np.array([min_area_sides(points) for points in polygons]).reshape(-1, 2)
     corners = np.array([points for points in polygons if len(points) == 4]).reshape(-1, 4, 2)
     length = np.hypot(*np.moveaxis(corners[:, [1, 2, 3, 0]] - corners, 2, 0))  # [Q, 4]
     sides[quad] = (length[:, :2] + length[:, 2:]) / 2
@@ -177,11 +176,10 @@ def reading_aspect(polygons):
 
 def label_chars(polygons, texts, ignore, variant):
     """[N] numbers of characters; those of don't-care labels only say where they reach."""
+    count = pseudo_chars(polygons)
     if variant == "page":
-        return pseudo_chars(polygons)
-    count = np.array([len(text or "") for text in texts], int)
-    untold = [n for n, text in enumerate(texts) if text is None]
-    count[untold] = pseudo_chars([polygons[n] for n in untold])
+        return count
+    count = np.array([n if text is None else len(text) for n, text in zip(count, texts)], int)
     aspect = reading_aspect([polygons[n] for n in np.flatnonzero(ignore)])
     count[ignore] = np.minimum(np.rint(0.5 + np.maximum(aspect, 1 / aspect)), 10)
     return count
@@ -211,10 +209,10 @@ def char_centres(polygons, num_chars, variant):
     return point.reshape(2, 4, -1).mean(1).T
 
 
-def iou_matches(gt_polygons, det_polygons, ignore=None):
+def iou_matches(gt_polygons, det_polygons, ignore=None, keep=None):
     """Polygons and ignore as in `cleval` -> pairs (label, detection) with IoU > 0.5, one to one in
     order; [M] whether a detection counts: at most half of its area is on a don't-care label (ICDAR
-    2015, task 4.1). Raises ValueError."""
+    2015, task 4.1). keep: S choices [S, M] of detections; then pairs of each. Raises ValueError."""
     gt, det = (make_shapes(to_shapely(as_points(p))) for p in (gt_polygons, det_polygons))
     ignore = np.zeros(len(gt.area), bool) if ignore is None else np.asarray(ignore, bool)
     if len(ignore) != len(gt.area):
@@ -223,19 +221,21 @@ def iou_matches(gt_polygons, det_polygons, ignore=None):
     overlap = overlap_area(gt, i, det, j)
     valid = np.bincount(j, ignore[i] & (overlap > 0.5 * det.area[j]), len(det.area)) == 0
     close = overlap > 0.5 * (gt.area[i] + det.area[j] - overlap)
-    pairs, gt_free, det_free = [], ~ignore, valid.copy()
-    for label, detection in zip(i[close].tolist(), j[close].tolist()):
-        if gt_free[label] and det_free[detection]:
-            gt_free[label] = det_free[detection] = False
-            pairs.append((label, detection))
-    return pairs, valid
+    close, found = list(zip(i[close].tolist(), j[close].tolist())), []
+    for det_free in valid & (np.ones((1, len(valid)), bool) if keep is None else keep):
+        pairs, gt_free = [], ~ignore
+        for label, detection in close:
+            if gt_free[label] and det_free[detection]:
+                gt_free[label] = det_free[detection] = False
+                pairs.append((label, detection))
+        found.append(pairs)
+    return found[0] if keep is None else found, valid
 
 
 def iou50(gt_polygons, det_polygons, ignore=None):
     """Numbers of iou_matches's pairs, of labels and of detections that are not don't care."""
     pairs, valid = iou_matches(gt_polygons, det_polygons, ignore)
-    num_ignored = int(np.count_nonzero(ignore))  # of None, too
-    return len(pairs), len(gt_polygons) - num_ignored, int(valid.sum())
+    return len(pairs), len(gt_polygons) - int(np.count_nonzero(ignore)), int(valid.sum())
 
 
 def micro_scores(sums):
