@@ -36,7 +36,6 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     ignore = np.zeros(len(gt), bool) if ignore is None else np.asarray(ignore, bool)
     if not len(gt) == len(texts) == len(ignore):
         raise ValueError(f"{len(gt)} labels, {len(texts)} texts, {len(ignore)} ignore flags")
-    ignore = ignore | np.array([text == "###" for text in texts], bool)
     labels = prepare_labels(gt, texts, ignore, variant)
     (counts,) = count_kept(labels, page_pairs(labels, det), np.ones((1, len(det)), bool), variant)
     return dict(zip(COUNTS + SCORES, counts.tolist() + micro_scores(counts).tolist()))
@@ -62,6 +61,7 @@ class Pairs(NamedTuple):  # T pairs of a label and one of M detections that may 
 
 def prepare_labels(polygons, texts, ignore, variant):
     """Labels of polygons as of `as_points`, texts and flags [N], as in `cleval`."""
+    ignore = ignore | np.array([text == "###" for text in texts], bool)
     num_chars, areas = label_chars(polygons, texts, ignore, variant), to_shapely(polygons)
     box, dont_care, others = shapely.bounds(areas), np.flatnonzero(ignore), np.flatnonzero(~ignore)
     i, j = touching(box[dont_care], box[others])
@@ -93,8 +93,9 @@ def count_kept(labels, pairs, keep, variant):
     detected = match @ pairs.inside  # a character once for each detection that has it
     alarms = false_alarms(pairs, keep & judged & (joined == 0), variant)
     total = np.full_like(recalled, labels.num_chars[~labels.ignore].sum())
-    columns = [total, detected + alarms, recalled, recalled, granularity(pieces)]
-    columns += [granularity(joined), alarms, (pieces > 1).sum(1), (joined > 1).sum(1)]
+    columns = [total, detected + alarms, recalled, recalled]
+    columns += [np.maximum(many - 1, 0).sum(1) for many in (pieces, joined)]  # granularity
+    columns += [alarms, (pieces > 1).sum(1), (joined > 1).sum(1)]
     return np.stack([*columns, detected - recalled], 1)
 
 
@@ -119,11 +120,6 @@ def instance_matches(pairs, keep, judged, num_gt):
     together = np.bincount(detection, pairs.share * holds, len(pairs.det)) >= AREA_PRECISION
     many_to_one = holds & (several & together)[detection]
     return counting & (one_to_one | one_to_many | many_to_one)
-
-
-def granularity(matches):
-    """Matches [S, n] of each label or detection -> [S] characters lost: one a match too many."""
-    return np.maximum(matches - 1, 0).sum(1)
 
 
 def false_alarms(pairs, alarms, variant):
@@ -167,7 +163,7 @@ def pseudo_chars(polygons):
 def reading_aspect(polygons):
     """N polygons -> [N] width / height; of quads, first vertex top left, by means of the sides."""
     quad = np.array([len(points) == 4 for points in polygons], bool)
-    sides = np.reshape([(0.0, 0) if len(p) == 4 else min_area_sides(p) for p in polygons], (-1, 2))
+    sides = np.array([min_area_sides(points) for points in polygons]).reshape(-1, 2)
     corners = np.array([points for points in polygons if len(points) == 4]).reshape(-1, 4, 2)
     length = np.hypot(*np.moveaxis(corners[:, [1, 2, 3, 0]] - corners, 2, 0))  # [Q, 4]
     sides[quad] = (length[:, :2] + length[:, 2:]) / 2
@@ -176,11 +172,10 @@ def reading_aspect(polygons):
 
 def label_chars(polygons, texts, ignore, variant):
     """[N] numbers of characters; those of don't-care labels only say where they reach."""
+    count = pseudo_chars(polygons)
     if variant == "page":
-        return pseudo_chars(polygons)
-    count = np.array([len(text or "") for text in texts], int)
-    untold = [n for n, text in enumerate(texts) if text is None]
-    count[untold] = pseudo_chars([polygons[n] for n in untold])
+        return count
+    count = np.array([n if text is None else len(text) for n, text in zip(count, texts)], int)
     aspect = reading_aspect([polygons[n] for n in np.flatnonzero(ignore)])
     count[ignore] = np.minimum(np.rint(0.5 + np.maximum(aspect, 1 / aspect)), 10)
     return count
@@ -210,13 +205,10 @@ def char_centres(polygons, num_chars, variant):
     return point.reshape(2, 4, -1).mean(1).T
 
 
-def iou_matches(gt_polygons, det_polygons, ignore=None):
-    """Polygons and ignore as in `cleval` -> pairs (label, detection) with IoU > 0.5, one to one in
-    order; [M] whether a detection counts: at most half of its area is on a don't-care label (ICDAR
-    2015, task 4.1); [N] outcomes, "" if don't care; [N, N] whether one detection covers more than
-    half of both labels. The outcome is the first that holds: hit, in a pair; joined, covered so
-    with another; split, two or more, each by more than half on it, add up to more than half of it;
-    loose, more than half of it covered by one, or IoU > 0.2; missed. Raises ValueError."""
+def shared_areas(gt_polygons, det_polygons, ignore):
+    """Polygons and ignore as in `cleval` -> areas [N, M] that pairs share, 0 for don't care, and of
+    their unions; [M] whether a detection counts: at most half of it is on a don't-care label (ICDAR
+    2015, task 4.1); areas of labels [N], of detections [M]; ignore [N]. Raises ValueError."""
     gt, det = (make_shapes(to_shapely(as_points(p))) for p in (gt_polygons, det_polygons))
     ignore = np.zeros(len(gt.area), bool) if ignore is None else np.asarray(ignore, bool)
     if len(ignore) != len(gt.area):
@@ -226,16 +218,30 @@ def iou_matches(gt_polygons, det_polygons, ignore=None):
     shared[i, j] = overlap_area(gt, i, det, j)
     valid = ~(shared[ignore] > 0.5 * det.area).any(0)
     shared *= ~ignore[:, None] & valid
-    union = gt.area[:, None] + det.area - shared
-    pairs, close = [], shared > 0.5 * union
+    return shared, gt.area[:, None] + det.area - shared, valid, gt.area, det.area, ignore
+
+
+def one_to_one(close):
+    """Flags [N, M] -> pairs (label, detection), each once, in order."""
+    of_label, of_detection = {}, {}
     for label, detection in np.argwhere(close).tolist():
-        if close[label, detection]:
-            close[label] = close[:, detection] = False
-            pairs.append((label, detection))
-    covered, piece = shared > 0.5 * gt.area[:, None], shared > 0.5 * det.area
+        if label not in of_label and detection not in of_detection:
+            of_label[label], of_detection[detection] = detection, label
+    return list(of_label.items())
+
+
+def iou_matches(gt_polygons, det_polygons, ignore=None):
+    """Polygons and ignore as in `cleval` -> pairs (label, detection) with IoU > 0.5, one to one in
+    order; [M] whether a detection counts; [N] outcomes, "" if don't care; [N, N] whether one
+    detection covers more than half of both labels. The outcome is the first that holds: hit, in a
+    pair; joined, covered so with another; split, two or more, each by more than half on it, add up
+    to more than half of it; loose, more than half of it covered by one, or IoU > 0.2; missed."""
+    shared, union, valid, gt, det, ignore = shared_areas(gt_polygons, det_polygons, ignore)
+    pairs = one_to_one(shared > 0.5 * union)
+    covered, piece = shared > 0.5 * gt[:, None], shared > 0.5 * det
     together = np.float32(covered) @ covered.T > 0  # of bools the product is slow
-    hit = np.isin(np.arange(len(ignore)), [label for label, _ in pairs])
-    split = (piece.sum(1) > 1) & ((shared * piece).sum(1) > 0.5 * gt.area)
+    hit = np.isin(np.arange(len(ignore)), [*dict(pairs)])
+    split = (piece.sum(1) > 1) & ((shared * piece).sum(1) > 0.5 * gt)
     loose = (covered | (shared > 0.2 * union)).any(1)
     rules = [ignore, hit, together.sum(1) > 1, split, loose]
     return pairs, valid, np.select(rules, ["", *OUTCOMES[:4]], OUTCOMES[4]), together

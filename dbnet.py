@@ -1,8 +1,7 @@
 """The network: timm backbone -> feature pyramid -> DB head; its loss; its checkpoints.
 
 Differentiable Binarization, Liao et al. 2020, arXiv 1911.08947. Letters: B batch, C channels, H W
-input size, h w = H/4 W/4.
-"""
+input size, h w = H/4 W/4."""
 
 import io
 import logging
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from files import DataError, UsageError, nearest, replace_file
 from hparams import saved_hparams
@@ -26,12 +26,10 @@ STRIDES = (4, 8, 16, 32)
 
 
 class DBNet(nn.Module):
-    """Pages in, logits of the shrink map (and in training of the threshold map) out.
-
-    backbone: a timm name with features at strides 4 to 32. neck: channels of the feature pyramid, a
-    multiple of 4. pretrained: "timm" (its download), "none" or the path of a state dict. Raises
-    DataError when the backbone is unknown, lacks a stride or its weights cannot be had.
-    """
+    """Pages in, logits of the shrink map (and in training of the threshold map) out. backbone: a
+    timm name with features at strides 4 to 32; neck: channels of the feature pyramid, a multiple of
+    4; pretrained: "timm" (its download), "none" or the path of a state dict. Raises DataError when
+    the backbone is unknown, lacks a stride or its weights cannot be had."""
 
     def __init__(self, backbone, neck, pretrained="none"):
         super().__init__()
@@ -40,9 +38,8 @@ class DBNet(nn.Module):
             level = 255 * torch.tensor(self.backbone.default_cfg[name]).view(1, 3, 1, 1)
             self.register_buffer(name, level, persistent=False)
         self.lateral = nn.ModuleList(nn.Conv2d(c, neck, 1, bias=False) for c in channels)
-        self.smooth = nn.ModuleList(
-            nn.Conv2d(neck, neck // 4, 3, padding=1, bias=False) for _ in channels
-        )
+        smooth = (nn.Conv2d(neck, neck // 4, 3, padding=1, bias=False) for _ in channels)
+        self.smooth = nn.ModuleList(smooth)
         for conv in (*self.lateral, *self.smooth):
             nn.init.kaiming_normal_(conv.weight)
         self.shrink_head = make_head(neck, bias=-2.0)
@@ -69,8 +66,7 @@ class DBNet(nn.Module):
 
 
 def make_head(channels, bias):
-    """[B, neck, h, w] -> logits [B, 1, H, W]. bias: the last layer's start, so that nothing is text
-    at first."""
+    """[B, neck, h, w] -> logits [B, 1, H, W], at first about `bias`: below 0, nothing is text."""
     inner = channels // 4
     last = nn.ConvTranspose2d(inner, 1, 2, 2)
     nn.init.constant_(last.bias, bias)
@@ -144,8 +140,8 @@ def load_backbone(model, path):
     wrong = [k for k in own if k in state and own[k].shape != getattr(state[k], "shape", 0)]
     if missing or wrong:
         what = f"{len(missing)} tensors missing, {len(wrong)} of another shape"
-        first = f"first: {(missing + wrong)[0]}"
-        raise DataError(where, f"not weights of this backbone: {what} ({first})")
+        what += f" (first: {(missing + wrong)[0]})"
+        raise DataError(where, f"not weights of this backbone: {what}")
     model.load_state_dict({k: state[k].float() for k in own if k in state}, strict=False)
 
 
@@ -153,14 +149,10 @@ def load_backbone(model, path):
 
 
 def db_loss(logits, maps):
-    """Loss of a batch and its parts: 5 BCE(shrink, hard negatives 3:1) + 10 L1(threshold) +
-    Dice(binary).
-
-    logits: [B, 2, H, W] (shrink, threshold), any float type. maps: uint8 [B, 4, H, W] of
-    data.make_targets. Returns a scalar and a tensor [3] (BCE, L1, Dice). Each page has its own loss
-    with its own negatives, a batch is their mean. float32 throughout, no host sync. arXiv
-    1911.08947, eq. 2, 6, 7, 8.
-    """
+    """Logits [B, 2, H, W] (shrink, threshold) of any float type, maps uint8 [B, 4, H, W] of
+    data.make_targets -> 5 BCE (shrink, hard negatives 3:1) + 10 L1 (threshold) + Dice (binary), a
+    scalar, and these parts [3]. Each page has its own loss with its own negatives, a batch is their
+    mean. float32 throughout, no host sync. arXiv 1911.08947, eq. 2, 6, 7, 8."""
     with torch.autocast(logits.device.type, enabled=False):
         shrink_logit, thresh_logit = logits.float().flatten(2).unbind(1)  # [B, HW] each
         shrink, thresh, mask, near = maps.flatten(2).float().unbind(1)
@@ -176,20 +168,15 @@ def db_loss(logits, maps):
 
 
 def teacher_loss(logits, target):
-    """Cross-entropy of the shrink map with the teachers' mean map, float32 (Hinton et al. 2015).
-
-    logits: [B, 2, H, W]; target: probabilities [B, H, W]. Returns a scalar.
-    """
+    """Logits [B, 2, H, W], the teachers' mean map [B, H, W] -> cross-entropy of the shrink map with
+    it, a float32 scalar (Hinton et al. 2015)."""
     with torch.autocast(logits.device.type, enabled=False):
         return F.binary_cross_entropy_with_logits(logits[:, 0].float(), target)
 
 
 def balanced_bce(logit, target, mask, ratio=3, floor=1000):
-    """Per-page binary cross-entropy [B] over all positives and the `ratio` times as many hardest
-    negatives.
-
-    logit, target, mask: [B, N]. A page without positives keeps its `floor` hardest negatives.
-    """
+    """[B, N] each -> binary cross-entropy [B] of pages over all positives and the `ratio` times as
+    many hardest negatives, the `floor` hardest of a page without positives."""
     loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none") * mask
     positive, negative = target * mask, (1 - target) * mask
     n_positive = positive.sum(1)
@@ -200,15 +187,11 @@ def balanced_bce(logit, target, mask, ratio=3, floor=1000):
 
 
 def largest_weights(values, count):
-    """Weights [B, N] that pick the `count` [B] largest of `values` [B, N] >= 0, ties shared evenly.
-
-    Bisection on the bits of the float, which order like its value: exact in 31 passes without
-    sorting.
-    """
+    """Values [B, N] >= 0, count [B] -> weights [B, N] that pick the `count` largest, ties shared
+    evenly. Bisection on the bits of the float, which order like its value: exact in 31 passes
+    without sorting."""
     bits = values.contiguous().view(torch.int32)
-    low = torch.zeros_like(
-        count, dtype=torch.int32
-    )  # invariant: at least `count` values are >= low
+    low = torch.zeros_like(count, dtype=torch.int32)  # at least `count` values are >= low
     for shift in range(30, -1, -1):
         trial = low + (1 << shift)
         low = torch.where((bits >= trial[:, None]).sum(1) >= count, trial, low)
@@ -260,8 +243,7 @@ def read_bytes(path):
 
 
 def check_archive(content):
-    """Raises ValueError unless a checkpoint's bytes are a ZIP file of uncompressed, whole
-    entries."""
+    """Raises ValueError unless the bytes are a ZIP file of uncompressed, whole entries."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         pickled = [e.file_size for e in entries if e.filename.endswith(".pkl")]
@@ -306,9 +288,35 @@ def check_state(state, size):
         raise ValueError("scores are not within 0 to 1")
 
 
+@torch.no_grad()
+def fold_norms(model):
+    """Fold the batch norms that a DBNet in eval mode uses into the convolutions whose outputs they
+    take, in place: the same logits, less to compute (Jacob et al. 2018, arXiv 1712.05877)."""
+    from timm.layers import BatchNormAct2d, Conv2dSame
+
+    foldable = (nn.Conv2d, Conv2dSame, nn.ConvTranspose2d)  # other kinds scale their weights
+    names, pairs = {module: name for name, module in model.named_modules()}, {}
+
+    def note(module, inputs, output):
+        maker = getattr(inputs[0], "maker", None)
+        if type(module) in (nn.BatchNorm2d, BatchNormAct2d) and type(maker) in foldable:
+            pairs[maker] = module
+        if torch.is_tensor(output) and (output is inputs[0] or not hasattr(output, "maker")):
+            output.maker = module  # a container returns what its last part made
+
+    with nn.modules.module.register_module_forward_hook(note):
+        model(torch.zeros(1, 128, 128, 3, dtype=torch.uint8))
+    for conv, norm in pairs.items():
+        transpose = isinstance(conv, nn.ConvTranspose2d)
+        model.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm, transpose))
+        model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
+    return model
+
+
 def load_network(path, device="cpu"):
-    """DBNet in eval mode with the weights of a checkpoint (EMA's where there are any), its Hparams
-    and its whole dict. Raises DataError as `load_checkpoint`, and when the weights do not fit."""
+    """DBNet for prediction (see `fold_norms`) with the weights of a checkpoint (EMA's where there
+    are any), its Hparams and its whole dict. Raises DataError as `load_checkpoint`, and when the
+    weights do not fit."""
     state = load_checkpoint(path)
     hp = state["hparams"]
     try:
@@ -317,4 +325,5 @@ def load_network(path, device="cpu"):
     except (UsageError, RuntimeError) as error:
         what = f"weights do not fit its hparams ({str(error).splitlines()[0]})"
         raise DataError(path, what) from None
-    return model.to(device, memory_format=torch.channels_last).eval(), hp, state
+    model = fold_norms(model.eval()).to(device, memory_format=torch.channels_last)
+    return model, hp, state

@@ -37,7 +37,7 @@ from dbnet import load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
 from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_competition
-from tune import GRID, TUNED, draw_landscape, halves, print_tuning, tune
+from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
 # ---------------------------------------------------------------- prediction
 
@@ -415,7 +415,7 @@ def run_tune(args, overrides):
     parts = np.repeat(range(len(page_lists)), [*map(len, page_lists)])
     parts = parts if held else halves(cleval.bootstrap_groups(pages))
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
-    result, table = tune(maps, pages, parts, grid, hp)
+    result, table = tune(maps, pages, parts, grid, hp, args.metric or "hmean")
     chosen = {key: result["recommended"][key] for key in TUNED}
     picture = Path(sources[0]).parent / "tune.png"
     if args.json:
@@ -426,7 +426,7 @@ def run_tune(args, overrides):
     if args.write:
         write_setting(args.write, sources, chosen)
     try:
-        draw_landscape(picture, table, grid, chosen)
+        draw_landscape(picture, table, grid, chosen, result["metric"])
     except OSError as error:
         print(f"warning: {picture}: not drawn ({error.strerror})", file=sys.stderr)
 
@@ -719,11 +719,16 @@ def parse_args(argv):
     add("--tile", type=int, default=0, metavar="PX", help="cut larger pages into tiles")
     add = parser.add_argument_group("files to write").add_argument
     add("--out", metavar="JSON", help="predictions with confidences")
-    add("--export", metavar="FILE", help="the network for onnxruntime, RapidOCR, or as .pt in half its size")
+    add(
+        "--export",
+        metavar="FILE",
+        help="the network for onnxruntime, RapidOCR, or as .pt in half its size",
+    )
     add("--html", metavar="FILE", help="a report: worst pages, scores by size, thresholds")
     add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
     add = parser.add_argument_group("thresholds").add_argument
     add("--tune", action="store_true", help="search them, out of fold (give all), cross-fitted")
+    add("--metric", choices=METRICS, help="what --tune searches by (default hmean)")
     add("--write", metavar="PATH", help="checkpoint (.pt, a copy) or hparams (.json) with them")
     add_flags(parser, OVERRIDES, "instead of the values in the checkpoint")
     args = parser.parse_args(argv)
@@ -770,8 +775,8 @@ def check_flags(args, overrides):
         if given := [flag for flag in others if vars(args)[flag]]:
             raise UsageError(f"--{given[0]}", "not with --tune", "--write, and then score that")
         return
-    if len(args.sources) > 1 or args.write:
-        what = "--write" if args.write else "several sources"
+    more = {"--write": args.write, "--metric": args.metric, "several sources": args.sources[1:]}
+    for what in filter(more.get, more):
         raise UsageError(what, "only with --tune", "see also --compare")
     given = [flag for flag in ("images", "export", "tile") if vars(args)[flag]] + list(overrides)
     if args.source.endswith(".json") and given:
@@ -852,8 +857,7 @@ def run(args):
     failed = {} if args.images else None
     pages = picture_pages(args.images) if args.images else choose_pages(args)
     for page in pages if args.pictures else ():
-        file = picture_file(page, args.pictures)
-        if file.exists() and file.samefile(page.path):
+        if (file := picture_file(page, args.pictures)).exists() and file.samefile(page.path):
             where = f"--pictures {args.pictures}"
             raise UsageError(where, f"{file} is a page", "give a new folder")
     for source in filter(None, () if args.images else (args.source, args.compare)):

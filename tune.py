@@ -4,6 +4,7 @@ cannot be told from the best, and cross-fitting: what to expect of the choice on
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import cv2
@@ -15,53 +16,62 @@ from db_postprocess import decode_candidates, decode_page, find_candidates, grow
 from files import DataError, replace_file
 
 GRID = {
-    "thresh": (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45),
+    "thresh": (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7),
     "box_thresh": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
     "unclip_ratio": (0.0, 1.4, 1.7, 2.0, 2.3, 2.6),
     "mode": ("polygon", "box"),
     "min_size": (0.0, 3.0, 5.0, 7.0),
 }
 TUNED = tuple(GRID)  # the axes of every grid, in this order
+METRICS = {"hmean": "page", "micro": "micro", "iou50": "iou50"}  # --metric: which of cleval's
+VARIANTS = {"page": "page", "micro": "official", "iou50": "page"}  # of CLEval
 
 
-def score_page(item, grid, hp):
-    """((map uint8 [h, w], scale [2]), page) -> precision, recall, hmean (cleval "page") at every
-    setting of a grid, [*lengths of the axes TUNED, 3]. What settings share is done once: contours a
-    thresh; blobs grown and compared with the labels a thresh, unclip_ratio and mode."""
+def choice_rows(page, metric, labels, det, keep):
+    """M detections on a page, S choices [S, M] of them -> rows [S, k], the first 6 numbers of each
+    one's cleval.page_row. labels: cleval.Labels of the page."""
+    if metric == "iou50":
+        shared, union, valid, *_ = cleval.shared_areas(page.polygons, det, page.ignore)
+        close, num_gt = shared > 0.5 * union, len(page.ignore) - sum(page.ignore)
+        hits = [len(cleval.one_to_one(close & choice)) for choice in keep]
+        return [(num_gt, m, n, n, 0, 0) for m, n in zip((keep & valid).sum(1), hits)]
+    counts = cleval.count_kept(labels, cleval.page_pairs(labels, det), keep, VARIANTS[metric])
+    return counts[:, :6] if metric == "micro" else np.insert(cleval.micro_scores(counts), 3, 1, 1)
+
+
+def score_page(item, grid, hp, metric="page"):
+    """((map uint8 [h, w], scale [2]), page) -> choice_rows at every setting of a grid, [*lengths of
+    the axes TUNED, k]. What settings share is done once: contours a thresh; blobs grown and
+    compared with the labels a thresh, unclip_ratio and mode."""
     (prob, scale), page = item
     ignore, gt = np.array(page.ignore, bool), cleval.as_points(page.polygons)
-    labels = cleval.prepare_labels(gt, [None] * len(gt), ignore, "page")
+    texts = page.texts if metric == "micro" else [None] * len(gt)
+    labels = cleval.prepare_labels(gt, texts, ignore, VARIANTS[metric])
     page_size = np.array(prob.shape[::-1]) / scale
     fixed = {"max_candidates": hp.max_candidates, "shrink_ratio": hp.shrink_ratio}
     fixed |= {"box_thresh": min(grid["box_thresh"]), "min_size": 0}  # all that a setting may keep
-    result = np.zeros([*map(len, grid.values()), 3])
+    box_thresh, min_size = np.ix_(grid["box_thresh"], grid["min_size"], [0])[:2]
+    limit, columns = (cleval.MAX_DETECTIONS, 4) if metric == "page" else (np.inf, 6)
+    result = np.zeros([*map(len, grid.values()), columns])
     for t, thresh in enumerate(grid["thresh"]):
         blobs = find_candidates(prob, thresh)
         for u, ratio in enumerate(grid["unclip_ratio"]):
             short = grown_sides(blobs.rects, ratio, hp.shrink_ratio).min(1)
             for m, mode in enumerate(grid["mode"]):
                 polygons, scores = decode_candidates(blobs, unclip_ratio=ratio, mode=mode, **fixed)
-                polygons = to_page(polygons, scale, page_size)
-                pairs = cleval.page_pairs(labels, cleval.as_points(polygons))
-                result[t, :, u, m] = score_choices(labels, pairs, scores, short, grid)
+                det = cleval.as_points(to_page(polygons, scale, page_size))
+                keep = (scores >= box_thresh) & (short[: len(scores)] >= min_size)
+                keep &= keep.cumsum(2) <= limit  # [box_thresh, min_size, M]
+                choices = {choice.tobytes(): choice for choice in np.concatenate(keep)}
+                rows = choice_rows(page, metric, labels, det, np.array([*choices.values()]))
+                found = dict(zip(choices, rows))  # once for all that keep the same
+                result[t, :, u, m] = [[found[c.tobytes()] for c in same_box] for same_box in keep]
     return result
 
 
-def score_choices(labels, pairs, scores, short, grid):
-    """Pairs of M detections, their scores [M] and short sides [M or more] -> the page's scores
-    [box_thresh, min_size, 3] with those that settings keep, once for all that keep the same."""
-    keep = scores >= np.array(grid["box_thresh"])[:, None, None]
-    keep = keep & (short[: len(scores)] >= np.array(grid["min_size"])[:, None])
-    keep &= keep.cumsum(2) <= cleval.MAX_DETECTIONS
-    choices = {choice.tobytes(): choice for choice in np.concatenate(keep)}
-    counts = cleval.count_kept(labels, pairs, np.array([*choices.values()]), "page")
-    found = dict(zip(choices, cleval.micro_scores(counts)))
-    return np.array([[found[choice.tobytes()] for choice in row] for row in keep])
-
-
-def score_grid(maps, pages, grid, hp):
-    """score_page of n pages, on all cores -> [n, *lengths of the axes TUNED, 3]."""
-    job, items = partial(score_page, grid=grid, hp=hp), list(zip(maps, pages))
+def score_grid(maps, pages, grid, hp, metric="page"):
+    """score_page of n pages, on all cores -> [n, *lengths of the axes TUNED, k]."""
+    job, items = partial(score_page, grid=grid, hp=hp, metric=metric), list(zip(maps, pages))
     workers = min(os.cpu_count() or 1, 16, len(items) // 4)
     if workers < 2:
         return np.array([job(item) for item in items])
@@ -71,34 +81,37 @@ def score_grid(maps, pages, grid, hp):
         return np.array([*tqdm(results, "tuning", len(items), leave=False, disable=None)])
 
 
-def mean_interval(values, groups, draws=4000):
-    """Values [n, s] of pages -> 95 % intervals [s, 2] of their means, low and high."""
-    rows = np.hstack([values, np.ones((len(values), 1))])
-    return cleval.bootstrap(rows, cleval.mean_scores, groups=groups, draws=draws)
+def choose_setting(rows, to_scores, groups, grid):
+    """Rows [n, S, k] of pages at the settings of a grid, in C order of the axes TUNED -> the best
+    setting, the recommended one, [S] whether one is on the plateau: a paired bootstrap does not
+    tell it from the best. Recommended is the middle: the least sum of grid steps to others on the
+    plateau of the best one's mode and kind of unclip (by ratio or exact); ties by score."""
+    n, settings, k = rows.shape
+    hmeans, high = to_scores(rows.sum(0))[:, 2], []
+    best = int(hmeans.argmax())
 
+    def differences(sums):  # [draws, (1 + s) * k], the best one's first -> [draws, s]
+        drawn = to_scores(sums.reshape(len(sums), -1, k))[..., 2]
+        return drawn[:, 1:] - drawn[:, :1]
 
-def choose_setting(hmeans, groups, grid):
-    """H-means [n, S] of pages at the settings of a grid, in C order of the axes TUNED -> the best
-    setting, the recommended one, [S] whether a setting is on the plateau: a paired bootstrap does
-    not tell it from the best. Recommended is the middle: the least sum of grid steps to others on
-    the plateau of the best one's mode and kind of unclip (by ratio or exact); ties by score."""
-    mean = hmeans.mean(0)
-    best = int(mean.argmax())
-    plateau = mean_interval(hmeans - hmeans[:, [best]], groups, 1000)[:, 1] >= 0
+    for some in np.array_split(range(settings), -(-settings // 256)):  # all may be gigabytes
+        part = rows[:, [best, *some]].reshape(n, -1)
+        high.append(cleval.bootstrap(part, differences, groups=groups, draws=1000)[:, 1])
+    plateau = np.concatenate(high) >= -1e-12  # sums are rounded
     index = np.indices([*map(len, grid.values())]).reshape(len(TUNED), -1).T  # [S, axes]
     exact = np.array(grid["unclip_ratio"])[index[:, 2]] == 0
     alike = np.flatnonzero(plateau & (index[:, 3] == index[best, 3]) & (exact == exact[best]))
     steps = np.abs(index[alike, None] - index[alike]).sum((1, 2))
-    return best, int(alike[np.lexsort((-mean[alike], steps))[0]]), plateau
+    return best, int(alike[np.lexsort((-hmeans[alike], steps))[0]]), plateau
 
 
-def crossfit(hmeans, parts, groups, grid):
-    """H-means [n, S] of pages -> [n, 2] at the settings (best, recommended) of the other parts."""
-    result, groups = np.zeros((len(hmeans), 2)), np.array(groups, object)
+def crossfit(rows, to_scores, parts, groups, grid):
+    """Rows [n, S, k] of pages -> [2, n, k] at the settings (best, recommended) of other parts."""
+    result, groups = np.zeros((2, len(rows), rows.shape[2])), np.array(groups, object)
     for part in set(parts.tolist()):
         rest = parts != part
-        best, middle, _ = choose_setting(hmeans[rest], groups[rest], grid)
-        result[~rest] = hmeans[~rest][:, [best, middle]]
+        chosen = choose_setting(rows[rest], to_scores, groups[rest], grid)[:2]
+        result[:, ~rest] = rows[~rest][:, chosen].swapaxes(0, 1)
     return result
 
 
@@ -117,46 +130,50 @@ def setting_values(grid, setting):
     return {key: grid[key][i] for key, i in zip(TUNED, index)}
 
 
-def tune(maps, pages, parts, grid, hp):
-    """The --tune object, mean H-means [*lengths of axes TUNED]. parts: [n] to cross-fit over."""
-    groups = cleval.bootstrap_groups(pages)
-    table = score_grid(maps, pages, grid, hp)[..., 2]
-    hmeans = table.reshape(len(pages), -1)
-    best, middle, plateau = choose_setting(hmeans, groups, grid)
-    fitted = crossfit(hmeans, parts, groups, grid).T
-    found = [decode_page(m, np.array(m.shape[::-1]) / scale, hp) for m, scale in maps]
-    own = cleval.metric_rows("page", pages, found)[:, 2]
-    result = {"pages": len(pages), "settings": hmeans.shape[1]}
-    result["before"] = {**{key: getattr(hp, key) for key in TUNED}, "hmean": float(own.mean())}
-    for name, number in ("best", best), ("recommended", middle):
-        in_sample = float(hmeans[:, number].mean())
-        result[name] = {**setting_values(grid, number), "in_sample": in_sample}
+def tune(maps, pages, parts, grid, hp, name="hmean"):
+    """The --tune object, H-means [*lengths of axes TUNED]. parts: [n] to cross-fit over; name: of
+    METRICS the one to choose by."""
+    groups, metric = cleval.bootstrap_groups(pages), METRICS[name]
+    to_scores, table = cleval.METRICS[metric][1], score_grid(maps, pages, grid, hp, metric)
+    rows = table.reshape(len(pages), -1, table.shape[-1])  # [n, S, k]
+    best, middle, plateau = choose_setting(rows, to_scores, groups, grid)
+
+    result = {"pages": len(pages), "settings": rows.shape[1], "metric": name}
+    settings = {"before": {key: getattr(hp, key) for key in TUNED}}
+    settings |= {"best": setting_values(grid, best), "recommended": setting_values(grid, middle)}
+    judged = {}
+    for what, values in settings.items():
+        found = [decode_page(m, m.shape[::-1] / s, replace(hp, **values)) for m, s in maps]
+        judged[what], scores = cleval.score_all(pages, found)
+        scores = {key: (scores.get(m) or scores)["hmean"] for key, m in METRICS.items()}
+        result[what] = {**values, "in_sample": scores}
     result["plateau"] = int(plateau.sum())
-    expected = {"crossfitted_best": fitted[0], "crossfitted": fitted[1], "gain": fitted[1] - own}
-    for name, values in expected.items():
-        interval = mean_interval(values[:, None], groups)[0].tolist()
-        result[name] = {"hmean": float(values.mean()), "interval": interval}
-    return result, table.mean(0)
+    fitted = crossfit(rows, to_scores, parts, groups, grid)  # [2, n, k]
+    for what, ours in zip(("crossfitted_best", "crossfitted"), fitted):
+        result[what] = cleval.summary(metric, ours, groups)
+    own = judged["before"][metric][:, :6]
+    result["gain"] = cleval.paired_difference(fitted[1], own, to_scores, groups)
+    return result, to_scores(table.sum(0))[..., 2]
 
 
 def print_tuning(result):
     """What `tune` found: settings with their H-means, and what to expect of the choice."""
-    same, plateau = "on these same pages", result["plateau"]
+    name, same, plateau = result["metric"], "on these same pages", result["plateau"]
     middle = f"recommended, middle of {plateau} not told from the best; {same}"
-    best = f"best of {result['settings']} {same}"
+    best = f"best {name} of {result['settings']} {same}"
     for what, then in {"before": "before", "best": best, "recommended": middle}.items():
-        *values, (_, hmean) = result[what].items()
-        shown = "  ".join(f"{key} {value}" for key, value in values)
-        print(f"hmean {hmean:.4f}  {shown}  {then}")
+        shown = [f"{key} {value:.4f}" for key, value in result[what]["in_sample"].items()]
+        shown += [f"{key} {result[what][key]}" for key in TUNED]
+        print(*shown, then, sep="  ")
     instead = f"by the best setting instead {result['crossfitted_best']['hmean']:.4f}"
-    expected = f"cross-fitted: what to expect; {instead}"
-    for what, sign, then in ("crossfitted", "", expected), ("gain", "+", "gain, cross-fitted"):
-        hmean, low, high = result[what]["hmean"], *result[what]["interval"]
-        print(f"hmean {hmean:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]  {then}")
+    (low, high), hmean = result["crossfitted"]["interval"], result["crossfitted"]["hmean"]
+    print(f"{name} {hmean:.4f} [{low:.4f}, {high:.4f}]  cross-fitted: what to expect; {instead}")
+    (low, high), gain = result["gain"]["interval"], result["gain"]["difference"]
+    print(f"{name} {gain:+.4f} [{low:+.4f}, {high:+.4f}]  gain, cross-fitted")
 
 
-def draw_landscape(path, table, grid, chosen):
-    """PNG of mean H-means [*lengths of the axes TUNED] over thresh x box_thresh at the other values
+def draw_landscape(path, table, grid, chosen, name="hmean"):
+    """PNG of H-means [*lengths of the axes TUNED] over thresh x box_thresh at the other values
     of the chosen setting {key: value}, which is framed."""
     row, column, *others = [grid[key].index(chosen[key]) for key in TUNED]
     table = table[:, :, *others]  # [thresh, box_thresh]
@@ -165,7 +182,7 @@ def draw_landscape(path, table, grid, chosen):
     heat = cv2.applyColorMap(level.round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)
     heat = cv2.resize(heat, None, fx=cell, fy=cell, interpolation=cv2.INTER_NEAREST)
     image = cv2.copyMakeBorder(heat, y0, 40, x0, 20, cv2.BORDER_CONSTANT, value=(255,) * 3)
-    foot = "hmean %, " + ", ".join(f"{key} {chosen[key]}" for key in TUNED[2:])
+    foot = f"{name} %, " + ", ".join(f"{key} {chosen[key]}" for key in TUNED[2:])
     texts = [("box_thresh", x0, 20, 0), ("thresh", 8, y0 + 16, 0), (foot, 8, len(image) - 12, 0)]
     texts += [(f"{v:g}", x0 - 40, y0 + t * cell + 36, 0) for t, v in enumerate(grid["thresh"])]
     texts += [(f"{v:g}", x0 + b * cell + 20, y0 - 8, 0) for b, v in enumerate(grid["box_thresh"])]

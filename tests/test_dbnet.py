@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dbnet import DBNet, db_loss, largest_weights, load_checkpoint, save_checkpoint
+from dbnet import DBNet, db_loss, largest_weights, load_checkpoint, load_network, save_checkpoint
 from files import DataError, UsageError
 from hparams import Hparams
 
@@ -142,6 +142,29 @@ STATE = {"model": {"w": torch.arange(6.0)}, "hparams": {"lr": 0.1}}
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "a.pt"
+
+
+@pytest.mark.parametrize("name, left", [(SMALL, 0), ("resnet10t", 0), ("repvit_m0_9", 23)])
+def test_a_loaded_network_gives_the_same_maps_without_batch_norms(path, name, left):
+    """Activations within the norms stay. Some of RepViT's norms take a sum, in modules that list a
+    convolution right before them."""
+    torch.manual_seed(0)
+    net = DBNet(name, 16).eval()
+    for norm in (module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        for tensor in (norm.running_mean, norm.bias):
+            torch.nn.init.normal_(tensor, std=0.3)
+        for tensor in (norm.running_var, norm.weight):
+            torch.nn.init.uniform_(tensor, 0.5, 1.5)
+    save_checkpoint(path, {"model": net.state_dict(), "hparams": {"backbone": name, "neck": 16}})
+    model, _, state = load_network(path)
+    pages = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        maps, expected = (network(pages).sigmoid() for network in (model, net))
+    assert maps.std() > 0.01
+    torch.testing.assert_close(maps, expected, rtol=0, atol=1e-4)
+    kinds = [type(part) for head in (model.backbone, model.shrink_head) for part in head.modules()]
+    assert sum(issubclass(kind, torch.nn.BatchNorm2d) for kind in kinds) == left
+    torch.testing.assert_close(dict(state["model"]), dict(net.state_dict()), rtol=0, atol=0)
 
 
 def test_checkpoint_round_trip_and_flips_of_any_byte(path):

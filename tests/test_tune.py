@@ -18,7 +18,7 @@ from db_postprocess import decode_page
 from dbnet import load_checkpoint, save_checkpoint
 from evaluate import cached_maps, held_out_pages, write_setting
 from hparams import Hparams
-from tune import TUNED, choose_setting, crossfit, halves, score_grid, setting_values
+from tune import TUNED, halves, score_grid, setting_values
 
 HP = Hparams(backbone="mobilenetv3_small_050", neck=16, size=160)
 SMALL = {
@@ -50,33 +50,41 @@ def synthetic_set(seeds, **kind):
     return map(list, zip(*(synthetic_page(seed, **kind) for seed in seeds)))
 
 
-def one_by_one(item, values, hp=HP):
-    """Competition's precision, recall, hmean of a page by the usual decoding and metric."""
+def one_by_one(item, values, hp=HP, metric="page"):
+    """Numbers of a page by the usual decoding and metric."""
     (prob, scale), page = item
     found = decode_page(prob, np.array(prob.shape[::-1]) / scale, replace(hp, **values))
     assert len(found[0]) <= hp.max_candidates
-    return cleval.page_row("page", page, found[0])[:3]
+    return cleval.page_row(metric, page, found[0])[:6]
 
 
+@pytest.mark.parametrize("metric", cleval.METRICS)
 @pytest.mark.parametrize("limit", [500, 3])
 @pytest.mark.parametrize("hp", [HP, replace(HP, max_candidates=3), replace(HP, shrink_ratio=0.6)])
-def test_every_setting_scores_as_if_decoded_alone(hp, limit, monkeypatch):
+def test_every_setting_counts_as_if_decoded_alone(hp, limit, metric, monkeypatch):
+    """Labels that lie on each other, whose detections are rivals, and one without text, too."""
     monkeypatch.setattr(cleval, "MAX_DETECTIONS", limit)
     for seed in range(2):
         item = synthetic_page(seed)
-        table = tune.score_page(item, SMALL, hp).reshape(-1, 3)
-        assert table.std(0).min() > 0.01  # settings differ, so that a mix-up shows
+        page = item[1]
+        page.texts[:4] = ["TOTAL", "###", "", None]
+        for n in (2, 3):
+            page.add(f"twice {n}", page.polygons[n] + 1, text="4.20")
+        table = tune.score_page(item, SMALL, hp, metric).reshape(108, -1)
+        assert table[:, :3].std(0)[metric != "page" :].min() > 0.01  # so that a mix-up shows
         for n in range(len(table)):
-            alone = one_by_one(item, setting_values(SMALL, n), hp)
+            alone = one_by_one(item, setting_values(SMALL, n), hp, metric)
             assert np.array_equal(table[n], alone), (seed, n)
 
 
-def test_pages_without_words_score_zero():
+@pytest.mark.parametrize("metric", cleval.METRICS)
+def test_pages_without_words_score_zero(metric):
     (prob, scale), page = synthetic_page(7)
     empty = labels.Page("empty", None)
     for item in (((prob * 0, scale), page), ((prob, scale), empty), ((prob * 0, scale), empty)):
-        table = tune.score_page(item, SMALL, HP).reshape(-1, 3)
-        assert (table[5] == one_by_one(item, setting_values(SMALL, 5))).all() and not table.any()
+        table = tune.score_page(item, SMALL, HP, metric).reshape(108, -1)
+        assert (table[5] == one_by_one(item, setting_values(SMALL, 5), metric=metric)).all()
+        assert not cleval.METRICS[metric][1](table).any()
 
 
 def test_processes_give_what_one_gives(monkeypatch):
@@ -96,6 +104,20 @@ def noisy(table, pages, spread, seed=0):
     """H-means [n, S] with the means of a table and independent noise a page and setting."""
     noise = np.random.default_rng(seed).normal(0, spread, (pages, table.size))
     return table.ravel() + noise - noise.mean(0)
+
+
+def as_rows(hmeans):
+    """H-means [n, S] of pages -> their rows [n, S, 4] in cleval's "page"."""
+    return np.stack([hmeans, hmeans, hmeans, np.ones_like(hmeans)], -1)
+
+
+def choose_setting(hmeans, groups, grid):
+    return tune.choose_setting(as_rows(hmeans), cleval.mean_scores, groups, grid)
+
+
+def crossfit(hmeans, parts, groups, grid):
+    """[n, 2] H-means of pages at the settings of the other parts."""
+    return tune.crossfit(as_rows(hmeans), cleval.mean_scores, parts, groups, grid)[..., 2].T
 
 
 def test_the_middle_of_the_plateau_is_chosen_and_not_its_tip():
@@ -156,17 +178,17 @@ def test_the_best_of_equal_settings_is_luck_and_crossfitting_says_so():
     assert np.mean(fitted, 0) == pytest.approx([0.9, 0.9], abs=4 * spread / np.sqrt(60))
 
 
-def test_few_pages_and_a_fine_grid_overfit_and_it_shows():
-    fine = {"thresh": np.linspace(0.15, 0.6, 6), "box_thresh": np.linspace(0.2, 0.8, 9)}
-    grid = {**SMALL, **fine, "mode": ("box",), "min_size": (0.0, 4.0, 6.0, 8.0)}
-    maps, pages = synthetic_set(range(20), noise=0.35)
-    hmeans, luck = score_grid(maps, pages, grid, HP)[..., 2].reshape(20, -1), []
-    for start in range(0, 20, 4):
-        few = slice(start, start + 4)
-        names = cleval.bootstrap_groups(pages[few])
-        fitted = crossfit(hmeans[few], halves(names), names, grid)[:, 0]
-        luck.append(hmeans[few].mean(0).max() - fitted.mean())
-    assert np.mean(luck) > 0.005 and min(luck) >= 0
+def test_the_plateau_of_a_ratio_of_sums_is_that_of_paired_bootstraps():
+    """One setting at a time, and more settings than are drawn at once."""
+    rng, grid = np.random.default_rng(0), {**SMALL, "thresh": tuple(range(9))}
+    rows, groups = rng.integers(5, 60, (12, 324, 6)), [n // 2 for n in range(12)]
+    rows[..., 2:4], rows[..., 4:] = rows[..., :2] - rng.integers(0, 5, (12, 324, 2)), 0
+    best, _, plateau = tune.choose_setting(rows, cleval.micro_scores, groups, grid)
+    to_scores, options = cleval.micro_scores, {"groups": groups, "draws": 1000}
+    assert best == to_scores(rows.sum(0))[:, 2].argmax() and 10 < plateau.sum() < 314
+    for n in range(324):
+        high = cleval.bootstrap(rows[:, n], to_scores, minus=rows[:, best], **options)[2, 1]
+        assert plateau[n] == (high >= 0)
 
 
 def test_halves_keep_groups_whole():
@@ -321,18 +343,23 @@ def run(capsys, *flags):
     return code, *capsys.readouterr()
 
 
-def test_a_tuned_checkpoint_scores_what_tuning_said(house, tmp_path, capsys):
-    code, out, err = run(capsys, PLAIN, "--tune", "--write", "tuned.pt", "--json")
+@pytest.mark.parametrize("metric", tune.METRICS)
+def test_a_tuned_checkpoint_scores_what_tuning_said(house, metric, capsys):
+    asked = () if metric == "hmean" else ("--metric", metric)
+    code, out, err = run(capsys, PLAIN, "--tune", "--write", "tuned.pt", "--json", *asked)
     result = json.loads(out)
     assert code == 0 and err == "" and result["pages"] == 4 and result["settings"] == 108
-    assert result["best"]["in_sample"] >= result["recommended"]["in_sample"]
-    low, high = result["crossfitted"]["interval"]
-    before, fitted = result["before"]["hmean"], result["crossfitted"]["hmean"]
-    assert low <= fitted <= high and result["gain"]["hmean"] == pytest.approx(fitted - before)
-    _, out, _ = run(capsys, "tuned.pt", "--json")
-    assert json.loads(out)["hmean"] == pytest.approx(result["recommended"]["in_sample"], abs=1e-12)
-    _, out, _ = run(capsys, PLAIN, "--json")
-    assert json.loads(out)["hmean"] == pytest.approx(before, abs=1e-12)
+    best, middle, before = (result[key]["in_sample"] for key in ("best", "recommended", "before"))
+    (low, high), fitted = result["crossfitted"]["interval"], result["crossfitted"]["hmean"]
+    gain = fitted - before[metric]
+    assert best[metric] >= middle[metric] and low <= fitted <= high
+    assert result["gain"]["difference"] == pytest.approx(gain) and result["metric"] == metric
+    for source, expected in (("tuned.pt", middle), (PLAIN, before)):
+        _, out, _ = run(capsys, source, "--json")
+        scores = json.loads(out)
+        found = {key: s.get("hmean") for key, s in scores.items() if key in ("micro", "iou50")}
+        found["hmean"] = scores["hmean"]
+        assert found == pytest.approx(expected, abs=1e-12)
     assert cv2.imread("runs/plain/tune.png").shape == (60 + 3 * 64 + 40, 110 + 3 * 64 + 20, 3)
     tune.draw_landscape("framed.png", table_of(SMALL), SMALL, setting_values(SMALL, 2 * 36))
     frame = np.argwhere((cv2.imread("framed.png") == (0, 0, 255)).all(2))
@@ -356,6 +383,7 @@ def test_bad_input_is_one_line(house, capsys):
         (2, (*FOLDS, "--tune", "--write", "x.csv"), "a new .pt file"),
         (2, (*FOLDS,), "--tune"),
         (2, (FOLDS[0], "--write", "x.json"), "--tune"),
+        (2, (FOLDS[0], "--metric", "micro"), "--metric: only with --tune"),
         (2, ("gone.pt", "--tune"), "gone.pt"),
         (1, (FOLDS[0], PLAIN, "--tune"), "folds is"),
     ):
