@@ -76,11 +76,8 @@ def log_likelihood(theta, gaps, y, variance):
     alpha = inverse @ y
     value = -0.5 * y @ alpha - half_logdet - 0.5 * n * math.log(2 * math.pi)
     outer = np.outer(alpha, alpha) - inverse
-    grad = [
-        signal * weights * (gaps @ (outer * slope).ravel()),
-        [signal * (outer * corr).sum(), noise * np.trace(outer)],
-    ]
-    return value, 0.5 * np.concatenate(grad)
+    by_scales = signal * weights * (gaps @ (outer * slope).ravel())
+    return value, 0.5 * np.r_[by_scales, signal * (outer * corr).sum(), noise * np.trace(outer)]
 
 
 def minimise(f, x, evaluations, memory=8):
@@ -150,12 +147,8 @@ class Posterior:
         self.alpha = self.whiten.T @ (self.whiten @ y)
 
     def covariance(self, z):
-        scale = np.sqrt(self.weights) * ~self.category
-        a, b = self.x * scale, z * scale
-        gaps = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
-        for j in np.flatnonzero(self.category):
-            gaps += self.weights[j] * (self.x[:, j, None] != z[:, j])
-        return self.signal * matern(np.maximum(gaps, 0))[0] + MEAN_VARIANCE
+        corr = matern(self.weights @ squared_gaps(self.x, z, self.category))[0]
+        return self.signal * corr.reshape(len(self.x), len(z)) + MEAN_VARIANCE
 
     def __call__(self, z):
         k = self.covariance(z)
