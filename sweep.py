@@ -952,11 +952,11 @@ def spearman(a, b):
     return float(a @ b / math.sqrt((a @ a) * (b @ b))) if a.any() and b.any() else 0.0
 
 
-def replay(curves, rule, epochs):
-    """Whole curves [n][epochs], larger being better, and a rule -> epochs trained [n]: what the
-    sweep itself decides, one trial after the other, in memory."""
-    spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": rule}
-    sweep = Sweep(None, spec, epochs, [])
+def simulate(curves, early_terminate):
+    """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep would train
+    each: what it itself decides, one trial after the other, in memory."""
+    spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": early_terminate}
+    sweep = Sweep(None, spec, len(curves[0]), [])
     with contextlib.redirect_stdout(None):
         while job := choose(sweep, ()):
             trial, target = job
@@ -966,12 +966,7 @@ def replay(curves, rule, epochs):
             curve = curves[trial.number - 1][: target or next_target(sweep, trial)]
             sweep.write("epochs", trial, history=list(map(float, curve)), rows=[])
             settle(sweep, trial)
-    return [len(t.history) for t in sweep.trials]
-
-
-def simulate(curves, early_terminate):
-    """curves [n, epochs] of whole runs -> epochs [n] the sweep would train each."""
-    return np.array(replay(curves, early_terminate, len(curves[0])))
+    return np.array([len(t.history) for t in sweep.trials])
 
 
 # ---------------------------------------------------------------- findings
@@ -1355,7 +1350,7 @@ def print_replay(sweep):
     rules["hyperband, strict false"] = {**hyperband, "strict": False}
     best, total = int(np.argmax([c[-1] for c in curves])), len(curves) * epochs
     for name, rule in rules.items():
-        groups, trained = {}, replay(curves, rule, epochs)
+        groups, trained = {}, simulate(curves, rule)
         for trial, k in zip(alive, trained):
             groups.setdefault(k, []).append(str(trial.number))
         stops = [f"{', '.join(g)} at epoch {k}" for k, g in sorted(groups.items()) if k < epochs]
