@@ -160,7 +160,7 @@ def log_ei(mean, sd, best):
     """Log of E[max(f - best, 0)] for f ~ N(mean, sd^2), exact far below best too, where EI itself
     is 0 in float64 (Ament et al. 2023)."""
     z = (mean - best) / sd
-    cdf = 0.5 * np.frompyfunc(math.erfc, 1, 1)(-z / math.sqrt(2)).astype(float)
+    cdf = np.frompyfunc(normal_cdf, 1, 1)(z).astype(float)
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     near = np.log(np.maximum(density + z * cdf, 1e-300))
     far = np.minimum(z, -1.0)
@@ -173,8 +173,7 @@ def log_ei(mean, sd, best):
 
 
 def observations(history, sign):
-    """History entries -> for each the value to maximise and its own variance, NaN where the run
-    has none (failed, pending)."""
+    """History entries -> the values to maximise, NaN of failed and pending runs, and variances."""
     value, variance = np.full(len(history), np.nan), np.zeros(len(history))
     done = [h for h in history if h["state"] == "finished"]
     curves = [sign * np.array(h["history"]) for h in done if h.get("history")]
@@ -232,8 +231,7 @@ def suggest(space, history, rng):
             raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
         return first_new(cube, cube.combinations(), seen)
     if count <= SMALL_SPACE:
-        points = list(cube.combinations())
-        draws = rng.permutation(np.array(points).reshape(len(points), len(cube.free)))
+        draws = rng.permutation(np.array(list(cube.combinations())))
     else:
         draws = rng.random((512, len(cube.free)))
     u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), len(cube.free))
@@ -369,10 +367,9 @@ def judge(values, others, rule, epochs):
     """values [e]: a run's, larger is better; others: curves of the other runs; rule:
     early_terminate -> None before the first band, else {rule, epoch: the band, value, rank, of:
     how many runs reached it, bar: the value missed or met, stop, why: a guard that spoke}."""
-    reached = [b for b in bands_of(rule, epochs) if b <= len(values)]
-    if not reached:
+    band = max((b for b in bands_of(rule, epochs) if b <= len(values)), default=None)
+    if band is None:
         return None
-    band = reached[-1]
     field = sorted([c[band - 1] for c in others if len(c) >= band] + [values[band - 1]])[::-1]
     place = int(len(field) / eta_of(rule))
     bar = field[place - (rule["type"] == "brackets" and len(field) >= eta_of(rule))]
@@ -408,9 +405,8 @@ def ruined(values):
 
 
 def project(history, curves, epochs):
-    """history [e] of a run that stopped, curves of finished ones [epochs each] -> its value at
-    the last epoch and that value's sd: what the finished runs gained from epoch e on, by how
-    steeply they rose before it."""
+    """history [e] of a stopped run, curves of finished ones [epochs each] -> its final value and
+    that value's sd: what the finished gained from epoch e on, by how steeply they rose before."""
     e, half = len(history), max(len(history) // 2, 1)
     whole = [c for c in curves if len(c) >= epochs > e]
     if not whole:
@@ -600,9 +596,8 @@ def read_history(path, data):
         sound = sound and names <= set(r["params"]) and is_number(r["value"])
         if not sound or not 0 < int(r["epoch"]) <= epochs <= 1e5:
             raise DataError(f"{path}: trial {number}", f"is {r!r:.200}", "see hparams/history_*")
-        trial = Trial(number, dict(r["params"]), r["state"], [r["value"]] * int(r["epoch"]))
-        trial.rows = [[math.nan] * 3] * len(trial.history)
-        trials.append(trial)
+        values = [r["value"]] * int(r["epoch"])
+        trials.append(Trial(number, dict(r["params"]), r["state"], values))
     return Sweep(Path("runs") / path.stem, spec, epochs, trials)
 
 
@@ -671,8 +666,7 @@ def run_sweep(sweep, options, queue=(), only=None):
     busy, failures = {}, 0
     for trial in [only] if only else sweep.trials:
         if trial.state == "pending":
-            if trial.history:
-                settle(sweep, trial)
+            settle(sweep, trial)
             busy |= adopt(sweep, trial)
     try:
         while True:
@@ -819,9 +813,8 @@ def start(sweep, trial, target, slot, options):
     device = {"CUDA_VISIBLE_DEVICES": options.devices[slot]} if options.devices else {}
     pipes = {"stdin": subprocess.DEVNULL, "env": os.environ | device, "start_new_session": True}
     held = lock(sweep.folder / f"{trial.name}.lock")
-    held.truncate(0)
-    os.write(held.fileno(), str(slot).encode())
     pipes["pass_fds"] = [held.fileno()]
+    Path(held.name).write_text(str(slot))
     with held, open(sweep.folder / f"{trial.name}.log", "ab") as log:
         trial.said = log.tell()
         try:
@@ -1292,10 +1285,8 @@ def read_enqueued(sweep, paths):
                 print(f"{path}: {d.key} = {value}: the sweep's is {d.levels[0]}")
                 params[d.name] = d.levels[0]
             elif not 0 <= d.encode(value) <= 1:
-                what = (
-                    f"{d.name} = {value} lies outside the space; the search cannot come back to it"
-                )
-                print(f"warning: {path}: {what}")
+                outside = f"{d.name} = {value} lies outside the space"
+                print(f"warning: {path}: {outside}; the search cannot come back to it")
         queue.append((str(path), params))
     return queue
 
@@ -1328,7 +1319,6 @@ def write_report(sweep, path=None):
 
 
 def print_replay(sweep):
-    """What each stopping rule would have done: a line a rule."""
     epochs, whole = sweep.epochs, [sweep.curve(t) for t in sweep.trials if t.state == "finished"]
     alive, curves = [t for t in sweep.trials if t.history and t.state != "failed"], []
     if not alive:
