@@ -83,8 +83,18 @@ def log_likelihood(theta, gaps, y, variance):
 def minimise(f, x, evaluations, memory=8):
     """L-BFGS (Nocedal & Wright 2006, algorithm 7.4): f(x) -> (value, gradient); x, value."""
     value, grad = f(x)
-    pairs = []
-    while evaluations > 0:
+    step, size, pairs = -grad, min(1.0, 1.5 / np.abs(grad).max()), []
+    for _ in range(evaluations):
+        new_value, new_grad = f(x + size * step)
+        if not new_value <= value + 1e-4 * size * (grad @ step):
+            size *= 0.3
+            continue
+        s, t, gain = size * step, new_grad - grad, value - new_value
+        x, value, grad = x + s, new_value, new_grad
+        if gain < 1e-4:
+            break
+        if s @ t > 1e-12:
+            pairs = (pairs + [(s, t)])[-memory:]
         step, kept = -grad, []
         for s, t in reversed(pairs):
             kept.append((s @ step) / (s @ t))
@@ -95,20 +105,6 @@ def minimise(f, x, evaluations, memory=8):
         for (s, t), a in zip(pairs, reversed(kept)):
             step = step + s * (a - (t @ step) / (s @ t))
         size = min(1.0, 1.5 / np.abs(step).max())
-        while evaluations > 0:
-            new_value, new_grad = f(x + size * step)
-            evaluations -= 1
-            if new_value <= value + 1e-4 * size * (grad @ step):
-                break
-            size *= 0.3
-        else:
-            break
-        s, t, gain = size * step, new_grad - grad, value - new_value
-        x, value, grad = x + s, new_value, new_grad
-        if s @ t > 1e-12:
-            pairs = (pairs + [(s, t)])[-memory:]
-        if gain < 1e-4:
-            break
     return x, value
 
 
