@@ -63,9 +63,8 @@ def squared_gaps(a, b, category):
 
 
 def log_likelihood(theta, gaps, y, variance):
-    """theta = log (length scales [d], signal and noise variance), gaps [d, n * n], y [n],
-    variance [n] (each value's own, known) -> log marginal likelihood and its gradient by theta
-    (Rasmussen & Williams 2006, eq. 5.8 and 5.9)."""
+    """theta = log (length scales [d], signal, noise variance), gaps [d, n * n], y [n] with variance
+    [n] -> log marginal likelihood and its gradient (Rasmussen & Williams 2006, eq. 5.8, 5.9)."""
     d, n = len(gaps), len(y)
     weights, (signal, noise) = np.exp(-2 * theta[:d]), np.exp(theta[d:])
     corr, slope = (m.reshape(n, n) for m in matern(weights @ gaps))
@@ -202,8 +201,7 @@ def warps(y, variance):
 
 
 def fit_best(x, y, variance, category):
-    """Warped y and variance, and theta, of the warp with the largest posterior density; each
-    warp's search starts where the one before ended."""
+    """Warped y and variance, and theta, of the warp with the largest posterior density."""
     fits, starts = [], None
     for z, own, cost in warps(y, variance):
         theta, loss = fit(x, z, own, category, starts)
@@ -611,8 +609,7 @@ def open_locked(folder):
 
 
 def open_sweep(folder, spec, extra):
-    """Lock and read the sweep folder, making it when it is not there. Raises UsageError when it
-    belongs to another space or another process."""
+    """(Sweep, lock) of a folder, made if it is not there. Raises UsageError if it is another's."""
     path = folder / "sweep.json"
     if not path.exists():  # refused: no folder is left behind
         cube = Cube(parse_space(spec))
