@@ -277,10 +277,8 @@ def gate(ensemble, pages):
 
 
 def print_gate(result):
-    for member in result["members"]:
-        evaluate.print_line(member, member["name"])
-    for one in result["leave_one_out"]:
-        evaluate.print_line(one, f"without {one['without']}")
+    for one in result["members"] + result["leave_one_out"]:
+        evaluate.print_line(one, one.get("name") or f"without {one['without']}")
     print(f"ensemble by {result['method']} of {len(result['members'])}:")
     evaluate.print_scores(result)
     if gate := result.get("gate"):
