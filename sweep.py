@@ -287,13 +287,10 @@ def log_feasible(cube, z, x, failed):
     so that a failure repels near its point and nowhere else."""
     if not len(failed):
         return 0.0
-
-    def votes(points):
-        gaps = squared_gaps(z, points, cube.category).sum(0).reshape(len(z), len(points))
-        return np.exp(-0.5 * gaps / REACH**2).sum(1)
-
-    good = 0.1 + votes(x)
-    return 2 * np.log(good / (good + votes(failed)))
+    gaps = squared_gaps(z, np.concatenate([x, failed]), cube.category).sum(0).reshape(len(z), -1)
+    votes = np.exp(-0.5 * gaps / REACH**2)
+    good, bad = 0.1 + votes[:, : len(x)].sum(1), votes[:, len(x) :].sum(1)
+    return 2 * np.log(good / (good + bad))
 
 
 def climb(score, points, rng, stepped, rounds=14, tries=24):
@@ -1328,15 +1325,15 @@ def print_replay(sweep):
     rules |= {sweep.rule["type"]: sweep.rule} if sweep.rule["type"] else {}
     rules["hyperband, strict false"] = {**hyperband, "strict": False}
     best, total = int(np.argmax([c[-1] for c in curves])), len(curves) * epochs
+    numbers = np.array([str(t.number) for t in alive])
     for name, rule in rules.items():
-        groups, trained = {}, simulate(curves, rule)
-        for trial, k in zip(alive, trained):
-            groups.setdefault(k, []).append(str(trial.number))
-        stops = [f"{', '.join(g)} at epoch {k}" for k, g in sorted(groups.items()) if k < epochs]
-        saved, kept = total - sum(trained), "kept" if trained[best] == epochs else "lost"
+        trained = simulate(curves, rule)
+        early = np.unique(trained[trained < epochs])
+        stops = [f"{', '.join(numbers[trained == k])} at epoch {k}" for k in early]
+        saved, kept = total - trained.sum(), "kept" if trained[best] == epochs else "lost"
         told = f"{saved} of {total} epochs saved ({saved / total:.0%})"
         stops = "; ".join(stops) or "none"
-        print(f"{name}: stopped {stops}. {told}, best run {alive[best].number} {kept}")
+        print(f"{name}: stopped {stops}. {told}, best run {numbers[best]} {kept}")
 
 
 def print_status(sweep):
