@@ -45,7 +45,7 @@ def canonical(polygon):
     if signed_area(polygon) < 0:
         polygon = polygon[::-1]
     start = np.lexsort((polygon[:, 0], polygon.sum(1)))[0]
-    return np.concatenate([polygon[start:], polygon[:start]])
+    return np.roll(polygon, -start, 0)
 
 
 def signed_area(polygon):
@@ -55,14 +55,12 @@ def signed_area(polygon):
 
 
 def vote(members, weights, threshold):
-    """
-    K x (N polygons [P, 2], scores [N]) of one page, None where a member has not seen it, and K
+    """K x (N polygons [P, 2], scores [N]) of one page, None where a member has not seen it, and K
     weights -> polygons (list of [P, 2], see canonical) of the words that enough members see and
     confidences [N] = sum of weight x score over the weights of all, highest first, whatever the
     order of members, polygons and vertices. threshold: least sum of the weights of those who see a
-    word; of a page that some have not seen the same share of the others' weights. Of each
-    word one member's polygon is taken: the mean of shifted quads is no quad.
-    """
+    word; of a page that some have not seen the same share of the others' weights. Of each word one
+    member's polygon is taken: the mean of shifted quads is no quad."""
     seen = sorted((w, rank_regions(*m)) for m, w in zip(members, weights) if m is not None)
     weights_seen = np.array([weight for weight, _ in seen])
     regions = [region for _, ranked in seen for region in ranked]
@@ -141,11 +139,6 @@ class Member(NamedTuple):
     regions: dict | None
     scores: dict
 
-    def words(self, page, prob):
-        """(polygons, scores) on a page, of a network by its map; None where a file has no entry."""
-        network = self.network
-        return decode_page(prob, page.size, network.hp) if network else self.regions.get(page.name)
-
 
 class Ensemble(NamedTuple):
     """K members, weights [K] of mean 1; decoding of their mean map, or least weight of a vote."""
@@ -172,8 +165,7 @@ def load_member(source, overrides, scales, flip, device):
 
 
 def discover(folder="runs"):
-    """best.pt of the one set of runs under `folder` that are all folds of one configuration, or
-    UsageError."""
+    """best.pt of the runs under `folder` that are the one whole set of folds. Raises UsageError."""
     sets, private = defaultdict(dict), {"name": "", "fold": 1, "workers": -1, "stop_epoch": 0}
     for file in sorted(Path(folder).glob("**/hparams.json")):
         best = file.with_name("best.pt")
@@ -218,14 +210,13 @@ def member_weights(given, members):
 
 def common_decoding(members):
     """Hparams to decode the mean map with. Raises UsageError when the members differ in it."""
-    own = [member.network.hp for member in members]
     for key in DECODING:
-        values = {getattr(hp, key): member.name for hp, member in zip(own, members)}
+        values = {getattr(member.network.hp, key): member.name for member in members}
         if len(values) > 1:
             shown = ", ".join(f"{value} in {name}" for value, name in values.items())
             remedy = f"say which by --{key}" if key in evaluate.OVERRIDES else "use --method voting"
             raise UsageError(key, f"members decode differently: {shown}", remedy)
-    return own[0]
+    return members[0].network.hp
 
 
 # ---------------------------------------------------------------- prediction
@@ -235,15 +226,16 @@ def predict_all(ensemble, pages, subsets):
     """What each of K members and each of the subsets (lists of member indices) find on pages: two
     lists of lists of (polygons, scores) a page, as evaluate.predict; sets page.size."""
     members = ensemble.members
-    seeing = [k for k, member in enumerate(members) if member.network]
+    networks = {k: member.network for k, member in enumerate(members) if member.network}
 
     def job(page, maps):
-        maps = dict(zip(seeing, maps))
-        found = [member.words(page, maps.get(k)) for k, member in enumerate(members)]
+        maps = dict(zip(networks, maps))
+        found = [m.regions.get(page.name) if m.regions else None for m in members]
+        for k, prob in maps.items():
+            found[k] = decode_page(prob, page.size, networks[k].hp)
         return [*found, *(combine(ensemble, page, keep, maps, found) for keep in subsets)]
 
-    networks = [members[k].network for k in seeing]
-    found = evaluate.predict_each(networks, pages, ensemble.device, job)
+    found = evaluate.predict_each([*networks.values()], pages, ensemble.device, job)
     found = list(zip(*(one for _, one in found)))
     return found[: len(members)], found[len(members) :]
 
@@ -255,8 +247,7 @@ def combine(ensemble, page, keep, maps, found):
         return vote(votes, ensemble.weights, ensemble.threshold)
     maps, weights = zip(*((maps[k], ensemble.weights[k]) for k in keep))
     shape = max(evaluate.map_shape(page.size, m.network.hp) for m in ensemble.members)
-    prob = evaluate.mean_map(maps, weights, shape)
-    return decode_page(prob, page.size, ensemble.hp)
+    return decode_page(evaluate.mean_map(maps, weights, shape), page.size, ensemble.hp)
 
 
 # ---------------------------------------------------------------- gate
@@ -287,10 +278,8 @@ def gate(ensemble, pages):
 
 
 def print_gate(result):
-    for member in result["members"]:
-        evaluate.print_line(member, member["name"])
-    for one in result["leave_one_out"]:
-        evaluate.print_line(one, f"without {one['without']}")
+    for one in result["members"] + result["leave_one_out"]:
+        evaluate.print_line(one, one.get("name") or f"without {one['without']}")
     print(f"ensemble by {result['method']} of {len(result['members'])}:")
     evaluate.print_scores(result)
     if gate := result.get("gate"):
@@ -583,8 +572,7 @@ def run(args):
     else:
         ((found,),) = predict_all(ensemble, pages, [range(len(ensemble.members))])[1:]
     out = args.out or args.submission and Path(args.submission).with_suffix(".json")
-    if out:
-        evaluate.write_predictions(out, pages, found)
+    evaluate.write_predictions(out, pages, found)  # nothing without a path
     if args.submission:
         write_submission(args.submission, pages, found)
         count = sum(len(polygons) for polygons, _ in found)

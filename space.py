@@ -26,9 +26,8 @@ MAX_LEVELS = 1000
 
 @dataclass(frozen=True)
 class Dimension:
-    """One parameter as the unit interval. Where it has levels, level j covers edges[j] to
-    edges[j + 1], its share of the probability, and the kernel sees coords[j]; else law's
-    quantile at u is the value, rounded to multiples of q."""
+    """One parameter as the unit interval. Level j covers edges[j] to edges[j + 1], its share, and
+    the kernel sees coords[j]; without levels law's quantile at u, rounded by q, is the value."""
 
     name: str
     law: tuple = None  # (uniform | normal | log uniform | log normal, number, number)

@@ -63,9 +63,8 @@ def squared_gaps(a, b, category):
 
 
 def log_likelihood(theta, gaps, y, variance):
-    """theta = log (length scales [d], signal and noise variance), gaps [d, n * n], y [n],
-    variance [n] (each value's own, known) -> log marginal likelihood and its gradient by theta
-    (Rasmussen & Williams 2006, eq. 5.8 and 5.9)."""
+    """theta = log (length scales [d], signal, noise variance), gaps [d, n * n], y [n] with variance
+    [n] -> log marginal likelihood and its gradient (Rasmussen & Williams 2006, eq. 5.8, 5.9)."""
     d, n = len(gaps), len(y)
     weights, (signal, noise) = np.exp(-2 * theta[:d]), np.exp(theta[d:])
     corr, slope = (m.reshape(n, n) for m in matern(weights @ gaps))
@@ -76,18 +75,25 @@ def log_likelihood(theta, gaps, y, variance):
     alpha = inverse @ y
     value = -0.5 * y @ alpha - half_logdet - 0.5 * n * math.log(2 * math.pi)
     outer = np.outer(alpha, alpha) - inverse
-    grad = [
-        signal * weights * (gaps @ (outer * slope).ravel()),
-        [signal * (outer * corr).sum(), noise * np.trace(outer)],
-    ]
-    return value, 0.5 * np.concatenate(grad)
+    by_scales = signal * weights * (gaps @ (outer * slope).ravel())
+    return value, 0.5 * np.r_[by_scales, signal * (outer * corr).sum(), noise * np.trace(outer)]
 
 
 def minimise(f, x, evaluations, memory=8):
     """L-BFGS (Nocedal & Wright 2006, algorithm 7.4): f(x) -> (value, gradient); x, value."""
     value, grad = f(x)
-    pairs = []
-    while evaluations > 0:
+    step, size, pairs = -grad, min(1.0, 1.5 / np.abs(grad).max()), []
+    for _ in range(evaluations):
+        new_value, new_grad = f(x + size * step)
+        if not new_value <= value + 1e-4 * size * (grad @ step):
+            size *= 0.3
+            continue
+        s, t, gain = size * step, new_grad - grad, value - new_value
+        x, value, grad = x + s, new_value, new_grad
+        if gain < 1e-4:
+            break
+        if s @ t > 1e-12:
+            pairs = (pairs + [(s, t)])[-memory:]
         step, kept = -grad, []
         for s, t in reversed(pairs):
             kept.append((s @ step) / (s @ t))
@@ -98,20 +104,6 @@ def minimise(f, x, evaluations, memory=8):
         for (s, t), a in zip(pairs, reversed(kept)):
             step = step + s * (a - (t @ step) / (s @ t))
         size = min(1.0, 1.5 / np.abs(step).max())
-        while evaluations > 0:
-            new_value, new_grad = f(x + size * step)
-            evaluations -= 1
-            if new_value <= value + 1e-4 * size * (grad @ step):
-                break
-            size *= 0.3
-        else:
-            break
-        s, t, gain = size * step, new_grad - grad, value - new_value
-        x, value, grad = x + s, new_value, new_grad
-        if s @ t > 1e-12:
-            pairs = (pairs + [(s, t)])[-memory:]
-        if gain < 1e-4:
-            break
     return x, value
 
 
@@ -150,12 +142,8 @@ class Posterior:
         self.alpha = self.whiten.T @ (self.whiten @ y)
 
     def covariance(self, z):
-        scale = np.sqrt(self.weights) * ~self.category
-        a, b = self.x * scale, z * scale
-        gaps = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
-        for j in np.flatnonzero(self.category):
-            gaps += self.weights[j] * (self.x[:, j, None] != z[:, j])
-        return self.signal * matern(np.maximum(gaps, 0))[0] + MEAN_VARIANCE
+        corr = matern(self.weights @ squared_gaps(self.x, z, self.category))[0]
+        return self.signal * corr.reshape(len(self.x), len(z)) + MEAN_VARIANCE
 
     def __call__(self, z):
         k = self.covariance(z)
@@ -167,7 +155,7 @@ def log_ei(mean, sd, best):
     """Log of E[max(f - best, 0)] for f ~ N(mean, sd^2), exact far below best too, where EI itself
     is 0 in float64 (Ament et al. 2023)."""
     z = (mean - best) / sd
-    cdf = 0.5 * np.frompyfunc(math.erfc, 1, 1)(-z / math.sqrt(2)).astype(float)
+    cdf = np.frompyfunc(normal_cdf, 1, 1)(z).astype(float)
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     near = np.log(np.maximum(density + z * cdf, 1e-300))
     far = np.minimum(z, -1.0)
@@ -180,8 +168,7 @@ def log_ei(mean, sd, best):
 
 
 def observations(history, sign):
-    """History entries -> for each the value to maximise and its own variance, NaN where the run
-    has none (failed, pending)."""
+    """History entries -> the values to maximise, NaN of failed and pending runs, and variances."""
     value, variance = np.full(len(history), np.nan), np.zeros(len(history))
     done = [h for h in history if h["state"] == "finished"]
     curves = [sign * np.array(h["history"]) for h in done if h.get("history")]
@@ -214,8 +201,7 @@ def warps(y, variance):
 
 
 def fit_best(x, y, variance, category):
-    """Warped y and variance, and theta, of the warp with the largest posterior density; each
-    warp's search starts where the one before ended."""
+    """Warped y and variance, and theta, of the warp with the largest posterior density."""
     fits, starts = [], None
     for z, own, cost in warps(y, variance):
         theta, loss = fit(x, z, own, category, starts)
@@ -239,8 +225,7 @@ def suggest(space, history, rng):
             raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
         return first_new(cube, cube.combinations(), seen)
     if count <= SMALL_SPACE:
-        points = list(cube.combinations())
-        draws = rng.permutation(np.array(points).reshape(len(points), len(cube.free)))
+        draws = rng.permutation(np.array(list(cube.combinations())))
     else:
         draws = rng.random((512, len(cube.free)))
     u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), len(cube.free))
@@ -302,13 +287,10 @@ def log_feasible(cube, z, x, failed):
     so that a failure repels near its point and nowhere else."""
     if not len(failed):
         return 0.0
-
-    def votes(points):
-        gaps = squared_gaps(z, points, cube.category).sum(0).reshape(len(z), len(points))
-        return np.exp(-0.5 * gaps / REACH**2).sum(1)
-
-    good = 0.1 + votes(x)
-    return 2 * np.log(good / (good + votes(failed)))
+    gaps = squared_gaps(z, np.concatenate([x, failed]), cube.category).sum(0).reshape(len(z), -1)
+    votes = np.exp(-0.5 * gaps / REACH**2)
+    good, bad = 0.1 + votes[:, : len(x)].sum(1), votes[:, len(x) :].sum(1)
+    return 2 * np.log(good / (good + bad))
 
 
 def climb(score, points, rng, stepped, rounds=14, tries=24):
@@ -376,10 +358,9 @@ def judge(values, others, rule, epochs):
     """values [e]: a run's, larger is better; others: curves of the other runs; rule:
     early_terminate -> None before the first band, else {rule, epoch: the band, value, rank, of:
     how many runs reached it, bar: the value missed or met, stop, why: a guard that spoke}."""
-    reached = [b for b in bands_of(rule, epochs) if b <= len(values)]
-    if not reached:
+    band = max((b for b in bands_of(rule, epochs) if b <= len(values)), default=None)
+    if band is None:
         return None
-    band = reached[-1]
     field = sorted([c[band - 1] for c in others if len(c) >= band] + [values[band - 1]])[::-1]
     place = int(len(field) / eta_of(rule))
     bar = field[place - (rule["type"] == "brackets" and len(field) >= eta_of(rule))]
@@ -415,9 +396,8 @@ def ruined(values):
 
 
 def project(history, curves, epochs):
-    """history [e] of a run that stopped, curves of finished ones [epochs each] -> its value at
-    the last epoch and that value's sd: what the finished runs gained from epoch e on, by how
-    steeply they rose before it."""
+    """history [e] of a stopped run, curves of finished ones [epochs each] -> its final value and
+    that value's sd: what the finished gained from epoch e on, by how steeply they rose before."""
     e, half = len(history), max(len(history) // 2, 1)
     whole = [c for c in curves if len(c) >= epochs > e]
     if not whole:
@@ -607,9 +587,8 @@ def read_history(path, data):
         sound = sound and names <= set(r["params"]) and is_number(r["value"])
         if not sound or not 0 < int(r["epoch"]) <= epochs <= 1e5:
             raise DataError(f"{path}: trial {number}", f"is {r!r:.200}", "see hparams/history_*")
-        trial = Trial(number, dict(r["params"]), r["state"], [r["value"]] * int(r["epoch"]))
-        trial.rows = [[math.nan] * 3] * len(trial.history)
-        trials.append(trial)
+        values = [r["value"]] * int(r["epoch"])
+        trials.append(Trial(number, dict(r["params"]), r["state"], values))
     return Sweep(Path("runs") / path.stem, spec, epochs, trials)
 
 
@@ -627,8 +606,7 @@ def open_locked(folder):
 
 
 def open_sweep(folder, spec, extra):
-    """Lock and read the sweep folder, making it when it is not there. Raises UsageError when it
-    belongs to another space or another process."""
+    """(Sweep, lock) of a folder, made if it is not there. Raises UsageError if it is another's."""
     path = folder / "sweep.json"
     if not path.exists():  # refused: no folder is left behind
         cube = Cube(parse_space(spec))
@@ -678,8 +656,7 @@ def run_sweep(sweep, options, queue=(), only=None):
     busy, failures = {}, 0
     for trial in [only] if only else sweep.trials:
         if trial.state == "pending":
-            if trial.history:
-                settle(sweep, trial)
+            settle(sweep, trial)
             busy |= adopt(sweep, trial)
     try:
         while True:
@@ -826,9 +803,8 @@ def start(sweep, trial, target, slot, options):
     device = {"CUDA_VISIBLE_DEVICES": options.devices[slot]} if options.devices else {}
     pipes = {"stdin": subprocess.DEVNULL, "env": os.environ | device, "start_new_session": True}
     held = lock(sweep.folder / f"{trial.name}.lock")
-    held.truncate(0)
-    os.write(held.fileno(), str(slot).encode())
     pipes["pass_fds"] = [held.fileno()]
+    Path(held.name).write_text(str(slot))
     with held, open(sweep.folder / f"{trial.name}.log", "ab") as log:
         trial.said = log.tell()
         try:
@@ -950,20 +926,16 @@ def trust(sweep, band):
 
 def spearman(a, b):
     """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
-
-    def ranks(x):
-        x = np.array(x)
-        return (x < x[:, None]).sum(1) + (x <= x[:, None]).sum(1)
-
-    a, b = (r - r.mean() if len(r) else r for r in (ranks(a), ranks(b)))
+    # values below less values above: twice the distance from the mean rank
+    a, b = (np.sign(np.subtract.outer(x, x)).sum(1) for x in (a, b))
     return float(a @ b / math.sqrt((a @ a) * (b @ b))) if a.any() and b.any() else 0.0
 
 
-def replay(curves, rule, epochs):
-    """Whole curves [n][epochs], larger being better, and a rule -> epochs trained [n]: what the
-    sweep itself decides, one trial after the other, in memory."""
-    spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": rule}
-    sweep = Sweep(None, spec, epochs, [])
+def simulate(curves, early_terminate):
+    """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep would train
+    each: what it itself decides, one trial after the other, in memory."""
+    spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": early_terminate}
+    sweep = Sweep(None, spec, len(curves[0]), [])
     with contextlib.redirect_stdout(None):
         while job := choose(sweep, ()):
             trial, target = job
@@ -973,12 +945,7 @@ def replay(curves, rule, epochs):
             curve = curves[trial.number - 1][: target or next_target(sweep, trial)]
             sweep.write("epochs", trial, history=list(map(float, curve)), rows=[])
             settle(sweep, trial)
-    return [len(t.history) for t in sweep.trials]
-
-
-def simulate(curves, early_terminate):
-    """curves [n, epochs] of whole runs -> epochs [n] the sweep would train each."""
-    return np.array(replay(curves, early_terminate, len(curves[0])))
+    return np.array([len(t.history) for t in sweep.trials])
 
 
 # ---------------------------------------------------------------- findings
@@ -1308,10 +1275,8 @@ def read_enqueued(sweep, paths):
                 print(f"{path}: {d.key} = {value}: the sweep's is {d.levels[0]}")
                 params[d.name] = d.levels[0]
             elif not 0 <= d.encode(value) <= 1:
-                what = (
-                    f"{d.name} = {value} lies outside the space; the search cannot come back to it"
-                )
-                print(f"warning: {path}: {what}")
+                outside = f"{d.name} = {value} lies outside the space"
+                print(f"warning: {path}: {outside}; the search cannot come back to it")
         queue.append((str(path), params))
     return queue
 
@@ -1344,7 +1309,6 @@ def write_report(sweep, path=None):
 
 
 def print_replay(sweep):
-    """What each stopping rule would have done: a line a rule."""
     epochs, whole = sweep.epochs, [sweep.curve(t) for t in sweep.trials if t.state == "finished"]
     alive, curves = [t for t in sweep.trials if t.history and t.state != "failed"], []
     if not alive:
@@ -1361,15 +1325,15 @@ def print_replay(sweep):
     rules |= {sweep.rule["type"]: sweep.rule} if sweep.rule["type"] else {}
     rules["hyperband, strict false"] = {**hyperband, "strict": False}
     best, total = int(np.argmax([c[-1] for c in curves])), len(curves) * epochs
+    numbers = np.array([str(t.number) for t in alive])
     for name, rule in rules.items():
-        groups, trained = {}, replay(curves, rule, epochs)
-        for trial, k in zip(alive, trained):
-            groups.setdefault(k, []).append(str(trial.number))
-        stops = [f"{', '.join(g)} at epoch {k}" for k, g in sorted(groups.items()) if k < epochs]
-        saved, kept = total - sum(trained), "kept" if trained[best] == epochs else "lost"
+        trained = simulate(curves, rule)
+        early = np.unique(trained[trained < epochs])
+        stops = [f"{', '.join(numbers[trained == k])} at epoch {k}" for k in early]
+        saved, kept = total - trained.sum(), "kept" if trained[best] == epochs else "lost"
         told = f"{saved} of {total} epochs saved ({saved / total:.0%})"
         stops = "; ".join(stops) or "none"
-        print(f"{name}: stopped {stops}. {told}, best run {alive[best].number} {kept}")
+        print(f"{name}: stopped {stops}. {told}, best run {numbers[best]} {kept}")
 
 
 def print_status(sweep):
