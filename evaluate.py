@@ -20,7 +20,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -469,13 +468,11 @@ def binned(x, y, what):
     if not len(x):
         return []
     edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)))
-    ends = list(pairwise(edges)) or [(edges[0], edges[0])]
-    which = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(ends) - 1)
+    edges = np.resize(edges, max(len(edges), 2))  # of equal values: one bin, that of no width
+    counts, sums = (np.histogram(x, edges, weights=weights)[0] for weights in (None, y))
     items = []
-    for k, (low, high) in enumerate(ends):
-        inside = y[which == k]
-        mean = float(inside.mean()) if len(inside) else 0.0
-        items.append((mean, f"{mean:.4f}", [f"{low:.0f} to {high:.0f}", f"{len(inside)} {what}"]))
+    for low, high, count, mean in zip(edges, edges[1:], counts, sums / np.maximum(counts, 1)):
+        items.append((mean, f"{mean:.4f}", [f"{low:.0f} to {high:.0f}", f"{count} {what}"]))
     return items
 
 
