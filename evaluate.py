@@ -130,8 +130,8 @@ def paste(sheet, tile, prob):
 def batches(pages, batch):
     """Tiles of the Sheets of pages, those of one network and shape together: lists of at most
     `batch` (sheet, tile). None waits for more than 128 pages."""
-    queues, limit = {}, 127
-    for sheets in pages:
+    queues = {}
+    for count, sheets in enumerate(pages, 1):
         for sheet in sheets:
             for tile in list(sheet.tiles):
                 kind = sheet.network, tile[2].shape
@@ -139,8 +139,7 @@ def batches(pages, batch):
                 queue.append((sheet, tile))
                 if len(queue) == batch:
                     yield queues.pop(kind)
-        if sheets[0].index >= limit:
-            limit += 128
+        if count % 128 == 0:
             yield from queues.values()
             queues = {}
     yield from queues.values()
@@ -156,11 +155,10 @@ def launch(network, tiles, device):
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         logits = network.model(pages.to(device, non_blocking=True))  # [B, 1, H, W]
     maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
-    maps, event = maps.to("cpu", non_blocking=True), None
-    if device.type == "cuda":
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(device))  # of this GPU, current or not
-    return maps, event
+    maps = maps.to("cpu", non_blocking=True)
+    if device.type != "cuda":
+        return maps, None
+    return maps, torch.cuda.current_stream(device).record_event()  # of this GPU, current or not
 
 
 def mean_map(maps, weights, shape):
