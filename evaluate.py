@@ -190,16 +190,12 @@ def predict_maps(networks, pages, device, tile=0, failed=None):
 
     def load(i):
         try:
-            return load_sheets(i, pages[i], networks, tile)
+            open_sheets[i] = load_sheets(i, pages[i], networks, tile)
+            return open_sheets[i]
         except DataError as error:
             if failed is None:
                 raise
             failed[i] = error
-
-    def opened(loaded):
-        for sheets in filter(None, loaded):
-            open_sheets[sheets[0].index] = sheets
-            yield sheets
 
     def fetch(tiles, maps, event):
         if event is not None:
@@ -211,7 +207,7 @@ def predict_maps(networks, pages, device, tile=0, failed=None):
                 yield sheet.index, page_maps(sheets, networks, pages[sheet.index])
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        loaded = opened(ahead(pool, load, range(len(pages)), 4 if tile else 32))
+        loaded = filter(None, ahead(pool, load, range(len(pages)), 4 if tile else 32))
         for tiles in batches(loaded, 8 if device.type == "cuda" else 1):
             started = tiles, *launch(networks[tiles[0][0].network], tiles, device)
             if flying:
