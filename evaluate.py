@@ -234,17 +234,13 @@ def predict_each(networks, pages, device, job, tile=0, failed=None):
                 yield turn, waiting.pop(turn).result()
             turn += 1
 
-    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # shapes vary
-    try:
-        bar = tqdm(total=len(pages), desc="predicting", unit=" pages", leave=False, disable=None)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
-            for i, maps in predict_maps(networks, pages, device, tile, failed):
-                waiting[i] = pool.submit(job, pages[i], maps)
-                bar.update()
-                yield from finished(64)
-            yield from finished(0)
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
+    bar = tqdm(total=len(pages), desc="predicting", unit=" pages", leave=False, disable=None)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
+        for i, maps in predict_maps(networks, pages, device, tile, failed):
+            waiting[i] = pool.submit(job, pages[i], maps)
+            bar.update()
+            yield from finished(64)
+        yield from finished(0)
 
 
 def predict(network, pages, device, job=None, **options):
