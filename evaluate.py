@@ -243,16 +243,14 @@ def predict_each(networks, pages, device, job, tile=0, failed=None):
         yield from finished(0)
 
 
-def predict(network, pages, device, job=None, **options):
-    """What a network finds on each page, (polygons [P, 2] in page pixels, scores [N]), or
-    job(page, found); None where a page could not be read. options: of predict_each."""
+def predict(network, pages, device, job, tile=0, failed=None):
+    """Yields (index, job(page, found)) of pages in their order, found: (polygons [P, 2] in page
+    pixels, scores [N]) by a network. tile, failed: see predict_maps."""
 
     def work(page, maps):
-        found = decode_page(maps[0], page.size, network.hp)
-        return job(page, found) if job else found
+        return job(page, decode_page(maps[0], page.size, network.hp))
 
-    found = dict(predict_each([network], pages, device, work, **options))
-    return [found.get(i) for i in range(len(pages))]
+    return predict_each([network], pages, device, work, tile, failed)
 
 
 # ---------------------------------------------------------------- pictures
@@ -780,12 +778,7 @@ def open_source(source, pages, overrides, args, job, failed=None):
     if not str(source).endswith(".json"):
         model, hp, _ = load_network(source, args.device)
         hp = replace(hp, **overrides)
-
-        def work(page, maps):
-            return job(page, decode_page(maps[0], page.size, hp))
-
-        network = [Network(model, hp)]
-        return hp, predict_each(network, pages, args.device, work, args.tile, failed)
+        return hp, predict(Network(model, hp), pages, args.device, job, args.tile, failed)
     regions = read_predictions(source)
     check_pages(source, regions, pages)
     judged = data.map_threads(lambda page: job(page, regions[page.name]), pages, "scoring")

@@ -704,8 +704,8 @@ def score_pages(trainer, val):
         return page_row("page", page, found[0])
 
     network = evaluate.Network(trainer.averaged_model(), trainer.hp)
-    found = evaluate.predict(network, val[rank::size], trainer.device, judge)
-    rows[rank::size] = torch.tensor(np.array(found)).reshape(-1, 4)
+    judged = evaluate.predict(network, val[rank::size], trainer.device, judge)
+    rows[rank::size] = torch.tensor(np.array([row for _, row in judged])).reshape(-1, 4)
     return total(rows).numpy()
 
 
@@ -824,7 +824,7 @@ def finish_run(trainer, val, folder, mirrors, artifact):
     def draw(page, found):
         evaluate.draw_picture(page, found[0], folder / "pictures")
 
-    evaluate.predict(evaluate.Network(model, trainer.hp), val[:8], trainer.device, draw)
+    list(evaluate.predict(evaluate.Network(model, trainer.hp), val[:8], trainer.device, draw))
     for send in mirrors:
         pictures = sorted((folder / "pictures").glob("*.jpg"))
         send({"epoch": trainer.epoch}, pictures, folder / "best.pt" if artifact else None)

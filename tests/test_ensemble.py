@@ -174,7 +174,7 @@ def test_a_member_and_an_ensemble_of_it_alone_predict_what_evaluate_predicts(tmp
     members = [Member("a", network, None, {}), Member("b", Network(tiny_network(1), HP), None, {})]
     both = ensemble.Ensemble(members, [1.0, 1.0], method, HP, 1, CPU)
     (alone, _), (together,) = ensemble.predict_all(both, [page], [[0]])
-    ((expected, scores),) = evaluate.predict(network, [page], CPU)
+    ((_, (expected, scores)),) = evaluate.predict(network, [page], CPU, lambda page, found: found)
     for polygons, confidences in (*alone, *together):
         assert len(scores) and np.allclose(confidences, scores)
         assert all(map(np.allclose, map(canonical, polygons), map(canonical, expected)))

@@ -459,6 +459,10 @@ def bench_inference(args):
     device, threads = torch.device(args.device), min(2, os.cpu_count() or 1)
     torch.set_num_threads(threads)
     engine = peer_module("rapidocr_onnxruntime", "rapidocr-onnxruntime")
+
+    def predict_all(network):
+        return list(predict(network, pages, device, lambda page, found: found))
+
     with tempfile.TemporaryDirectory() as folder:
         pages = [labels.Page(f"{i}.jpg", Path(folder, f"{i}.jpg")) for i in range(4)]
         for i, page in enumerate(pages):
@@ -467,7 +471,7 @@ def bench_inference(args):
         for backbone, neck in (("efficientnet_b4", 256), ("tf_efficientnet_lite2", 96)):
             model = DBNet(backbone, neck).to(device, memory_format=torch.channels_last).eval()
             for size in (640, 960):
-                run = partial(predict, Network(model, Hparams(size=size)), pages, device)
+                run = partial(predict_all, Network(model, Hparams(size=size)))
                 rate(f"{backbone}, neck {neck}, {size} px", run)
         if engine:
             detect = engine.RapidOCR(intra_op_num_threads=threads)
