@@ -603,7 +603,7 @@ def predictions_file(path):
     if not path:
         yield lambda page, found: None
         return
-    path, written = Path(path), 0
+    path, written = Path(path), False
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
@@ -612,10 +612,9 @@ def predictions_file(path):
         out = Page(page.name, page.path, size=page.size)
         for i, (polygon, confidence) in enumerate(zip(*found), 1):
             out.add(f"{i:04d}", polygon, confidence=confidence)
-        for name, entry in pages_to_json([out])["images"].items():
-            name, entry = (json.dumps(value, ensure_ascii=False) for value in (name, entry))
-            file.write(",\n" * bool(written) + f"{name}: {entry}")
-            written += 1
+        entry = json.dumps(pages_to_json([out])["images"], ensure_ascii=False)[1:-1]
+        file.write(",\n" * written + entry)
+        written = True
 
     try:
         with open(temporary, "w", encoding="utf-8") as file:
