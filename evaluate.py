@@ -703,11 +703,8 @@ def parse_args(argv):
     add("--tile", type=int, default=0, metavar="PX", help="cut larger pages into tiles")
     add = parser.add_argument_group("files to write").add_argument
     add("--out", metavar="JSON", help="predictions with confidences")
-    add(
-        "--export",
-        metavar="FILE",
-        help="the network for onnxruntime, RapidOCR, or as .pt in half its size",
-    )
+    exported = "the network for onnxruntime, RapidOCR, or as .pt in half its size"
+    add("--export", metavar="FILE", help=exported)
     add("--html", metavar="FILE", help="a report: worst pages, scores by size, thresholds")
     add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
     add = parser.add_argument_group("thresholds").add_argument
@@ -857,11 +854,10 @@ def run(args):
         }
     if args.json:
         print(json.dumps(result))
-        return 0
+        return
     print_scores(result)
     for metric, difference in result.get("compare", {}).items():
         print_difference(difference, f"{args.compare}: {cleval.METRICS[metric][0]}")
-    return 0
 
 
 def choose_device(name):
