@@ -456,18 +456,12 @@ def near_duplicates(thumbnails):
 def page_groups(pages, thumbnails):
     """Group number of each page [N]: pages that share a `group` key or are near-duplicates belong
     together."""
-    parent = list(range(len(pages)))
-
-    def root(i):
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
-    first = {}
+    group, first = np.arange(len(pages)), {}
     named = [(first.setdefault(p.group, i), i) for i, p in enumerate(pages) if p.group is not None]
     for a, b in itertools.chain(named, near_duplicates(thumbnails)):
-        parent[max(root(a), root(b))] = min(root(a), root(b))
-    return np.array([root(i) for i in range(len(pages))])
+        low, high = sorted(group[[a, b]])
+        group[group == high] = low
+    return group
 
 
 def word_heights(page):
