@@ -153,12 +153,11 @@ def draw_homography(rng, hp, width, height):
     strengths. All zero: the page at the top left, as in `resize_page`."""
     fit, strength = fit_factor((width, height), hp), hp.aug_strength
     angle, zoom, shift_x, shift_y, tilt_x, tilt_y = rng.uniform(-strength, strength, 6)
-    mirror = -1 if rng.random() < hp.aug_mirror * strength else 1
     zoom = fit * (1 + hp.aug_scale) ** zoom
+    wide = -zoom if rng.random() < hp.aug_mirror * strength else zoom
     cos, sin = np.cos(np.deg2rad(angle * hp.aug_rotate)), np.sin(np.deg2rad(angle * hp.aug_rotate))
     centre = np.array([width, height]) / 2
     shift = np.array([shift_x, shift_y]) * hp.aug_shift * 2 * centre * fit
-    wide = zoom * mirror
     to_origin = np.array([[wide, 0, -wide * centre[0]], [0, zoom, -zoom * centre[1]], [0, 0, 1]])
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     tilt, back = np.eye(3), np.eye(3)
@@ -417,9 +416,8 @@ def epoch_batches(pages, hp, epoch):
         part = order[k : k + ALIKE * hp.batch]
         part[:] = part[np.lexsort(sides[part].T)]
     batches = rng.permutation(order.reshape(-1, hp.batch))
-    canvases = sides[batches].max(1)
-    keys = zip(batches.tolist(), canvases.tolist())
-    return [[(epoch, i, h, w) for i in batch] for batch, (w, h) in keys]
+    canvases = sides[batches].max(1).tolist()
+    return [[(epoch, i, h, w) for i in batch] for batch, (w, h) in zip(batches.tolist(), canvases)]
 
 
 # ---------------------------------------------------------------- splits and folds
