@@ -43,15 +43,7 @@ import evaluate
 from cleval import bootstrap_groups, page_row, summary
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
-from hparams import (
-    FIELDS,
-    Hparams,
-    given_flags,
-    read_hparams,
-    resolve_hparams,
-    trainer_parser,
-    validate,
-)
+from hparams import FIELDS, Hparams, given_flags, read_hparams, trainer_parser, validate
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 QUICK_START = "python train.py --hparams hparams/quickstart.json"
@@ -84,9 +76,9 @@ class Lost(DataError):
 def resolve(args):
     """Hparams of default < --hparams < flags, or on --resume those of the run folder < flags that
     may change. Raises DataError, UsageError."""
-    if not args.resume:
-        return resolve_hparams(args)
     given = {**(read_hparams(args.hparams) if args.hparams else {}), **given_flags(args)}
+    if not args.resume:
+        return validate(Hparams(**given), args.hparams or "flags")
     if not given.get("name"):
         raise UsageError("--resume", "names no run", "add --name")
     path = Path("runs", given["name"], "hparams.json")
