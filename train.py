@@ -406,9 +406,7 @@ class Trainer:
         return {key: getattr(self, key) for key in ("model", "ema", "optimizer", "scaler")}
 
     def load(self, state, folder):
-        """Go on from a state, if any. Raises UsageError when it is of another network."""
-        if state is None:
-            return
+        """Go on from a state. Raises DataError when it is of another network."""
         try:
             for key, part in self.parts().items():
                 if part:
@@ -771,7 +769,8 @@ def run(hp, folder, resume, options, stop):
     with open_folder(hp, folder, resume) if place()[0] == 0 else contextlib.nullcontext():
         state = from_first(lambda: load_run(folder) if resume else None)
         trainer = trainer or Trainer(hp, options.device, state is None, digests)
-        trainer.load(state, folder)
+        if state:
+            trainer.load(state, folder)
         return train_run(trainer, pages, folder, options, stop)
 
 
