@@ -588,9 +588,7 @@ def to_wandb(hp, folder):
         if pictures:
             run.log({f"pages/{p.stem}": wandb.Image(str(p)) for p in pictures}, step=step)
         if best:
-            artifact = wandb.Artifact(f"best-{run.id}", "model")
-            artifact.add_file(str(best))
-            run.log_artifact(artifact)
+            run.log_artifact(best, name=f"best-{run.id}", type="model")
 
     return send
 
@@ -631,8 +629,7 @@ def check_mirrors(kinds):
 def fetch_losses(trainer, pending, steps):
     """Move the losses of the last steps [K][4] to the host and add them over the processes; raise
     NotFinite, flag outliers. Raises OSError as well when the last save failed."""
-    rows = total(torch.stack(pending).double().cpu()).tolist()
-    for row in rows:
+    for row in total(torch.stack(pending).double().cpu()).tolist():
         trainer.losses.append(row)
         number, epoch = len(trainer.losses), trainer.epoch + 1
         if not all(map(math.isfinite, row)):
