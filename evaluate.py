@@ -533,8 +533,7 @@ def export_onnx(source, path, overrides):
     free = {0: "batch", 2: "height", 3: "width"}
     options = {"input_names": ["pages"], "output_names": ["map"], "dynamo": False}
     options["dynamic_axes"] = {"pages": free, "map": free}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the newer exporter needs one more package
+    with warnings.catch_warnings(action="ignore"):  # the newer exporter needs one more package
         torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, **options)
     graph = onnx.load_from_string(buffer.getvalue())
     about = {key: getattr(hp, key) for key in ("backbone", "size", "fit", *DECODING)}
