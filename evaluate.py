@@ -505,8 +505,8 @@ class Probability(torch.nn.Module):
 
 
 def export(source, path, overrides):
-    """Write a checkpoint to share: as .pt its averaged weights, convolutions in half precision; else
-    as ONNX, see `export_onnx`. Both hold the decoding, overridden or not."""
+    """Write a checkpoint to share: as .pt its averaged weights, convolutions in half precision, or
+    else as ONNX, see `export_onnx`. Both hold the decoding, overridden or not."""
     if not path.endswith(".pt"):
         return export_onnx(source, path, overrides)
     state = load_checkpoint(source)
