@@ -43,8 +43,8 @@ from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tun
 
 def amp_dtype(amp, device):
     """Type to compute in, or None for float32: `auto` is bf16 where the GPU has it, else fp16; CPUs
-    use float32."""
-    if device.type != "cuda" or amp == "off":
+    use float32 unless told bf16, which pays where they have AMX, and in prediction only."""
+    if amp == "off" or device.type != "cuda" and amp != "bf16":
         return None
     has_bf16 = amp == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if amp == "bf16" or has_bf16 else torch.float16

@@ -55,7 +55,7 @@ class Hparams:
     ema: bool = value(True, "validate and keep a moving average of the weights")
     freeze_bn: bool = value(False, "batch norm keeps its statistics: fine-tuning, small batches")
     seed: int = value(0, "of weights, order and augmentation", 0, 2**31 - 1)
-    amp: str = value("auto", "precision on CUDA", choices=AMP, group="machine")
+    amp: str = value("auto", "precision; CPUs: off unless bf16", choices=AMP, group="machine")
     compile: bool = value(False, "torch.compile the network: minutes, and again for new canvases")
     cache: bool = value(False, "decode each train page once; needs the room on disk")
     workers: int = value(-1, "loader processes (-1: by the machine)", -1, 256)

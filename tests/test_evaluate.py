@@ -120,6 +120,14 @@ def test_checkpoint_flags_override_what_it_carries(run):
     assert "size 96, fit longer" in run("old.pt").out  # as it was trained
 
 
+def test_a_cpu_computes_in_bf16_only_when_told(run):
+    kinds = [evaluate.amp_dtype(amp, CPU) for amp in ("auto", "off", "fp16", "bf16")]
+    assert kinds == [None, None, None, torch.bfloat16]
+    checkpoint()
+    whole, half = (scored(run, "a.pt", "--amp", amp)["hmean"] for amp in ("off", "bf16"))
+    assert half == pytest.approx(whole, abs=0.05)
+
+
 REFUSED = [
     (2, "p.json", "needs labels to be scored; add --data"),
     (1, "p.json --data s --compare less.json", "less.json: 1 of 2 pages are not in it"),
