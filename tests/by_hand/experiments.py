@@ -47,8 +47,9 @@ RUNS = {
     "lite2-synth": (f"{SCRATCH} --init runs/synth-lite2/last.pt", "lite2"),
     "*synth-b4": (f"{B4} {PRETRAIN}", None),
     "b4-synth": (f"{B4} --init runs/synth-b4/last.pt", "b4"),
-    "lite2-640": (f"{LITE2} --size 640", "lite2"),
-    "lite2-1280": (f"{LITE2} --size 1280", "lite2"),
+    "lite2-704": (f"{LITE2} --size 704", "lite2"),
+    "lite2-960": (f"{LITE2} --size 960", "lite2"),
+    "lite2-longer": (f"{LITE2} --fit longer --size 1216", "lite2"),  # as many pixels
     "lite2-adam": (f"{LITE2} --optimizer adam --weight-decay 1e-4 --lr 5e-4", "lite2"),
     "lite2-no-ema": (f"{LITE2} --no-ema", "lite2"),
     "lite2-44-epochs": (f"{LITE2} --epochs 44 --T_max 44", "lite2"),
