@@ -118,9 +118,11 @@ def map_threads(function, items, desc):
 
 def fit_factor(page_size, hp):
     """By what a page (width, height) is scaled: its longer side becomes hp.size or, with hp.fit
-    "area", its area hp.size squared, so that a long, narrow receipt keeps its print."""
-    width, height = page_size
-    return hp.size / (math.sqrt(width * height) if hp.fit == "area" else max(width, height))
+    "area", its area hp.size squared, so that a long, narrow receipt keeps its print; but its longer
+    side at most three times hp.size."""
+    longer = max(page_size)
+    mean = math.sqrt(math.prod(page_size)) if hp.fit == "area" else longer
+    return hp.size / max(mean, longer / 3)
 
 
 def scaled(page_size, factor):
@@ -574,11 +576,11 @@ def pseudo_pages(hp, known):
 
 def describe(pages):
     """Counts of inspected pages on one line, zeros left out."""
-    counts = np.array([len(p.polygons) for p in pages])
-    found = {"pages": len(pages), "words": counts.sum(), "without text": (counts == 0).sum()}
-    found |= {"words a page": np.median(counts), "ignored": sum(sum(p.ignore) for p in pages)}
+    counts = [len(p.polygons) for p in pages]
+    found = {"pages": len(pages), "words": sum(counts), "words a page": np.median(counts or [0])}
+    found |= {"without text": counts.count(0), "ignored": sum(sum(p.ignore) for p in pages)}
     repairs = sum((Counter(repair_words(page)[2]) for page in pages), Counter())
-    return ", ".join(f"{n:g} {what}" for what, n in {**found, **repairs}.items() if n)
+    return ", ".join(f"{n:.9g} {what}" for what, n in {**found, **repairs}.items() if n)
 
 
 def describe_print(pages, hp):

@@ -3,6 +3,7 @@
 Differentiable Binarization, Liao et al. 2020, arXiv 1911.08947. Letters: B batch, C channels, H W
 input size, h w = H/4 W/4."""
 
+import copy
 import io
 import logging
 import math
@@ -283,15 +284,15 @@ def check_state(state, size):
         texts = [text for key in ORIGIN for text in list(origin[key])]
         if origin.keys() != ORIGIN or not all(isinstance(text, str) for text in texts):
             raise TypeError("origin is not three lists of texts")
-    scores = state.get("scores") or {"pages": {}}
-    if not all(0 <= score <= 1 for score in [scores.get("hmean", 0), *scores["pages"].values()]):
+    scores = state.get("scores") or {}
+    if not all(0 <= s <= 1 for s in (scores.get("hmean", 0), *scores.get("pages", {}).values())):
         raise ValueError("scores are not within 0 to 1")
 
 
 @torch.no_grad()
 def fold_norms(model):
-    """Fold the batch norms that a DBNet in eval mode uses into the convolutions whose outputs they
-    take, in place: the same logits, less to compute (Jacob et al. 2018, arXiv 1712.05877)."""
+    """A DBNet in eval mode with its batch norms folded into the convolutions before them: less to
+    compute (Jacob et al. 2018, arXiv 1712.05877); as it is where others take these outputs too."""
     from timm.layers import BatchNormAct2d, Conv2dSame
 
     foldable = (nn.Conv2d, Conv2dSame, nn.ConvTranspose2d)  # other kinds scale their weights
@@ -304,13 +305,16 @@ def fold_norms(model):
         if torch.is_tensor(output) and (output is inputs[0] or not hasattr(output, "maker")):
             output.maker = module  # a container returns what its last part made
 
+    page = torch.arange(128 * 128 * 3).pow(2).to(torch.uint8).view(1, 128, 128, 3)
     with nn.modules.module.register_module_forward_hook(note):
-        model(torch.zeros(1, 128, 128, 3, dtype=torch.uint8))
+        logits = model(page)
+    folded = copy.deepcopy(model)
     for conv, norm in pairs.items():
         transpose = isinstance(conv, nn.ConvTranspose2d)
-        model.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm, transpose))
-        model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
-    return model
+        folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm, transpose))
+        folded.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
+    same = torch.allclose(folded(page), logits, rtol=1e-3, atol=1e-3)
+    return folded if same else model
 
 
 def load_network(path, device="cpu"):

@@ -43,8 +43,8 @@ from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tun
 
 def amp_dtype(amp, device):
     """Type to compute in, or None for float32: `auto` is bf16 where the GPU has it, else fp16; CPUs
-    use float32 unless told bf16, which pays where they have AMX, and in prediction only."""
-    if amp == "off" or device.type != "cuda" and amp != "bf16":
+    use float32 unless amp is bf16, which makes prediction faster where they have AMX."""
+    if amp == "off" or (device.type != "cuda" and amp != "bf16"):
         return None
     has_bf16 = amp == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if amp == "bf16" or has_bf16 else torch.float16
@@ -92,7 +92,7 @@ def cut_tiles(image, hp, tile, path):
     whole = data.fit_factor(page_size, hp)
     factor = max(whole, hp.size / tile) if tile else whole
     if image.size / 3 * factor**2 > data.MAX_PIXELS:
-        what = f"tiles of {tile} px at size {hp.size} are over {data.MAX_PIXELS >> 20} M pixels"
+        what = f"size {hp.size}, --tile {tile}: over {data.MAX_PIXELS >> 20} M pixels"
         raise DataError(path, what, "use a larger --tile or a smaller --size")
     shape, image = data.scaled(page_size, factor)[::-1], data.resize_page(image, factor)[0]
     window = -(-hp.size // 32) * 32 if factor > whole else max(image.shape)
@@ -505,15 +505,18 @@ class Probability(torch.nn.Module):
 
 
 def export(source, path, overrides):
-    """Write a checkpoint to share: as .pt its averaged weights, convolutions in half precision, or
-    else as ONNX, see `export_onnx`. Both hold the decoding, overridden or not."""
-    if not path.endswith(".pt"):
+    """Write a checkpoint to share: as .onnx, see `export_onnx`, or as a new .pt its averaged
+    weights in half precision. Both hold their decoding, and no score: it was of another one."""
+    if path.endswith(".onnx"):
         return export_onnx(source, path, overrides)
+    if not path.endswith(".pt") or Path(path).exists():
+        raise UsageError(f"--export {path}", "cannot be written", "give a new .pt file, or .onnx")
     state = load_checkpoint(source)
     weights = (state.get("ema") or state["model"]).items()
     weights = {key: value.half() if value.ndim > 1 else value for key, value in weights}
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise DataError(source, "weights beyond half precision", "give an .onnx file")
     shared = {key: state[key] for key in ("epoch", "origin") if key in state}
-    shared["scores"] = {"hmean": state["scores"]["hmean"]} if state.get("scores") else {}
     hp = asdict(replace(state["hparams"], **overrides))
     save_checkpoint(path, {"model": weights, "hparams": hp, **shared})
     print(f"{path}: {Path(path).stat().st_size / 2**20:.1f} MiB")
@@ -521,8 +524,8 @@ def export(source, path, overrides):
 
 @torch.no_grad()
 def export_onnx(source, path, overrides):
-    """Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size, decoding and
-    score as metadata, and print RapidOCR's settings for it. Raises DataError where onnxruntime
+    """Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size and decoding as
+    metadata, and print RapidOCR's settings for it. Raises DataError where onnxruntime
     gives other maps, by more than 1e-4."""
     try:
         import onnx
@@ -538,11 +541,15 @@ def export_onnx(source, path, overrides):
     graph = onnx.load_from_string(buffer.getvalue())
     about = {key: getattr(hp, key) for key in ("backbone", "size", "fit", *DECODING)}
     about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
-    about["hmean"] = (state.get("scores") or {}).get("hmean")
     onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
     graph, checked = graph.SerializeToString(), "not compared, pip install onnxruntime"
     with suppress(ImportError):
-        error = onnx_error(model, graph)
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        pages = [torch.rand(shape) for shape in ((1, 3, 160, 96), (2, 3, 64, 224))]
+        maps = [torch.tensor(session.run(None, {"pages": p.numpy()})[0]) for p in pages]
+        error = max((model(p) - m).abs().max().item() for p, m in zip(pages, maps))
         checked = f"differ by {error:.1g}"
         if not error < 1e-4:
             raise DataError(source, f"as ONNX its maps {checked}; nothing written")
@@ -552,28 +559,16 @@ def export_onnx(source, path, overrides):
 
 
 def print_rapidocr(path, hp):
-    """Calls that make RapidOCR use an exported model. It knows boxes, the most of a page's longer
-    side and the least of its shorter one: for `area` those of a page twice as long as wide."""
+    """The call that makes RapidOCR use an exported model. It knows boxes, the most of a page's
+    longer side and the least of its shorter one: for `area` those of a page 2:1."""
     area = hp.fit == "area"
     longer, shorter = (round(hp.size * 2**0.5), round(hp.size / 2**0.5)) if area else [hp.size] * 2
     det = {"model_path": path, "mean": [0, 0, 0], "std": [1, 1, 1], "use_dilation": False}
     det |= {"limit_type": "min" if area else "max", "limit_side_len": shorter, "score_mode": "slow"}
-    det |= {key: getattr(hp, key) for key in ("thresh", "box_thresh", "max_candidates")}
-    det["unclip_ratio"] = hp.unclip_ratio or 2.0
+    det |= {"thresh": hp.thresh, "box_thresh": hp.box_thresh, "unclip_ratio": hp.unclip_ratio or 2}
     flags = ", ".join(f"det_{key}={value!r}" for key, value in det.items())
-    params = {"Global.max_side_len": longer} | {f"Det.{key}": value for key, value in det.items()}
-    print(f"rapidocr-onnxruntime 1.4.4: RapidOCR(max_side_len={longer}, {flags})")
-    print(f"rapidocr 3: RapidOCR(params={params})")
-
-
-def onnx_error(model, graph):
-    """Largest difference of maps on noise of two page sizes. Raises ImportError."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    pages = [torch.rand(shape) for shape in ((1, 3, 160, 96), (2, 3, 64, 224))]
-    maps = [session.run(None, {"pages": page.numpy()})[0] for page in pages]
-    return max(float(np.abs(model(p).numpy() - m).max()) for p, m in zip(pages, maps))
+    pages = "boxes only, pages about 2:1" if area else "boxes only"
+    print(f"rapidocr-onnxruntime 1.4.4, {pages}: RapidOCR(max_side_len={longer}, {flags})")
 
 
 # ---------------------------------------------------------------- predictions as files
@@ -757,7 +752,7 @@ def check_flags(args, overrides):
         return
     more = {"--write": args.write, "--metric": args.metric, "several sources": args.sources[1:]}
     for what in filter(more.get, more):
-        raise UsageError(what, "only with --tune", "see also --compare")
+        raise UsageError(what, "only with --tune", "add it; to compare sources: --compare")
     given = [flag for flag in ("images", "export", "tile") if vars(args)[flag]] + list(overrides)
     if args.source.endswith(".json") and given:
         raise UsageError(f"--{given[0]}", "a predictions file is decoded", "give a checkpoint")
@@ -833,8 +828,7 @@ def run(args):
     pages = picture_pages(args.images) if args.images else choose_pages(args)
     for page in pages if args.pictures else ():
         if (file := picture_file(page, args.pictures)).exists() and file.samefile(page.path):
-            where = f"--pictures {args.pictures}"
-            raise UsageError(where, f"{file} is a page", "give a new folder")
+            raise UsageError(file, "is a page", "give --pictures a new folder")
     for source in filter(None, () if args.images else (args.source, args.compare)):
         if not source.endswith(".json"):
             warn_of_leaks(source, pages)

@@ -824,8 +824,8 @@ def print_end(trainer, steps, stopped):
     if stopped and trainer.step:
         where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {steps}"
     if stopped or trainer.epoch < hp.epochs:
-        verb = "stopped" if stopped else "paused"
-        print(f"{verb} {where}; go on: python train.py --name {hp.name} --resume")
+        how = f"{'stopped' if stopped else 'paused'} {where}"
+        print(f"{how}; go on: python train.py --name {hp.name} --resume")
     if trainer.rows and not stopped:
         print(f"last hmean {trainer.rows[-1]['hmean']:.4f}{later_sets(trainer.scores)}; {MAXIMUM}")
         print(f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}")

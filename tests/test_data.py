@@ -145,6 +145,12 @@ def test_no_augmentation_is_resize_page_which_keeps_aspect():
     np.testing.assert_allclose(np.array([403, 1000]) * scale, [258, 640])
 
 
+def test_no_page_becomes_longer_than_three_times_its_size():
+    hp = replace(HP, size=640, fit="area")
+    assert data.scaled((100, 10_000), data.fit_factor((100, 10_000), hp)) == (19, 1920)
+    assert data.scaled((1000, 9000), data.fit_factor((1000, 9000), hp)) == (213, 1920)
+
+
 @pytest.mark.parametrize("fit, sides", [("longer", (213, 640)), ("area", (370, 1109))])
 def test_fit_says_what_becomes_size_wherever_a_page_is_scaled(tmp_path, fit, sides):
     """A page 3:1 and one 1:1, which both fits bring to size: factor, canvas, homography, shrinking;

@@ -144,10 +144,13 @@ def path(tmp_path):
     return tmp_path / "a.pt"
 
 
-@pytest.mark.parametrize("name, left", [(SMALL, 0), ("resnet10t", 0), ("repvit_m0_9", 23)])
+KINDS = (SMALL, 0), ("resnet10t", 0), ("repvit_m0_9", 23), ("xception41p", 42)
+
+
+@pytest.mark.parametrize("name, left", KINDS)
 def test_a_loaded_network_gives_the_same_maps_without_batch_norms(path, name, left):
     """Activations within the norms stay. Some of RepViT's norms take a sum, in modules that list a
-    convolution right before them."""
+    convolution right before them; some of Xception's outputs are also added to later ones."""
     torch.manual_seed(0)
     net = DBNet(name, 16).eval()
     for norm in (module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)):

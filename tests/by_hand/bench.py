@@ -22,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +45,7 @@ import sweep
 import synth
 from cleval import cleval
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
-from dbnet import DBNet, db_loss
+from dbnet import DBNet, db_loss, load_network
 from evaluate import Network, predict
 from files import Parser
 from hparams import Hparams
@@ -455,7 +456,8 @@ def profile_step(backbone, shape, device):
 
 
 def bench_inference(args):
-    """Pictures to polygons, files included: networks of random weights, RapidOCR's detector."""
+    """Pictures to polygons, files included: networks of random weights, the weights that ship with
+    their batch norms apart, folded and in bf16, RapidOCR's detector."""
     device, threads = torch.device(args.device), min(2, os.cpu_count() or 1)
     torch.set_num_threads(threads)
     engine = peer_module("rapidocr_onnxruntime", "rapidocr-onnxruntime")
@@ -473,6 +475,17 @@ def bench_inference(args):
             for size in (640, 960):
                 run = partial(predict_all, Network(model, Hparams(size=size)))
                 rate(f"{backbone}, neck {neck}, {size} px", run)
+        folded, hp, state = load_network(ROOT / "weights/receipts-lite2.pt", device)
+        apart = DBNet(hp.backbone, hp.neck)
+        apart.load_state_dict(state["model"])
+        apart = apart.to(device, memory_format=torch.channels_last).eval()
+        for label, model, amp in (
+            ("batch norms apart", apart, "off"),
+            ("folded", folded, "off"),
+            ("folded, bf16", folded, "bf16"),
+        ):
+            run = partial(predict_all, Network(model, replace(hp, amp=amp)))
+            rate(f"weights/receipts-lite2.pt, {label}", run)
         if engine:
             detect = engine.RapidOCR(intra_op_num_threads=threads)
             only = {"use_det": True, "use_cls": False, "use_rec": False}
