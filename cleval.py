@@ -3,6 +3,8 @@
 CLEval (Baek et al. 2020, arXiv 2006.06244) counts characters; each of its rules is a function here.
 `hmean` is the receipt competition's variant, a mean over pages; `micro` is official CLEval."""
 
+import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import cv2
@@ -22,7 +24,6 @@ GAPS = ((0, 0.3), (0.3, 0.6), (0.6, 1), (1, 1.5), (1.5, 2.5), (2.5, None))  # of
 def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"):
     """Labels N x [P, 2] and detections M x [P, 2] in pixels of a page -> dict of COUNTS, which add
     up over pages, and recall, precision, hmean, all 0 without labels.
-
     ignore: N flags of don't-care labels; texts: N strings or None, "###" is don't care too.
     variant: "page", the receipt competition's, counts a label's characters by its shape and only
     the first 500 detections; "official", the clovaai package's, counts those of its text, by its
@@ -62,7 +63,11 @@ class Pairs(NamedTuple):  # T pairs of a label and one of M detections that may 
 def prepare_labels(polygons, texts, ignore, variant):
     """Labels of polygons as of `as_points`, texts and flags [N], as in `cleval`."""
     ignore = ignore | np.array([text == "###" for text in texts], bool)
-    num_chars, areas = label_chars(polygons, texts, ignore, variant), to_shapely(polygons)
+    num_chars, areas = pseudo_chars(polygons), to_shapely(polygons)
+    if variant == "official":  # those of don't-care labels only say where they reach
+        num_chars = np.array([n if t is None else len(t) for n, t in zip(num_chars, texts)], int)
+        aspect = reading_aspect([polygons[n] for n in np.flatnonzero(ignore)])
+        num_chars[ignore] = np.minimum(np.rint(0.5 + np.maximum(aspect, 1 / aspect)), 10)
     box, dont_care, others = shapely.bounds(areas), np.flatnonzero(ignore), np.flatnonzero(~ignore)
     i, j = touching(box[dont_care], box[others])
     for n, other in zip(dont_care[i], others[j]):
@@ -85,7 +90,9 @@ def page_pairs(labels, det):
 
 def count_kept(labels, pairs, keep, variant):
     """Labels, Pairs and S choices [S, M] of detections -> counts [S, 10] in the order of COUNTS."""
-    judged = outside_dont_care(pairs)
+    counting = pairs.ignore & ((pairs.inside > 0) | (pairs.share >= AREA_PRECISION))
+    together = np.bincount(pairs.detection, pairs.share * counting, len(pairs.det))
+    judged = together < np.float32(AREA_PRECISION)  # [M], as so little of it is on don't care
     match = instance_matches(pairs, keep, judged, len(labels.ignore))  # [S, T]
     pieces = tally(match, pairs.label, len(labels.ignore))  # [S, N] of a label
     joined = tally(match, pairs.detection, len(pairs.det))  # [S, M] labels in a detection
@@ -97,13 +104,6 @@ def count_kept(labels, pairs, keep, variant):
     columns += [np.maximum(many - 1, 0).sum(1) for many in (pieces, joined)]  # granularity
     columns += [alarms, (pieces > 1).sum(1), (joined > 1).sum(1)]
     return np.stack([*columns, detected - recalled], 1)
-
-
-def outside_dont_care(pairs):
-    """[M] whether a detection is judged: less than AREA_PRECISION of it is on don't-care labels."""
-    counting = pairs.ignore & ((pairs.inside > 0) | (pairs.share >= AREA_PRECISION))
-    together = np.bincount(pairs.detection, pairs.share * counting, len(pairs.det))
-    return together < np.float32(AREA_PRECISION)
 
 
 def instance_matches(pairs, keep, judged, num_gt):
@@ -170,17 +170,6 @@ def reading_aspect(polygons):
     return (sides[:, 0] + 1e-5) / (sides[:, 1] + 1e-5)
 
 
-def label_chars(polygons, texts, ignore, variant):
-    """[N] numbers of characters; those of don't-care labels only say where they reach."""
-    count = pseudo_chars(polygons)
-    if variant == "page":
-        return count
-    count = np.array([n if text is None else len(text) for n, text in zip(count, texts)], int)
-    aspect = reading_aspect([polygons[n] for n in np.flatnonzero(ignore)])
-    count[ignore] = np.minimum(np.rint(0.5 + np.maximum(aspect, 1 / aspect)), 10)
-    return count
-
-
 def char_centres(polygons, num_chars, variant):
     """N polygons, [N] numbers of characters -> [C, 2] centres, label after label: the first half of
     the vertices is the top of the word, the second its bottom, read backwards; sections between
@@ -200,8 +189,7 @@ def char_centres(polygons, num_chars, variant):
     start = xy.T.take(first + np.stack([section, end]), 1)  # [x or y, top or bottom, 2, C]
     stop = xy.T.take(first + np.stack([section + 1, size - 2 - section]), 1)
     point = start + (stop - start) / steps * part
-    if variant == "page":
-        point = np.where(part > 0, np.trunc(point), point)
+    point = np.where((part > 0) & (variant == "page"), np.trunc(point), point)
     return point.reshape(2, 4, -1).mean(1).T
 
 
@@ -308,30 +296,44 @@ def page_row(metric, page, polygons):
     return np.array([counts[key] for key in (COUNTS if official else SCORES)] + [1], float)
 
 
-def metric_rows(metric, pages, found):
-    """page_row of n pages [n, k]; found: polygons and their scores for each."""
-    return np.array([page_row(metric, page, f[0]) for page, f in zip(pages, found)])
+def metric_rows(pages, found, metrics=METRICS):
+    """{metric: page_row of n pages [n, k]}; found: polygons and their scores for each page."""
+    return {m: np.array([page_row(m, p, f[0]) for p, f in zip(pages, found)]) for m in metrics}
 
 
-def bootstrap(rows, to_scores, *, minus=None, groups=None, draws=4000, seed=0):
+def bootstrap(rows, to_scores, groups=None, draws=4000, seed=0):
     """Rows [n, k] of pages, and to_scores: their sums [..., k] -> scores [..., s] -> 95 % intervals
-    [s, 2] of these, low and high: percentile bootstrap (Efron and Tibshirani 1993, chapter 13).
-    minus: rows [n, k] of other predictions on the same pages, for the paired difference. groups: n
-    names; pages of a group are drawn together, None is each page alone. Raises ValueError."""
-    sets = [rows] if minus is None else [rows, minus]
+    [s, 2] of these, see `expanded_bca`. groups: n names; pages of a group are drawn together, None
+    is each page alone. Raises ValueError."""
     names = range(len(rows)) if groups is None else groups
-    if not len(names) or {len(names)} != {len(each) for each in sets}:
-        raise ValueError(f"{len(names)} groups or pages; give rows of the same pages, at least one")
-    size, number = len(set(names)), {name: g for g, name in enumerate(dict.fromkeys(names))}
-    sums = np.zeros((len(sets), size, np.shape(rows)[1]))  # [rows, minus; G; k]
-    np.add.at(sums, np.s_[:, [number[name] for name in names]], sets)
+    if not len(rows) or len(names) != len(rows):
+        raise ValueError(f"{len(names)} groups, {len(rows)} pages; at least one page, a group each")
+    _, group, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    size, sums = len(sizes), np.zeros((len(sizes), np.shape(rows)[1]))  # [G, k]
+    np.add.at(sums, group, rows)
     rng, samples, block = np.random.default_rng(seed), [], max(1, 2**20 // size)
     for count in [block] * (draws // block) + [draws % block]:  # all at once may be gigabytes
         draw = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
         weight = np.bincount(draw.ravel(), minlength=draw.size).reshape(draw.shape).astype(float)
-        score, *other = (to_scores(weight @ each) for each in sums)  # [count, s]
-        samples.append(score - other[0] if other else score)
-    return np.percentile(np.concatenate(samples), [2.5, 97.5], axis=0).T
+        samples.append(to_scores(weight @ sums))
+    without = to_scores(sums.sum(0) - sums if size > 1 else sums)  # [G, s]
+    worth = len(rows) ** 2 / (sizes**2).sum()  # so many groups of one size (Kish 1965)
+    return expanded_bca(np.concatenate(samples), to_scores(sums.sum(0)), without, worth)
+
+
+def expanded_bca(samples, scores, without, size):
+    """Samples [draws, s] of scores [s], and these without each group [G, s] -> 95 % intervals
+    [s, 2]: BCa (Efron 1987) by the percentiles of Student's t (Wallace 1959) with size - 1 degrees
+    of freedom (Hesterberg 2015). Plain ones err upwards: few pages hold no ruined one."""
+    normal, v = NormalDist(), max(size, 2) - 1
+    t = (v * math.expm1((1.96 * (8 * v + 3) / (8 * v + 1)) ** 2 / v)) ** 0.5
+    lead = without.mean(0) - without
+    skew = (lead**3).sum(0) / (6 * np.maximum((lead**2).sum(0), 1e-200) ** 1.5)
+    below = ((samples < scores - 1e-12).mean(0) + (samples <= scores + 1e-12).mean(0)) / 2
+    bias = np.array([normal.inv_cdf(share) for share in below.clip(1e-3, 1 - 1e-3)])
+    reach = bias + t * (1 + 1 / v) ** 0.5 * np.array([[-1], [1]])  # [2, s]
+    ends = np.vectorize(normal.cdf)(bias + reach / np.maximum(1 - skew * reach, 0.1))
+    return np.array([np.quantile(one, pair) for one, pair in zip(samples.T, ends.T)])
 
 
 def bootstrap_groups(pages):
@@ -339,38 +341,38 @@ def bootstrap_groups(pages):
     return [p.name if p.group is None else f"group {p.group}" for p in pages]
 
 
+def summary(to_scores, rows, groups):
+    """Rows [n, k] -> dict of SCORES, hmean's 95 % interval and, in words, what that is over."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    over = f"{len(sizes)} {'pages' if len(sizes) == len(groups) else 'groups'}"
+    over += ", too narrow" * bool(len(groups) ** 2 < 10 * (sizes**2).sum())  # as in bootstrap
+    found = {"interval": bootstrap(rows, to_scores, groups)[2].tolist(), "over": over}
+    return dict(zip(SCORES, to_scores(rows.sum(0)).tolist())) | found
+
+
 def paired_difference(rows, other, to_scores, groups):
-    """H-mean of rows [n, k] less that of others of the same pages, its interval as of `bootstrap`,
-    and the verdict. Under 6 groups none can tell: 5 agree by chance 1 time in 16 (sign test)."""
-    difference = float(to_scores(rows.sum(0))[2] - to_scores(other.sum(0))[2])
-    low, high = bootstrap(rows, to_scores, minus=other, groups=groups)[2].tolist()
-    verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
-    verdict = verdict if len(set(groups)) > 5 else "cannot tell"
-    return {"difference": difference, "interval": [low, high], "verdict": verdict}
+    """H-mean of rows [n, k] less that of others of the same pages, interval as in `summary`, and
+    the verdict. Under 6 groups none can tell: 5 agree by chance 1 time in 16 (sign test)."""
 
+    def gain(sums):
+        return np.subtract(*map(to_scores, np.split(sums, 2, -1)))
 
-def summary(metric, rows, groups):
-    """Rows [n, k] of one of METRICS -> dict of SCORES and hmean's 95 % interval over groups."""
-    to_scores = METRICS[metric][1]
-    scores = dict(zip(SCORES, to_scores(rows.sum(0)).tolist()))
-    return scores | {"interval": bootstrap(rows, to_scores, groups=groups)[2].tolist()}
+    found = summary(gain, np.hstack([rows, other]), groups)
+    low, high = found["interval"] if len(set(groups)) > 5 else (0, 0)
+    found["verdict"] = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
+    return {"difference": found["hmean"]} | {k: found[k] for k in ("interval", "over", "verdict")}
 
 
 def summarise(pages, rows):
     """{metric: rows} of METRICS -> the --json object."""
-    result = {metric: summary(metric, rows[metric], bootstrap_groups(pages)) for metric in METRICS}
+    groups = bootstrap_groups(pages)
+    result = {metric: summary(METRICS[metric][1], rows[metric], groups) for metric in METRICS}
     result |= {"pages": len(pages), "pages_without_labels": sum(all(p.ignore) for p in pages)}
     total = rows["iou50"].sum(0).astype(int).tolist()
     result["labels"] = dict(zip(OUTCOMES, total[6:11]))
     gaps = zip(GAPS, total[11:17], total[17:])
     result["pairs"] = [{"gap": ends, "pairs": n, "joined": k} for ends, n, k in gaps]
     return result.pop("page") | result
-
-
-def score_all(pages, found):
-    """All of METRICS: ({metric: rows}, the --json object)."""
-    rows = {metric: metric_rows(metric, pages, found) for metric in METRICS}
-    return rows, summarise(pages, rows)
 
 
 class Shapes(NamedTuple):  # N areas by their edges, horizontal ones left out
@@ -428,12 +430,10 @@ def contains(shapes, n, points):
 
 def overlap_area(a, i, b, j):
     """Shapes a and b, indices [K], [K] -> [K] area of shape i[k] of a inside shape j[k] of b.
-
     An area is the signed sum over its edges of the strips from the far left to the edge. Two strips
     share, in the rows common to both, what lies left of the nearer edge (#):
           top  |#######/ edge of a  | edge of b
-               |######/             |
-    """
+               |######/             |"""
     k, e = expand(a.count[i] * b.count[j])
     count = b.count[j][k]
     ea, eb = a.first[i][k] + e // count, b.first[j][k] + e % count

@@ -260,19 +260,22 @@ def gate(ensemble, pages):
     names, everyone = [m.name for m in ensemble.members], list(range(len(ensemble.members)))
     left_out = ([m for m in everyone if m != k] for k in everyone if len(everyone) > 2)
     found, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
-    groups, (rows, result) = cleval.bootstrap_groups(pages), cleval.score_all(pages, together)
+    groups, rows = cleval.bootstrap_groups(pages), cleval.metric_rows(pages, together)
+    result = cleval.summarise(pages, rows)
+
+    def page_rows(found):
+        return cleval.metric_rows(pages, found, ["page"])["page"]
 
     def scored(key, name, found):
-        rows = cleval.metric_rows("page", pages, found)
-        return {key: name, **cleval.summary("page", rows, groups)}
+        return {key: name, **cleval.summary(cleval.mean_scores, page_rows(found), groups)}
 
     result["method"] = ensemble.method
     result["members"] = [scored("name", *pair) for pair in zip(names, found)]
     result["leave_one_out"] = [scored("without", *pair) for pair in zip(names, without)]
     if len(everyone) > 1:
         best = max(everyone, key=lambda k: (result["members"][k]["hmean"], names[k]))
-        other = cleval.metric_rows("page", pages, found[best])
-        difference = cleval.paired_difference(rows["page"], other, cleval.mean_scores, groups)
+        rows = rows["page"], page_rows(found[best])
+        difference = cleval.paired_difference(*rows, cleval.mean_scores, groups)
         result["gate"] = {"best_member": names[best], **difference}
     return together, result
 

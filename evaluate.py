@@ -659,8 +659,8 @@ def warn_of_leaks(source, pages):
 
 
 def print_line(result, what):
-    shown = "  ".join(f"{key} {result[key]:.4f}" for key in cleval.SCORES)
-    print("{} [{:.4f}, {:.4f}]  {}".format(shown, *result["interval"], what))
+    shown, (low, high) = [f"{key} {result[key]:.4f}" for key in cleval.SCORES], result["interval"]
+    print(*shown, f"[{low:.4f}, {high:.4f}] over {result['over']}", what, sep="  ")
 
 
 def print_scores(result):
@@ -670,12 +670,13 @@ def print_scores(result):
     gaps = [f"{p['joined']} of {p['pairs']} from {p['gap'][0]}" for p in result["pairs"]]
     print(f"labels: {outcomes}; neighbours joined, by gap / height: {', '.join(gaps)}")
     none = f"{result['pages_without_labels']} without labels (these score 0 in the competition's)"
-    print(f"{result['pages']} pages, {none}; intervals: bootstrap 95 % over groups of pages")
+    print(f"{result['pages']} pages, {none}; intervals: 95 %, expanded BCa bootstrap")
 
 
 def print_difference(d, what):
     low, high = d["interval"]
-    print(f"hmean {d['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {d['verdict']}, vs {what}")
+    print(f"hmean {d['difference']:+.4f} [{low:+.4f}, {high:+.4f}] over {d['over']}", end="  ")
+    print(f"{d['verdict']}, vs {what}")
 
 
 # of a checkpoint's values, those that flags may replace

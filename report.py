@@ -384,7 +384,7 @@ def scores_blocks(title, about, names, result, pages, density, heights, curves, 
     keys, clear = [*curves][1:], "(competition's CLEval)"
     most, lines = max(value for value, *_ in pages), score_curves(curves, chosen)
     yield "#", title
-    yield p(about, "Intervals: bootstrap over groups of pages.")
+    yield p(about, f"Intervals: 95 %, over {result['over']}.")
     scores = zip(names, (result, result["micro"], result["iou50"]))
     rows = [[n, *(f"{x:.4f}" for x in (*map(r.get, keys), *r["interval"]))] for n, r in scores]
     yield "table", ["metric", *keys, "95 % from", "to"], rows

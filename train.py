@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 import data
 import evaluate
-from cleval import bootstrap_groups, page_row, summary
+from cleval import bootstrap_groups, mean_scores, page_row, summary
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
 from hparams import FIELDS, Hparams, given_flags, read_hparams, trainer_parser, validate
@@ -703,7 +703,7 @@ def finish_epoch(trainer, val, others, steps):
         raise NotFinite(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM)
     rows = score_pages(trainer, val)
     beside = {k: [score_pages(trainer, p)[:, 2].mean().item(), len(p)] for k, p in others.items()}
-    row = summary("page", rows, bootstrap_groups(val))
+    row = summary(mean_scores, rows, bootstrap_groups(val))
     row["hmean_lo"], row["hmean_hi"] = row.pop("interval")
     row["epoch"], row["lr"] = trainer.epoch + 1, learning_rate(hp, trainer.epoch, trainer.epoch + 1)
     row |= zip(LOSSES, np.mean(trainer.losses, 0).tolist())

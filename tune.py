@@ -90,9 +90,9 @@ def choose_setting(rows, to_scores, groups, grid):
     hmeans, high = to_scores(rows.sum(0))[:, 2], []
     best = int(hmeans.argmax())
 
-    def differences(sums):  # [draws, (1 + s) * k], the best one's first -> [draws, s]
-        drawn = to_scores(sums.reshape(len(sums), -1, k))[..., 2]
-        return drawn[:, 1:] - drawn[:, :1]
+    def differences(sums):  # [..., (1 + s) * k], the best one's first -> [..., s]
+        drawn = to_scores(sums.reshape(*sums.shape[:-1], -1, k))[..., 2]
+        return drawn[..., 1:] - drawn[..., :1]
 
     for some in np.array_split(range(settings), -(-settings // 256)):  # all may be gigabytes
         part = rows[:, [best, *some]].reshape(n, -1)
@@ -144,13 +144,13 @@ def tune(maps, pages, parts, grid, hp, name="hmean"):
     judged = {}
     for what, values in settings.items():
         found = [decode_page(m, m.shape[::-1] / s, replace(hp, **values)) for m, s in maps]
-        judged[what], scores = cleval.score_all(pages, found)
-        scores = {key: (scores.get(m) or scores)["hmean"] for key, m in METRICS.items()}
-        result[what] = {**values, "in_sample": scores}
+        judged[what] = by = cleval.metric_rows(pages, found)
+        sums = {key: cleval.METRICS[m][1](by[m].sum(0)) for key, m in METRICS.items()}
+        result[what] = {**values, "in_sample": {key: float(s[2]) for key, s in sums.items()}}
     result["plateau"] = int(plateau.sum())
     fitted = crossfit(rows, to_scores, parts, groups, grid)  # [2, n, k]
     for what, ours in zip(("crossfitted_best", "crossfitted"), fitted):
-        result[what] = cleval.summary(metric, ours, groups)
+        result[what] = cleval.summary(to_scores, ours, groups)
     own = judged["before"][metric][:, :6]
     result["gain"] = cleval.paired_difference(fitted[1], own, to_scores, groups)
     return result, to_scores(table.sum(0))[..., 2]
@@ -166,8 +166,9 @@ def print_tuning(result):
         shown += [f"{key} {result[what][key]}" for key in TUNED]
         print(*shown, then, sep="  ")
     instead = f"by the best setting instead {result['crossfitted_best']['hmean']:.4f}"
-    (low, high), hmean = result["crossfitted"]["interval"], result["crossfitted"]["hmean"]
-    print(f"{name} {hmean:.4f} [{low:.4f}, {high:.4f}]  cross-fitted: what to expect; {instead}")
+    (low, high), fitted = result["crossfitted"]["interval"], result["crossfitted"]
+    shown = f"{name} {fitted['hmean']:.4f} [{low:.4f}, {high:.4f}] over {fitted['over']}"
+    print(f"{shown}  cross-fitted: what to expect; {instead}")
     (low, high), gain = result["gain"]["interval"], result["gain"]["difference"]
     print(f"{name} {gain:+.4f} [{low:+.4f}, {high:+.4f}]  gain, cross-fitted")
 
