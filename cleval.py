@@ -323,16 +323,16 @@ def bootstrap(rows, to_scores, groups=None, draws=4000, seed=0):
 
 def expanded_bca(samples, scores, without, size):
     """Samples [draws, s] of scores [s], and these without each group [G, s] -> 95 % intervals
-    [s, 2]: BCa (Efron 1987) by the percentiles of Student's t (Wallace 1959) with size - 1 degrees
-    of freedom (Hesterberg 2015). Plain ones err upwards: few pages hold no ruined one."""
-    normal, v = NormalDist(), max(size, 2) - 1
-    t = (v * math.expm1((1.96 * (8 * v + 3) / (8 * v + 1)) ** 2 / v)) ** 0.5
+    [s, 2]: percentiles of Student's t (by Wallace 1959) with size - 1 degrees of freedom (Hesterberg
+    2015), an end moved outwards as BCa would (Efron 1987), which inwards is noise of few groups."""
+    normal, v, side = NormalDist(), max(size, 2) - 1, np.array([[-1], [1]])
+    t = (v * math.expm1((1.96 * (8 * v + 3) / (8 * v + 1)) ** 2 / v) * (1 + 1 / v)) ** 0.5
     lead = without.mean(0) - without
     skew = (lead**3).sum(0) / (6 * np.maximum((lead**2).sum(0), 1e-200) ** 1.5)
     below = ((samples < scores - 1e-12).mean(0) + (samples <= scores + 1e-12).mean(0)) / 2
     bias = np.array([normal.inv_cdf(share) for share in below.clip(1e-3, 1 - 1e-3)])
-    reach = bias + t * (1 + 1 / v) ** 0.5 * np.array([[-1], [1]])  # [2, s]
-    ends = np.vectorize(normal.cdf)(bias + reach / np.maximum(1 - skew * reach, 0.1))
+    moved = bias + (bias + side * t) / np.maximum(1 - skew * (bias + side * t), 0.1)  # [2, s]
+    ends = np.vectorize(normal.cdf)(side * np.maximum(side * moved, t))
     return np.array([np.quantile(one, pair) for one, pair in zip(samples.T, ends.T)])
 
 

@@ -361,7 +361,7 @@ def test_interval_of_a_mean_is_normal_and_copies_do_not_narrow_it():
 
 
 @pytest.mark.parametrize("size, t", [(5, 2.776), (10, 2.262), (20, 2.093), (404, 1.966)])
-def test_percentiles_are_those_of_student_and_of_a_skewed_score_bca_has_them(size, t):
+def test_ends_are_percentiles_of_student_and_move_outwards_as_in_bca(size, t):
     """Samples that are normal, and the closed form of BCa for a bias and an acceleration."""
     normal = np.vectorize(NormalDist().inv_cdf)((np.arange(200_000) + 0.5) / 200_000)
     t *= np.sqrt(size / (size - 1))
@@ -373,6 +373,7 @@ def test_percentiles_are_those_of_student_and_of_a_skewed_score_bca_has_them(siz
         samples = np.stack([normal, 2 * normal + 1], 1)
         scores = np.array([bias, 2 * bias + 1])
         low, high = (bias + (bias + z) / (1 - a * (bias + z)) for z in (-t, t))
+        low, high = min(low, -t), max(high, t)  # never inwards
         found = metric.expanded_bca(samples, scores, np.stack([without, without], 1), size)
         expected = np.array([(low, high), (2 * low + 1, 2 * high + 1)])
         assert found == pytest.approx(expected, rel=0.02, abs=0.01)

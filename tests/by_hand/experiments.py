@@ -6,7 +6,7 @@ Does what is not done yet: trainings, the most telling first, three seeds each, 
 with their thresholds and ensemble, then the sweep with and without stopping. After `--minutes` the
 command at hand is told to stop, saves itself, and the next call goes on with it. `--list` prints
 the commands that are left, `--table` the runs that are there: mean and standard deviation of the
-last epoch's H-mean over seeds, and the paired bootstrap interval of the difference to the run that
+last epoch's H-mean over seeds, and the interval of the paired difference, by group, to the run that
 a row changes. --lite2 is a state dict of timm's tf_efficientnet_lite2 (default: its download). Run
 folders are runs/NAME-seedN.
 """
@@ -25,10 +25,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import ROOT, read_log
 
-from cleval import bootstrap
+from cleval import bootstrap_groups, mean_scores, paired_difference
 from dbnet import load_checkpoint
 from ensemble import EXIT_NOT_BETTER
 from files import Parser
+from labels import load_labels
 
 SEEDS = 3
 SYNTH = "python data.py synth data/pretrain --pages 3000 --unit line"
@@ -121,13 +122,11 @@ def run(command, deadline):
         return 143
 
 
-def mean_of_sums(sums):
-    return sums[..., :1] / sums[..., 1:]
-
-
-def print_table():
-    """One row a NAME: seeds, mean, standard deviation, and the paired difference by page."""
-    pages = {}  # name: [seeds, N] H-mean of each page at the last epoch
+def print_table(data):
+    """One row a NAME: seeds, mean, standard deviation, and the paired difference by group."""
+    pages = {}  # name: [N, 4] rows of cleval's "page" at the last epoch, means over seeds
+    held = load_labels(data, "val")
+    groups = dict(zip([page.name for page in held], bootstrap_groups(held)))
     for name, (_, other) in RUNS.items():
         folders = [f for s in range(SEEDS) if is_done(f := Path("runs", f"{name}-seed{s}"))]
         states = [last_state(folder) for folder in folders]
@@ -135,14 +134,16 @@ def print_table():
             continue
         values = [state["rows"][-1]["hmean"] for state in states]
         scores = [state["scores"]["pages"] for state in states]
-        pages[name] = np.array([[page[key] for key in sorted(page)] for page in scores])
+        hmean = np.mean([[page[key] for key in groups] for page in scores], 0)
+        pages[name] = np.stack([hmean, hmean, hmean, np.ones_like(hmean)], 1)
         sd = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "     -"
         line = f"{name:18s} {len(values)} seeds  hmean {statistics.mean(values):.4f}  sd {sd}"
         if other in pages:
-            mine, theirs = (pages[k].mean(0)[:, None] for k in (name, other))
-            weighted = [np.hstack([m, np.ones_like(m)]) for m in (mine, theirs)]
-            low, high = bootstrap(weighted[0], mean_of_sums, minus=weighted[1])[0]
-            line += f"  {(mine - theirs).mean():+.4f} [{low:+.4f}, {high:+.4f}] vs {other}"
+            both, by = (pages[name], pages[other]), [*groups.values()]
+            found = paired_difference(*both, mean_scores, by)
+            low, high = found["interval"]
+            line += f"  {found['difference']:+.4f} [{low:+.4f}, {high:+.4f}] vs {other}"
+            line += f" over {found['over']}: {found['verdict']}"
         print(line)
 
 
@@ -156,7 +157,7 @@ def main():
     add("--table", action="store_true", help="print the results so far")
     args = parser.parse_args()
     if args.table:
-        return print_table()
+        return print_table(args.data)
     deadline = time.monotonic() + 60 * args.minutes
     for what, there, command in steps(args):
         if there:
