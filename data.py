@@ -67,11 +67,9 @@ def read_header(raw):
 
 def read_image(path):
     """uint8 RGB [H, W, 3], EXIF orientation applied. Raises DataError on a missing, broken or
-    truncated file, or one of more than MAX_PIXELS.
-
-    Pillow reads the header and OpenCV, three times as fast, the pixels. It would allocate whatever
-    the header says, and fills with grey what a cut file lacks.
-    """
+    truncated file, or one of more than MAX_PIXELS. Pillow reads the header and OpenCV, three times
+    as fast, the pixels. It would allocate whatever the header says, and fills with grey what a cut
+    file lacks."""
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_PICTURE_BYTES + 1)
@@ -131,10 +129,8 @@ def scaled(page_size, factor):
 
 
 def resize_page(image, factor):
-    """A page scaled by `factor`, then padded right and below to multiples of 32.
-
-    image: uint8 [H, W, 3] -> (uint8 [H', W', 3], scale [2]) with page xy = map xy / scale.
-    """
+    """A page scaled by `factor`, then padded right and below to multiples of 32. image: uint8 [H,
+    W, 3] -> (uint8 [H', W', 3], scale [2]) with page xy = map xy / scale."""
     height, width = image.shape[:2]
     w, h = scaled((width, height), factor)
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
@@ -170,11 +166,9 @@ def draw_homography(rng, hp, width, height):
 
 def warp_page(image, polygons, matrix, shape, page_size=None):
     """Page and polygons through a homography onto a canvas of `shape` (h, w); words stay whole.
-
     image: uint8 [H, W, 3], shrunk or not -> uint8 [h, w, 3]; page_size: its (width, height) before.
     Returns it, the mapped polygons and a list of bools: True for words of which less than half is
-    still on the canvas.
-    """
+    still on the canvas."""
     width, height = page_size or image.shape[1::-1]
     source = matrix @ np.diag([width / image.shape[1], height / image.shape[0], 1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
@@ -195,11 +189,8 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
 
 def augment_colours(image, rng, hp):
     """Light and camera: each kind with its own strength hp.aug_* times hp.aug_strength, half of the
-    pages each.
-
-    image: uint8 [H, W, 3] -> uint8 [H, W, 3]. The draws are always made, so that one strength does
-    not change what the others do.
-    """
+    pages each. image: uint8 [H, W, 3] -> uint8 [H, W, 3]. The draws are always made, so that one
+    strength does not change what the others do."""
     on = rng.random(8) < 0.5
     amount = rng.uniform(-1, 1, 8) * hp.aug_strength
     tint = rng.uniform(-1, 1, 3) * hp.aug_color * hp.aug_strength
@@ -234,11 +225,9 @@ def fog(image, seed, depth):
 
 def edge_tables(polygons):
     """What `distance_to_outline` needs of each polygon's edges: list of float32 arrays [9, P, 1].
-
-    For an edge a -> b of length L and direction (ux, uy): ux, uy, -a.u - L / 2, L / 2,
-    a_y ux - a_x uy, a_y, b_y, and the line x = slope y + start. All polygons at once, since numpy's
-    small calls would cost more than the pixels.
-    """
+    For an edge a -> b of length L and direction (ux, uy): ux, uy, -a.u - L / 2, L / 2, a_y ux - a_x
+    uy, a_y, b_y, and the line x = slope y + start. All polygons at once, since numpy's small calls
+    would cost more than the pixels."""
     a = np.concatenate(polygons)
     b = np.concatenate([np.concatenate([p[1:], p[:1]]) for p in polygons])
     edge = b - a
@@ -252,12 +241,10 @@ def edge_tables(polygons):
 
 
 def distance_to_outline(edges, left, top, width, height):
-    """Distance from pixel centres to the outline of a polygon, in px, and which lie inside.
-
-    edges: [9, P, 1] of `edge_tables`. For the window of width x height pixels at (left, top):
-    float32 [height, width] and bool [height, width]. Exact point-to-segment distance, even-odd
-    inside test.
-    """
+    """Distance from pixel centres to the outline of a polygon, in px, and which lie inside. edges:
+    [9, P, 1] of `edge_tables`. For the window of width x height pixels at (left, top): float32
+    [height, width] and bool [height, width]. Exact point-to-segment distance, even-odd inside
+    test."""
     most = max(16, 2**24 // (width * height))
     if edges.shape[1] > most:  # an outline of many points on a large window would fill the memory
         parts = np.split(edges, range(most, edges.shape[1], most), 1)
@@ -285,14 +272,12 @@ def distance_to_outline(edges, left, top, width, height):
 
 
 def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
-    """Target maps of one page, uint8 [4, height, width] (arXiv 1911.08947, section 3.4).
-
-    polygons: N arrays [P, 2] in map pixels; ignore: N bools. Channels: 0 shrink map (1 inside the
-    outline moved in by D = A (1 - r^2) / L), 1 threshold map (255 on the outline, falling linearly
-    to 0 at distance D), 2 mask of the shrink map (0 on ignored words), 3 mask of the threshold map
-    (1 within D of a word). A word too thin for a shrunk outline keeps its middle line. Words are
-    independent, so where they meet the larger value counts.
-    """
+    """Target maps of one page, uint8 [4, height, width] (arXiv 1911.08947, section 3.4). polygons:
+    N arrays [P, 2] in map pixels; ignore: N bools. Channels: 0 shrink map (1 inside the outline
+    moved in by D = A (1 - r^2) / L), 1 threshold map (255 on the outline, falling linearly to 0 at
+    distance D), 2 mask of the shrink map (0 on ignored words), 3 mask of the threshold map (1
+    within D of a word). A word too thin for a shrunk outline keeps its middle line. Words are
+    independent, so where they meet the larger value counts."""
     maps = np.zeros((4, height, width), np.uint8)
     maps[2] = 1
     tables = edge_tables(polygons) if polygons else []
@@ -330,11 +315,9 @@ def pixel_window(polygon, margin, height, width):
 
 
 def repair_words(page):
-    """The words of a page (with page.size) made fit for training: (polygons, ignore, counts).
-
-    Rule, in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more
-    than half of it outside the page: ignored; a part outside: cut off. counts: how many of each.
-    """
+    """The words of a page (with page.size) made fit for training: (polygons, ignore, counts). Rule,
+    in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more than
+    half of it outside the page: ignored; a part outside: cut off. counts: how many of each."""
     counts = {"self-crossing": 0, "zero-area": 0, "outside": 0, "clipped": 0}
     if not page.polygons:
         return [], [], counts
@@ -362,13 +345,10 @@ def repair_words(page):
 
 
 class Receipts:
-    """Training samples, a dataset for torch's DataLoader: [(epoch, i, H, W)] -> (page uint8
-    [H, W, 3], target maps uint8 [4, H, W]).
-
-    The random draws of sample i in epoch e come from default_rng((seed, e, i)): the same in any
-    process and in any order. cache: a folder that keeps the decoded pages, for all
-    processes; what fits on the disk.
-    """
+    """Training samples, a dataset for torch's DataLoader: [(epoch, i, H, W)] -> (page uint8 [H, W,
+    3], target maps uint8 [4, H, W]). The random draws of sample i in epoch e come from
+    default_rng((seed, e, i)): the same in any process and in any order. cache: a folder that keeps
+    the decoded pages, for all processes; what fits on the disk."""
 
     def __init__(self, pages, hp, cache=None):
         self.pages, self.hp, self.cache = pages, hp, cache
@@ -404,12 +384,10 @@ class Receipts:
 
 def epoch_batches(pages, hp, epoch):
     """Batches of (epoch, i, H, W): a permutation of the pages, its start repeated so that the last
-    batch is full.
-
-    Pages of like shape go together, on the smallest canvas [H, W] (multiples of 32) that holds
-    each at hp.size: a receipt fills half of a square, and the rest would be computed for nothing.
-    Only ALIKE batches in a row are sorted by shape, so that the batches differ in each epoch.
-    """
+    batch is full. Pages of like shape go together, on the smallest canvas [H, W] (multiples of 32)
+    that holds each at hp.size: a receipt fills half of a square, and the rest would be computed for
+    nothing. Only ALIKE batches in a row are sorted by shape, so that the batches differ in each
+    epoch."""
     rng = np.random.default_rng((hp.seed, epoch))
     sides = np.array([scaled(page.size, fit_factor(page.size, hp)) for page in pages])  # [N, 2]
     sides = np.ceil(sides / 32).astype(int) * 32
@@ -471,11 +449,9 @@ def word_heights(page):
 
 def make_folds(pages, groups, folds, seed=0):
     """Fold 1..folds of each page [N]: whole groups, balanced in pages, words and small words.
-
     Greedy: groups from the largest to the smallest (ties in random order), each into the fold that
     leaves the sums of the three quantities most even. Small: shorter than the median over all
-    pages. Raises DataError when there are fewer groups than folds.
-    """
+    pages. Raises DataError when there are fewer groups than folds."""
     heights = [word_heights(p) / max(p.size) for p in pages]
     median = np.median(np.concatenate(heights)) if sum(map(len, heights)) else 0
     load = np.array([(1, len(h), (h < median).sum()) for h in heights], float)  # [N, 3]
@@ -496,9 +472,7 @@ def make_folds(pages, groups, folds, seed=0):
 
 def split_json(pages, groups, folds, seed=0):
     """The split as a JSON object: {"folds", "seed", "hash", "images": {name: {"fold", "group"}}}.
-
-    The hash is over the sorted (name, fold) pairs: equal hashes mean equal splits.
-    """
+    The hash is over the sorted (name, fold) pairs: equal hashes mean equal splits."""
     fold_of = make_folds(pages, groups, folds, seed)
     pairs = sorted((page.name, int(fold)) for page, fold in zip(pages, fold_of))
     digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
@@ -511,12 +485,9 @@ def split_json(pages, groups, folds, seed=0):
 
 def run_pages(hp):
     """(train pages, val pages, {set: val split} of the later sets that have one, split or None) of
-    a run, every picture opened once.
-
-    Train pages are those of all sets in hp.data; val pages those of the first: a fold of its train
-    pages where hp.folds is set; else its val split or hp.val_data; else a tenth of its train pages
-    by group. Raises DataError.
-    """
+    a run, every picture opened once. Train pages are those of all sets in hp.data; val pages those
+    of the first: a fold of its train pages where hp.folds is set; else its val split or
+    hp.val_data; else a tenth of its train pages by group. Raises DataError."""
     first, *later = set_names(hp.data)
     folder, image_dir = resolve_data(first), hp.image_dir or None
     if later and image_dir:
@@ -552,10 +523,9 @@ def run_pages(hp):
 
 def pseudo_pages(hp, known):
     """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
-
     Pictures lie beside the file or with the first set of hp.data. Left out: pages that `known`, the
-    run's own train and val pages, hold already, by name or as a near-duplicate. Raises DataError.
-    """
+    run's own train and val pages, hold already, by name or as a near-duplicate. Raises
+    DataError."""
     beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(set_names(hp.data)[0])
     own = labels.image_dir_of(own if own.is_file() else own / "labels", hp.image_dir or None)
     pages = labels.read_competition(hp.pseudo_labels, beside if beside.is_dir() else own)
@@ -673,10 +643,8 @@ def convert(data, out, to, image_dir=None):
 
 
 def synth(out, count, seed, **kind):
-    """Draw `count` synthetic receipts into OUT: train.json, val.json (a quarter) and images/.
-
-    A complete OUT of the same arguments is left alone; anything else there is a UsageError.
-    """
+    """Draw `count` synthetic receipts into OUT: train.json, val.json (a quarter) and images/. A
+    complete OUT of the same arguments is left alone; anything else there is a UsageError."""
     spec = {"pages": count, "seed": seed, **kind}
 
     def draw(i):
