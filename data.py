@@ -54,8 +54,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 def read_header(raw):
-    """(format, width, height, where it ends) by the header of a picture's bytes. Raises anything on
-    a broken one."""
+    """(format, width, height, where it ends) by a picture's header. Raises anything if broken."""
     if raw.startswith(b"\xff\xd8"):  # Image.open would go on to the pictures behind the first one
         file = io.BytesIO(raw[:MAX_JPEG_HEADER])
         picture = JpegImagePlugin.JpegImageFile(file)
@@ -243,8 +242,7 @@ def edge_tables(polygons):
 def distance_to_outline(edges, left, top, width, height):
     """Distance from pixel centres to the outline of a polygon, in px, and which lie inside. edges:
     [9, P, 1] of `edge_tables`. For the window of width x height pixels at (left, top): float32
-    [height, width] and bool [height, width]. Exact point-to-segment distance, even-odd inside
-    test."""
+    [height, width] and bool [height, width]. Exact; inside is even-odd."""
     most = max(16, 2**24 // (width * height))
     if edges.shape[1] > most:  # an outline of many points on a large window would fill the memory
         parts = np.split(edges, range(most, edges.shape[1], most), 1)
@@ -386,8 +384,7 @@ def epoch_batches(pages, hp, epoch):
     """Batches of (epoch, i, H, W): a permutation of the pages, its start repeated so that the last
     batch is full. Pages of like shape go together, on the smallest canvas [H, W] (multiples of 32)
     that holds each at hp.size: a receipt fills half of a square, and the rest would be computed for
-    nothing. Only ALIKE batches in a row are sorted by shape, so that the batches differ in each
-    epoch."""
+    nothing. Only ALIKE batches in a row are sorted by shape, so that epochs differ."""
     rng = np.random.default_rng((hp.seed, epoch))
     sides = np.array([scaled(page.size, fit_factor(page.size, hp)) for page in pages])  # [N, 2]
     sides = np.ceil(sides / 32).astype(int) * 32
@@ -432,8 +429,7 @@ def near_duplicates(thumbnails):
 
 
 def page_groups(pages, thumbnails):
-    """Group number of each page [N]: pages that share a `group` key or are near-duplicates belong
-    together."""
+    """Group number of each page [N], one for those that share a `group` or are near-duplicates."""
     group, first = np.arange(len(pages)), {}
     named = [(first.setdefault(p.group, i), i) for i, p in enumerate(pages) if p.group is not None]
     for a, b in itertools.chain(named, near_duplicates(thumbnails)):
@@ -524,8 +520,7 @@ def run_pages(hp):
 def pseudo_pages(hp, known):
     """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
     Pictures lie beside the file or with the first set of hp.data. Left out: pages that `known`, the
-    run's own train and val pages, hold already, by name or as a near-duplicate. Raises
-    DataError."""
+    run's own train and val pages, hold already, by name or near-duplicate. Raises DataError."""
     beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(set_names(hp.data)[0])
     own = labels.image_dir_of(own if own.is_file() else own / "labels", hp.image_dir or None)
     pages = labels.read_competition(hp.pseudo_labels, beside if beside.is_dir() else own)
@@ -609,8 +604,7 @@ def check(data, size, image_dir):
 
 @contextlib.contextmanager
 def new_folder(out):
-    """A folder to fill, which becomes `out` at the end, whole or not at all. Raises UsageError if
-    there is something in `out`."""
+    """A folder to fill that becomes `out`, whole or not at all. Raises UsageError if `out` is."""
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(out, "exists", "choose another folder or remove it")

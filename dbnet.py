@@ -28,9 +28,8 @@ STRIDES = (4, 8, 16, 32)
 
 class DBNet(nn.Module):
     """Pages in, logits of the shrink map (and in training of the threshold map) out. backbone: a
-    timm name with features at strides 4 to 32; neck: channels of the feature pyramid, a multiple of
-    4; pretrained: "timm" (its download), "none" or the path of a state dict. Raises DataError when
-    the backbone is unknown, lacks a stride or its weights cannot be had."""
+    timm name with features at STRIDES; neck: channels of the feature pyramid, a multiple of 4;
+    pretrained: "timm" (its download), "none" or a state dict's path. Raises DataError."""
 
     def __init__(self, backbone, neck, pretrained="none"):
         super().__init__()
@@ -124,8 +123,7 @@ def load_timm_weights(model, name):
 
 
 def load_backbone(model, path):
-    """Load a plain timm state dict into a feature extractor; unused head layers may be left over.
-    Raises DataError when tensors are missing or have other shapes."""
+    """Load a timm state dict; layers of a head are left over. Raises DataError if it does not fit."""
     where = f"--pretrained {path}"
     try:
         weights = read_bytes(path)
@@ -189,8 +187,7 @@ def balanced_bce(logit, target, mask, ratio=3, floor=1000):
 
 def largest_weights(values, count):
     """Values [B, N] >= 0, count [B] -> weights [B, N] that pick the `count` largest, ties shared
-    evenly. Bisection on the bits of the float, which order like its value: exact in 31 passes
-    without sorting."""
+    evenly. Bisection on the bits of the float, which order like its value: 31 passes, exact."""
     bits = values.contiguous().view(torch.int32)
     low = torch.zeros_like(count, dtype=torch.int32)  # at least `count` values are >= low
     for shift in range(30, -1, -1):
@@ -214,8 +211,7 @@ def save_checkpoint(path, state):
 
 def load_checkpoint(path, keys=("model", "hparams")):
     """A checkpoint's dict on the CPU, its hparams an Hparams. What a hostile file claims to hold
-    costs no more memory than the file is long. Raises DataError if it is missing, damaged or not
-    ours."""
+    costs no more memory than the file is long. Raises DataError if it is none of ours."""
     try:
         content = read_bytes(path)
     except OSError as error:
@@ -317,10 +313,21 @@ def fold_norms(model):
     return folded if same else model
 
 
+def choose_device(name):
+    """torch.device of --device; `auto` is CUDA where there is one. Raises UsageError."""
+    gpus = torch.cuda.device_count()
+    try:
+        device = torch.device(("cpu", "cuda")[gpus > 0] if name == "auto" else name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}", "not a device", "use cuda, cuda:1 or cpu") from None
+    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
+        raise UsageError(f"--device {name}", f"not here, with {gpus} CUDA devices", "use cpu")
+    return device
+
+
 def load_network(path, device="cpu"):
     """DBNet for prediction (see `fold_norms`) with the weights of a checkpoint (EMA's where there
-    are any), its Hparams and its whole dict. Raises DataError as `load_checkpoint`, and when the
-    weights do not fit."""
+    are any), its Hparams and its whole dict. Raises DataError, as where weights do not fit."""
     state = load_checkpoint(path)
     hp = state["hparams"]
     try:

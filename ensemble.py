@@ -29,7 +29,7 @@ import data
 import evaluate
 import labels
 from db_postprocess import DECODING, decode_page, first_that_fit
-from dbnet import load_network
+from dbnet import choose_device, load_network
 from files import DataError, Parser, UsageError, exit_code, read_json, read_text, replace_file
 from hparams import Hparams, add_flags, checked, given_flags, read_hparams, saved_hparams
 
@@ -141,7 +141,8 @@ class Member(NamedTuple):
 
 
 class Ensemble(NamedTuple):
-    """K members, weights [K] of mean 1; decoding of their mean map, or least weight of a vote."""
+    """K members, weights [K] of mean 1; decoding of their mean map, or least weight of a vote;
+    digests or names of the pages whose scores chose or weigh the members."""
 
     members: list
     weights: list
@@ -149,6 +150,7 @@ class Ensemble(NamedTuple):
     hp: Hparams | None
     threshold: float
     device: torch.device
+    scored: frozenset = frozenset()
 
 
 def load_member(source, overrides, scales, flip, device):
@@ -253,29 +255,30 @@ def combine(ensemble, page, keep, maps, found):
 # ---------------------------------------------------------------- gate
 
 
-def gate(ensemble, pages):
+def gate(ensemble, pages, seen):
     """Scores of every member, of every leave-one-out and of the ensemble on labelled pages, and its
-    paired difference to the best member, which is the best on these same pages: the difference is
-    rather too small. Returns what the ensemble found and the --json object."""
+    paired difference to the best member. seen: as of warn_of_leaks, for each member and for all.
+    Returns what the ensemble found and the --json object."""
     names, everyone = [m.name for m in ensemble.members], list(range(len(ensemble.members)))
     left_out = ([m for m in everyone if m != k] for k in everyone if len(everyone) > 2)
     found, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
     groups, rows = cleval.bootstrap_groups(pages), cleval.metric_rows(pages, together)
-    result = cleval.summarise(pages, rows)
-
-    def page_rows(found):
-        return cleval.metric_rows(pages, found, ["page"])["page"]
-
-    def scored(key, name, found):
-        return {key: name, **cleval.summary(cleval.mean_scores, page_rows(found), groups)}
-
+    others = [cleval.metric_rows(pages, one, ["page"])["page"] for one in (*found, *without)]
+    scores = [cleval.summary(cleval.mean_scores, each, groups) for each in others]
+    for one, how in zip(scores, seen[:-1] + seen[-1:] * len(without)):
+        one["over"] += evaluate.in_sample(how)
+    result = evaluate.mark(cleval.summarise(pages, rows), seen[-1])
     result["method"] = ensemble.method
-    result["members"] = [scored("name", *pair) for pair in zip(names, found)]
-    result["leave_one_out"] = [scored("without", *pair) for pair in zip(names, without)]
+    result["members"] = [{"name": name, **one} for name, one in zip(names, scores)]
+    result["leave_one_out"] = [{"without": n, **s} for n, s in zip(names, scores[len(names) :])]
     if len(everyone) > 1:
-        best = max(everyone, key=lambda k: (result["members"][k]["hmean"], names[k]))
-        rows = rows["page"], page_rows(found[best])
-        difference = cleval.paired_difference(*rows, cleval.mean_scores, groups)
+        best = max(everyone, key=lambda k: (scores[k]["hmean"], names[k]))
+        difference = cleval.paired_difference(
+            rows["page"], others[best], cleval.mean_scores, groups
+        )
+        if difference["verdict"] != "better":  # the best member was picked on these same pages
+            difference["verdict"] = "not shown to be better"
+        difference["over"] += evaluate.in_sample(seen[-1])
         result["gate"] = {"best_member": names[best], **difference}
     return together, result
 
@@ -287,11 +290,9 @@ def print_gate(result):
     evaluate.print_scores(result)
     if gate := result.get("gate"):
         evaluate.print_difference(gate, f"the best member {gate['best_member']}")
-        if gate["verdict"] != "better":
-            loss = "worse" if gate["verdict"] == "worse" else "not shown to be better"
-            print(f"the ensemble is {loss} than its best member here: predict with the member")
+        print("that member is the best on these same pages: the difference is rather too small")
     if "decision" in result:
-        print(f"decision: {result['decision']}")
+        print(f"decision by its score alone, whatever its members': {result['decision']}")
 
 
 def decide(interval, success, acceptable):
@@ -502,9 +503,9 @@ def choose_pages(args, members):
 def build(args):
     """The ensemble of the command line. Raises DataError."""
     values = read_hparams(args.hparams) if args.hparams else {}
-    overrides = {key: values[key] for key in evaluate.OVERRIDES if key in values}
+    overrides = {key: values[key] for key in (*evaluate.OVERRIDES, "tuned") if key in values}
     overrides |= given_flags(args, evaluate.OVERRIDES)
-    sources, device = args.sources or discover(), evaluate.choose_device(args.device)
+    sources, device = args.sources or discover(), choose_device(args.device)
     if not args.sources:
         print(f"members: {', '.join(sources)}", file=sys.stderr)
     if len(set(sources)) < len(sources):
@@ -516,13 +517,15 @@ def build(args):
         raise UsageError("--best and --drop-worst", "both given", "give one of them")
     scales = [checked("size", size, "--scales") for size in args.scales]
     members = [load_member(source, overrides, scales, args.flip, device) for source in sources]
+    by_score = args.best or args.drop_worst or args.weights == "scores"
+    held = [m.scores.get("digests") or m.scores.get("pages", ()) for m in members if by_score]
     members = choose_members(members, args.best, args.drop_worst)
     weights = member_weights(args.weights, members)
     threshold = len(members) / 2 + 1e-6 if args.threshold is None else args.threshold
     if not 0 < threshold <= len(members):
         raise UsageError(f"--threshold {threshold}", f"not within 0 to {len(members)}, all weights")
     hp = common_decoding(members) if args.method == "maps" else None
-    return Ensemble(members, weights, args.method, hp, threshold, device)
+    return Ensemble(members, weights, args.method, hp, threshold, device, frozenset().union(*held))
 
 
 def validate(args):
@@ -539,11 +542,15 @@ def validate(args):
 
 def judge(args, ensemble, pages):
     """Predict labelled pages and print the gate's verdict; returns (what was found, exit code)."""
-    leaks = [evaluate.warn_of_leaks(member.name, pages) for member in ensemble.members]
-    if any(leaks):
+    members = [(member.name, member.network and member.network.hp) for member in ensemble.members]
+    seen = [evaluate.warn_of_leaks(name, pages, hp) for name, hp in members]
+    if any("trained" in how for how in seen):
         remedy = "judge on pages outside all folds, see --data"
         raise DataError("the gate", "members trained on some of these pages", remedy)
-    found, result = gate(ensemble, pages)
+    known = [{page.name, data.picture_digest(page.path)} & ensemble.scored for page in pages]
+    seen.append({how: max(one.get(how, 0) for one in seen) for how in ("chosen", "tuned")})
+    seen[-1]["scored"] = sum(map(bool, known))
+    found, result = gate(ensemble, pages, seen)
     if args.decide:
         result["decision"] = decide(result["interval"], *args.decide)
     if args.json:
@@ -575,7 +582,9 @@ def run(args):
     else:
         ((found,),) = predict_all(ensemble, pages, [range(len(ensemble.members))])[1:]
     out = args.out or args.submission and Path(args.submission).with_suffix(".json")
-    evaluate.write_predictions(out, pages, found)  # nothing without a path
+    with evaluate.predictions_file(out) as write:  # nothing without a path
+        for page, one in zip(pages, found):
+            write(page, one)
     if args.submission:
         write_submission(args.submission, pages, found)
         count = sum(len(polygons) for polygons, _ in found)

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -32,7 +32,7 @@ import cleval
 import data
 import report
 from db_postprocess import DECODING, decode_page
-from dbnet import load_checkpoint, load_network, save_checkpoint
+from dbnet import choose_device, load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
 from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_competition
@@ -390,20 +390,23 @@ def run_tune(args, overrides):
     sources = args.sources
     if args.write:
         check_target(args.write, sources)
-    hp, maps = replace(load_checkpoint(sources[0])["hparams"], **overrides), []
+    hp, maps, seen = replace(load_checkpoint(sources[0])["hparams"], **overrides), [], Counter()
     held = held_out_pages(sources, args.data, args.image_dir) if len(sources) > 1 else None
     page_lists = held or [choose_pages(args)]
     pages = [page for own in page_lists for page in own]
     if not any(page.polygons for page in pages):
         raise DataError("--tune", "the pages have no labels")
     for source, own in zip(sources, page_lists):
-        warn_of_leaks(source, own)
+        seen.update({how: n for how, n in warn_of_leaks(source, own).items() if how != "tuned"})
         maps += cached_maps(source, own, hp, args.device)
     parts = np.repeat(range(len(page_lists)), [*map(len, page_lists)])
     parts = parts if held else halves(cleval.bootstrap_groups(pages))
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
     result, table = tune(maps, pages, parts, grid, hp, args.metric or "hmean")
+    for part in (result["crossfitted"], result["gain"]):
+        part["over"] += in_sample(seen)
     chosen = {key: result["recommended"][key] for key in TUNED}
+    tuned = ",".join(data.picture_digest(page.path) for page in pages)
     picture = Path(sources[0]).parent / "tune.png"
     if args.json:
         print(json.dumps(result))
@@ -411,7 +414,7 @@ def run_tune(args, overrides):
         print_tuning(result)
         print(f"{len(pages)} pages, cross-fitted over {len({*parts.tolist()})} parts; {picture}")
     if args.write:
-        write_setting(args.write, sources, chosen)
+        write_setting(args.write, sources, {**chosen, "tuned": tuned})
     try:
         draw_landscape(picture, table, grid, chosen, result["metric"])
     except OSError as error:
@@ -425,9 +428,8 @@ LEVELS = np.arange(1, 20) / 20  # of box_thresh
 
 
 def page_details(page, found, chosen):
-    """found, with low scores too, and the polygons chosen of it -> precision, recall, hmean (cleval
-    "page") at LEVELS [19, 3]; of the labels that count, heights in px and whether a chosen polygon
-    hits it at IoU 0.5."""
+    """found, with low scores too, and the polygons chosen of it -> SCORES (cleval "page") at LEVELS
+    [19, 3]; of the labels that count, heights in px and whether they are hit at IoU 0.5."""
     ignore, gt = np.array(page.ignore, bool), cleval.as_points(page.polygons)
     labels = cleval.prepare_labels(gt, [None] * len(gt), ignore, "page")
     keep = np.asarray(found[1]) >= LEVELS[:, None] - 1e-9
@@ -464,10 +466,10 @@ def binned(x, y, what):
     return items
 
 
-def write_report(path, title, hp, pages, rows, details, worst):
+def write_report(path, title, hp, pages, rows, details, worst, seen):
     """One HTML page. rows: of METRICS; details: page_details of pages; worst: [(hmean, index,
-    polygons)] of the pages to show."""
-    result, (curves, heights, hits) = cleval.summarise(pages, rows), zip(*details)
+    polygons)] of the pages to show; seen: as of warn_of_leaks."""
+    result, (curves, heights, hits) = mark(cleval.summarise(pages, rows), seen), zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
     counts, edges = np.histogram(hmeans, np.arange(min(int(20 * hmeans.min()), 15), 21) / 20)
     about = f"{result['pages']} pages, {words.sum()} words."
@@ -541,6 +543,8 @@ def export_onnx(source, path, overrides):
     graph = onnx.load_from_string(buffer.getvalue())
     about = {key: getattr(hp, key) for key in ("backbone", "size", "fit", *DECODING)}
     about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
+    for how, digests in seen_digests(state.get("origin") or {}, hp).items():  # too good on these
+        about[SEEN[how].replace(" ", "_")] = " ".join(sorted(digests))
     onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
     graph, checked = graph.SerializeToString(), "not compared, pip install onnxruntime"
     with suppress(ImportError):
@@ -625,34 +629,48 @@ def predictions_file(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_predictions(path, pages, found):
-    with predictions_file(path) as write:
-        for page, one in zip(pages, found):
-            write(page, one)
-
-
 # ---------------------------------------------------------------- what a checkpoint has seen
 
 
-def warn_of_leaks(source, pages):
-    """Say on stderr where a checkpoint (or what it began and learned from) trained on some of the
-    pages, by the digests in it, was chosen by them, or does not tell; returns whether the first."""
-    state = {} if source.endswith(".json") else load_checkpoint(source)
+SEEN = {"trained": "trained on", "chosen": "epoch chosen on", "tuned": "thresholds chosen on"}
+SEEN |= {"scored": "members chosen or weighed by their scores on"}
+
+
+def seen_digests(origin, hp):
+    """{how, of SEEN: digests of the pages that a checkpoint and its ancestors have seen so}."""
+    tuned = hp.tuned.split(",") if hp else ()
+    return {how: {*values} for how, values in ({"tuned": tuned} | origin).items() if how in SEEN}
+
+
+def warn_of_leaks(source, pages, hp=None):
+    """Say on stderr, by the digests in a checkpoint, how it has seen some of the pages, or that it
+    does not tell; hp: its Hparams if not those in it. Returns {how, of SEEN: number of pages}."""
+    state, seen = {} if source.endswith(".json") else load_checkpoint(source), {}
     origin = state.get("origin") or {"unknown": [source]}
-    digests = [data.picture_digest(page.path) for page in pages]
-    known = {*origin.get("trained", ())}
-    trained = [p.name for p, d in zip(pages, digests) if d in known]
     if origin["unknown"]:
         whose = ", ".join(origin["unknown"])
         say = f"pages that {whose} trained on, and that chose its epoch, are not known"
         print(f"warning: {source}: {say}", file=sys.stderr)
-    if trained:
-        some = f"{len(trained)} of these {len(pages)} pages (first: {trained[0]})"
-        print(f"warning: {source}: trained on {some}, too good there", file=sys.stderr)
-    if {*origin.get("chosen", ())} & {*digests}:
-        say = "its epoch was chosen on these pages, so it is rather too good there; see last.pt"
-        print(f"note: {source}: {say}", file=sys.stderr)
-    return bool(trained)
+    digests = [data.picture_digest(page.path) for page in pages]
+    for how, known in seen_digests(origin, hp or state.get("hparams")).items():
+        if found := [p.name for p, digest in zip(pages, digests) if digest in known]:
+            some = f"{len(found)} of these {len(pages)} pages (first: {found[0]})"
+            print(f"warning: {source}: {SEEN[how]} {some}, too good there", file=sys.stderr)
+            seen[how] = len(found)
+    return seen
+
+
+def in_sample(seen):
+    """What follows the words of an interval over pages that were seen, {how: number}."""
+    shown = [f"{SEEN[how]} {count} of them" for how, count in seen.items() if count]
+    return ", in sample: " * bool(shown) + ", ".join(shown)
+
+
+def mark(result, seen):
+    """The --json object of scores on pages that were seen, {how: number}, with words that say so."""
+    for part in (result, result["micro"], result["iou50"]):
+        part["over"] += in_sample(seen)
+    return result | {"in_sample": seen}
 
 
 # ---------------------------------------------------------------- command line
@@ -778,8 +796,10 @@ def open_source(source, pages, overrides, args, job, failed=None):
 
 def score_source(source, pages, overrides, args, main=True, failed=None):
     """Predict pages or read their predictions and, of the main source, write what is asked for:
-    {metric: rows [n, k]} of METRICS, none of pages without labels. Holds some 200 pages at most."""
+    {metric: rows [n, k]} of METRICS, none of pages without labels, and how pages were seen (as of
+    warn_of_leaks). Holds some 200 pages at most."""
     html, level = args.html if main else None, None
+    seen = {} if args.images or source.endswith(".json") else warn_of_leaks(source, pages)
 
     def judge(page, found):
         everything = found
@@ -813,8 +833,8 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
         print(f"{done} pages, {words} words found in {seconds:.1f} s ({speed})")
     rows = {key: np.array([row[key] for row in judged if row]) for key in cleval.METRICS}
     if html:
-        write_report(html, source, hp, pages, rows, details, worst)
-    return rows
+        write_report(html, source, hp, pages, rows, details, worst, seen)
+    return rows, seen
 
 
 def run(args):
@@ -830,40 +850,25 @@ def run(args):
     for page in pages if args.pictures else ():
         if (file := picture_file(page, args.pictures)).exists() and file.samefile(page.path):
             raise UsageError(file, "is a page", "give --pictures a new folder")
-    for source in filter(None, () if args.images else (args.source, args.compare)):
-        if not source.endswith(".json"):
-            warn_of_leaks(source, pages)
-    rows = score_source(args.source, pages, overrides, args, True, failed)
+    rows, seen = score_source(args.source, pages, overrides, args, True, failed)
     if args.images:
         for error in failed.values():
             print(f"error: {error}", file=sys.stderr)
         return 1 if failed else 0
-    result = cleval.summarise(pages, rows)
+    result = mark(cleval.summarise(pages, rows), seen)
     if args.compare:
-        others = score_source(args.compare, pages, {}, args, False)
-        groups = cleval.bootstrap_groups(pages)
-        result["compare"] = {
-            metric: cleval.paired_difference(rows[metric], others[metric], to_scores, groups)
-            for metric, (_, to_scores) in cleval.METRICS.items()
-        }
+        others, theirs = score_source(args.compare, pages, {}, args, False)
+        groups, result["compare"] = cleval.bootstrap_groups(pages), {}
+        for metric, (_, to_scores) in cleval.METRICS.items():
+            found = cleval.paired_difference(rows[metric], others[metric], to_scores, groups)
+            found["over"] += in_sample(theirs | seen)
+            result["compare"][metric] = found
     if args.json:
         print(json.dumps(result))
         return
     print_scores(result)
     for metric, difference in result.get("compare", {}).items():
         print_difference(difference, f"{args.compare}: {cleval.METRICS[metric][0]}")
-
-
-def choose_device(name):
-    """torch.device of --device; `auto` is CUDA where there is one. Raises UsageError."""
-    gpus = torch.cuda.device_count()
-    try:
-        device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
-    except RuntimeError:
-        raise UsageError(f"--device {name}", "not a device", "use cuda, cuda:1 or cpu") from None
-    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
-        raise UsageError(f"--device {name}", f"not here, with {gpus} CUDA devices", "use cpu")
-    return device
 
 
 def main(argv=None):

@@ -137,8 +137,7 @@ def lock(path):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose flags may have _ for -, and whose errors are one line with the closest flag or
-    choice; exit code 2."""
+    """argparse with _ or - in flags, whose errors are one line with the closest one; code 2."""
 
     def __init__(self, **options):
         layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100)

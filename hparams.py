@@ -21,8 +21,7 @@ def value(default, text, low=None, high=None, choices=None, group=None):
 
 @dataclass(frozen=True)
 class Hparams:
-    """Every training default is written here and nowhere else. Names are those of sweeps and JSON
-    files."""
+    """Every training default is written here and nowhere else, by its name in sweeps and JSON."""
 
     data: str = value("synth", "folder, label file or a,b; synth, synth-small: drawn", group="data")
     val_data: str = value("", "labels to validate on, if DATA has no val split")
@@ -31,6 +30,7 @@ class Hparams:
     folds: int = value(0, "cross-validation: part the train pages in this many (0: off)", 0, 100)
     fold: int = value(1, "which fold to validate on, from 1; all: each in turn", 1, 100)
     split: str = value("", HIDE)
+    tuned: str = value("", HIDE)  # digests, with commas between, of the pages that chose thresholds
     pseudo_labels: str = value("", "predictions.json whose pages are added to training")
     min_confidence: float = value(0.8, "pseudo labels under this are don't care", 0, 1)
     backbone: str = value("efficientnet_b4", "any timm model with strides 4 to 32", group="network")

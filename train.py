@@ -298,8 +298,7 @@ def update_ema(ema, model, step):
 
 
 def start_network(hp, device, fresh):
-    """The network, if fresh with the weights that hp names; those of process 0 reach the others
-    later. Raises DataError."""
+    """The network, with hp's weights if fresh: of process 0, for others later. Raises DataError."""
     torch.manual_seed(hp.seed)
     pretrained = hp.pretrained if fresh and place()[0] == 0 and not hp.init else "none"
     model = DBNet(hp.backbone, hp.neck, pretrained)
@@ -480,8 +479,7 @@ def keep_previous(folder):
 
 
 def load_last(folder):
-    """The newest whole checkpoint of a run, or None when none was written. Says so when it is not
-    last.pt. Raises DataError."""
+    """The newest whole checkpoint of a run (says if not last.pt) or None. Raises DataError."""
     keys, damaged = ("model", "optimizer", "hparams", "epoch", "rows"), None
     for path in (folder / "last.pt", folder / "prev.pt"):
         if path.exists():
@@ -835,8 +833,7 @@ def print_end(trainer, steps, stopped):
 
 
 def members(args, stem):
-    """Hparams of each run of `--fold all` and `--seeds N`, named STEM-fold2-seed1. Raises
-    UsageError."""
+    """Hparams of each run of --fold all, --seeds N, named STEM-fold2-seed1. Raises UsageError."""
     if place()[1] > 1:
         what = "several runs under torchrun"
         raise UsageError("--fold all and --seeds", what, "train one --fold, one --seed")

@@ -49,6 +49,15 @@ def write_labels(folder, images, split="train"):
     return folder
 
 
+def write_predictions(path, pages, found):
+    """A predictions file of what was found, (polygons, scores) a page."""
+    import evaluate
+
+    with evaluate.predictions_file(path) as write:
+        for page, one in zip(pages, found):
+            write(page, one)
+
+
 def tiny_sweep(**changes):
     """A sweep over lr, as its file holds it."""
     lr = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}

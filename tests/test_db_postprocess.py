@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import shapely
+from conftest import write_predictions
 
 import db_postprocess as db
 import evaluate
@@ -299,7 +300,7 @@ def test_any_map_is_decoded_and_what_is_written_is_read_back(tmp_path, monkeypat
             assert len(words[0]) == len(blobs.scores)
             found.append(db.first_that_fit(*words))
             pages.append(Page(f"{n}-{ratio}-{mode}", Path(), size=tuple(page_size)))
-    evaluate.write_predictions(tmp_path / "p.json", pages, found)
+    write_predictions(tmp_path / "p.json", pages, found)
     again = evaluate.read_predictions(tmp_path / "p.json")
     assert len(cuts) > 2
     for page, (polygons, scores) in zip(pages, found):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import shapely
 import torch
-from conftest import write_picture
+from conftest import write_picture, write_predictions
 
 import data
 import ensemble
@@ -340,7 +340,8 @@ def save_member(path, weights=0, held=(), trained=(), **hp):
     """A checkpoint that held out the pages at some paths and trained on others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = {"hmean": 0.5 + weights / 100, "pages": {page.name: 0.5 for page in held}}
-    digests = ([data.picture_digest(page) for page in pages] for pages in (trained, held))
+    digests = [[data.picture_digest(page) for page in pages] for pages in (trained, held)]
+    scores["digests"] = digests[1]
     origin = dict(zip(("trained", "chosen"), digests)) | {"unknown": []}
     state = {"model": tiny_network(weights).state_dict(), "hparams": asdict(replace(HP, **hp))}
     save_checkpoint(path, {**state, "scores": scores, "origin": origin, "epoch": 1})
@@ -349,7 +350,7 @@ def save_member(path, weights=0, held=(), trained=(), **hp):
 def write_found(path, found):
     """Labels or predictions: found is {page name: (polygons, scores)}."""
     pages = (Page(name, None, size=(70, 90)) for name in found)
-    evaluate.write_predictions(path, pages, found.values())
+    write_predictions(path, pages, found.values())
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +407,8 @@ DETECTORS = "p0.json", "p1.json", "p2.json", *VOTING
 
 def test_voting_removes_what_only_one_detector_sees(run):
     out, err = run(*DETECTORS, "--decide", 0.966, 0.965)
-    assert err.count("warning: ") == out.count("without p") == 3 and "decision: success" in out
+    assert err.count("warning: ") == out.count("without p") == 3
+    assert "decision by its score alone, whatever its members': success" in out
     result = json.loads(run(*DETECTORS, "--json").out)
     assert result["hmean"] == 1 and result["gate"]["verdict"] == "better"
     assert [one["hmean"] == 1 for one in result["leave_one_out"]] == [False, False, True]
@@ -423,7 +425,9 @@ def test_few_pages_or_what_is_not_better_cannot_open_the_gate(run):
         run(*DETECTORS[:-1], "DATA/few.json", code=code)
     shutil.copy("p0.json", "same.json")
     assert "not shown to be better" in run("p0.json", "same.json", *VOTING, code=5).out
-    assert "is worse than" in run(*DETECTORS, "--threshold", 1, code=5).out  # all false alarms
+    out = run(*DETECTORS, "--threshold", 1, code=5).out  # all false alarms
+    assert "not shown to be better, vs the best member p1.json" in out and "worse" not in out
+    assert "that member is the best on these same pages: the difference is rather too small" in out
 
 
 def test_no_arguments_take_the_folds_and_the_pages_outside_them(run):
@@ -436,7 +440,15 @@ def test_pages_that_a_member_trained_on_are_refused(run, house):
     pages = [house / f"DATA/images/train{n}.png" for n in range(4)]
     out, err = run(*FOLDS, "--data", "DATA", "--split", "train", code=1)
     assert out == "" and "outside all folds" in err
-    assert err.count("warning: ") == 2 and "trained on 2 of these 4 pages" in err
+    assert (
+        err.count("epoch chosen on 2 of these") == err.count("trained on 2 of these 4 pages") == 2
+    )
+    # so are they where another ancestor is not known
+    state = torch.load(FOLDS[0], weights_only=True)
+    save_checkpoint("child.pt", state | {"origin": state["origin"] | {"unknown": ["gone.pt"]}})
+    out, err = run("child.pt", FOLDS[1], "--data", "DATA", "--split", "train", code=1)
+    assert out == "" and "child.pt: pages that gone.pt trained on" in err
+    assert "child.pt: trained on 2 of these 4 pages" in err and "outside all folds" in err
     # a copy under another name is the same page, and the run's own data may be gone
     save_member(house / "moved.pt", trained=pages, data="gone")
     (house / "images").mkdir()
@@ -448,7 +460,21 @@ def test_pages_that_a_member_trained_on_are_refused(run, house):
     save_member(house / "replica.pt", 7, pages[::2], pages[1::2], folds=2, seed=1)
     write_found("DATA/one.json", {page.name: saw(box(8, 10, 40, 8)) for page in pages[::2]})
     out, err = run(FOLDS[0], "replica.pt", "--data", "DATA/one.json", code=5)
-    assert "2 pages" in out and err.count("was chosen on these pages") == 2
+    assert "2 pages" in out and err.count("epoch chosen on 2 of these 2 pages") == 2
+    lines = [line for line in out.splitlines() if "over 2 pages" in line]
+    assert len(lines) == 6 and all("in sample: epoch chosen on 2 of them" in s for s in lines)
+    # and the pages whose scores weigh them, or that chose the thresholds
+    digests = ",".join(data.picture_digest(page) for page in pages[:2])
+    files.write_json("tuned.json", {"thresh": 0.1, "tuned": digests})
+    flags = FOLDS[0], "replica.pt", "--data", "DATA/one.json", "--weights", "scores"
+    words = (
+        "epoch chosen on 2 of them, thresholds chosen on 1 of them, members chosen or weighed by"
+    )
+    assert words in run(*flags, "--hparams", "tuned.json", code=5).out
+    result = json.loads(run(*flags, "--json", code=5).out)
+    assert result["in_sample"] == {"chosen": 2, "tuned": 0, "scored": 2}
+    assert all("scores on 2 of them" in result[k]["over"] for k in ("micro", "iou50", "gate"))
+    assert "scored" not in json.loads(run(*flags[:4], "--json", code=5).out)["over"]
     # an older checkpoint does not tell
     state = torch.load(FOLDS[0], weights_only=True)
     save_checkpoint("older.pt", {key: state[key] for key in ("model", "hparams", "scores")})

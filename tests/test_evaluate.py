@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import shapely
 import torch
-from conftest import ROOT, browse, error_line, write_labels, write_picture
+from conftest import ROOT, browse, error_line, write_labels, write_picture, write_predictions
 
 import cleval
 import data
@@ -311,7 +311,7 @@ def test_a_predictions_file_of_any_number_of_pages_reads_back_equal(work, count)
     names = ["a.png", 'q"uo,te.png', "한글.png"][:count]
     square = np.array([(0, 0), (9, 0), (9, 8.5), (0, 8.5)])
     found = [([square + k] * k, [0.25, 1.0][:k]) for k in range(count)]
-    evaluate.write_predictions("p.json", [Page(n, None, size=(70, 90)) for n in names], found)
+    write_predictions("p.json", [Page(n, None, size=(70, 90)) for n in names], found)
     assert list(json.loads(Path("p.json").read_text())["images"]) == names
     for name, one in zip(names, found, strict=True):
         polygons, scores = evaluate.read_predictions("p.json")[name]

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import data
 import labels
-from evaluate import write_predictions
+from evaluate import predictions_file
 from files import Parser
 
 DETECTION_ONLY = {"use_det": True, "use_cls": False, "use_rec": False}
@@ -73,7 +73,9 @@ def main():
         found.append((boxes, np.ones(len(boxes))))
     seconds = time.perf_counter() - begin
     data.inspect_pages(pages)
-    write_predictions(args.out, pages, found)
+    with predictions_file(args.out) as write:
+        for page, one in zip(pages, found):
+            write(page, one)
     print(f"{args.peer}: {len(pages)} pages, {len(pages) / seconds:.2f} images/s, {args.out}")
 
 
