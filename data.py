@@ -22,6 +22,7 @@ import os
 import shutil
 import sys
 import warnings
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -40,6 +41,9 @@ from synth import add_noise, shade, smooth_field, synthetic_page
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
 NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of one shop: up to 0.96
+SAME_TEXTS = 0.95  # shared transcriptions; one receipt: 0.97 and more, of one shop: up to 0.92
+NO_GROUPS = "no page names its group (the shop): pages of one shop count as independent ones, so "
+NO_GROUPS += "intervals are too narrow and verdicts too sure"
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
 MAX_PICTURE_BYTES, MAX_JPEG_HEADER, MAX_PIXELS = 2**28, 2**24, 2**27
@@ -67,8 +71,7 @@ def read_header(raw):
 def read_image(path):
     """uint8 RGB [H, W, 3], EXIF orientation applied. Raises DataError on a missing, broken or
     truncated file, or one of more than MAX_PIXELS. Pillow reads the header and OpenCV, three times
-    as fast, the pixels. It would allocate whatever the header says, and fills with grey what a cut
-    file lacks."""
+    as fast, the pixels. It would allocate what the header says, and fills a cut file with grey."""
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_PICTURE_BYTES + 1)
@@ -166,8 +169,7 @@ def draw_homography(rng, hp, width, height):
 def warp_page(image, polygons, matrix, shape, page_size=None):
     """Page and polygons through a homography onto a canvas of `shape` (h, w); words stay whole.
     image: uint8 [H, W, 3], shrunk or not -> uint8 [h, w, 3]; page_size: its (width, height) before.
-    Returns it, the mapped polygons and a list of bools: True for words of which less than half is
-    still on the canvas."""
+    Returns it, the mapped polygons and for each whether less than half is still on the canvas."""
     width, height = page_size or image.shape[1::-1]
     source = matrix @ np.diag([width / image.shape[1], height / image.shape[0], 1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
@@ -241,8 +243,8 @@ def edge_tables(polygons):
 
 def distance_to_outline(edges, left, top, width, height):
     """Distance from pixel centres to the outline of a polygon, in px, and which lie inside. edges:
-    [9, P, 1] of `edge_tables`. For the window of width x height pixels at (left, top): float32
-    [height, width] and bool [height, width]. Exact; inside is even-odd."""
+    [9, P, 1] of `edge_tables`. Of width x height pixels at (left, top): float32 [height, width] and
+    bool [height, width], even-odd."""
     most = max(16, 2**24 // (width * height))
     if edges.shape[1] > most:  # an outline of many points on a large window would fill the memory
         parts = np.split(edges, range(most, edges.shape[1], most), 1)
@@ -420,19 +422,33 @@ def thumbnail(image):
     return small.ravel() / max(np.linalg.norm(small), 1e-6)
 
 
-def near_duplicates(thumbnails):
-    """Yields pairs a < b of pages whose thumbnails [N, 1024] correlate above NEAR_DUPLICATE: one
-    picture in another size, quality or brightness; not crops and turned pages."""
+def near_duplicates(thumbnails, least=NEAR_DUPLICATE):
+    """Yields pairs a < b of pages whose thumbnails [N, 1024] correlate above `least`: one picture
+    in another size, quality or brightness; not crops and turned pages."""
     for k in range(0, len(thumbnails), 256):  # [256, N] at a time: 100 MB for 100,000 pages
-        close = thumbnails[k : k + 256] @ thumbnails[k:].T > NEAR_DUPLICATE
+        close = thumbnails[k : k + 256] @ thumbnails[k:].T > least
         yield from (np.argwhere(np.triu(close, 1)) + k).tolist()
+
+
+def same_texts(pages):
+    """Yields pairs a < b of pages that share more than 8 transcriptions and SAME_TEXTS of all that
+    they have: one receipt in two pictures. Transcriptions hashed to 1024 find the candidates."""
+    words = [Counter(filter(None, page.texts)) for page in pages]
+    counts = np.zeros((len(pages), 1024), np.float32)
+    for own, row in zip(words, counts):
+        for word, count in own.items():
+            row[zlib.crc32(word.encode()) % 1024] += count
+    counts /= np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-6)
+    for a, b in near_duplicates(counts, 0.9):
+        if (words[a] & words[b]).total() > max(8, SAME_TEXTS * (words[a] | words[b]).total()):
+            yield a, b
 
 
 def page_groups(pages, thumbnails):
     """Group number of each page [N], one for those that share a `group` or are near-duplicates."""
     group, first = np.arange(len(pages)), {}
     named = [(first.setdefault(p.group, i), i) for i, p in enumerate(pages) if p.group is not None]
-    for a, b in itertools.chain(named, near_duplicates(thumbnails)):
+    for a, b in itertools.chain(named, near_duplicates(thumbnails), same_texts(pages)):
         low, high = sorted(group[[a, b]])
         group[group == high] = low
     return group
@@ -592,14 +608,15 @@ def check(data, size, image_dir):
     pages = {split or "all": found for split, found in load_splits(data, image_dir).items()}
     thumbnails = [check_split(found, split, size) for split, found in pages.items()]
     everything = [(split, page) for split, found in pages.items() for page in found]
-    for a, b in near_duplicates(np.concatenate(thumbnails)):
+    alike = map(tuple, near_duplicates(np.concatenate(thumbnails)))
+    for a, b in sorted({*alike, *same_texts([page for _, page in everything])}):
         (split_a, page_a), (split_b, page_b) = everything[a], everything[b]
         across = "warning: across splits" if split_a != split_b else "within a split"
         print(f"near-duplicates {across}: {split_a} {page_a.name}, {split_b} {page_b.name}")
     splits = Counter(g for found in pages.values() for g in {p.group for p in found} - {None})
     for group in sorted(g for g, count in splits.items() if count > 1):
         print(f"warning: group {group} has pages in more than one split")
-    print(f"{data}: no errors")
+    print(f"{data}: no errors" if splits else f"{NO_GROUPS}\n{data}: no errors")
 
 
 @contextlib.contextmanager

@@ -468,7 +468,7 @@ def binned(x, y, what):
 
 def write_report(path, title, hp, pages, rows, details, worst, seen):
     """One HTML page. rows: of METRICS; details: page_details of pages; worst: [(hmean, index,
-    polygons)] of the pages to show; seen: as of warn_of_leaks."""
+    polygons)] of those to show; seen: as of warn_of_leaks."""
     result, (curves, heights, hits) = mark(cleval.summarise(pages, rows), seen), zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
     counts, edges = np.histogram(hmeans, np.arange(min(int(20 * hmeans.min()), 15), 21) / 20)
@@ -630,7 +630,6 @@ def predictions_file(path):
 
 
 # ---------------------------------------------------------------- what a checkpoint has seen
-
 
 SEEN = {"trained": "trained on", "chosen": "epoch chosen on", "tuned": "thresholds chosen on"}
 SEEN |= {"scored": "members chosen or weighed by their scores on"}
@@ -796,8 +795,7 @@ def open_source(source, pages, overrides, args, job, failed=None):
 
 def score_source(source, pages, overrides, args, main=True, failed=None):
     """Predict pages or read their predictions and, of the main source, write what is asked for:
-    {metric: rows [n, k]} of METRICS, none of pages without labels, and how pages were seen (as of
-    warn_of_leaks). Holds some 200 pages at most."""
+    {metric: rows [n, k] of labelled pages}, and how pages were seen, as of warn_of_leaks."""
     html, level = args.html if main else None, None
     seen = {} if args.images or source.endswith(".json") else warn_of_leaks(source, pages)
 

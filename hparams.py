@@ -1,5 +1,4 @@
-"""Which values, within which bounds? The one table of hyperparameters, and its reading from JSON
-files and flags."""
+"""Which values, within which bounds? The one table of hyperparameters, read from JSON and flags."""
 
 import argparse
 import contextlib

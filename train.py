@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 import data
 import evaluate
-from cleval import bootstrap_groups, mean_scores, page_row, summary
+from cleval import bootstrap_groups, mean_scores, page_row, paired_difference, summary
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
 from hparams import FIELDS, Hparams, given_flags, read_hparams, trainer_parser, validate
@@ -190,6 +190,8 @@ def read_pages(hp):
     counted = {"train": train, "val": val} | {f"val of {name}": others[name] for name in others}
     for name, pages in counted.items():
         print(f"{name:5s} {data.describe(pages)}; {data.describe_print(pages, hp)}")
+    if not any(page.group for page in val):
+        print(data.NO_GROUPS)
     for path in ancestors(hp):
         evaluate.warn_of_leaks(path, scored)
     if not any(has_text(page, hp) for page in train):
@@ -208,8 +210,8 @@ def ancestors(hp):
 
 def trace_origin(hp, trained):
     """What a checkpoint says of the pages behind it, as lists of digests: trained on, also by its
-    ancestors, and those that chose an ancestor's epoch; ancestors that do not tell are unknown."""
-    origin = {"trained": {*trained}, "chosen": set(), "unknown": set()}
+    ancestors, and those that chose an ancestor's epoch; who does not tell is unknown."""
+    origin = {"trained": {*trained}, "chosen": set(), "unknown": {hp.pseudo_labels} - {""}}
     for path in ancestors(hp):
         before = load_checkpoint(path).get("origin") or {"unknown": [path]}
         for key, values in before.items():
@@ -517,24 +519,26 @@ def read_log(folder):
         return {int(r["epoch"]): {k: float(v) for k, v in r.items()} for r in csv.DictReader(file)}
 
 
-def later_sets(scores):
-    """`; NAME hmean 0.9712 over 20 pages` for each later set that a run was scored on."""
-    found = scores.get("others", {}).items()
-    return "".join(f"; {name} hmean {hmean:.4f} over {n} pages" for name, (hmean, n) in found)
+def shown(scores):
+    """`hmean 0.97 [0.96, 0.98] over 20 pages; NAME hmean ...` of a run and its later sets."""
+    low, high = scores.get("interval", (math.nan, math.nan))
+    over, others = scores.get("over", "pages"), scores.get("others", {}).items()
+    beside = "".join(f"; {name} {shown(one)}" for name, one in others if "hmean" in one)
+    return f"hmean {scores['hmean']:.4f} [{low:.4f}, {high:.4f}] over {over}{beside}"
 
 
 def print_row(trainer, baseline):
-    """An epoch in one aligned line: log.csv's columns, the difference to a baseline, later sets."""
+    """An epoch in one aligned line: log.csv's columns, later sets, the difference to a baseline."""
     row = trainer.rows[-1]
     line = (
         "epoch {epoch:3d}/{epochs}  lr {lr:.2e}  loss {loss:6.3f} ({loss_shrink:.3f} "
         "{loss_thresh:.3f} {loss_binary:.3f})  precision {precision:.4f}  recall {recall:.4f}  "
-        "hmean {hmean:.4f} [{hmean_lo:.4f}, {hmean_hi:.4f}]  {seconds:.0f} s (validation "
-        "{val_seconds:.0f})  {images_s:.1f} images/s  wait {wait:.0%}  peak {peak_gib:.1f} GiB"
-    ).format(epochs=trainer.hp.epochs, **row)
+        "{shown}  {seconds:.0f} s (validation {val_seconds:.0f})  {images_s:.1f} images/s  "
+        "wait {wait:.0%}  peak {peak_gib:.1f} GiB"
+    ).format(epochs=trainer.hp.epochs, shown=shown(trainer.scores), **row)
     if row["epoch"] in baseline:
         line += f"  vs baseline {row['hmean'] - baseline[row['epoch']]['hmean']:+.4f}"
-    print(line + later_sets(trainer.scores), flush=True)
+    print(line, flush=True)
 
 
 # ---------------------------------------------------------------- mirrors of log.csv
@@ -663,14 +667,11 @@ def train_epoch(trainer, batches, steps, stop, steps_left):
             if stop.agree():
                 break
         if steps_left and step - first == 5:
-            announce(device, (time.perf_counter() - begin) / 6 * steps_left, steps_left)
+            seconds = (time.perf_counter() - begin) / 6 * steps_left
+            say = f"about {duration(seconds)} for {steps_left} steps, validation not counted"
+            slow = f"\nthis is a CPU; the quick start is: {QUICK_START}"
+            print(say + slow * (device.type == "cpu" and seconds > 3600), flush=True)
     trainer.timing[0] += time.perf_counter() - begin
-
-
-def announce(device, seconds, steps):
-    print(f"about {duration(seconds)} for {steps} steps, validation not counted", flush=True)
-    if device.type == "cpu" and seconds > 3600:
-        print(f"this is a CPU; the quick start is: {QUICK_START}", flush=True)
 
 
 def duration(seconds):
@@ -681,7 +682,7 @@ def duration(seconds):
 
 
 def score_pages(trainer, val):
-    """Rows of the page metric [N, 4] in the order of val; each process predicts its share."""
+    """Rows of the page metric [N, 4] of val, and their summary; each process predicts its share."""
     rank, size = place()
     rows = torch.zeros(len(val), 4, dtype=torch.float64)
 
@@ -691,7 +692,8 @@ def score_pages(trainer, val):
     network = evaluate.Network(trainer.averaged_model(), trainer.hp)
     judged = evaluate.predict(network, val[rank::size], trainer.device, judge)
     rows[rank::size] = torch.tensor(np.array([row for _, row in judged])).reshape(-1, 4)
-    return total(rows).numpy()
+    rows = total(rows).numpy()
+    return rows, summary(mean_scores, rows, bootstrap_groups(val))
 
 
 def finish_epoch(trainer, val, others, steps):
@@ -699,10 +701,15 @@ def finish_epoch(trainer, val, others, steps):
     hp, begin = trainer.hp, time.perf_counter()
     if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
         raise NotFinite(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM)
-    rows = score_pages(trainer, val)
-    beside = {k: [score_pages(trainer, p)[:, 2].mean().item(), len(p)] for k, p in others.items()}
-    row = summary(mean_scores, rows, bootstrap_groups(val))
-    row["hmean_lo"], row["hmean_hi"] = row.pop("interval")
+    rows, row = score_pages(trainer, val)
+    beside = {name: score_pages(trainer, pages)[1] for name, pages in others.items()}
+    known = evaluate.seen_digests(trainer.origin, hp).items()
+    seen = {how: len(digests & {*trainer.val_digests}) for how, digests in known}
+    row["over"] += evaluate.in_sample(seen)
+    trainer.scores = {key: row[key] for key in ("hmean", "interval", "over")} | {"others": beside}
+    trainer.scores |= {"groups": bootstrap_groups(val), "digests": trainer.val_digests}
+    trainer.scores["pages"] = {page.name: float(r[2]) for page, r in zip(val, rows)}
+    row["hmean_lo"], row["hmean_hi"] = row["interval"]
     row["epoch"], row["lr"] = trainer.epoch + 1, learning_rate(hp, trainer.epoch, trainer.epoch + 1)
     row |= zip(LOSSES, np.mean(trainer.losses, 0).tolist())
     row["val_seconds"] = time.perf_counter() - begin
@@ -712,8 +719,6 @@ def finish_epoch(trainer, val, others, steps):
     cuda = trainer.device.type == "cuda"
     row["peak_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30 if cuda else 0.0
     trainer.rows.append({key: row[key] for key in COLUMNS})
-    pages = {p.name: float(r[2]) for p, r in zip(val, rows)}
-    trainer.scores = {"hmean": row["hmean"], "pages": pages, "others": beside}
     if is_best := row["hmean"] > trainer.best["hmean"]:
         trainer.best = {"hmean": row["hmean"], "epoch": row["epoch"]}
     trainer.begin_epoch(row["epoch"])
@@ -784,7 +789,7 @@ def train_run(trainer, pages, folder, options, stop):
             left = is_best = 0
             if trainer.step == steps:
                 row, is_best = finish_epoch(trainer, val, others, steps)
-                print_row(trainer, options.baseline)
+                print_row(trainer, options.baseline[1])
                 stop.agree()
             trainer.save(folder, is_best)
             for send in mirrors if trainer.step == 0 else ():
@@ -797,8 +802,20 @@ def train_run(trainer, pages, folder, options, stop):
     if trainer.epoch == hp.epochs:
         finish_run(trainer, val, folder, mirrors, options.artifact)
         print(f"{folder}: {duration(time.perf_counter() - begin)} in this process")
+        if options.baseline[0]:
+            print_gain(trainer.scores, Path(options.baseline[0]))
     print_end(trainer, steps, stopped)
     return 128 + stopped if stopped else 0
+
+
+def print_gain(scores, folder):
+    """The paired difference of a run's last epoch to a baseline's, on the same pages."""
+    pages, state = scores["pages"], load_last(folder)
+    other = state["scores"].get("pages", {}) if state else {}
+    if pages.keys() != other.keys():
+        return print(f"baseline {folder}: no last epoch on these pages, so no paired difference")
+    rows = [np.array([[one[name]] * 3 + [1] for name in pages]) for one in (pages, other)]
+    evaluate.print_difference(paired_difference(*rows, mean_scores, scores["groups"]), folder)
 
 
 def finish_run(trainer, val, folder, mirrors, artifact):
@@ -825,7 +842,7 @@ def print_end(trainer, steps, stopped):
         how = f"{'stopped' if stopped else 'paused'} {where}"
         print(f"{how}; go on: python train.py --name {hp.name} --resume")
     if trainer.rows and not stopped:
-        print(f"last hmean {trainer.rows[-1]['hmean']:.4f}{later_sets(trainer.scores)}; {MAXIMUM}")
+        print(f"last {shown(trainer.scores)}; {MAXIMUM}")
         print(f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}")
 
 
@@ -889,18 +906,22 @@ def run_members(runs, args):
 
 
 def report_members(runs):
-    """Print each run's last H-mean, their mean and standard deviation, and over folds the H-mean of
-    all pages, each scored by the run that held it out."""
-    states = {hp.name: load_last(Path("runs", hp.name)) for hp in runs}
-    values = [state["rows"][-1]["hmean"] for state in states.values()]
-    for name, hmean in zip(states, values):
-        print(f"{name}  last hmean {hmean:.4f}")
-    if len(values) > 1:
+    """Print the last H-mean of each run, of all, and of all pages by who held them out."""
+    scores = [load_last(Path("runs", hp.name))["scores"] for hp in runs]
+    for hp, one in zip(runs, scores):
+        print(f"{hp.name}  last {shown(one)}")
+    if len(values := [one["hmean"] for one in scores]) > 1:
         mean, sd = statistics.mean(values), statistics.stdev(values)
         print(f"last hmean of {len(values)} runs: mean {mean:.4f}, standard deviation {sd:.4f}")
-    if runs and len({hp.fold for hp in runs}) == len(runs) == runs[0].folds:
-        pages = {n: h for s in states.values() for n, h in s["scores"]["pages"].items()}
-        print(f"out of fold: hmean {statistics.mean(pages.values()):.4f} over {len(pages)} pages")
+    folds, pages = {hp.fold for hp in runs}, {}  # {(page, group): its scores}
+    for one in scores:
+        for (name, hmean), group in zip(one["pages"].items(), one.get("groups", one["pages"])):
+            pages.setdefault((name, group), []).append(hmean)
+    if len(values) > 1 and len(folds) in (1, runs[0].folds):
+        rows = np.array([[statistics.mean(values)] * 3 + [1] for values in pages.values()])
+        found = summary(mean_scores, rows, [group for _, group in pages])
+        found["over"] += ", in sample" * any("in sample" in s.get("over", "") for s in scores)
+        print(f"{'out of fold' if len(folds) > 1 else 'mean of replicas'}: {shown(found)}")
 
 
 def begin(args, stem):
@@ -930,7 +951,7 @@ def start(args):
         print(json.dumps(dataclasses.asdict(hp), indent=1))
         return 0
     args.device = own_device(args.device)
-    args.baseline = read_log(args.baseline) if args.baseline else {}
+    args.baseline = (args.baseline, read_log(args.baseline)) if args.baseline else ("", {})
     args.log += ["wandb"] if "WANDB_SWEEP_ID" in os.environ else []
     check_mirrors(args.log)
     if several:
@@ -957,8 +978,9 @@ def main(argv=None):
             return code
 
     def say(line):
-        if store is None or first_to_fail(store):
-            print(f"error: {line}", file=sys.stderr)
+        with contextlib.suppress(dist.DistError):  # the store's host is gone, and has said why
+            if store is None or store.add("failures", 1) == 1:
+                print(f"error: {line}", file=sys.stderr)
 
     return exit_code(work, say)
 
@@ -972,13 +994,6 @@ def explained(error, store):
         kept = "the run folder keeps the last whole epoch"
         return Lost("a process of the group", "was lost", kept)
     return error
-
-
-def first_to_fail(store):
-    try:
-        return store.add("failures", 1) == 1
-    except dist.DistError:  # its host is gone, and has said why
-        return False
 
 
 if __name__ == "__main__":

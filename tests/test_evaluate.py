@@ -83,7 +83,8 @@ def test_labels_as_predictions_are_perfect_in_each_metric(run):
 def test_compare_is_paired_and_two_pages_can_say_nothing(run):
     full, part = predictions(), predictions(name="q", keep=lambda i: i % 3)
     same = scored(run, full, "--compare", full)["compare"]["page"]
-    assert same == {"difference": 0, "interval": [0, 0], "verdict": "cannot tell"}
+    over = "2 pages, too narrow"
+    assert same == {"difference": 0, "interval": [0, 0], "over": over, "verdict": "cannot tell"}
     a, b = scored(run, full)["hmean"], scored(run, part)["hmean"]
     gain = scored(run, full, "--compare", part)["compare"]["page"]
     assert gain["difference"] == pytest.approx(a - b) and gain["interval"][0] > 0
@@ -103,10 +104,21 @@ def test_pages_with_nothing_but_dont_care_count_as_without_labels(work, run):
 
 def test_scores_in_sample_say_so(run):
     assert run(checkpoint()).err == ""
+    assert "in sample" not in run("a.pt").out and scored(run, "a.pt")["in_sample"] == {}
     (line,) = run("a.pt", "--data", "s", "--split", "train").err.splitlines()
     assert line.startswith("warning: a.pt: trained on 6 of these 6 pages")
-    (line,) = run(checkpoint("best.pt", chosen=True)).err.splitlines()
-    assert line.startswith("note: best.pt: its epoch was chosen on these pages")
+    digests = ",".join(data.picture_digest(page.path) for page in load_labels("s", "val"))
+    checkpoint("tuned.pt", tuned=digests)
+    both = ("tuned", "thresholds chosen on 2 of them"), ("chosen", "epoch chosen on 2 of them")
+    for path, (how, words) in zip(("tuned.pt", checkpoint("best.pt", chosen=True)), both):
+        out, err = run(path, "--html", "r.html")
+        assert err.startswith(f"warning: {path}: {words[:-4]}these 2 pages (first: synth_")
+        words = f"over 2 pages, too narrow, in sample: {words}"
+        assert out.count(words) == 3 and words in Path("r.html").read_text()
+        result = json.loads(run(path, "--json", "--compare", "a.pt").out)
+        assert result["in_sample"] == {how: 2} and f"over {result['over']}" == words
+        parts = result["micro"], result["iou50"], result["compare"]["page"]
+        assert all(f"over {part['over']}" == words for part in parts)
 
 
 def test_checkpoint_flags_override_what_it_carries(run):
@@ -349,7 +361,7 @@ def test_the_weights_that_ship_find_the_words_of_a_drawn_receipt(run):
 
 def exported(run, name):
     """The onnxruntime session of a checkpoint's network."""
-    assert "differ by" in run(checkpoint(), "--export", name, "--thresh", 0.25).out
+    assert "differ by" in run(checkpoint(chosen=True), "--export", name, "--thresh", 0.25).out
     return onnxruntime.InferenceSession(name, providers=["CPUExecutionProvider"])
 
 
@@ -357,6 +369,8 @@ def test_an_exported_network_gives_pytorchs_maps_at_any_size(run):
     session = exported(run, "m.onnx")
     about = session.get_modelmeta().custom_metadata_map
     assert about["thresh"] == "0.25" and about["size"] == "96" and about["mode"] == "polygon"
+    held = {data.picture_digest(page.path) for page in load_labels("s", "val")}
+    assert set(about["epoch_chosen_on"].split()) == held and len(about["trained_on"].split()) == 6
     model = evaluate.load_network("a.pt")[0]
     for height, width in ((96, 64), (64, 160)):
         page = torch.rand(2, height, width, 3).mul(255).round()

@@ -4,13 +4,16 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import struct
 import sys
 from collections import Counter
+from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import CLOCKS, NETWORK, ROOT, error_line, flat, run_python, wait_for, write_labels
@@ -171,7 +174,8 @@ def test_what_a_run_prints_and_evaluate_says_are_the_digits_of_the_log(work, cap
     row = rows[best["epoch"]]
     assert row["hmean"] == best["hmean"] == max(r["hmean"] for r in rows.values()) > 0.1
     assert f"best hmean {best['hmean']:.4f} epoch {best['epoch']}" in out
-    assert f"vs baseline {rows[14]['hmean'] - 0.25:+.4f}" in out and out.count("baseline") == 1
+    assert f"vs baseline {rows[14]['hmean'] - 0.25:+.4f}" in out
+    assert "baseline .: no last epoch on these pages, so no paired difference" in out
     assert evaluate.main(["runs/learned/best.pt", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     for key in ("precision", "recall", "hmean"):
@@ -250,11 +254,14 @@ def test_a_run_on_two_sets_is_scored_by_set_and_is_worth_what_the_first_says(wor
     assert (
         rows[8]["hmean"] == state["scores"]["hmean"] == evaluated() == evaluated("--data=s") > 0.1
     )
-    hmean, count = state["scores"]["others"]["other"]
-    assert hmean == pytest.approx(evaluated("--data=other")) and count == 1
-    beside = f"; other hmean {hmean:.4f} over 1 pages"
-    assert [line.endswith(beside) for line in lines if line.startswith("epoch   8/8")] == [True]
-    assert f"last hmean {rows[8]['hmean']:.4f}{beside}; " in lines[-2]
+    hmean = state["scores"]["others"]["other"]["hmean"]
+    assert hmean == pytest.approx(evaluated("--data=other"))
+    ends = state["scores"]["interval"]
+    beside = f"hmean {rows[8]['hmean']:.4f} [{ends[0]:.4f}, {ends[1]:.4f}] over 2 pages, too narrow"
+    beside += f"; other {train.shown(state['scores']['others']['other'])}"
+    assert beside.endswith(" over 1 pages, too narrow")
+    assert [beside in line for line in lines if line.startswith("epoch   8/8")] == [True]
+    assert f"last {beside}; " in lines[-2]
     assert state["best"]["hmean"] == max(row["hmean"] for row in rows.values())
     assert state["scores"]["pages"].keys() == {p.name for p in labels.load_labels("s", "val")}
     origin = last("two", "best.pt")["origin"]
@@ -537,9 +544,14 @@ def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeyp
     assert run("--name=cv", *flags, "--resume") == 0
     out = capsys.readouterr().out
     assert "runs/cv-fold1 is finished" in out and "runs/cv-fold3 is finished" in out
-    assert "last hmean of 3 runs: mean " in out and "over 6 pages" in out
     states = [last(f"cv-fold{k}") for k in (1, 2, 3)]
     held = [state["scores"]["pages"] for state in states]
+    mean = np.mean([hmean for pages in held for hmean in pages.values()])
+    assert "last hmean of 3 runs: mean " in out and f"out of fold: hmean {mean:.4f} [" in out
+    assert re.search(r"out of fold: .* \[0\.\d+, 0\.\d+\] over 6 (pages|groups), too narrow\n", out)
+    assert all(
+        f"cv-fold{k}  last {train.shown(states[k - 1]['scores'])}\n" in out for k in (1, 2, 3)
+    )
     assert sorted(name for names in held for name in names) == sorted(images)
     (digest,) = {state["hparams"].split for state in states}
     split = files.read_json(f"runs/split-{digest}.json")["images"]
@@ -565,7 +577,11 @@ def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
     assert run("--pseudo-labels", "extra/p.json", "--epochs", 1, "--name", "p") == 0
     out = capsys.readouterr().out
     assert "pseudo 3 pages" in out and "3 ignored" in out and "train 9 pages" in out
-    assert last("p")["hparams"].pseudo_labels == "extra/p.json"
+    state = last("p")
+    assert state["hparams"].pseudo_labels == "extra/p.json"
+    assert state["origin"]["unknown"] == ["extra/p.json"]  # who knows what made them
+    new = {data.picture_digest(path) for path in Path("extra/images").glob("new_*")}
+    assert new <= {*state["origin"]["trained"]}
 
 
 def test_replicas_differ_by_seed_alone_and_learn_the_map_of_teachers(whole, capsys):
@@ -575,8 +591,23 @@ def test_replicas_differ_by_seed_alone_and_learn_the_map_of_teachers(whole, caps
     torch.testing.assert_close(train.teacher_loss(logits, target), direct)
     teachers = "runs/whole/best.pt,runs/whole/last.pt"
     assert run("--teacher", teachers, "--epochs", 1, "--seeds", 2, "--name", "r") == 0
-    assert "last hmean of 2 runs: mean " in capsys.readouterr().out
+    out = capsys.readouterr().out
     a, b = last("r-seed0"), last("r-seed1")
+    mean = (a["scores"]["hmean"] + b["scores"]["hmean"]) / 2
+    assert "last hmean of 2 runs: mean " in out
+    assert f"mean of replicas: hmean {mean:.4f} [" in out
+    assert out.endswith(
+        " over 2 pages, too narrow, in sample\n"
+    )  # a teacher's epoch is chosen there
+    # a baseline's paired difference, and thresholds that were chosen on the pages of the score
+    held = ",".join(data.picture_digest(page.path) for page in labels.load_labels("s", "val"))
+    flags = "--baseline", "runs/r-seed0", "--tuned", held
+    assert run(*flags, "--teacher", teachers, "--epochs", 1, "--seed", 1, "--name", "b") == 0
+    out, gain = capsys.readouterr().out, b["scores"]["hmean"] - a["scores"]["hmean"]
+    assert f"hmean {gain:+.4f} [" in out and "cannot tell, vs runs/r-seed0\n" in out
+    words = "over 2 pages, too narrow, in sample: thresholds chosen on 2 of them"
+    assert words in out
+    assert last("b")["scores"]["over"] == f"{words[5:]}, epoch chosen on 2 of them"
     assert dataclasses.replace(a["hparams"], seed=1, name="r-seed1") == b["hparams"]
     assert not torch.equal(a["model"]["shrink_head.0.weight"], b["model"]["shrink_head.0.weight"])
     # the same first step, plus the teacher's part
