@@ -323,7 +323,7 @@ def bootstrap(rows, to_scores, groups=None, draws=4000, seed=0):
 
 def expanded_bca(samples, scores, without, size):
     """Samples [draws, s] of scores [s], and these without each group [G, s] -> 95 % intervals
-    [s, 2]: percentiles of Student's t (by Wallace 1959) with size - 1 degrees of freedom (Hesterberg
+    [s, 2]: percentiles of Student's t (Wallace 1959) with size - 1 degrees of freedom (Hesterberg
     2015), an end moved outwards as BCa would (Efron 1987), which inwards is noise of few groups."""
     normal, v, side = NormalDist(), max(size, 2) - 1, np.array([[-1], [1]])
     t = (v * math.expm1((1.96 * (8 * v + 3) / (8 * v + 1)) ** 2 / v) * (1 + 1 / v)) ** 0.5

@@ -8,8 +8,7 @@ python data.py convert DATA OUT --to paddle   labels from one format to another
 
 DATA is a folder (train.json, val.json, test.json and images/; or ICDAR's gt_*.txt, PaddleOCR's
 Label.txt, labelme's *.json) or one label file with its pictures beside it. Polygons are [P, 2] in
-page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1).
-"""
+page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1)."""
 
 import contextlib
 import functools
@@ -42,8 +41,7 @@ from synth import add_noise, shade, smooth_field, synthetic_page
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
 NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of one shop: up to 0.96
 SAME_TEXTS = 0.95  # shared transcriptions; one receipt: 0.97 and more, of one shop: up to 0.92
-NO_GROUPS = "no page names its group (the shop): pages of one shop count as independent ones, so "
-NO_GROUPS += "intervals are too narrow and verdicts too sure"
+NO_GROUPS = "each page is a group: if one shop has several, name it, or intervals are too narrow"
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
 MAX_PICTURE_BYTES, MAX_JPEG_HEADER, MAX_PIXELS = 2**28, 2**24, 2**27
@@ -433,11 +431,11 @@ def near_duplicates(thumbnails, least=NEAR_DUPLICATE):
 def same_texts(pages):
     """Yields pairs a < b of pages that share more than 8 transcriptions and SAME_TEXTS of all that
     they have: one receipt in two pictures. Transcriptions hashed to 1024 find the candidates."""
-    words = [Counter(filter(None, page.texts)) for page in pages]
+    words = [Counter(t for t in page.texts if t not in (None, "", "###")) for page in pages]
     counts = np.zeros((len(pages), 1024), np.float32)
     for own, row in zip(words, counts):
         for word, count in own.items():
-            row[zlib.crc32(word.encode()) % 1024] += count
+            row[zlib.crc32(word.encode(errors="replace")) % 1024] += count
     counts /= np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-6)
     for a, b in near_duplicates(counts, 0.9):
         if (words[a] & words[b]).total() > max(8, SAME_TEXTS * (words[a] | words[b]).total()):

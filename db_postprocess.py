@@ -3,8 +3,7 @@
 Differentiable Binarization (Liao et al. 2020, arXiv 1911.08947, section 3.5): `find_candidates` has
 the blobs of a map above `thresh`, which costs most and is done once for many settings of the rest;
 `decode_candidates` filters them and grows the survivors by what the training targets shrank them.
-Neither raises on any map. Coordinates are (x, y) and pixel (i, j) covers [i, i+1) x [j, j+1).
-"""
+Neither raises on any map. Coordinates are (x, y) and pixel (i, j) covers [i, i+1) x [j, j+1)."""
 
 from typing import NamedTuple
 

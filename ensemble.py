@@ -6,8 +6,7 @@ python ensemble.py a.pt b.pt other.json --method voting --threshold 2 --data DAT
 python ensemble.py best.pt --data TEST --sample sample_submission.csv --submission out.csv
 python ensemble.py --validate out.csv --data TEST        what is wrong with a submission, and where
 
-One checkpoint is an ensemble of one. Exit code 5: not shown to be better than the best member.
-"""
+One checkpoint is an ensemble of one. Exit code 5: not shown to be better than the best member."""
 
 import csv
 import io
@@ -256,9 +255,8 @@ def combine(ensemble, page, keep, maps, found):
 
 
 def gate(ensemble, pages, seen):
-    """Scores of every member, of every leave-one-out and of the ensemble on labelled pages, and its
-    paired difference to the best member. seen: as of warn_of_leaks, for each member and for all.
-    Returns what the ensemble found and the --json object."""
+    """What the ensemble finds on labelled pages, and the --json object: scores of members, each
+    leave-one-out, all, the difference to the best. seen: as of warn_of_leaks, for each and all."""
     names, everyone = [m.name for m in ensemble.members], list(range(len(ensemble.members)))
     left_out = ([m for m in everyone if m != k] for k in everyone if len(everyone) > 2)
     found, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])

@@ -5,8 +5,7 @@ python evaluate.py runs/x/best.pt --data DATA    on labelled pages; flags overri
 python evaluate.py predictions.json --data DATA  any detector's output, in the competition's JSON
 python evaluate.py a.pt --compare b.pt           paired difference with its interval
 python evaluate.py best.pt --images DIR --pictures OUT --out predictions.json
-python evaluate.py runs/x-fold*/best.pt --tune --write tuned.json
-"""
+python evaluate.py runs/x-fold*/best.pt --tune --write tuned.json"""
 
 import base64
 import hashlib
@@ -147,8 +146,7 @@ def batches(pages, batch):
 
 @torch.no_grad()
 def launch(network, tiles, device):
-    """Start a network on a batch of (sheet, tile): uint8 maps [B, h, w] on the CPU, and the event
-    after which they are there (None: now)."""
+    """Start a network on some (sheet, tile): uint8 maps [B, h, w], the event of its end or None."""
     pages = torch.from_numpy(np.stack([picture for _, (_, _, picture) in tiles]))
     pages = pages.pin_memory() if device.type == "cuda" else pages
     dtype = amp_dtype(network.hp.amp, device)
@@ -412,7 +410,9 @@ def run_tune(args, overrides):
         print(json.dumps(result))
     else:
         print_tuning(result)
-        print(f"{len(pages)} pages, cross-fitted over {len({*parts.tolist()})} parts; {picture}")
+        alone = f"\n{data.NO_GROUPS}" * (" pages" in result["gain"]["over"])
+        parts = len({*parts.tolist()})
+        print(f"{len(pages)} pages, cross-fitted over {parts} parts; {picture}{alone}")
     if args.write:
         write_setting(args.write, sources, {**chosen, "tuned": tuned})
     try:
@@ -526,9 +526,8 @@ def export(source, path, overrides):
 
 @torch.no_grad()
 def export_onnx(source, path, overrides):
-    """Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size and decoding as
-    metadata, and print RapidOCR's settings for it. Raises DataError where onnxruntime
-    gives other maps, by more than 1e-4."""
+    """Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size, decoding
+    and seen pages as metadata, and print RapidOCR's settings. Raises DataError where maps differ."""
     try:
         import onnx
     except ImportError:
@@ -666,10 +665,10 @@ def in_sample(seen):
 
 
 def mark(result, seen):
-    """The --json object of scores on pages that were seen, {how: number}, with words that say so."""
+    """The --json object of scores on pages seen before, {how: number}, with words that say so."""
     for part in (result, result["micro"], result["iou50"]):
         part["over"] += in_sample(seen)
-    return result | {"in_sample": seen}
+    return result | {"in_sample": {how: count for how, count in seen.items() if count}}
 
 
 # ---------------------------------------------------------------- command line
@@ -688,6 +687,8 @@ def print_scores(result):
     print(f"labels: {outcomes}; neighbours joined, by gap / height: {', '.join(gaps)}")
     none = f"{result['pages_without_labels']} without labels (these score 0 in the competition's)"
     print(f"{result['pages']} pages, {none}; intervals: 95 %, expanded BCa bootstrap")
+    if " pages" in result["over"]:
+        print(data.NO_GROUPS)
 
 
 def print_difference(d, what):

@@ -1,6 +1,5 @@
-"""What does an invented receipt look like? Drawing of synthetic pages with exact labels: a till
-writes lines, a printer sets them on a sheet, the sheet is worn, bent, laid on a ground and
-photographed."""
+"""What does an invented receipt look like? Synthetic pages with exact labels: a till writes lines,
+a printer sets them on a sheet, which is worn, bent, laid on a ground and photographed."""
 
 import itertools
 from statistics import NormalDist
@@ -186,8 +185,7 @@ class Printer:
         return mask[:, : int(x)], words
 
     def set_line(self, ink, cells, size, bold, left, y, width):
-        """Set cells into ink, all as much narrower as it takes to keep them apart. Returns the
-        words (text, x0, y0, x1, y1)."""
+        """Set cells into ink, narrower where they would touch: words (text, x0, y0, x1, y1)."""
         s = max(7, round(size * min(1.0, max(self.dots, 14 / size))))
         scale, texts = size / s, [self.set_text(text, s, self.weight + bold) for _, text in cells]
         anchors = np.array([x * width for x, _ in cells])
@@ -243,8 +241,7 @@ def wear_ink(rng, ink, size, level):
 
 
 def draw_paper(rng, ink, folds, level):
-    """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours, with paper grain and creases
-    of a light and a dark side."""
+    """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours, with paper grain, creases."""
     h, w = ink.shape
     white = 250 - rng.uniform(0, 22) - rng.uniform(0, 12) * np.array([0, 0.5, 2])
     black = rng.uniform(5, 80) + np.array([0, 0, 1]) * rng.uniform(0, 40) * (rng.random() < 0.25)
@@ -294,8 +291,7 @@ def sheet_to_page(points, matrix, bends, w, h):
 
 
 def page_to_sheet(matrix, bends, w, h, page_h, page_w, step=8):
-    """Sheet coordinates under the page's pixel centres, two maps [page_h, page_w] float32, exact on
-    a grid of `step` pixels and linear in between."""
+    """Sheet xy under the page's pixels, two float32 [page_h, page_w], linear from step to step."""
     rows, cols = -(-page_h // step) + 2, -(-page_w // step) + 2
     grid = np.stack(np.meshgrid(np.arange(cols) - 0.5, np.arange(rows) - 0.5), -1) * step
     q = cv2.perspectiveTransform(grid.reshape(1, -1, 2), np.linalg.inv(matrix)).reshape(grid.shape)
@@ -316,8 +312,7 @@ def background(rng, h, w, photo):
 
 
 def compose(rng, sheet, matrix, bends, page_h, page_w, photo, level):
-    """Sheet [h, w, 3] on its ground, under uneven light and a photograph's shadow -> page [page_h,
-    page_w, 3] uint8."""
+    """Sheet [h, w, 3] on its ground, in uneven light and a shadow -> uint8 [page_h, page_w, 3]."""
     x, y = page_to_sheet(matrix, bends, sheet.shape[1], sheet.shape[0], page_h, page_w)
     page = background(rng, page_h, page_w, photo)
     cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR, page, cv2.BORDER_TRANSPARENT)
@@ -341,8 +336,7 @@ def photograph(rng, image, size, photo, level):
 
 
 def cut_line(words):
-    """Words of a line (text, x0, y0, x1, y1) -> its runs, cut where a gap is wider than 0.7 of the
-    text's height, as people box fields and phrases."""
+    """Words of a line (text, x0, y0, x1, y1) -> runs with gaps of at most 0.7 of their height."""
     runs = []
     for word in sorted(words, key=lambda word: word[1]):
         if not runs or word[1] - runs[-1][-1][3] > 0.7 * (word[4] - word[2]):

@@ -10,8 +10,7 @@ python train.py --lr 5e-4 --print-hparams                print the resolved valu
 
 Values: default < --hparams file.json < --flag. The run folder is runs/NAME/ with hparams.json,
 log.csv (a row an epoch), last.pt (everything exact resume needs), prev.pt (the one before), best.pt
-(small, to share) and pictures/.
-"""
+(small, to share) and pictures/."""
 
 import argparse
 import contextlib
@@ -599,8 +598,7 @@ MIRRORS = {"wandb": to_wandb, "tensorboard": to_tensorboard}
 
 
 def start_mirrors(kinds, hp, folder, rows):
-    """A function(row, pictures, best.pt) for each of MIRRORS that is asked for or was before; rows
-    up to now are sent. Raises UsageError."""
+    """A function(row, pictures, best.pt) for each mirror, now or before. Raises UsageError."""
     if place()[0]:
         return []
     try:
@@ -726,8 +724,7 @@ def finish_epoch(trainer, val, others, steps):
 
 
 def open_folder(hp, folder, resume):
-    """Make a run's folder or find it; a lock on it, which ends with the process or when closed.
-    Raises UsageError when another process trains there."""
+    """Make or find a run's folder; a lock on it. Raises UsageError if another trains there."""
     folder.mkdir(parents=True, exist_ok=resume)
     if not (folder / "hparams.json").exists():
         write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)

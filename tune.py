@@ -131,8 +131,7 @@ def setting_values(grid, setting):
 
 
 def tune(maps, pages, parts, grid, hp, name="hmean"):
-    """The --tune object, H-means [*lengths of axes TUNED]. parts: [n] to cross-fit over; name: of
-    METRICS the one to choose by."""
+    """The --tune object, H-means [*lengths of TUNED]. parts [n]: of cross-fitting; name: METRICS."""
     groups, metric = cleval.bootstrap_groups(pages), METRICS[name]
     to_scores, table = cleval.METRICS[metric][1], score_grid(maps, pages, grid, hp, metric)
     rows = table.reshape(len(pages), -1, table.shape[-1])  # [n, S, k]
@@ -174,8 +173,7 @@ def print_tuning(result):
 
 
 def draw_landscape(path, table, grid, chosen, name="hmean"):
-    """PNG of H-means [*lengths of the axes TUNED] over thresh x box_thresh at the other values
-    of the chosen setting {key: value}, which is framed."""
+    """PNG of H-means [*lengths of TUNED] over thresh x box_thresh, of the chosen setting framed."""
     row, column, *others = [grid[key].index(chosen[key]) for key in TUNED]
     table = table[:, :, *others]  # [thresh, box_thresh]
     cell, x0, y0 = 64, 110, 60

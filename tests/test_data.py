@@ -392,6 +392,21 @@ def test_thumbnails_tell_copies_from_other_pages():
     assert not list(data.near_duplicates(np.array([blank, blank])))  # they say nothing
 
 
+def test_transcriptions_tell_two_pictures_of_a_receipt_from_two_receipts():
+    """Each as often as it comes: of 40 two may differ; few, or none that are known, say nothing."""
+    texts = [f"{n // 2}.90 \udcff" for n in range(40)]
+    changed = [texts[:-n] + [f"other {n}"] * n for n in (1, 2)]
+    kinds = texts, texts[::-1], *changed, texts[:8], texts[:8], [None, "###"] * 40, ["###"] * 40
+    other = [f"{n}.90 \udcff" for n in range(20)] * 3
+    pages = [labels.Page(f"{n}.png", None) for n in range(9)]
+    for page, words in zip(pages, (*kinds, other)):
+        for n, text in enumerate(words):
+            page.add(n, np.array([(0, 0), (9, 0), (9, 9), (0, 9)]), text=text)
+    assert sorted(data.same_texts(pages)) == [(0, 1), (0, 2), (1, 2)]
+    groups = data.page_groups(pages, np.eye(9, 1024, dtype=np.float32))
+    assert groups.tolist() == [0, 0, 0, 3, 4, 5, 6, 7, 8]
+
+
 def test_folds_are_grouped_balanced_and_deterministic():
     rng, pages = np.random.default_rng(0), []
     for i in range(60):
@@ -431,6 +446,10 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
         "group g has pages in more than one split",
     ]
     assert [text for text in says if text not in result.stdout] == []
+    assert data.NO_GROUPS not in result.stdout
+    write_labels(tmp_path, write_page(tmp_path, words={}), "val")
+    write_labels(tmp_path, write_page(tmp_path, "t.png", words={}))
+    assert data.NO_GROUPS in script("data.py", "check", ".", "--size", "32").stdout
 
 
 @pytest.mark.parametrize(

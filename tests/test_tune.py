@@ -12,6 +12,7 @@ import cleval
 import data
 import evaluate
 import files
+import hparams
 import labels
 import tune
 from db_postprocess import decode_page
@@ -365,6 +366,7 @@ def test_a_tuned_checkpoint_scores_what_tuning_said(house, metric, capsys):
         found = {key: s.get("hmean") for key, s in scores.items() if key in ("micro", "iou50")}
         found["hmean"] = scores["hmean"]
         assert found == pytest.approx(expected, abs=1e-12)
+        assert scores["in_sample"] == ({"tuned": 4} if source == "tuned.pt" else {})
     assert cv2.imread("runs/plain/tune.png").shape == (60 + 3 * 64 + 40, 110 + 3 * 64 + 20, 3)
     tune.draw_landscape("framed.png", table_of(SMALL), SMALL, setting_values(SMALL, 2 * 36))
     frame = np.argwhere((cv2.imread("framed.png") == (0, 0, 255)).all(2))
@@ -378,7 +380,18 @@ def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
     assert result["best"]["mode"] == "box" and result["recommended"]["min_size"] == 3
     code, out, _ = run(capsys, *FOLDS, "--tune", "--write", "tuned.json")
     assert code == 0 and house == [4, 2] and "6 pages, cross-fitted over 2 parts" in out
-    assert set(TUNED) < files.read_json("tuned.json").keys()
+    written, pages = files.read_json("tuned.json"), labels.load_labels("DATA", "train")
+    assert set(TUNED) < written.keys()
+    tuned = {data.picture_digest(page.path) for page in pages}
+    assert {*written["tuned"].split(",")} == tuned and len(tuned) == 6
+    # a run that trains with it knows these pages; what tuning expects says who was chosen there
+    assert hparams.read_hparams("tuned.json")["tuned"] == written["tuned"]
+    state = torch.load(FOLDS[0], weights_only=True)
+    state["origin"]["chosen"] = sorted(tuned)
+    save_checkpoint(FOLDS[0], state)
+    result = json.loads(run(capsys, *FOLDS, "--tune", "--json")[1])
+    for part in ("crossfitted", "gain"):
+        assert result[part]["over"].endswith("too narrow, in sample: epoch chosen on 4 of them")
 
 
 def test_bad_input_is_one_line(house, capsys):
