@@ -123,7 +123,7 @@ def load_timm_weights(model, name):
 
 
 def load_backbone(model, path):
-    """Load a timm state dict; a head's layers are left over. Raises DataError if it does not fit."""
+    """Load a timm state dict but for a head's layers. Raises DataError if it does not fit."""
     where = f"--pretrained {path}"
     try:
         weights = read_bytes(path)

@@ -527,7 +527,7 @@ def export(source, path, overrides):
 @torch.no_grad()
 def export_onnx(source, path, overrides):
     """Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size, decoding
-    and seen pages as metadata, and print RapidOCR's settings. Raises DataError where maps differ."""
+    and seen pages as metadata, and print RapidOCR's settings. Raises DataError if maps differ."""
     try:
         import onnx
     except ImportError:

@@ -131,7 +131,7 @@ def setting_values(grid, setting):
 
 
 def tune(maps, pages, parts, grid, hp, name="hmean"):
-    """The --tune object, H-means [*lengths of TUNED]. parts [n]: of cross-fitting; name: METRICS."""
+    """The --tune object, H-means [*lengths of TUNED]. parts [n]: to cross-fit; name: of METRICS."""
     groups, metric = cleval.bootstrap_groups(pages), METRICS[name]
     to_scores, table = cleval.METRICS[metric][1], score_grid(maps, pages, grid, hp, metric)
     rows = table.reshape(len(pages), -1, table.shape[-1])  # [n, S, k]
