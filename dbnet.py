@@ -1,7 +1,5 @@
 """The network: timm backbone -> feature pyramid -> DB head; its loss; its checkpoints.
-
-Differentiable Binarization, Liao et al. 2020, arXiv 1911.08947. Letters: B batch, C channels, H W
-input size, h w = H/4 W/4."""
+DBNet (Liao et al. 2020, arXiv 1911.08947). B batch, C channels, H W input size, h w a quarter."""
 
 import copy
 import io
@@ -281,8 +279,10 @@ def check_state(state, size):
         if origin.keys() != ORIGIN or not all(isinstance(text, str) for text in texts):
             raise TypeError("origin is not three lists of texts")
     scores = state.get("scores") or {}
-    if not all(0 <= s <= 1 for s in (scores.get("hmean", 0), *scores.get("pages", {}).values())):
-        raise ValueError("scores are not within 0 to 1")
+    texts = [text for key in ("digests", "groups") for text in list(scores.get(key, ()))]
+    values = (scores.get("hmean", 0), *scores.get("pages", {}).values())
+    if not all(isinstance(t, str) for t in texts) or not all(0 <= v <= 1 for v in values):
+        raise ValueError("scores are not within 0 to 1, or not of pages")
 
 
 @torch.no_grad()

@@ -675,8 +675,8 @@ def mark(result, seen):
 
 
 def print_line(result, what):
-    shown, (low, high) = [f"{key} {result[key]:.4f}" for key in cleval.SCORES], result["interval"]
-    print(*shown, f"[{low:.4f}, {high:.4f}] over {result['over']}", what, sep="  ")
+    shown, (low, high) = (f"{key} {result[key]:.4f}" for key in cleval.SCORES), result["interval"]
+    print(f"{'  '.join(shown)} [{low:.4f}, {high:.4f}] over {result['over']}  {what}")
 
 
 def print_scores(result):
