@@ -429,16 +429,17 @@ def near_duplicates(thumbnails, least=NEAR_DUPLICATE):
 
 
 def same_texts(pages):
-    """Yields pairs a < b of pages that share more than 8 transcriptions and SAME_TEXTS of all that
-    they have: one receipt in two pictures. Transcriptions hashed to 1024 find the candidates."""
+    """Yields pairs a < b of pages that share more than 8 kinds of transcriptions and SAME_TEXTS of
+    all that they have: one receipt in two pictures. Their hashes, 1024, find the candidates."""
     words = [Counter(t for t in page.texts if t not in (None, "", "###")) for page in pages]
     counts = np.zeros((len(pages), 1024), np.float32)
     for own, row in zip(words, counts):
-        for word, count in own.items():
+        for word, count in own.items() if len(own) > 8 else ():
             row[zlib.crc32(word.encode(errors="replace")) % 1024] += count
     counts /= np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-6)
     for a, b in near_duplicates(counts, 0.9):
-        if (words[a] & words[b]).total() > max(8, SAME_TEXTS * (words[a] | words[b]).total()):
+        shared = words[a] & words[b]
+        if len(shared) > 8 and shared.total() > SAME_TEXTS * (words[a] | words[b]).total():
             yield a, b
 
 

@@ -396,15 +396,15 @@ def test_transcriptions_tell_two_pictures_of_a_receipt_from_two_receipts():
     """Each as often as it comes: of 40 two may differ; few, or none that are known, say nothing."""
     texts = [f"{n // 2}.90 \udcff" for n in range(40)]
     changed = [texts[:-n] + [f"other {n}"] * n for n in (1, 2)]
-    kinds = texts, texts[::-1], *changed, texts[:8], texts[:8], [None, "###"] * 40, ["###"] * 40
+    kinds = texts, texts[::-1], *changed, texts[:16], texts[:16], [None, "###"] * 40, ["word"] * 40
     other = [f"{n}.90 \udcff" for n in range(20)] * 3
-    pages = [labels.Page(f"{n}.png", None) for n in range(9)]
-    for page, words in zip(pages, (*kinds, other)):
+    pages = [labels.Page(f"{n}.png", None) for n in range(10)]
+    for page, words in zip(pages, (*kinds, ["word"] * 40, other), strict=True):
         for n, text in enumerate(words):
             page.add(n, np.array([(0, 0), (9, 0), (9, 9), (0, 9)]), text=text)
     assert sorted(data.same_texts(pages)) == [(0, 1), (0, 2), (1, 2)]
-    groups = data.page_groups(pages, np.eye(9, 1024, dtype=np.float32))
-    assert groups.tolist() == [0, 0, 0, 3, 4, 5, 6, 7, 8]
+    groups = data.page_groups(pages, np.eye(10, 1024, dtype=np.float32))
+    assert groups.tolist() == [0, 0, 0, *range(3, 10)]
 
 
 def test_folds_are_grouped_balanced_and_deterministic():

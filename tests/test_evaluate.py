@@ -161,7 +161,11 @@ REFUSED = [
     (2, "a.pt --images gone", "no such file"),
     (2, "a.pt --images s --tile 31", "--tile 31: at least 32 page pixels"),
     (2, "a.pt --images s --data s", "leave out"),
-    (1, "a.pt --images wide.png --size 960 --tile 32", "wide.png: size 960, --tile 32: over 128 M pixels"),
+    (
+        1,
+        "a.pt --images wide.png --size 960 --tile 32",
+        "wide.png: size 960, --tile 32: over 128 M pixels",
+    ),
 ]
 WITHOUT = "--compare", "--images", "--tile", "--out", "--export", "--html", "--pictures"
 REFUSED += [(2, f"a.pt --tune {flag} 96", f"{flag}: not with --tune") for flag in WITHOUT]

@@ -218,7 +218,7 @@ def test_init_begins_a_run_that_needs_it_no_more_and_knows_its_pages(whole, work
     assert last("child")["origin"] == child["origin"] and child["origin"]["chosen"]
     capsys.readouterr()
     shutil.copytree("s", "renamed")
-    for split, word in (("train", "trained on 6 of these 6 pages"), ("val", "epoch chosen on 2 of these")):
+    for split, word in (("train", "trained on 6 of these"), ("val", "epoch chosen on 2 of these")):
         read = files.read_json(f"renamed/{split}.json")["images"]
         for name in read:
             os.rename(f"renamed/images/{name}", f"renamed/images/r{name}")
