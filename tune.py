@@ -168,8 +168,9 @@ def print_tuning(result):
     (low, high), fitted = result["crossfitted"]["interval"], result["crossfitted"]
     shown = f"{name} {fitted['hmean']:.4f} [{low:.4f}, {high:.4f}] over {fitted['over']}"
     print(f"{shown}  cross-fitted: what to expect; {instead}")
-    (low, high), gain = result["gain"]["interval"], result["gain"]["difference"]
-    print(f"{name} {gain:+.4f} [{low:+.4f}, {high:+.4f}]  gain, cross-fitted")
+    (low, high), gain = result["gain"]["interval"], result["gain"]
+    shown = f"{name} {gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] over {gain['over']}"
+    print(f"{shown}  gain, cross-fitted")
 
 
 def draw_landscape(path, table, grid, chosen, name="hmean"):
