@@ -177,49 +177,45 @@ def head(f):
     yield p(
         f"{f.method}, {f.metric}, {'maximised' if f.sign > 0 else 'minimised'};",
         f"{len(f.trials)} trials of {f.epochs} epochs: {len(f.finished)} finished,",
-        f"{len(f.stopped)} stopped early (paused), {len(f.failed)} failed,",
+        f"{len(f.stopped)} stopped early, {len(f.failed)} failed,",
         f"{len(f.trials) - len(f.failed) - len(f.rows)} under way.",
     )
-    used = f"{f.spent} epochs used, {f.saved} saved by stopping (no times recorded)."
-    if math.isfinite(f.hours):
-        kept = f"{f.saved * f.hours / f.spent:.2f} hours ({f.saved} epochs) saved by stopping."
-        used = f"{f.hours:.2f} hours used for {f.spent} epochs, {kept}"
-    yield p(used)
+    times = f"{f.hours:.2f} hours used, {f.saved * f.hours / max(f.spent, 1):.2f} saved"
+    times = times if math.isfinite(f.hours) else "no times recorded"
+    yield p(f"{f.spent} epochs used, {f.saved} saved by stopping {len(f.stopped)} runs ({times}).")
+    yield from map(p, f.notes)
 
 
 def figures(f):
-    """History, learning curves, parallel coordinates and importance."""
+    """History, learning curves and parallel coordinates."""
     if not f.rows:
         return
     edge = " Values far below the rest stand at the lower edge." * (f.sound != f.rows)
     plot = Plot((0.5, len(f.trials) + 0.5), span([row.last for row in f.sound]))
     plot.axes(len(f.trials), "trial", f.points)
-    none = -math.inf * f.sign
-    values = [row.last if row.state == "finished" else none for row in f.rows]
-    tops = zip(f.rows, accumulate(values, max if f.sign > 0 else min))
-    tops = [(row.number, top) for row, top in tops if math.isfinite(top)] or [(1, 0)]
+    done = [row for row in f.rows if row.state == "finished"]
+    tops = accumulate((row.last for row in done), max if f.sign > 0 else min)
+    tops = [(row.number, top) for row, top in zip(done, tops)] or [(1, 0)]
     plot.line(tops, "best", "best so far of the finished")
     for row in f.rows:
         plot.dot(row.number, row)
     caption = f"{f.metric} by trial; hollow: stopped early, at the stop; line: the best finished."
     yield "figure", caption + edge, plot.svg("optimisation history")
     late = [value for row in f.sound for value in row.history[len(row.history) // 4 :]]
-    plot = Plot((1, max(f.epochs, 2)), span(late, 0.03))
+    plot = Plot((1, max(f.epochs, 2)), span(late or [0, 1], 0.03))
     plot.axes(f.epochs, "epoch", f.points)
-    for row in sorted(f.rows, key=lambda row: row is f.first):
+    known = [row for row in f.rows if row.history]
+    for row in sorted(known, key=lambda row: row is f.first):
         kind = "best" if row is f.first else row.state
         plot.line(list(enumerate(row.history, 1)), kind, f"trial {row.number}")
         if row.state == "stopped":
             plot.dot(len(row.history), row)
     caption = "Learning curves; a circle marks a stop, the blue one is the best configuration."
-    yield "figure", caption + edge, plot.svg("learning curves")
+    if known:
+        yield "figure", caption + edge, plot.svg("learning curves")
     if f.names:
         caption = "Parallel coordinates; dashed: stopped early, value at the stop."
         yield "figure", caption, parallel(f)
-    if f.importance:
-        items = [(x, f"{x:.0%}", [name]) for x, name in zip(f.importance, f.names)]
-        caption = "Importance: share in the posterior mean's variance."
-        yield "figure", caption, bars(items, max(f.importance))
 
 
 def parallel(f):
@@ -251,31 +247,32 @@ def ranking(f):
     )
     rows = []
     for rank, row in enumerate(f.finished, 1):
-        told = [show(f, row.last), interval(f, *row.pages), show(f, row.expected[0])]
-        rows.append([rank, row.number, *told, len(row.history), *map(short, row.values)])
+        told = [show(f, row.last), interval(f, *row.pages), show(f, row.expected["mean"])]
+        rows.append([rank, row.number, *told, row.epochs, *map(short, row.values)])
     header = ["rank", "trial", f.metric, "interval", "posterior mean", "epochs"]
     yield "table", header + f.names, rows
     if len(f.ties) > 1:
         numbers = ", ".join(map(str, f.ties))
-        yield p(f"Near-ties with the first, not to be told apart by this sweep: trials {numbers}")
+        told = "Not to be told apart by this sweep, noise of a repetition counted: trials"
+        yield p(f"{told} {numbers}.")
 
 
 def early(f):
     """The trials that did not finish."""
     rows = []
     for row in f.stopped:
-        (mean, low, high, chance), v, told = row.final, row.verdict, "not recorded"
+        mean, _, low, high = row.final.values()
+        v, told, chance = row.verdict, "not recorded", f"{row.chance:.0%}".replace("nan%", "-")
         if v:
             told = f"{v['rule']}: rank {v['rank']} of {v['of']}, bar {show(f, v['bar'])}"
-        final = f"{show(f, mean)} ({interval(f, low, high)})"
-        line = [row.number, len(row.history), show(f, row.last), told, final, f"{chance:.0%}"]
+        final = f"{show(f, mean)} ({interval(f, low, high)})" if math.isfinite(mean) else "-"
+        line = [row.number, row.epochs, show(f, row.last), told, final, chance]
         rows.append([*line, *map(short, row.values)])
     if rows:
         yield "##", "Stopped early"
-        yield p(
-            "Values at the epoch of the stop: not comparable with final ones. Each run is paused;",
-            "`--continue-trial N` takes it to the end.",
-        )
+        more = "`--continue-trial N` takes a paused run to its end."
+        more = more if any(row.history for row in f.stopped) else "No curve, no projection."
+        yield p("Values at the epoch of the stop: not comparable with final ones.", more)
         header = ["trial", "epoch", f"{f.metric} there", "stopped by", "projected final (95 %)"]
         yield "table", [*header, "chance to win", *f.names], rows
     if f.failed:
@@ -290,7 +287,7 @@ def luck(f):
     if not f.luck:
         yield p("Fewer than 3 sound runs: cannot tell.")
         return
-    n, expected, found, limit, row = f.luck
+    n, expected, found, limit, row = f.luck.values()
     pooled = ", stopped ones with the value at their stop" * f.pooled
     yield p(
         f"Best of {n} sound runs{pooled}: of {n} runs of equal worth the best is expected at",
@@ -298,10 +295,13 @@ def luck(f):
         f"{'no more' if found < limit else 'more'} than picking explains (5 % limit {limit:.2f}).",
     )
     if f.importance:
-        mean, low, high = row.expected
+        mean, _, low, high = row.expected.values()
+        seed = "learnt from replicas" if f.replicas else "hardly known without replicas"
         yield p(
-            f"Trial {row.number}: observed {show(f, row.last)}, posterior mean {show(f, mean)}",
-            f"(95 % {interval(f, low, high)}): expect the latter on a repetition.",
+            f"Trial {row.number}: observed {show(f, row.last)} at epoch {row.epochs}. A repetition",
+            f"of that length is expected to give {show(f, mean)} (95 % {interval(f, low, high)}; a single one",
+            f"{interval(f, row.repeated['low'], row.repeated['high'])}). The noise of one run, sd",
+            f"{f.points * f.noise:.2g}, is {seed}: `train.py --seeds 3` would tell.",
         )
 
 
@@ -312,39 +312,39 @@ def distribution(f):
         label += f", without failures (trial {', '.join(map(str, without))})" * bool(without)
         sd = f"{f.points * sd:.3g}" if n > 1 else "-"
         rows.append([label, n, show(f, mean), show(f, median, 1), sd, show(f, low), show(f, high)])
-    rows.append(["crashed or not finite: no value", len(f.failed), "-", "-", "-", "-", "-"])
     yield "table", ["runs", "n", "mean", "median", "sd (sample)", "min", "max"], rows
 
 
 def parameters(f):
-    """Score by parameter, and how well the bands' epochs ranked."""
     yield "##", "Score by parameter"
     n, pooled = len(f.fair), "runs with a value, each at the last epoch it had (too few finished)"
-    over = f"Over the {n} {pooled + ': a hint.' if f.pooled else 'finished runs.'}"
-    yield p(over if n > 2 else "Too few runs.")
+    over = f"Over the {n} {pooled + ': a hint' if f.pooled else 'finished runs'}"
+    out = f"; trial {', '.join(str(r.number) for r in f.out)}, far below, left out" * bool(f.out)
+    yield p(f"{over}{out}." if n > 2 else "Too few runs.")
     for i, item in enumerate(f.parameters if n > 2 else ()):
-        share = f", importance {f.importance[i]:.0%}" if f.importance else ""
-        yield p(f"**{item['key']}**{share}. {correlation(n, item['rho'], item['chance'])}")
+        told = correlation(n, item["rho"], item["chance"])
+        if f.importance:
+            share, by_chance = f.importance[i]
+            told += f" Importance {share:.0%} of the scores' variance; {by_chance:.0%} of permuted"
+            told += " scores give it as much: not shown." if by_chance > 0.05 else " scores do."
+        yield p(f"**{item['key']}**. {told}")
         caption = f"{f.metric} against {item['key']}; the GP's mean and 95 % band through the best."
         yield "figure", caption, parameter_plot(f, i, item)
         rows = []
-        for ends, n_here, mean, half, median in item["groups"]:
-            told = show(f, mean) + f" ± {show(f, half)}" * (n_here > 1)
-            rows.append([" to ".join(map(short, ends)), n_here, told, show(f, median)])
-        yield "table", [item["key"], "n", "mean ± 95 %", "median"], rows
-    if f.decisions:
-        yield "##", "Decisions"
-    for epoch, judged, paused, trust in f.decisions:
-        yield p(f"Epoch {epoch}: {judged} judged, {paused} paused; {trust}.")
+        for ends, count, worth, median in item["groups"]:
+            mean, _, low, high = worth.values()
+            told = f"{show(f, mean)} ({interval(f, low, high)})" if count > 1 else show(f, mean)
+            rows.append([" to ".join(map(short, ends)), count, told, show(f, median)])
+        yield "table", [item["key"], "n", "mean (95 %)", "median"], rows
 
 
 def correlation(n, rho, chance):
     if rho is None:
         return "Categories have no ranks."
     if abs(rho) > chance:
-        return f"Rank correlation with the score {rho:+.2f} (n = {n})"
-    why = f"({rho:+.2f}, n = {n}; below {chance:.2f} it is chance)"
-    return f"No rank correlation with the score {why}: the means below are no trend."
+        return f"Rank correlation with the score {rho:+.2f} (n = {n}, limit {chance:.2f})."
+    why = f"({rho:+.2f}, n = {n}, limit {chance:.2f})"
+    return f"No rank correlation with the score is shown {why}: the means below are no trend."
 
 
 def parameter_plot(f, i, item):
@@ -352,7 +352,7 @@ def parameter_plot(f, i, item):
     plot = Plot((0, 1), span([row.last for row in f.sound], 0.25), 560, 260)
     plot.axes([(x, short(value)) for x, value in item["ticks"]], item["key"], f.points)
     if item["along"]:
-        u, mean, low, high = item["along"]
+        u, mean, _, low, high = item["along"].values()
         plot.line([*zip(u, high), *zip(u[::-1], low[::-1])], "band", "95 %")
         plot.line(list(zip(u, mean)), "best", "posterior mean")
     for row in f.rows:

@@ -53,9 +53,10 @@ class Dimension:
         return rounded(float(f"{quantile(self.law, u):.12g}"), self.q)
 
     def feature(self, u):
-        """u [n] -> coordinates the kernel sees [n]: values are rounded before it, not after."""
-        if not self.levels:
-            return u
+        """u [n] -> coordinates the kernel sees [n]: values are rounded before it, not after; runs
+        alike but for their seed are replicas, of one point."""
+        if not self.levels or self.key == "seed":
+            return u * (self.key != "seed")
         return np.where((u < 0) | (u > 1), u, self.coords[self.index(u)])
 
     def encode(self, value):

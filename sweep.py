@@ -14,6 +14,7 @@ only, never on when somebody looked, so a sweep killed at any moment ends like o
 import contextlib
 import csv
 import errno
+import functools
 import itertools
 import json
 import math
@@ -41,6 +42,7 @@ from space import Cube, flags, identity, is_number, leaf, maximised, normal_cdf,
 # normal priors on the logs of length scale (of a unit cube's side in d dimensions), signal
 # variance and noise variance of standardised values: mean, standard deviation
 SCALE_PRIOR, SIGNAL_PRIOR, NOISE_PRIOR = (-1.0, 0.7), (0.7, 1.0), (-10.0, 3.0)
+SEED_PRIOR = (0.0, 1.0)  # of the noise in a report: runs may differ by nothing but their seed
 MEAN_VARIANCE = 1.0  # of the unknown constant mean, integrated out
 JITTER = 1e-8
 REACH = 0.15  # of a failure, of the cube's side
@@ -79,10 +81,10 @@ def log_likelihood(theta, gaps, y, variance):
     return value, 0.5 * np.r_[by_scales, signal * (outer * corr).sum(), noise * np.trace(outer)]
 
 
-def minimise(f, x, evaluations, memory=8):
-    """L-BFGS (Nocedal & Wright 2006, algorithm 7.4): f(x) -> (value, gradient); x, value."""
-    value, grad = f(x)
-    step, size, pairs = -grad, min(1.0, 1.5 / np.abs(grad).max()), []
+def minimise(f, x, evaluations):
+    """BFGS (Nocedal & Wright 2006, algorithm 6.1): f(x) -> (value, gradient); x, value."""
+    (value, grad), unit, inverse = f(x), np.eye(len(x)), None
+    step, size = -grad, min(1.0, 1.5 / np.abs(grad).max())
     for _ in range(evaluations):
         new_value, new_grad = f(x + size * step)
         if not new_value <= value + 1e-4 * size * (grad @ step):
@@ -93,27 +95,21 @@ def minimise(f, x, evaluations, memory=8):
         if gain < 1e-4:
             break
         if s @ t > 1e-12:
-            pairs = (pairs + [(s, t)])[-memory:]
-        step, kept = -grad, []
-        for s, t in reversed(pairs):
-            kept.append((s @ step) / (s @ t))
-            step = step - kept[-1] * t
-        if pairs:
-            s, t = pairs[-1]
-            step = step * (s @ t) / (t @ t)
-        for (s, t), a in zip(pairs, reversed(kept)):
-            step = step + s * (a - (t @ step) / (s @ t))
+            left = unit - np.outer(s, t) / (s @ t)
+            inverse = unit * (s @ t) / (t @ t) if inverse is None else inverse
+            inverse = left @ inverse @ left.T + np.outer(s, s) / (s @ t)
+        step = -grad if inverse is None else -inverse @ grad
         size = min(1.0, 1.5 / np.abs(step).max())
     return x, value
 
 
-def fit(x, y, variance, category, starts=None):
-    """x [n, d], standardised y [n], variance [n] -> theta of the largest posterior density, and
-    its negative log; from starts, else from two: smooth without noise and rough with it."""
+def fit(x, y, variance, category, starts=None, noise=NOISE_PRIOR):
+    """x [n, d], standardised y [n], variance [n] -> theta of the largest posterior density, its
+    negative log, and that as a function; from starts, else from two, the second one rough."""
     n, d = x.shape
     gaps = squared_gaps(x, x, category)
-    mean = np.r_[np.full(d, SCALE_PRIOR[0] + 0.5 * math.log(d)), SIGNAL_PRIOR[0], NOISE_PRIOR[0]]
-    sd = np.r_[np.full(d, SCALE_PRIOR[1]), SIGNAL_PRIOR[1], NOISE_PRIOR[1]]
+    mean = np.r_[np.full(d, SCALE_PRIOR[0] + 0.5 * math.log(d)), SIGNAL_PRIOR[0], noise[0]]
+    sd = np.r_[np.full(d, SCALE_PRIOR[1]), SIGNAL_PRIOR[1], noise[1]]
 
     def loss(theta):
         if np.abs(theta).max() > 25:
@@ -123,32 +119,49 @@ def fit(x, y, variance, category, starts=None):
         return 0.5 * z @ z - value, z / sd - grad
 
     evaluations = int(np.clip(1.2e5 / n**2, 12, 40))
-    rough = mean + np.r_[np.full(d, -0.7), 0, 6]
+    rough = np.r_[mean[:d] - 0.7, mean[d], -4]
     found = [minimise(loss, start, evaluations) for start in starts or (mean, rough)]
-    return min(found, key=lambda f: f[1])
+    return *min(found, key=lambda f: f[1]), loss
+
+
+def sample(x, y, variance, category, noise):
+    """Draws of theta [k, d + 2] around its best fit and their weights [k] by posterior density
+    (importance sampling). Few runs leave theta open, and the best fit alone believes too much."""
+    best, _, loss = fit(x, y, variance, category, noise=noise)
+    draws = int(np.clip(1e7 / len(x) ** 2, 20, 200))
+    steps = np.random.default_rng(0).standard_normal((draws, len(best)))
+    theta = best + 0.7 * steps
+    log = 0.5 * (steps**2).sum(1) - [loss(t)[0] for t in theta]
+    weights = np.exp(log - log.max())
+    keep = weights > 1e-3
+    return theta[keep], weights[keep] / weights[keep].sum()
 
 
 class Posterior:
-    """GP posterior at points [m, d] given x [n, d], y [n]: called, gives mean and sd [m] of the
-    noise-free function (Rasmussen & Williams 2006, algorithm 2.1)."""
+    """GP posterior at points [m, d] given x [n, d], y [n], averaged over thetas [k, d + 2] by
+    weights [k]: called, gives mean and sd [m] of the noise-free function (Rasmussen & Williams
+    2006, algorithm 2.1)."""
 
-    def __init__(self, x, y, variance, category, theta):
-        d = x.shape[1]
-        self.x, self.category = x, category
-        self.weights, (self.signal, noise) = np.exp(-2 * theta[:d]), np.exp(theta[d:])
-        cov = self.covariance(x)
-        cov[np.diag_indices(len(x))] += noise + variance + JITTER
+    def __init__(self, x, y, variance, category, thetas, weights=(1.0,)):
+        d, n = x.shape[1], np.arange(len(x))
+        self.x, self.category, self.weights = x, category, np.array(weights)
+        self.scales = np.exp(-2 * np.atleast_2d(thetas)[:, :d])
+        self.signal, self.noise = np.exp(np.atleast_2d(thetas)[:, d:]).T[..., None]
+        cov = self.covariance(x)  # [k, n, n]
+        cov[:, n, n] += self.noise + variance + JITTER
         self.whiten = np.linalg.inv(np.linalg.cholesky(cov))
-        self.alpha = self.whiten.T @ (self.whiten @ y)
+        self.alpha = (self.whiten @ y)[:, None] @ self.whiten  # [k, 1, n]
 
     def covariance(self, z):
-        corr = matern(self.weights @ squared_gaps(self.x, z, self.category))[0]
-        return self.signal * corr.reshape(len(self.x), len(z)) + MEAN_VARIANCE
+        corr = matern(self.scales @ squared_gaps(self.x, z, self.category))[0]
+        return (self.signal * corr + MEAN_VARIANCE).reshape(-1, len(self.x), len(z))
 
     def __call__(self, z):
         k = self.covariance(z)
-        left = self.signal + MEAN_VARIANCE - ((self.whiten @ k) ** 2).sum(0)
-        return self.alpha @ k, np.sqrt(np.maximum(left, 1e-14))
+        left = self.signal + MEAN_VARIANCE - ((self.whiten @ k) ** 2).sum(1)
+        each = (self.alpha @ k)[:, 0]
+        mean = self.weights @ each
+        return mean, np.sqrt(self.weights @ (np.maximum(left, 1e-14) + (each - mean) ** 2))
 
 
 def log_ei(mean, sd, best):
@@ -204,7 +217,7 @@ def fit_best(x, y, variance, category):
     """Warped y and variance, and theta, of the warp with the largest posterior density."""
     fits, starts = [], None
     for z, own, cost in warps(y, variance):
-        theta, loss = fit(x, z, own, category, starts)
+        theta, loss, _ = fit(x, z, own, category, starts)
         fits.append((loss + cost, z, own, theta))
         starts = [theta]
     return min(fits, key=lambda f: f[0])[1:]
@@ -397,45 +410,29 @@ def ruined(values):
 
 def project(history, curves, epochs):
     """history [e] of a stopped run, curves of finished ones [epochs each] -> its final value and
-    that value's sd: what the finished gained from epoch e on, by how steeply they rose before."""
-    e, half = len(history), max(len(history) // 2, 1)
-    whole = [c for c in curves if len(c) >= epochs > e]
-    if not whole:
-        return recent(history, e), max(float(np.std([c[-1] for c in curves] or history)), 1e-6)
-    gain, rise, spread = sound_gains(whole, e, half)
-
-    # ridge regression of the gain on the standardised rise, its penalty worth two runs
-    unit = max(float(rise.std()), 1e-9)
-    x = (rise - rise.mean()) / unit
-    slope = x @ (gain - gain.mean()) / (x @ x + 2)
-    here = float(np.clip((recent(history, e) - recent(history, half) - rise.mean()) / unit, -3, 3))
-    mean = recent(history, e) + float(gain.mean() + slope * here)
-
-    # variance: half the finals' spread, worth two runs, gives way to the residuals' own; wider
-    # where few runs are known and where this one rises unlike them
-    residual = gain - gain.mean() - slope * x
-    prior = max(spread / 2, abs(np.median(gain)) / 20, 1e-6) ** 2
-    variance = (residual @ residual + 2 * prior) / (len(gain) + 1)
-    variance *= 1 + 1 / len(gain) + here**2 / (x @ x + 2)
-    return mean, math.sqrt(variance)
-
-
-def recent(curve, epoch):
-    """Mean of the values at an epoch and the one before: a single one is noisy."""
-    return float(np.mean(curve[max(epoch - 2, 0) : epoch]))
-
-
-def sound_gains(whole, e, half):
-    """Whole curves -> gain from epoch e to the end and rise from epoch half to e, each [n], of
-    those whose gain is not far from the others'; and the spread of the sound finals."""
-    finals = np.array([c[-1] for c in whole])
-    sound = finals[~ruined(finals)]
-    spread = float(np.subtract(*np.quantile(sound, [0.75, 0.25]))) / 1.35
-    gain = finals - [recent(c, e) for c in whole]
-    rise = np.array([recent(c, e) - recent(c, half) for c in whole])
+    that value's sd: ridge regression of what the finished gained from epoch e on by the value they
+    had there, since those that lag have more to gain."""
+    e, here = len(history), float(np.mean(history[-2:]))  # a single value is noisy
+    whole = np.array([c for c in curves if len(c) >= epochs > e])
+    if not len(whole):
+        return here, max(float(np.std([c[-1] for c in curves] or history)), 1e-6)
+    finals, level = whole[:, -1], whole[:, max(e - 2, 0) : e].mean(1)
+    spread = float(np.subtract(*np.quantile(finals[~ruined(finals)], [0.75, 0.25]))) / 1.35
+    gain = finals - level
     off = np.abs(gain - np.median(gain))
     keep = off <= 5 * max(np.median(off), spread / 2)
-    return gain[keep], rise[keep], spread
+    level, gain, n = level[keep], gain[keep], keep.sum()
+
+    unit = max(float(level.std()), 1e-9)
+    x, at = (level - level.mean()) / unit, np.clip((here - level.mean()) / unit, -3, 3)
+    slope = x @ gain / (x @ x + 2)  # the penalty is worth two runs
+    residual = gain - gain.mean() - slope * x
+    # the finals' spread, worth two runs, gives way to the residuals'; wider where few runs are
+    # known and far from them, and as Student's t is wider than a normal law at 95 %
+    prior = max(spread, abs(np.median(gain)) / 20, 1e-6) ** 2
+    variance = (residual @ residual + 2 * prior) / (n + 1) * (1 + 1 / n + at**2 / (x @ x + 2))
+    sd = math.sqrt(variance) * student(int(n), 0.05) / 1.96
+    return here + float(gain.mean() + slope * at), sd
 
 
 def chance_to_win(history, curves, epochs):
@@ -466,6 +463,7 @@ class Trial:
     revived: bool = False
     why: str = ""
     said: int = 0  # bytes in its log before the process that runs now
+    recorded: bool = True  # its curve; a history file may know no more than the last value
 
     @property
     def name(self):
@@ -483,6 +481,7 @@ class Sweep:
     trials: list
     extra: list = ()  # flags of every trial
     hparams: object = None  # Hparams of the space's middle, for what the sweep does not vary
+    notes: list = ()  # sentences of a history file about its record
 
     def __post_init__(self):
         self.sign = 1 if maximised(self.spec) else -1
@@ -523,7 +522,7 @@ class Sweep:
     def history(self):
         """The trials as suggest() wants them."""
         return [
-            {"params": t.params, "state": t.state, "history": list(t.history)}
+            {"params": t.params, "state": t.state, "history": list(t.history) * t.recorded}
             | {"epochs": self.epochs, "value": t.history[-1] if t.history else None}
             for t in self.trials
         ]
@@ -552,8 +551,9 @@ def append_line(path, line):
 
 
 def read_sweep(path):
-    """A sweep folder, or a history JSON {sweep, epochs, trials: [{number, params, value, state,
-    epoch}]}, -> Sweep. Raises DataError, UsageError."""
+    """A sweep folder, or a history JSON {sweep, epochs, extra: flags of every trial, notes:
+    sentences, trials: [{number, params, value, state, epoch}]}, -> Sweep. Raises DataError,
+    UsageError."""
     from hparams import saved_hparams  # here: it brings OpenCV, which suggest() does without
 
     path = Path(path)
@@ -588,8 +588,9 @@ def read_history(path, data):
         if not sound or not 0 < int(r["epoch"]) <= epochs <= 1e5:
             raise DataError(f"{path}: trial {number}", f"is {r!r:.200}", "see hparams/history_*")
         values = [r["value"]] * int(r["epoch"])
-        trials.append(Trial(number, dict(r["params"]), r["state"], values))
-    return Sweep(Path("runs") / path.stem, spec, epochs, trials)
+        trials.append(Trial(number, dict(r["params"]), r["state"], values, recorded=False))
+    extra, notes = ([str(word) for word in data.get(key, [])] for key in ("extra", "notes"))
+    return Sweep(Path("runs") / path.stem, spec, epochs, trials, extra, None, notes)
 
 
 def open_locked(folder):
@@ -908,20 +909,11 @@ def settle(sweep, trial):
         sweep.write("judged", trial, verdict=verdict)
         why = f" (kept: {verdict['why']})" if "why" in verdict else ""
         word = "paused" if verdict["stop"] else "goes on"
-        told = f"trial {trial.number} {word} at epoch {done}: {explain(verdict)}"
-        print(f"{told}{why}; {trust(sweep, done)}")
+        print(f"trial {trial.number} {word} at epoch {done}: {explain(verdict)}{why}")
 
 
 def explain(v):
     return f"{v['value']:.4f} is rank {v['rank']} of {v['of']}, bar {v['bar']:.4f}"
-
-
-def trust(sweep, band):
-    """How well the band's epoch has ranked the finished runs so far."""
-    whole = sweep.curves(sweep.epochs)
-    rho = spearman([c[band - 1] for c in whole], [c[-1] for c in whole])
-    rho = f"{rho:+.2f}" if len(whole) > 2 else "unknown"
-    return f"rank correlation of epoch {band} with the last {rho} (n = {len(whole)})"
 
 
 def spearman(a, b):
@@ -954,18 +946,20 @@ PAIRED = 0.3  # standard error of a paired difference in those of a score: .08 o
 
 
 class Row:
-    """A trial as a report shows it: numbers and words, NaN for what is not known."""
+    """A trial as a report shows it: numbers and words, NaN for what is not known. An estimate has
+    mean, sd, and low and high, the ends of its 95 % interval."""
 
     def __init__(self, trial, cube):
         self.number, self.state, self.why = trial.number, trial.state, trial.why
-        self.history = list(trial.history)
+        self.epochs, self.history = len(trial.history), list(trial.history) * trial.recorded
         self.last = trial.history[-1] if trial.history else math.nan
         self.pages = trial.rows[-1][1:3] if trial.rows else [math.nan] * 2  # interval over pages
-        self.values = [trial.params[d.name] for d in cube.free]
+        self.params, self.values = trial.params, [trial.params[d.name] for d in cube.free]
         self.point, self.flags = cube.encode(trial.params), " ".join(flags(trial.params))
         self.verdict = next((v for v in reversed(trial.judged) if v["stop"]), None)
-        self.ruined, self.expected = False, [math.nan] * 3  # posterior mean, 95 % interval
-        self.final = []  # of a stopped one: projected value, interval, chance to beat the best
+        self.ruined, self.chance = False, math.nan  # of a stopped one to beat the best
+        # what its configuration is worth, what one repetition gives, where a stopped one would end
+        self.expected = self.repeated = self.final = estimate(math.nan, math.nan, (0, 1))
 
 
 class Findings:
@@ -974,9 +968,11 @@ class Findings:
     def __init__(self, sweep):
         cube, sign = Cube(parse_space(sweep.spec)), sweep.sign
         self.name, self.method, self.metric = sweep.folder.name, sweep.spec["method"], sweep.metric
+        self.notes = sweep.notes
         self.sign, self.epochs, self.names = sign, sweep.epochs, [d.key for d in cube.free]
         share = sweep.metric in ("hmean", "precision", "recall")
         self.points, self.digits = (100, 2) if share else (1, 4)  # as it is shown
+        limits = (0, 1) if share else (-math.inf, math.inf)
         self.trials = [Row(t, cube) for t in sweep.trials]
         self.rows = [r for r in self.trials if r.state in ("finished", "stopped")]
         for row, lost in zip(self.rows, ruined(sign * last(self.rows)) if self.rows else ()):
@@ -988,101 +984,120 @@ class Findings:
         self.failed = [r for r in self.trials if r.state == "failed"]
         # final and early values are only pooled, and said to be, where there is nothing else
         self.pooled = len(self.finished) < 6 and bool(self.stopped)
-        self.fair = self.rows if self.pooled else self.finished
+        pool = self.rows if self.pooled else self.finished
+        self.fair, self.out = ([r for r in pool if r.ruined == lost] for lost in (False, True))
         groups = {"finished, last epoch": self.finished, "stopped, at the stop": self.stopped}
         groups |= {"all, each at the last epoch it had": self.rows} if self.pooled else {}
         self.spread = [line for name, rows in groups.items() for line in spread(name, rows)]
 
         seconds = [row[0] for t in sweep.trials for row in t.rows]
         self.hours = sum(seconds) / 3600 if seconds else math.nan
-        self.spent = sum(len(t.history) for t in sweep.trials)
-        self.saved = sum(sweep.epochs - len(r.history) for r in self.stopped)
+        self.spent = sum(r.epochs for r in self.trials)
+        self.saved = sum(sweep.epochs - r.epochs for r in self.stopped)
 
-        enough = len(self.rows) > 2 and cube.free
-        posterior = value_model(sweep, cube, self.rows) if enough else None
-        for row in self.sound if posterior else ():
-            row.expected = with_interval(*(float(x[0]) for x in posterior(row.point)))
-        whole = [[sign * v for v in r.history] for r in self.finished]
+        model = Worth(sweep, cube, self.sound) if len(self.sound) > 2 and cube.free else None
+        self.importance = model.importance() if model else []
+        self.noise, self.replicas = (model.noise, model.replicas) if model else (math.nan, False)
+        for row in self.sound if model else ():
+            mean, sd = (float(x[0]) for x in model(row.point))
+            row.expected = estimate(mean, sd, limits)
+            again = math.hypot(sd, self.noise, paired(row))
+            row.repeated = estimate(mean, again, limits, student(len(self.sound) - 1, 0.05))
+        whole = [[sign * v for v in r.history] for r in self.finished if r.history]
         for row in self.stopped:
-            known = [sign * v for v in row.history], whole, sweep.epochs
-            mean, sd = project(*known)
-            row.final = [*with_interval(sign * mean, sd), chance_to_win(*known)]
+            if whole and row.history:
+                known = [sign * v for v in row.history], whole, sweep.epochs
+                mean, sd = project(*known)
+                row.final, row.chance = estimate(sign * mean, sd, limits), chance_to_win(*known)
 
         self.top = [r for r in self.finished or self.stopped if not r.ruined]  # best value first
-        worth = {r: sign * np.nan_to_num(r.expected[0], nan=r.last) for r in self.top}
+        worth = {r: sign * np.nan_to_num(r.expected["mean"], nan=r.last) for r in self.top}
         self.first = max(self.top, key=worth.get, default=None)  # best posterior mean first
-        self.rivals = [r.number for r in self.stopped if self.finished and r.final[3] > 0.2]
-        self.ties = ties(self.finished) if self.finished else []
+        self.rivals = [r.number for r in self.stopped if r.chance > 0.2]
+        worth = [(row.number, row.expected["mean"], row.expected["sd"]) for row in self.finished]
+        self.ties = [
+            number
+            for number, mean, sd in worth
+            if abs(mean - worth[0][1]) <= 1.96 * math.hypot(sd, worth[0][2])
+        ]
         self.luck = luck(self.fair, sign)
-        self.importance = importance(posterior, len(cube.free)) if posterior else []
-        known = self.fair, self.first, posterior
+        known = self.fair, self.first, model, limits
         self.parameters = [facts(d, i, *known) for i, d in enumerate(cube.free)]
-        judged = [(v["epoch"], v["stop"]) for t in sweep.trials for v in t.judged]
-        self.decisions = []  # (epoch, judged, paused, how well that epoch ranked)
-        for band in sorted({epoch for epoch, _ in judged}):
-            stops = [stop for epoch, stop in judged if epoch == band]
-            self.decisions.append((band, len(stops), sum(stops), trust(sweep, band)))
-        params = sweep.trials[self.first.number - 1].params if self.first else {}
+        params = self.first.params if self.first else {}
         self.command = shlex.join(["python", "train.py", *sweep.extra, *flags(params)])
         self.params = {leaf(name): value for name, value in params.items()}
+
+
+def estimate(mean, sd, limits, wide=1.96):
+    mean, low, high = (np.clip(mean + side * wide * sd, *limits) for side in (0, -1, 1))
+    return {"mean": mean, "sd": sd, "low": low, "high": high}
 
 
 def last(rows):
     return np.array([row.last for row in rows])
 
 
-def with_interval(mean, sd):
-    return mean, mean - 1.96 * sd, mean + 1.96 * sd
+def paired(row):
+    """Standard error of a difference to another run, from a run's interval over pages, or 0."""
+    return PAIRED * float(np.nan_to_num(np.ptp(row.pages))) / 3.92
 
 
-def value_model(sweep, cube, rows):
-    """GP of the metric itself, ruined runs left out: mean and sd [m] in its units at u. What the
-    pages' intervals say of a comparison's noise is given: few runs cannot teach it."""
-    history = sweep.history()
-    value, variance = observations([history[row.number - 1] for row in rows], sweep.sign)
-    noise = [PAIRED * float(np.ptp(row.pages)) / 3.92 for row in rows]
-    variance = variance + np.nan_to_num(noise) ** 2
-    keep = ~ruined(value)
-    x = cube.features(np.array([row.point for row in rows]))[keep]
-    value, variance = value[keep], variance[keep]
-    middle, unit = value.mean(), max(value.std(), 1e-9)
-    y, own = (value - middle) / unit, variance / unit**2
-    model = Posterior(x, y, own, cube.category, fit(x, y, own, cube.category)[0])
+class Worth:
+    """GP of the metric itself, of sound rows: mean and sd [m], in its units, of a configuration's
+    worth at u. What the pages' intervals say of a comparison's noise is given; what the seed adds
+    (noise, the sd of one run) is learnt: from replicas, runs alike but for their `seed`, where
+    there are any, else under a prior that expects much of it."""
 
-    def at(u):
-        mean, sd = model(cube.features(np.atleast_2d(u)))
-        return sweep.sign * (middle + unit * mean), unit * sd
+    def __init__(self, sweep, cube, rows):
+        history = sweep.history()
+        value, variance = observations([history[row.number - 1] for row in rows], sweep.sign)
+        self.cube, self.sign, self.middle, self.unit = cube, sweep.sign, value.mean(), value.std()
+        self.unit = max(self.unit, 1e-9)
+        x = cube.features(np.array([row.point for row in rows]))
+        own = (variance + [paired(row) ** 2 for row in rows]) / self.unit**2
+        self.known = x, (value - self.middle) / self.unit, own, cube.category
+        self.replicas = len(np.unique(x, axis=0)) < len(x)
+        self.prior = SEED_PRIOR[0], SEED_PRIOR[1] * (2 if self.replicas else 1)
+        self.model = Posterior(*self.known, *sample(*self.known, self.prior))
+        self.noise = self.unit * math.sqrt(self.model.weights @ self.model.noise[:, 0])
 
-    return at
+    def __call__(self, u):
+        mean, sd = self.model(self.cube.features(np.atleast_2d(u)))
+        return self.sign * (self.middle + self.unit * mean), self.unit * sd
 
-
-def ties(finished):
-    """Trials whose difference to the first is within 1.96 standard errors of a paired difference;
-    without intervals the posterior's sd stands in."""
-    first = finished[0]
-    noise = PAIRED * np.ptp(first.pages) / 2
-    if not math.isfinite(noise):
-        noise = np.nan_to_num(first.expected[2] - first.expected[0])
-    return [row.number for row in finished if abs(row.last - first.last) <= noise]
+    def importance(self):
+        """Of each parameter: the share of the scores' variance that its main effect has in the
+        best fit, and the share of permutations of the scores that give it as much."""
+        x, y, own, category = self.known
+        d, rng, order, shares = x.shape[1], np.random.default_rng(0), np.arange(len(y)), []
+        grid, own_axis = np.linspace(0.04, 0.96, 12), np.eye(d, dtype=bool)[:, None, None]
+        points = np.where(own_axis, grid[:, None, None], rng.random((64, d)))  # [d, 12, 64, d]
+        points = self.cube.features(points.reshape(-1, d))
+        for _ in range(1 + int(np.clip(2e3 / len(y), 19, 99))):
+            known = x, y[order], own[order], category
+            mean = Posterior(*known, fit(*known, noise=self.prior)[0])(points)[0]
+            shares.append(np.minimum(mean.reshape(d, 12, 64).mean(2).var(1), 1))  # y has variance 1
+            order = rng.permutation(order)
+        first, *others = np.array(shares)
+        return list(zip(first, np.mean(others >= first - 1e-9, 0)))
 
 
 def luck(rows, sign):
-    """(n, expected and found distance of the best value from the mean in sd, its 5 % limit, best
-    row) of the sound rows; empty for too few."""
-    value = sign * last(rows)
-    sound = value[~ruined(value)] if len(value) else value
-    n = len(sound)
+    """n, expected and found distance of the best value from the mean in sd, its 5 % limit, best
+    row of sound rows; empty for too few."""
+    n, value = len(rows), sign * last(rows)
     if n < 3:
-        return ()
-    found = (sound.max() - sound.mean()) / max(sound.std(ddof=1), 1e-12)
-    return n, expected_maximum(n), found, outlier_limit(n), rows[int(np.argmax(value))]
+        return {}
+    found = (value.max() - value.mean()) / max(value.std(ddof=1), 1e-12)
+    told = {"n": n, "expected": expected_maximum(n), "found": found, "limit": outlier_limit(n)}
+    return told | {"row": rows[int(np.argmax(value))]}
 
 
 def expected_maximum(n):
     """Expected largest of n standard normal values: the integral of 1 - Phi^n above 0 less that
     of Phi^n below, by the midpoint rule."""
-    below = np.array([normal_cdf(x) for x in np.arange(-8, 8, 0.01) + 0.005]) ** n
-    return float((1 - below[800:]).sum() - below[:800].sum()) / 100
+    x = np.arange(-8, 8, 0.01) + 0.005
+    return float(((x > 0) - np.array([normal_cdf(v) for v in x]) ** n).sum()) / 100
 
 
 def outlier_limit(n):
@@ -1091,19 +1106,13 @@ def outlier_limit(n):
     return (n - 1) / math.sqrt(n) * math.sqrt(t * t / (n - 2 + t * t))
 
 
+@functools.cache
 def student(v, share):
-    """The value that |t| exceeds with probability share, at v whole degrees of freedom: bisection
-    of the finite series in an angle (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
-    odd, low, high = v % 2, 0.0, math.pi / 2
-    for _ in range(60):
-        angle = (low + high) / 2
-        term, inside = math.sin(angle), 0.0
-        for k in range(v // 2):
-            inside += term
-            term *= math.cos(angle) ** 2 * (2 * k + 1 + odd) / (2 * k + 2 + odd)
-        if odd:
-            inside = 2 / math.pi * (angle + math.cos(angle) * inside)
-        low, high = (angle, high) if inside < 1 - share else (low, angle)
+    """The value that |t| exceeds with probability share, at v degrees of freedom: t is sqrt(v)
+    times the tangent of an angle whose density is its cosine's power v - 1."""
+    angle = (np.arange(100000) + 0.5) * math.pi / 200000
+    mass = np.cumsum(np.cos(angle) ** (v - 1))
+    angle = np.interp(1 - share, mass / mass[-1], angle + math.pi / 400000)
     return math.sqrt(v) * math.tan(angle)
 
 
@@ -1124,36 +1133,29 @@ def spread(label, rows):
             yield label, numbers, len(v), v.mean(), np.median(v), sd, v.min(), v.max()
 
 
-def importance(posterior, d):
-    """Share of each parameter's main effect in the variance of the posterior mean [d]."""
-    base, effect = np.random.default_rng(0).random((128, d)), []
-    for i in range(d):
-        cuts = [np.where(np.arange(d) == i, u, base) for u in np.linspace(0.02, 0.98, 16)]
-        effect.append(float(np.var([posterior(points)[0].mean() for points in cuts])))
-    total = max(float(posterior(base)[0].var()), sum(effect), 1e-18)
-    return [e / total for e in effect]
-
-
-def facts(d, i, rows, first, posterior):
+def facts(d, i, rows, first, model, limits):
     """The score of rows against Dimension d, the i-th: ticks, the posterior's mean and interval
     along d through the first, groups, rank correlation and how much of it chance explains."""
     ticks = [(x, d.value(x)) for x in (0, 0.25, 0.5, 0.75, 1)]
     if 0 < len(d.levels) <= 8:
         ticks = [((a + b) / 2, v) for a, b, v in zip(d.edges, d.edges[1:], d.levels)]
     along, u = (), np.linspace(0, 1, 81)
-    if first and posterior:
+    if first and model:
         points = np.where(np.arange(len(first.point)) == i, u[:, None], first.point)
-        along = u, *with_interval(*posterior(points))
+        along = {"u": u, **estimate(*model(points), limits)}
     values = [row.values[i] for row in rows]
     ranked = len(rows) > 2 and not d.category and all(map(is_number, values))
     rho = spearman(values, last(rows)) if ranked else None
-    groups = groups_of(d, values, rows) if len(rows) > 2 else []
+    groups = [
+        (ends, len(v), estimate(*mean_interval(v), limits, 1), np.median(v))
+        for ends, v in (groups_of(d, values, rows) if len(rows) > 2 else ())
+    ]
     told = {"key": d.key, "ticks": ticks, "along": along, "groups": groups}
     return told | {"rho": rho, "chance": 1.96 / math.sqrt(max(len(rows) - 1, 1))}
 
 
 def groups_of(d, values, rows):
-    """(ends, n, mean, half its interval, median) of a parameter's values, or of three ranges."""
+    """(ends, scores) of a parameter's values, or of three ranges."""
     keys = {identity(v): v for v in sorted(values, key=str)}
     groups = [([v], [identity(x) == key for x in values]) for key, v in keys.items()]
     if all(map(is_number, values)) and not (d.levels and len(keys) <= 8):
@@ -1161,7 +1163,7 @@ def groups_of(d, values, rows):
         a, b, c, e = (order[k * len(order) // 3 - (k == 3)] for k in range(4))
         groups = [([a, b], x < b), ([b, c], (b <= x) & (x < c)), ([c, e], c <= x)]
     chosen = [(ends, last(rows)[np.array(member)]) for ends, member in groups]
-    return [(ends, len(v), *mean_interval(v), np.median(v)) for ends, v in chosen if len(v)]
+    return [(ends, v) for ends, v in chosen if len(v)]
 
 
 # ---------------------------------------------------------------- command line
@@ -1185,6 +1187,7 @@ def make_parser():
     add("--status", metavar="DIR", help="its trials, one a line")
     add("--report", metavar="DIR|FILE", help="print and write report.md: ranking, importance, luck")
     add("--html", metavar="FILE", help="with --report: the same with plots, one page")
+    add("--json", action="store_true", help="with --report: print its numbers, one JSON object")
     add("--replay", metavar="DIR|FILE", help="what each stopping rule would have done")
     add("--wandb", action="store_true", help="print SWEEP as W&B's schema has it")
     return parser
@@ -1201,8 +1204,8 @@ def parse(words):
     before = words[words.index(options.sweep) - 1] if options.sweep in words[1:] else ""
     if (flag := before.replace("_", "-")) in extra and flag.startswith("--"):
         resolve([flag])  # argparse refuses it where it is unknown, or the file would be its value
-    if options.html and not options.report:
-        raise UsageError("--html", "belongs to --report", "give --report DIR --html FILE")
+    if (options.html or options.json) and not options.report:
+        raise UsageError("--html, --json", "belong to --report", "give --report DIR --html FILE")
     options.workers = len(options.devices) or 1 if options.workers is None else options.workers
     if not 1 <= options.workers <= (len(options.devices) or options.workers):
         raise UsageError("--workers", f"is {options.workers}", "give 1 or more, one a device")
@@ -1212,7 +1215,7 @@ def parse(words):
 def run(words):
     options, extra = parse(words)
     if options.report:
-        print(write_report(read_sweep(options.report), options.html), end="")
+        print(write_report(read_sweep(options.report), options.html, options.json), end="")
     elif options.replay:
         print_replay(read_sweep(options.replay))
     elif options.status:
@@ -1298,28 +1301,35 @@ def continue_trial(options):
         write_report(sweep)
 
 
-def write_report(sweep, path=None):
-    """Write report.md, and the page where a path is given; returns the former's text."""
-    blocks = list(sweep_blocks(Findings(sweep)))
+def write_report(sweep, path=None, as_json=False):
+    """Write report.md, and the page where a path is given; returns the former's text, or what it
+    says as JSON, null being what is not known."""
+    found = Findings(sweep)
+    blocks = list(sweep_blocks(found))
     text = markdown(blocks)
     files.replace_file(sweep.folder / "report.md", text)
     if path:
         files.replace_file(path, page(blocks[0][1], blocks))
+    if as_json:
+        twice = ["rows", "sound", "finished", "stopped", "failed", "fair", "out", "top"]
+        told = {key: x for key, x in vars(found).items() if key not in twice}
+        text = json.dumps(told, default=lambda x: x.tolist() if hasattr(x, "tolist") else vars(x))
+        text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1) + "\n"
     return text
 
 
 def print_replay(sweep):
-    epochs, whole = sweep.epochs, [sweep.curve(t) for t in sweep.trials if t.state == "finished"]
-    alive, curves = [t for t in sweep.trials if t.history and t.state != "failed"], []
+    epochs, alive = sweep.epochs, [t for t in sweep.trials if t.history and t.state != "failed"]
+    whole, curves = [sweep.curve(t) for t in alive if t.state == "finished"], []
     if not alive:
         raise DataError(sweep.folder.name, "has no trial with a value yet", "replay it later")
     for curve in map(sweep.curve, alive):
-        known = len(curve) >= epochs or len(set(curve)) == 1
+        known = len(curve) >= epochs or not alive[len(curves)].recorded
         end = curve[-1] if known else project(curve, whole, epochs)[0]
         curves.append((curve + [end] * epochs)[:epochs])
-    if made_up := sum(len(t.history) < epochs for t in alive):
-        told = "curves end early: their missing epochs stand at the recorded value where there is"
-        print(f"{made_up} of {len(curves)} {told} one, else at the projected final one")
+    if made_up := sum(len(t.history) < epochs or not t.recorded for t in alive):
+        told = "curves are not known: their epochs stand at the recorded value where there is only"
+        print(f"{made_up} of {len(curves)} {told} one, else from their end on at the projected one")
     hyperband = {"type": "hyperband", "min_iter": max(1, epochs * 10 // 22), "eta": 2}
     rules = {"hyperband": hyperband, "pause": {"type": "pause"}, "brackets": {"type": "brackets"}}
     rules |= {sweep.rule["type"]: sweep.rule} if sweep.rule["type"] else {}
