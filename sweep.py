@@ -330,9 +330,9 @@ def climb(score, points, rng, stepped, rounds=14, tries=24):
 
 # Type pause judges at these shares of the epochs and pauses the lower half: the first is as late as
 # a cosine schedule needs to tell runs apart at all, and four cheap looks catch a run that slips
-# later. After the cap, paused runs go on band by band, most likely winner first, while one has at
-# least a CHANCE of beating the best by what the finished ones gained from there on.
-SHARES, CHANCE = (0.25, 0.375, 0.5, 0.7), 0.03
+# later. After the cap, paused runs go on band by band, most likely winner first, while the chances
+# they have of beating the best, by what the finished ones gained from there on, add up to CHANCE.
+SHARES, CHANCE = (0.25, 0.375, 0.5, 0.7), 0.04
 
 
 def eta_of(rule):
@@ -430,7 +430,7 @@ def project(history, curves, epochs):
     # the finals' spread, worth two runs, gives way to the residuals'; wider where few runs are
     # known and far from them, and as Student's t is wider than a normal law at 95 %
     prior = max(spread, abs(np.median(gain)) / 20, 1e-6) ** 2
-    variance = (residual @ residual + 2 * prior) / (n + 1) * (1 + 1 / n + at**2 / (x @ x + 2))
+    variance = (residual @ residual + 2 * prior) / n * (1 + 1 / n + at**2 / (x @ x + 2))
     sd = math.sqrt(variance) * student(int(n), 0.05) / 1.96
     return here + float(gain.mean() + slope * at), sd
 
@@ -728,14 +728,14 @@ def next_target(sweep, trial):
 
 
 def revive(sweep):
-    """(trial, epochs) of the stopped run most likely to beat the best finished one, if any may."""
+    """(trial, epochs) of the stopped run most likely to beat the best finished one, if one may."""
     limit = sweep.rule.get("revive", math.inf if sweep.rule["type"] == "pause" else 0)
     more = sum(t.revived for t in sweep.trials if t.state != "failed") < limit
     stopped = [t for t in sweep.trials if t.state == "stopped" and (more or t.revived)]
     whole = sweep.curves(sweep.epochs)
     chances = {t: chance_to_win(sweep.curve(t), whole, sweep.epochs) for t in stopped}
     trial = max(stopped, key=chances.get, default=None)
-    if trial is None or chances[trial] < CHANCE:
+    if trial is None or sum(chances.values()) < CHANCE:
         return None
     sweep.write("continued", trial, whole=False, why=f"chance to win {chances[trial]:.3f}")
     told = f"goes on from epoch {len(trial.history)}: chance to beat the best"

@@ -160,6 +160,17 @@ def project_before(history, curves, epochs):
     return float(at(own, e) + gain.mean() + slope * here), math.sqrt(variance)
 
 
+def revive_before(state):
+    """While one paused run has a chance of 3 % by itself, not while all of them have 4 %."""
+    stopped = [state.curve(t) for t in state.trials if t.state == "stopped"]
+    known = state.curves(state.epochs), state.epochs
+    chances = [sweep.chance_to_win(curve, *known) for curve in stopped]
+    return revive_after(state) if max(chances, default=0) >= 0.03 else None
+
+
+revive_after, project_after = sweep.revive, sweep.project
+
+
 def measure_stopping(seed, sweeps, n, rho, order):
     """Means over sweeps under `pause`: share of epochs saved, truly best run kept; and over their
     stopped runs: coverage of the 95 % interval, that of the first band's, bias; and the share that
@@ -182,11 +193,14 @@ def measure_stopping(seed, sweeps, n, rho, order):
     return *np.mean(kept, 0), hits[:, 0].mean(), first, hits[:, 1].mean(), np.mean(wins or [0])
 
 
-def stopping_table(sweeps):
+def stopping_table(sweeps, labels):
     print("epochs saved, best kept | covered, of the first band, bias | under 3 % that win")
-    after, cases = sweep.project, [(o, r) for o in ("iid", "bo") for r in (0.7, 0.9)]
+    cases = [(order, rho) for order in ("iid", "bo") for rho in (0.7, 0.9)]
     cases += [(order, 0.9) for order in SLOW]
-    for label, sweep.project in (("before", project_before), ("after", after)):
+    ways = {"before": (project_before, revive_before, 0.0)}
+    ways["after"] = project_after, revive_after, sweep.CHANCE
+    for label in labels:
+        sweep.project, sweep.revive, sweep.CHANCE = ways[label]
         totals = {}
         for order, rho in cases:
             for n in (12, 30, 64):
@@ -203,8 +217,8 @@ def stopping_table(sweeps):
 
 
 if __name__ == "__main__":
-    name, sweeps = (sys.argv[1:] + ["100"])[:2]
+    name, sweeps, *labels = sys.argv[1:] + ["100"] * (len(sys.argv) < 3)
     if name == "stopping":
-        stopping_table(int(sweeps))
+        stopping_table(int(sweeps), labels or ("before", "after"))
     else:
         worth_table(name, int(sweeps))
