@@ -297,11 +297,11 @@ def luck(f):
     if f.importance:
         mean, _, low, high = row.expected.values()
         seed = "learnt from replicas" if f.replicas else "hardly known: `--seeds 3` would tell"
+        single = interval(f, row.repeated["low"], row.repeated["high"])
         yield p(
             f"Trial {row.number}: observed {show(f, row.last)} at epoch {row.epochs}. A repetition",
-            f"of that length is expected to give {show(f, mean)} (95 % {interval(f, low, high)}), a",
-            f"single one {interval(f, row.repeated['low'], row.repeated['high'])}. The noise of one",
-            f"run, sd {f.points * f.noise:.2g}, is {seed}.",
+            f"of that length is expected to give {show(f, mean)} (95 % {interval(f, low, high)}),",
+            f"a single one {single}. The noise of one run, sd {f.points * f.noise:.2g}, is {seed}.",
         )
 
 

@@ -81,10 +81,10 @@ def log_likelihood(theta, gaps, y, variance):
     return value, 0.5 * np.r_[by_scales, signal * (outer * corr).sum(), noise * np.trace(outer)]
 
 
-def minimise(f, x, evaluations):
-    """BFGS (Nocedal & Wright 2006, algorithm 6.1): f(x) -> (value, gradient); x, value."""
-    (value, grad), unit, inverse = f(x), np.eye(len(x)), None
-    step, size = -grad, min(1.0, 1.5 / np.abs(grad).max())
+def minimise(f, x, evaluations, memory=8):
+    """L-BFGS (Nocedal & Wright 2006, algorithm 7.4): f(x) -> (value, gradient); x, value."""
+    value, grad = f(x)
+    step, size, pairs = -grad, min(1.0, 1.5 / np.abs(grad).max()), []
     for _ in range(evaluations):
         new_value, new_grad = f(x + size * step)
         if not new_value <= value + 1e-4 * size * (grad @ step):
@@ -95,10 +95,16 @@ def minimise(f, x, evaluations):
         if gain < 1e-4:
             break
         if s @ t > 1e-12:
-            left = unit - np.outer(s, t) / (s @ t)
-            inverse = unit * (s @ t) / (t @ t) if inverse is None else inverse
-            inverse = left @ inverse @ left.T + np.outer(s, s) / (s @ t)
-        step = -grad if inverse is None else -inverse @ grad
+            pairs = (pairs + [(s, t)])[-memory:]
+        step, kept = -grad, []
+        for s, t in reversed(pairs):
+            kept.append((s @ step) / (s @ t))
+            step = step - kept[-1] * t
+        if pairs:
+            s, t = pairs[-1]
+            step = step * (s @ t) / (t @ t)
+        for (s, t), a in zip(pairs, reversed(kept)):
+            step = step + s * (a - (t @ step) / (s @ t))
         size = min(1.0, 1.5 / np.abs(step).max())
     return x, value
 
@@ -332,7 +338,7 @@ def climb(score, points, rng, stepped, rounds=14, tries=24):
 # a cosine schedule needs to tell runs apart at all, and four cheap looks catch a run that slips
 # later. After the cap, paused runs go on band by band, most likely winner first, while the chances
 # they have of beating the best, by what the finished ones gained from there on, add up to CHANCE.
-SHARES, CHANCE = (0.25, 0.375, 0.5, 0.7), 0.04
+SHARES, CHANCE = (0.25, 0.375, 0.5, 0.7), 0.07
 
 
 def eta_of(rule):
@@ -1014,12 +1020,9 @@ class Findings:
         worth = {r: sign * np.nan_to_num(r.expected["mean"], nan=r.last) for r in self.top}
         self.first = max(self.top, key=worth.get, default=None)  # best posterior mean first
         self.rivals = [r.number for r in self.stopped if r.chance > 0.2]
-        worth = [(row.number, row.expected["mean"], row.expected["sd"]) for row in self.finished]
-        self.ties = [
-            number
-            for number, mean, sd in worth
-            if abs(mean - worth[0][1]) <= 1.96 * math.hypot(sd, worth[0][2])
-        ]
+        mean, sd = (np.array([r.expected[k] for r in self.finished]) for k in ("mean", "sd"))
+        near = np.abs(mean - mean[:1]) <= 1.96 * np.hypot(sd, sd[:1])
+        self.ties = [r.number for r, like in zip(self.finished, near) if like]
         self.luck = luck(self.fair, sign)
         known = self.fair, self.first, model, limits
         self.parameters = [facts(d, i, *known) for i, d in enumerate(cube.free)]
