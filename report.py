@@ -282,17 +282,18 @@ def early(f):
 
 
 def luck(f):
-    """What of the best value is owed to picking it."""
     yield "##", "How good is the best?"
     if not f.luck:
         yield p("Fewer than 3 sound runs: cannot tell.")
         return
     n, expected, found, limit, row = f.luck.values()
     pooled = ", stopped ones with the value at their stop" * f.pooled
+    more, same = found >= limit, "; real differences of a normal spread would look the same"
     yield p(
         f"Best of {n} sound runs{pooled}: of {n} runs of equal worth the best is expected at",
         f"{expected:+.2f} sd from their mean; found at {found:+.2f} sd. That is",
-        f"{'no more' if found < limit else 'more'} than picking explains (5 % limit {limit:.2f}).",
+        f"{'more' if more else 'no more'} than picking explains (5 % limit {limit:.2f})"
+        f"{'' if more else same}.",
     )
     if f.importance:
         mean, _, low, high = row.expected.values()
