@@ -290,7 +290,7 @@ def print_gate(result):
         evaluate.print_difference(gate, f"the best member {gate['best_member']}")
         print("that member is the best on these same pages: the difference is rather too small")
     if "decision" in result:
-        print(f"decision by its score alone, whatever its members': {result['decision']}")
+        print(f"decision by the ensemble's score alone: {result['decision']}")
 
 
 def decide(interval, success, acceptable):

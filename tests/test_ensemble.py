@@ -408,7 +408,7 @@ DETECTORS = "p0.json", "p1.json", "p2.json", *VOTING
 def test_voting_removes_what_only_one_detector_sees(run):
     out, err = run(*DETECTORS, "--decide", 0.966, 0.965)
     assert err.count("warning: ") == out.count("without p") == 3
-    assert "decision by its score alone, whatever its members': success" in out
+    assert "decision by the ensemble's score alone: success" in out
     result = json.loads(run(*DETECTORS, "--json").out)
     assert result["hmean"] == 1 and result["gate"]["verdict"] == "better"
     assert [one["hmean"] == 1 for one in result["leave_one_out"]] == [False, False, True]
