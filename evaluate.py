@@ -723,7 +723,7 @@ def parse_args(argv):
     add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
     add = parser.add_argument_group("thresholds").add_argument
     add("--tune", action="store_true", help="search them, out of fold (give all), cross-fitted")
-    add("--metric", choices=METRICS, help="what --tune searches by (default hmean)")
+    add("--metric", choices=[*METRICS], help="what --tune searches by (default hmean)")
     add("--write", metavar="PATH", help="checkpoint (.pt, a copy) or hparams (.json) with them")
     add_flags(parser, OVERRIDES, "instead of the values in the checkpoint")
     args = parser.parse_args(argv)

@@ -186,6 +186,14 @@ def test_bad_input_is_one_line(work, run):
         assert error_line(err, words) and err.count("\n") == 1, err
 
 
+@pytest.mark.parametrize("flags, words", [("a.pt --tnue", "did you mean --tune?"), ("", "SOURCE")])
+def test_a_misspelt_or_missing_argument_is_one_line(flags, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(flags.split())
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and words in err and err.count("\n") == 1
+
+
 def test_a_full_memory_or_disk_is_one_line(run, monkeypatch):
     full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr(evaluate, "launch", full)
