@@ -1,6 +1,6 @@
 """How several networks vote: mean maps, polygon voting, the gate against the best member, the CSV.
 
-python ensemble.py runs/run8-fold*/best.pt --data DATA   on labelled pages that no member trained on
+python ensemble.py runs/run8-fold*/last.pt --data DATA   on labelled pages that no member trained on
 python ensemble.py                                       the one whole set of fold runs under runs/
 python ensemble.py a.pt b.pt other.json --method voting --threshold 2 --data DATA
 python ensemble.py best.pt --data TEST --sample sample_submission.csv --submission out.csv

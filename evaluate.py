@@ -5,7 +5,7 @@ python evaluate.py runs/x/best.pt --data DATA    on labelled pages; flags overri
 python evaluate.py predictions.json --data DATA  any detector's output, in the competition's JSON
 python evaluate.py a.pt --compare b.pt           paired difference with its interval
 python evaluate.py best.pt --images DIR --pictures OUT --out predictions.json
-python evaluate.py runs/x-fold*/best.pt --tune --write tuned.json"""
+python evaluate.py runs/x-fold*/last.pt --tune --write tuned.json"""
 
 import base64
 import hashlib
@@ -512,7 +512,7 @@ def export(source, path, overrides):
     if path.endswith(".onnx"):
         return export_onnx(source, path, overrides)
     if not path.endswith(".pt") or Path(path).exists():
-        raise UsageError(f"--export {path}", "cannot be written", "give a new .pt file, or .onnx")
+        raise UsageError(f"--export {path}", "is no new .pt", "give one, or a .onnx file")
     state = load_checkpoint(source)
     weights = (state.get("ema") or state["model"]).items()
     weights = {key: value.half() if value.ndim > 1 else value for key, value in weights}
