@@ -185,9 +185,8 @@ def unclip_outlines(blobs, chosen, grown, unclip_ratio, shrink_ratio):
     for i in np.flatnonzero(~convex):
         parts = offset_polygon(blobs.outlines[chosen[i]], distance[i])
         largest = max(parts, key=polygon_area, default=())
-        polygons.insert(
-            i, largest if 0 < len(largest) <= MAX_POINTS else rect_corners(grown[[i]])[0]
-        )
+        whole = 0 < len(largest) <= MAX_POINTS
+        polygons.insert(i, largest if whole else rect_corners(grown[[i]])[0])
     return polygons
 
 

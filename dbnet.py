@@ -2,6 +2,7 @@
 DBNet (Liao et al. 2020, arXiv 1911.08947). B batch, C channels, H W input size, h w a quarter."""
 
 import copy
+import hashlib
 import io
 import logging
 import math
@@ -123,23 +124,13 @@ def load_timm_weights(model, name):
 def load_backbone(model, path):
     """Load a timm state dict but for a head's layers. Raises DataError if it does not fit."""
     where = f"--pretrained {path}"
-    try:
-        weights = read_bytes(path)
-        if zipfile.is_zipfile(io.BytesIO(weights)):
-            check_archive(weights)
-        state = dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
-    except OSError as error:
-        raise UsageError(where, f"cannot be read ({error.strerror})") from None
-    except Exception as error:  # noqa: BLE001 (torch.load raises what the bytes lead to)
-        raise DataError(where, f"not a PyTorch state dict ({type(error).__name__})") from None
+    state = read_saved(path, where, "not a PyTorch state dict", legacy=True)[0]
     own = model.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [k for k in own if k in state and own[k].shape != getattr(state[k], "shape", 0)]
-    if missing or wrong:
-        what = f"{len(missing)} tensors missing, {len(wrong)} of another shape"
-        what += f" (first: {(missing + wrong)[0]})"
+    own = {k: v for k, v in own.items() if k in state or not k.endswith("num_batches_tracked")}
+    if wrong := [k for k, v in own.items() if getattr(state.get(k), "shape", None) != v.shape]:
+        what = f"{len(wrong)} tensors are missing or of another shape (first: {wrong[0]})"
         raise DataError(where, f"not weights of this backbone: {what}")
-    model.load_state_dict({k: state[k].float() for k in own if k in state}, strict=False)
+    model.load_state_dict({k: state[k].float() for k in own}, strict=False)
 
 
 # ---------------------------------------------------------------- loss
@@ -200,45 +191,52 @@ def largest_weights(values, count):
 
 
 def save_checkpoint(path, state):
-    """Write plain dicts of tensors and JSON types to `path`, whole or not at all. torch.save's ZIP
-    holds a CRC32 of each entry, so a damaged file is told without a second file beside it."""
+    """Write plain dicts of tensors and JSON types to `path`, whole or not at all: torch.save's ZIP,
+    its comment the SHA-256 of all before it, so that a change of any byte is told."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    buffer.seek(-2, io.SEEK_END)  # where a ZIP file says how long its comment is
+    buffer.write((64).to_bytes(2, "little"))
+    buffer.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
     replace_file(path, buffer.getbuffer())
 
 
 def load_checkpoint(path, keys=("model", "hparams")):
-    """A checkpoint's dict on the CPU, its hparams an Hparams. What a hostile file claims to hold
-    costs no more memory than the file is long. Raises DataError if it is none of ours."""
-    try:
-        content = read_bytes(path)
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({error.strerror})") from None
-    try:
-        check_archive(content)
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 (torch.load raises what the bytes lead to)
-        remedy = "name a best.pt or last.pt of train.py; of a damaged last.pt use prev.pt"
-        raise DataError(path, "damaged, or not a checkpoint", remedy) from None
-    if missing := [k for k in keys if not isinstance(state, dict) or k not in state]:
+    """A checkpoint's dict on the CPU, its hparams an Hparams. Raises DataError if it is none of
+    ours, UsageError if it cannot be read."""
+    remedy = "name a best.pt or last.pt of train.py; of a damaged last.pt use prev.pt"
+    state, size = read_saved(path, path, "damaged, or not a checkpoint", remedy)
+    if missing := [k for k in keys if k not in state]:
         raise DataError(path, f"not a checkpoint of train.py (it lacks {', '.join(missing)})")
     try:
-        check_state(state, len(content))
+        check_state(state, size)
         return {**state, "hparams": saved_hparams(state["hparams"], "hparams")}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(path, f"not a checkpoint of train.py ({error})") from None
 
 
-def read_bytes(path):
-    """A file's bytes. Raises OSError, and DataError for devices, pipes and what is too large."""
-    path = Path(path)
-    if path.stat().st_size > MAX_BYTES or not path.is_file():
-        raise DataError(path, f"not a file of at most {MAX_BYTES >> 30} GiB")
-    return path.read_bytes()
+def read_saved(path, where, wrong, remedy="", legacy=False):
+    """(the dict that torch.save wrote to `path`, on the CPU; the file's length), in no more memory
+    than the file is long, whatever it claims. legacy: not only a ZIP file. Raises DataError with
+    `wrong` and `remedy`, UsageError where nothing can be read."""
+    try:
+        if Path(path).stat().st_size > MAX_BYTES or not Path(path).is_file():
+            raise DataError(where, f"not a file of at most {MAX_BYTES >> 30} GiB")
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(where, f"cannot be read ({error.strerror})") from None
+    try:
+        if not legacy or zipfile.is_zipfile(io.BytesIO(content)):
+            check_archive(content)
+        state = dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        return state, len(content)
+    except Exception as error:  # noqa: BLE001 (torch.load raises what the bytes lead to)
+        raise DataError(where, f"{wrong} ({type(error).__name__})", remedy) from None
 
 
 def check_archive(content):
-    """Raises ValueError unless the bytes are a ZIP file of uncompressed, whole entries."""
+    """Raises ValueError unless the bytes are a ZIP file of uncompressed, whole entries, that has no
+    comment or save_checkpoint's."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         pickled = [e.file_size for e in entries if e.filename.endswith(".pkl")]
@@ -246,6 +244,9 @@ def check_archive(content):
         size = sum(e.file_size for e in entries)
         if not stored or size > len(content) or sum(pickled) > MAX_PICKLE or archive.testzip():
             raise ValueError("entries larger than the file, or another CRC32")
+    plain = content[-22:-18] == b"PK\5\6"  # without a comment these are the last 22 bytes
+    if not plain and hashlib.sha256(content[:-64]).hexdigest().encode() != content[-64:]:
+        raise ValueError("another SHA-256")
 
 
 def check_state(state, size):

@@ -126,7 +126,7 @@ def test_weights_of_a_path_are_loaded_or_refused(tmp_path):
         torch.testing.assert_close(loaded[key].float(), tensor.float())
     torch.save({"conv_stem.weight": torch.zeros(1)}, tmp_path / "few.pt")
     (tmp_path / "junk.pt").write_bytes(b"junk")
-    reasons = {"none": "No such file", "few": "missing, 1 of another", "junk": "not a PyTorch"}
+    reasons = {"none": "No such file", "few": "first: conv_stem.weight", "junk": "not a PyTorch"}
     for name, why in reasons.items():
         with pytest.raises(DataError, match=why):
             DBNet(SMALL, 32, str(tmp_path / f"{name}.pt"))
@@ -170,23 +170,17 @@ def test_a_loaded_network_gives_the_same_maps_without_batch_norms(path, name, le
     torch.testing.assert_close(dict(state["model"]), dict(net.state_dict()), rtol=0, atol=0)
 
 
-def test_checkpoint_round_trip_and_flips_of_any_byte(path):
-    """Every third byte of the file changed in turn: the very same content, or an error."""
+def test_checkpoint_round_trip_and_a_change_of_any_byte(path):
     save_checkpoint(path, STATE)
     state = load_checkpoint(path)
     assert state["model"]["w"].tolist() == list(range(6)) and state["hparams"].lr == 0.1
     assert list(path.parent.iterdir()) == [path]
-    content, told = path.read_bytes(), 0
-    for at in range(0, len(content), 3):
+    content = path.read_bytes()
+    for at in range(len(content)):
         path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
-        try:
-            other = load_checkpoint(path)
-        except DataError as error:
-            told += "damaged" in str(error) or "lacks" in str(error)
-        else:  # padding and times of the ZIP file
-            assert other["model"]["w"].equal(state["model"]["w"])
-            assert other["hparams"] == state["hparams"]
-    assert told > 100
+        refused(path, "damaged")
+    path.write_bytes(content[:-66] + b"\0\0")  # as torch.save writes it
+    assert load_checkpoint(path)["model"]["w"].equal(state["model"]["w"])
 
 
 @pytest.mark.parametrize(
@@ -220,6 +214,8 @@ def test_what_is_not_a_checkpoint_is_refused_and_cannot_run_code(path):
     path.write_bytes(b"junk")
     refused(path, "not a checkpoint")
     torch.save([1, 2], path)
+    refused(path, "not a checkpoint")
+    torch.save({"epoch": 1}, path)
     refused(path, "lacks model, hparams")
     torch.save({"model": Evil(), "hparams": {}}, path)
     refused(path, "not a checkpoint")
