@@ -15,7 +15,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-MAX_BYTES, MAX_NODES = 2**27, 2**23  # of a text; lists and objects of a JSON file
+MAX_BYTES, MAX_NODES = 2**30, 2**23  # of a text; lists and objects of a JSON file
 KEPT = "what was written before is whole"
 
 
