@@ -103,10 +103,9 @@ def picture_path(places, name, where, need=True):
     if not plain.isprintable() or not 0 < len(name.encode()) < 256:
         raise DataError(where, "not a file name")
     place = next((p for p in places if os.path.isfile(p / name)), places[0])
-    way, inside = map(os.path.realpath, (place / name, place))
-    if not Path(way).is_relative_to(inside):
+    if not Path(os.path.realpath(place / name)).is_relative_to(os.path.realpath(place)):
         raise DataError(where, "leads out of the data folder")
-    if need and not os.path.isfile(way):
+    if need and not os.path.isfile(place / name):
         raise DataError(where, f"no such picture in {place}", "see --image-dir")
     return place / name
 
@@ -273,9 +272,8 @@ def read_paddle(label_file, image_dir=None):
 
 
 def read_labelme(files, image_dir=None):
-    """Pages of labelme files, one a picture: polygons and rectangles; the text is the description,
-    or else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore. Of
-    X-AnyLabeling "score" is the confidence."""
+    """Pages of labelme's files, one a picture: polygons and rectangles; text is the description, or
+    else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore."""
     pages = []
     for file in files:
         sheet, words = read_json(file), []
@@ -293,7 +291,7 @@ def read_labelme(files, image_dir=None):
             text = get(shape, "description") or (None if label == "text" else label)
             skip = get(shape, "difficult") or get(get(shape, "flags"), "ignore") or label == "###"
             word_id = f"{i:04d}" if get(shape, "id") is None else shape["id"]
-            confidence = get(shape, "confidence", get(shape, "score"))
+            confidence = get(shape, "confidence", get(shape, "score"))  # X-AnyLabeling's
             words.append((word_id, points, text, skip, confidence))
         page = find_page(image_dir_of(file, image_dir), get(sheet, "imagePath"), file)
         size = get(sheet, "imageWidth"), get(sheet, "imageHeight")
@@ -382,12 +380,14 @@ def to_json(pages, split, folder):
 
 def to_paddle(pages, split, folder):
     """PPOCRLabel shows FOLDER/PICTURE of the folder that it opens, and keeps what fileState.txt
-    says was looked at; it and PaddleOCR know `###` only as ignored."""
-    lines, seen, keys = "", "", ("transcription", "points", "difficult")
+    says was looked at; it and PaddleOCR know `###` and `*` only as ignored."""
+    lines = seen = ""
     for page in pages:
-        words = (("###" if w[3] else w[2] or "", w[1], w[3]) for w in page_words(page))
-        words = json.dumps([dict(zip(keys, word)) for word in words], ensure_ascii=False)
-        lines += f"{folder}/{page.name}\t{words}\n"
+        words = []
+        for _, points, text, ignore, _ in page_words(page):
+            text = "###" if ignore and text != "*" else text or ""
+            words.append({"transcription": text, "points": points, "difficult": ignore})
+        lines += f"{folder}/{page.name}\t{json.dumps(words, ensure_ascii=False)}\n"
         seen += f"{folder}/{page.name}\t1\n"
     yield Path(split or "", "Label.txt"), lines
     yield Path(split or "", "fileState.txt"), seen
