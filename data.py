@@ -1,14 +1,14 @@
 """What is a sample? A picture and its labelled words, checked, brought to the size of training and
 augmented, and the target maps the network learns; and which pages are trained on.
 
-python data.py check DATA [--size 960]        what is in there, what will go wrong
+python data.py check DATA [--pictures OUT]    what is in there, what will go wrong
 python data.py synth OUT --pages 64 --seed 0  draw synthetic receipts with exact labels
 python data.py split DATA --folds 5           stratified, grouped folds as one JSON with a hash
 python data.py convert DATA OUT --to paddle   labels from one format to another
 
-DATA is a folder (train.json, val.json, test.json and images/; or ICDAR's gt_*.txt, PaddleOCR's
-Label.txt, labelme's *.json) or one label file with its pictures beside it. Polygons are [P, 2] in
-page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1)."""
+DATA is a folder (train.json, val.json, test.json, or these in jsons/, and images/; or ICDAR's
+gt_*.txt, PaddleOCR's Label.txt, labelme's *.json, COCO's as CVAT, Label Studio and Roboflow name
+them) or one label file with its pictures beside it."""
 
 import contextlib
 import functools
@@ -24,6 +24,7 @@ import warnings
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -35,7 +36,7 @@ from tqdm import tqdm
 import labels
 from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
 from files import DataError, Parser, UsageError, exit_code, read_json, replace_file, write_json
-from hparams import FITS, Hparams
+from hparams import FITS, Hparams, resolve_hparams
 from synth import add_noise, shade, smooth_field, synthetic_page
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
@@ -50,9 +51,6 @@ ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
-
-
-# ---------------------------------------------------------------- pictures
 
 
 def read_header(raw):
@@ -109,9 +107,6 @@ def map_threads(function, items, desc):
     """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a bar."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         return list(tqdm(pool.map(function, items), desc, len(items), leave=False, disable=None))
-
-
-# ---------------------------------------------------------------- page geometry
 
 
 def fit_factor(page_size, hp):
@@ -183,9 +178,6 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
     return image, polygons, cut
 
 
-# ---------------------------------------------------------------- photometric augmentation
-
-
 def augment_colours(image, rng, hp):
     """Light and camera: each kind with its own strength hp.aug_* times hp.aug_strength, half of the
     pages each. image: uint8 [H, W, 3] -> uint8 [H, W, 3]. The draws are always made, so that one
@@ -201,7 +193,9 @@ def augment_colours(image, rng, hp):
     if on[3] and hp.aug_shadow:
         image = shade(image, seed, abs(amount[3]) * hp.aug_shadow)
     if on[4] and hp.aug_fog:
-        image = fog(image, seed, abs(amount[4]) * hp.aug_fog)
+        veil = 255 * abs(amount[4]) * hp.aug_fog * smooth_field(seed, *image.shape[:2])
+        veil = cv2.merge([veil.astype(np.uint8)] * 3)  # white, in steps of 1/255
+        image = cv2.add(cv2.multiply(image, 255 - veil, scale=1 / 255), veil)
     if on[5] and hp.aug_blur:
         image = cv2.GaussianBlur(image, (0, 0), 1e-3 + abs(amount[5]) * hp.aug_blur)
     if on[6] and hp.aug_sharpen:
@@ -210,16 +204,6 @@ def augment_colours(image, rng, hp):
     if on[7] and hp.aug_noise:
         image = add_noise(image, seed, 255 * abs(amount[7]) * hp.aug_noise)
     return image
-
-
-def fog(image, seed, depth):
-    """Blend with white by a smooth random field of up to `depth`, in steps of 1/255."""
-    veil = (255 * depth * smooth_field(seed, *image.shape[:2])).astype(np.uint8)
-    veil = cv2.merge([veil] * 3)
-    return cv2.add(cv2.multiply(image, 255 - veil, scale=1 / 255), veil)
-
-
-# ---------------------------------------------------------------- target maps
 
 
 def edge_tables(polygons):
@@ -309,9 +293,6 @@ def pixel_window(polygon, margin, height, width):
     return slice(top, max(top, bottom)), slice(left, max(left, right))
 
 
-# ---------------------------------------------------------------- samples
-
-
 def repair_words(page):
     """The words of a page (with page.size) made fit for training: (polygons, ignore, counts). Rule,
     in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more than
@@ -319,23 +300,24 @@ def repair_words(page):
     counts = {"self-crossing": 0, "zero-area": 0, "outside": 0, "clipped": 0}
     if not page.polygons:
         return [], [], counts
-    shapes = shapely.polygons([shapely.linearrings(p) for p in page.polygons])
+    owner = np.repeat(np.arange(len(page.polygons)), [len(p) for p in page.polygons])
+    shapes = shapely.polygons(shapely.linearrings(np.concatenate(page.polygons), indices=owner))
     crossing = ~shapely.is_valid(shapes)
     shapes = np.where(crossing, shapely.convex_hull(shapes), shapes)
     inside = shapely.intersection(shapes, shapely.box(0, 0, *page.size))
-    polygons, ignore = [], []
-    for i, (shape, part) in enumerate(zip(shapes, inside)):
+    polygons, ignore, areas = [], [], zip(shapely.area(shapes), shapely.area(inside))
+    for i, (area, left) in enumerate(areas):
         polygon, drop = page.polygons[i], True
-        if shape.area < 1:
+        if area < 1:
             counts["zero-area"] += 1
-        elif part.area < shape.area / 2:
+        elif left < area / 2:
             counts["outside"] += 1
         else:
             drop = False
             counts["self-crossing"] += bool(crossing[i])
-            counts["clipped"] += bool(part.area < shape.area - 1e-6)
-            if crossing[i] or part.area < shape.area - 1e-6:
-                part = max(shapely.get_parts(part), key=shapely.area)
+            counts["clipped"] += bool(left < area - 1e-6)
+            if crossing[i] or left < area - 1e-6:
+                part = max(shapely.get_parts(inside[i]), key=shapely.area)
                 polygon = shapely.get_coordinates(part.exterior)[:-1]
         polygons.append(polygon)
         ignore.append(page.ignore[i] or drop)
@@ -349,17 +331,20 @@ class Receipts:
     the decoded pages, for all processes; what fits on the disk."""
 
     def __init__(self, pages, hp, cache=None):
-        self.pages, self.hp, self.cache = pages, hp, cache
-        self.words = [repair_words(page)[:2] for page in pages]
+        self.hp, self.cache, self.pages = hp, cache, []
+        for page in pages:  # packed: a loader process gets arrays and not a million objects
+            polygons, ignore, _ = repair_words(page)
+            ends = np.cumsum([len(polygon) for polygon in polygons], dtype=int)[:-1]
+            points = np.concatenate([*polygons, np.zeros((0, 2))])
+            self.pages.append((page.path, page.size, points, ends, np.array(ignore, bool)))
 
     def page(self, i):
         """Page i, brought down where it will be scaled by less than half, for bilinear sampling
         would skip pixels: uint8 [H, W, 3]."""
         file = Path(self.cache or "", f"{i}.npy")
-        with contextlib.suppress(OSError):
-            if self.cache:
-                return np.load(file)
-        image = read_image(self.pages[i].path)
+        if self.cache and file.exists():
+            return np.load(file)
+        image = read_image(self.pages[i][0])
         if (factor := fit_factor(image.shape[1::-1], self.hp)) < 0.5:
             size = scaled(image.shape[1::-1], factor)
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -372,7 +357,8 @@ class Receipts:
     def __getitem__(self, key):
         epoch, i, *shape = key
         hp, rng = self.hp, np.random.default_rng((self.hp.seed, epoch, i))
-        (polygons, ignore), size = self.words[i], self.pages[i].size
+        _, size, points, ends, ignore = self.pages[i]
+        polygons = np.split(points, ends) if len(points) else []
         matrix = draw_homography(rng, hp, *size)
         image, polygons, cut = warp_page(self.page(i), polygons, matrix, tuple(shape), size)
         image = augment_colours(image, rng, hp)
@@ -395,9 +381,6 @@ def epoch_batches(pages, hp, epoch):
     batches = rng.permutation(order.reshape(-1, hp.batch))
     canvases = sides[batches].max(1).tolist()
     return [[(epoch, i, h, w) for i in batch] for batch, (w, h) in zip(batches.tolist(), canvases)]
-
-
-# ---------------------------------------------------------------- splits and folds
 
 
 def inspect_pages(pages):
@@ -448,8 +431,9 @@ def page_groups(pages, thumbnails):
     group, first = np.arange(len(pages)), {}
     named = [(first.setdefault(p.group, i), i) for i, p in enumerate(pages) if p.group is not None]
     for a, b in itertools.chain(named, near_duplicates(thumbnails), same_texts(pages)):
-        low, high = sorted(group[[a, b]])
-        group[group == high] = low
+        if group[a] != group[b]:
+            low, high = sorted(group[[a, b]])
+            group[group == high] = low
     return group
 
 
@@ -537,8 +521,8 @@ def pseudo_pages(hp, known):
     Pictures lie beside the file or with the first set of hp.data. Left out: pages that `known`, the
     run's own train and val pages, hold already, by name or near-duplicate. Raises DataError."""
     beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(set_names(hp.data)[0])
-    own = labels.image_dir_of(own if own.is_file() else own / "labels", hp.image_dir or None)
-    pages = labels.read_competition(hp.pseudo_labels, beside if beside.is_dir() else own)
+    own = hp.image_dir or (own.parent if own.is_file() else own)
+    pages = labels.read_competition(hp.pseudo_labels, None if beside.is_dir() else own)
     names = {page.name for page in known}
     pages = [page for page in pages if page.name not in names]
     if not pages:
@@ -549,9 +533,6 @@ def pseudo_pages(hp, known):
         sure = [confidence >= hp.min_confidence for confidence in page.confidences]
         page.ignore = [skip or not keep for skip, keep in zip(page.ignore, sure)]
     return [page for page, keep in zip(pages, new) if keep]
-
-
-# ---------------------------------------------------------------- command line
 
 
 def describe(pages):
@@ -567,33 +548,11 @@ def describe_print(pages, hp):
     """How high the words of inspected pages become, on one line, and whether that is enough."""
     heights = [word_heights(p) * fit_factor(p.size, hp) for p in pages if p.polygons]
     if not heights:
-        return "no words"
+        return "no words: unlabelled, to be predicted and not scored"
     median, low = np.median(np.concatenate(heights)), np.mean([np.median(h) < 10 for h in heights])
     lost = " (print is lost: use a larger --size)" if median < 10 else ""
     what = f"by the median, on {low:.0%} of pages under 10 px"
     return f"size {hp.size}, fit {hp.fit}: words {median:.1f} px high {what}{lost}"
-
-
-def is_turned(page):
-    """Whether the labels of a page leave it as it is but fit when it is turned."""
-    reach = np.concatenate([*page.polygons, np.zeros((1, 2))]).max(0)
-    size = np.array(page.size) + 1
-    return (reach > size).any() and (reach <= size[::-1]).all()
-
-
-def check_split(pages, label, size):
-    """Print the counts of one split and its warnings; returns thumbnails [N, 1024]."""
-    stated = [page.size for page in pages]
-    thumbnails, warning = inspect_pages(pages), f"warning: {label}:"
-    print(f"{label:5s} {describe(pages)}")
-    for fit in FITS:
-        print(f"{label:5s} {describe_print(pages, Hparams(size=size, fit=fit))}")
-    for page, said in zip(pages, stated):
-        if is_turned(page):
-            print(f"{warning} {page.name}: labels fit only a turned page; check its EXIF rotation")
-        if said and said != page.size:
-            print(f"{warning} {page.name}: is {page.size}, the label file says {said}")
-    return thumbnails
 
 
 def load_splits(data, image_dir=None):
@@ -602,20 +561,62 @@ def load_splits(data, image_dir=None):
     return {split: labels.load_labels(data, split, image_dir) for split in splits}
 
 
-def check(data, size, image_dir):
-    """Print what DATA holds and what will go wrong. Raises DataError as training would."""
-    pages = {split or "all": found for split, found in load_splits(data, image_dir).items()}
-    thumbnails = [check_split(found, split, size) for split, found in pages.items()]
-    everything = [(split, page) for split, found in pages.items() for page in found]
-    alike = map(tuple, near_duplicates(np.concatenate(thumbnails)))
-    for a, b in sorted({*alike, *same_texts([page for _, page in everything])}):
-        (split_a, page_a), (split_b, page_b) = everything[a], everything[b]
-        across = "warning: across splits" if split_a != split_b else "within a split"
-        print(f"near-duplicates {across}: {split_a} {page_a.name}, {split_b} {page_b.name}")
-    splits = Counter(g for found in pages.values() for g in {p.group for p in found} - {None})
-    for group in sorted(g for g, count in splits.items() if count > 1):
-        print(f"warning: group {group} has pages in more than one split")
+def check(data, hp, image_dir=None, pictures=None):
+    """Print what DATA holds and what will go wrong; draw samples of its first split into a folder
+    `pictures`. Raises DataError as training would."""
+    said, thumbnails, alike = Counter(), [], set()
+
+    def warn(kind, line):
+        said[kind] += 1
+        if said[kind] <= 3:
+            print(line)
+
+    with new_folder(pictures) if pictures else contextlib.nullcontext() as partial:
+        pages = {split or "all": found for split, found in load_splits(data, image_dir).items()}
+        for split, found in pages.items():
+            stated, begin = [page.size for page in found], f"warning: {split}:"
+            thumbnails.append(inspect_pages(found))
+            print(f"{split:5s} {describe(found)}")
+            for line in dict.fromkeys(describe_print(found, replace(hp, fit=fit)) for fit in FITS):
+                print(f"{split:5s} {line}")
+            for page, size in zip(found, stated):
+                room = np.array(page.size) + 1
+                reach = np.concatenate([*page.polygons, np.zeros((1, 2))]).max(0)
+                if (reach > room).any() and (reach <= room[::-1]).all():
+                    what = "labels fit only a turned page; check its EXIF rotation"
+                    warn(f"{begin} turned pages", f"{begin} {page.name}: {what}")
+                if size and size != page.size:
+                    what = f"is {page.size}, the label file says {size}"
+                    warn(f"{begin} pages of another size", f"{begin} {page.name}: {what}")
+        names = [(split, page.name) for split, found in pages.items() for page in found]
+        texts = same_texts([page for found in pages.values() for page in found])
+        for a, b in itertools.chain(near_duplicates(np.concatenate(thumbnails)), texts):
+            across = names[a][0] != names[b][0]
+            if (across, b) not in alike:  # one page that it is like says enough
+                alike.add((across, b))
+                kind = f"near-duplicates {'warning: across splits' if across else 'within a split'}"
+                warn(kind, "{}: {} {}, {} {}".format(kind, *names[a], *names[b]))
+        splits = Counter(g for found in pages.values() for g in {p.group for p in found} - {None})
+        for group in sorted(g for g, count in splits.items() if count > 1):
+            kind = "in more than one split"
+            warn(f"warning: groups {kind}", f"warning: group {group} has pages {kind}")
+        for kind in (kind for kind, count in said.items() if count > 3):
+            print(f"{kind}: {said[kind] - 3} more")
+        if pictures:
+            draw_samples(next(iter(pages.values())), hp, partial)
+            print(f"{pictures}: samples as training sees them")
     print(f"{data}: no errors" if splits else f"{NO_GROUPS}\n{data}: no errors")
+
+
+def draw_samples(pages, hp, folder):
+    """Draw the first samples of the first epoch, augmented and on their canvas. Green: shrunk
+    words; red: the threshold map; blue: what no loss looks at."""
+    receipts = Receipts(pages, hp)
+    for key in list(itertools.chain(*epoch_batches(pages, hp, 0)))[:8]:
+        image, (shrink, thresh, mask, near) = receipts[key]
+        light = np.stack([thresh // 2 * near, 127 * shrink, 127 * (1 - mask)], 2)
+        name = f"{key[1]:05d}-{PurePosixPath(pages[key[1]].name).stem[:50]}.jpg"
+        cv2.imwrite(str(folder / name), (image // 2 + light)[..., ::-1])
 
 
 @contextlib.contextmanager
@@ -634,19 +635,25 @@ def new_folder(out):
 
 
 def convert(data, out, to, image_dir=None):
-    """Write the labels of every split of DATA to folder OUT, in a format of labels.FORMATS and with
-    a link to the pictures. Prints what the format could not hold. Raises DataError."""
+    """Write the labels of every split of DATA to folder OUT, in a format of labels.FORMATS, and the
+    pictures beside them: hard links, or copies where there can be none. Prints what the format
+    could not hold. Raises DataError."""
     pages = load_splits(data, image_dir)
-    found = [page for split in pages.values() for page in split]
-    places = {p.path.parents[len(PurePosixPath(p.name).parts) - 1] for p in found}
-    if len(places) > 1:
-        raise DataError(data, f"its pictures lie in {len(places)} folders", "convert each alone")
     with new_folder(out) as partial:
         for split, some in pages.items():
-            for name, text in labels.FORMATS[to](some, split).items():
+            for name, text in labels.FORMATS[to](some, split, split or Path(out).name):
+                if (partial / name).exists():
+                    raise DataError(data, f"{name} would hold several pages", "rename pictures")
                 replace_file(partial / name, text)
-        (partial / "images").symlink_to(places.pop().resolve())
+            for page in some:
+                path = partial / ("images" if to == "json" else "") / (split or "") / page.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(OSError):  # not on another file system
+                    os.link(page.path.resolve(), path)
+                if not path.exists():
+                    shutil.copyfile(page.path, path)
         again = [page for s in pages for page in labels.load_labels(partial, s or "train")]
+    found = [page for split in pages.values() for page in split]
     lost = ", ".join(f"{count} {kind}" for kind, count in labels.losses(found, again).items())
     words = sum(len(page.polygons) for page in found)
     print(f"{out}: {len(found)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
@@ -713,10 +720,9 @@ def parse_args(argv):
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name, run, what, example):
-        example = f"example: python data.py {name} {example}"
-        sub = commands.add_parser(name, help=what, description=what, epilog=example)
-        sub.set_defaults(run=run)
+    def command(name, run, what):
+        sub = commands.add_parser(name, help=what, description=what)
+        sub.set_defaults(run=run, parser=sub)
         return sub.add_argument
 
     def of_data(*command_of):
@@ -725,45 +731,39 @@ def parse_args(argv):
         add("--image-dir", help="where the pictures lie, if not in images/ or beside labels")
         return add
 
-    what = "what DATA holds and what will go wrong"
-    add = of_data("check", run_check, what, "receipts --size 960")
-    add("--size", type=int, default=Hparams().size, help="of pages (%(default)s)")
+    add = of_data("check", run_check, "what DATA holds and what will go wrong")
+    add("--size", help=f"of pages (that of --hparams, or {Hparams().size})")
+    add("--hparams", metavar="JSON", help="values of the training that is planned")
+    add("--pictures", metavar="OUT", help="folder to make; samples as training sees them")
 
-    what = "draw synthetic receipts, a quarter of them val"
-    add = command("synth", run_synth, what, "data/lines --unit line")
+    add = command("synth", run_synth, "draw synthetic receipts, a quarter of them val")
     add("out", help="folder to make")
     add("--pages", type=int, default=64, help="how many (%(default)s)")
     add("--seed", type=int, default=0, help="another seed, other pages (%(default)s)")
     add("--size", type=int, default=1280, help="longer page side (%(default)s)")
     add("--words", type=int, default=117, help="words a page, about (%(default)s)")
-    unit = "label words, or runs of text on scans like SROIE's (%(default)s)"
-    add("--unit", choices=("word", "line"), default="word", help=unit)
+    add("--unit", choices=("word", "line"), default="word", help="what is labelled (%(default)s)")
 
-    what = "stratified folds; groups and near-duplicates together"
-    add = of_data("split", run_split, what, "receipts --folds 5")
+    add = of_data("split", run_split, "stratified folds; groups and near-duplicates together")
     add("--folds", type=int, default=5, help="how many (%(default)s)")
     add("--seed", type=int, default=0, help="breaks ties (%(default)s)")
     add("--split", choices=labels.SPLITS, default="train", help="which split of DATA (%(default)s)")
     add("--out", help="JSON to write (runs/split-DATA-FOLDS.json)")
 
-    what = "labels in another format; says what it cannot hold"
-    add = of_data("convert", run_convert, what, "receipts receipts-ppocr --to paddle")
-    add("out", help="folder to make; its images/ is a link to the pictures")
+    add = of_data("convert", run_convert, "labels in another format; says what it cannot hold")
+    add("out", help="folder to make; the pictures are linked into it")
     add("--to", choices=tuple(labels.FORMATS), default="json", help="format to write (%(default)s)")
-    return parser.parse_args(argv)
-
-
-def run(args):
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:  # of this command's flags one may be meant, not of another's
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for flag, least in (("pages", 2), ("size", 32), ("words", 1), ("seed", 0)):
-        if getattr(args, flag, least) < least:
-            raise UsageError(f"--{flag} {getattr(args, flag)}", f"at least {least} is needed")
-    args.run(args)
+        if isinstance(value := vars(args).get(flag), int) and value < least:
+            raise UsageError(f"--{flag} {value}", f"at least {least} is needed")
+    return args
 
 
 def run_check(args):
-    if args.size % 32:
-        raise UsageError(f"--size {args.size}", "not a multiple of 32, as in training")
-    check(resolve_data(args.data), args.size, args.image_dir)
+    check(resolve_data(args.data), resolve_hparams(args), args.image_dir, args.pictures)
 
 
 def run_synth(args):
@@ -785,7 +785,7 @@ def run_split(args):
 
 
 def main(argv=None):
-    return exit_code(lambda: run(parse_args(argv)))
+    return exit_code(lambda: (args := parse_args(argv)).run(args))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-MAX_BYTES, MAX_NODES = 2**27, 2**23  # of a text; lists and objects of a JSON file
+MAX_BYTES, MAX_NODES = 2**30, 10**7  # of a text; lists and objects of a JSON file
 KEPT = "what was written before is whole"
 
 
@@ -60,12 +60,11 @@ def read_text(path, limit=MAX_BYTES, encoding="utf-8-sig", other=None):
     try:
         if not Path(path).is_file():
             raise UsageError(path, "no such file")
-        with open(path, "rb") as file:
-            raw = file.read(limit + 1)
+        if os.path.getsize(path) > limit:
+            raise DataError(path, f"larger than {limit >> 20} MiB", "split it into several files")
+        raw = Path(path).read_bytes()
     except OSError as error:
         raise DataError(path, f"cannot be read ({error.strerror})") from None
-    if len(raw) > limit:
-        raise DataError(path, f"larger than {limit >> 20} MiB", "split it into several files")
     for name in (encoding, other or encoding):
         with contextlib.suppress(UnicodeDecodeError):
             return raw.decode(name)

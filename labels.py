@@ -1,6 +1,6 @@
 """What do people's label files say? Pages and their words, read from and written to the
-competition's JSON, ICDAR's, PaddleOCR's and labelme's files. Polygons are [P, 2] in page pixels,
-EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1)."""
+competition's JSON, ICDAR's, PaddleOCR's and labelme's files, and read from COCO's. Polygons are
+[P, 2] in page pixels, EXIF orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1)."""
 
 import contextlib
 import json
@@ -8,7 +8,6 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -19,6 +18,7 @@ from db_postprocess import DECIMALS, MAX_CROSSING, MAX_PAGE_POINTS, MAX_POINTS
 from files import DataError, UsageError, read_json, read_text, shown
 
 SPLITS = ("train", "val", "test")
+COCO_TEXTS = "text", "transcription", "utf8_string", "caption"
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
@@ -59,10 +59,9 @@ def parse_polygon(points, where):
     count = len(points) if isinstance(points, list) else 0
     if not 3 <= count <= MAX_POINTS:
         raise DataError(where, f"{count} points", f"3 to {MAX_POINTS} are needed")
-    try:
+    polygon = np.zeros(0)
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         polygon = np.array(points, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        polygon = np.zeros(0)
     if polygon.shape != (count, 2) or not (np.abs(polygon) <= MAX_COORDINATE).all():
         raise DataError(where, f"its points are not [x, y] of numbers within {MAX_COORDINATE:g}")
     if count > MAX_CROSSING and not shapely.is_valid(shapely.polygons(polygon)):
@@ -70,14 +69,19 @@ def parse_polygon(points, where):
     return polygon
 
 
-def fill_page(page, where, words):
-    """Add words (id, points, text, ignore, confidence) as a file gives them. Raises DataError."""
+def fill_page(page, where, words, width=None, height=None):
+    """Add words (id, points, text, ignore, confidence) and a stated size. Raises DataError."""
+    if width is not None and height is not None:
+        if not all(type(n) in (int, float) and 1 <= n <= MAX_COORDINATE for n in (width, height)):
+            raise DataError(where, f"no picture has {shown(f'{width!r} x {height!r}')} px")
+        page.size = int(width), int(height)
     count = 0
     for word_id, points, text, ignore, confidence in words:
         place = f"{where}: word {shown(word_id)}"
         polygon = parse_polygon(points, place)
         if (count := count + len(polygon)) > MAX_PAGE_POINTS:
             raise DataError(where, "too many words", f"up to {MAX_PAGE_POINTS} points are read")
+        confidence = 1.0 if confidence is None else confidence  # of what was drawn by hand
         if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
             raise DataError(place, f"confidence {shown(repr(confidence))} is not in 0..1")
         if ignore not in (None, False, True):
@@ -87,90 +91,127 @@ def fill_page(page, where, words):
             raise DataError(place, f"transcription is not a text of up to {MAX_TEXT} characters")
         page.add(word_id, polygon, text, ignore, confidence)
     if len(set(page.ids)) < len(page.ids):  # JSON's keys cannot, labelme's shapes may
-        twice = shown(Counter(page.ids).most_common(1)[0][0])
-        raise DataError(where, f"word {twice} comes twice", "give each an id of its own")
+        raise DataError(where, "a word's id comes twice", "give each an id of its own")
     return page
 
 
-def stated_size(entry, width, height, where):
-    """(width, height) of a picture as its label file states them, or None. Raises DataError."""
-    size = get(entry, width), get(entry, height)
-    if None in size:
-        return None
-    if not all(type(n) in (int, float) and 1 <= n <= MAX_COORDINATE for n in size):
-        raise DataError(where, f"{width}, {height} are no picture's: {shown(repr(size))}")
-    return int(size[0]), int(size[1])
-
-
-def picture_path(image_dir, name, where, need=True):
-    """Path of a picture inside image_dir. Raises DataError."""
+def picture_path(places, name, where, need=True):
+    """Path of a picture inside the first of the places (folders) that has it. Raises DataError."""
     where = f"{where}: image {shown(name)}"
     spaces = "[\xa0\u2000-\u200a\u202f\u3000]"  # macOS writes such ones
     plain = re.sub(spaces, " ", name if isinstance(name, str) else "\n")
     if not plain.isprintable() or not 0 < len(name.encode()) < 256:
         raise DataError(where, "not a file name")
-    path, parts = Path(image_dir, name), PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name:
-        raise DataError(where, "the name leads out of the data folder")
-    if need and not path.is_file():
-        raise DataError(where, f"no such picture in {image_dir}", "see --image-dir")
-    if need and not path.resolve().is_relative_to(Path(image_dir).resolve()):
-        raise DataError(where, "a link that leads out of the data folder")
-    return path
+    place = next((p for p in places if os.path.isfile(p / name)), places[0])
+    if not Path(os.path.realpath(place / name)).is_relative_to(os.path.realpath(place)):
+        raise DataError(where, "leads out of the data folder")
+    if need and not os.path.isfile(place / name):
+        raise DataError(where, f"no such picture in {place}", "see --image-dir")
+    return place / name
 
 
-def find_page(folder, way, where):
+def find_page(places, way, where):
     """A Page of the longest end of a tool's way to a picture that is there. Raises DataError."""
     parts = PurePosixPath(str(way).replace("\\", "/").lstrip("/")).parts[-MAX_PARTS:]
     ends = ["/".join(parts[k:]) for k in range(len(parts)) if ".." not in parts[k:]] or [""]
-    name = next((end for end in ends if os.path.isfile(Path(folder, end))), ends[-1])
-    return Page(name, picture_path(folder, name, where))
+    name = next((end for end in ends for p in places if os.path.isfile(p / end)), ends[-1])
+    return Page(name, picture_path(places, name, where))
 
 
 def image_dir_of(label_file, image_dir=None):
-    """Where the pictures of a label file lie: --image-dir, images/ beside it (or beside its folder
-    train, val or test), or its own folder. Raises UsageError."""
-    if image_dir is not None:
-        if not Path(image_dir).is_dir():
-            raise UsageError(f"--image-dir {image_dir}", "no such folder")
-        return Path(image_dir)
-    beside = Path(label_file).parent
-    above = beside.parent if beside.name in SPLITS else beside
-    return next((p / "images" for p in (beside, above) if (p / "images").is_dir()), beside)
+    """The folders in which the pictures of a label file may lie, the likeliest first: --image-dir,
+    or images/ beside it or beside its folder (train, jsons, ...), or its own; in each of them a
+    folder of its split's name. Raises UsageError."""
+    label_file, roots = Path(label_file), [Path(image_dir or ""), Path(image_dir or "", "images")]
+    beside, stem = label_file.parent, label_file.stem.removeprefix("instances_")
+    if image_dir is None:
+        inner = beside.name in (*SPLITS, "valid", "jsons", "annotations")
+        roots = [beside / "images", (beside.parent if inner else beside) / "images", beside]
+    elif not roots[0].is_dir():
+        raise UsageError(f"--image-dir {image_dir}", "no such folder")
+    places = []
+    for root in roots:
+        own = [root / name for name in (stem, beside.name) if (root / name).is_dir()]
+        places += [*own, root] if own else [root, *(root / split for split in SPLITS)]
+    return [place for place in places if place.is_dir()]
 
 
 def read_competition(label_file, image_dir=None, need_pictures=True):
     """Pages of {"images": {name: {"words": {id: {"points": [[x, y], ...], ...}}}}}, labels or
-    predictions; a group may stand in meta.json beside it."""
+    predictions; a group may stand in meta.json beside it. Words whose points are [] or null are
+    none; where no page has "words", all are there to be predicted."""
     sheet = read_json(label_file)
     if get(sheet, "shapes") is not None:
         return read_labelme([label_file], image_dir)
     images = get(sheet, "images")
+    if isinstance(images, list) and isinstance(sheet.get("annotations", []), list):
+        return read_coco(label_file, sheet, image_dir)
     if not isinstance(images, dict):
         raise DataError(label_file, 'no "images" object at the top', "is this a label file?")
     meta_file = Path(label_file).parent / "meta.json"
     meta = get(read_json(meta_file), "images") if meta_file.is_file() else {}
     fields = ("points", []), ("transcription", None), ("ignore", False), ("confidence", 1.0)
-    folder, pages = image_dir_of(label_file, image_dir), []
-    for name, entry in images.items():
-        where, words = f"{label_file}: image {shown(name)}", get(entry, "words")
+    places, pages = image_dir_of(label_file, image_dir), []
+    known = any(get(entry, "words") is not None for entry in images.values())
+    for name in list(images):
+        entry, where = images.pop(name), f"{label_file}: image {shown(name)}"
+        words = get(entry, "words") if known else {}
         if not isinstance(words, dict):
             raise DataError(where, 'no "words" object', 'a page without text has "words": {}')
-        page = Page(name, picture_path(folder, name, label_file, need_pictures))
-        page.size = stated_size(entry, "img_w", "img_h", where)
+        page = Page(name, picture_path(places, name, label_file, need_pictures))
         page.group = get(entry, "group", get(get(meta, name), "group"))
         if not isinstance(page.group, str | None):
             raise DataError(where, f"group {shown(repr(page.group))} is not a text")
-        words = [(key, *(get(word, *field) for field in fields)) for key, word in words.items()]
-        pages.append(fill_page(page, where, words))
+        drawn = ((k, w) for k, w in words.items() if not isinstance(w, dict) or w.get("points"))
+        words = ((key, *(get(word, *field) for field in fields)) for key, word in drawn)
+        pages.append(fill_page(page, where, words, get(entry, "img_w"), get(entry, "img_h")))
     return pages
+
+
+def read_coco(label_file, sheet, image_dir=None):
+    """Pages of COCO's {"images": [{id, file_name}], "annotations": [{image_id, segmentation, bbox,
+    iscrowd}]} as CVAT, Label Studio and Roboflow write it. Each polygon is a word, or else the
+    bbox, turned by the attribute "rotation"; the text is the annotation's or its attribute "text",
+    "transcription", "utf8_string" or "caption"; iscrowd, "ignore" or "difficult" = ignore."""
+    words, pages, places = {}, [], image_dir_of(label_file, image_dir)
+    for number, one in enumerate(sheet.get("annotations", []), 1):
+        where, attributes = f"{label_file}: annotation {number}", get(one, "attributes") or {}
+        one = attributes | one if isinstance(attributes, dict) and isinstance(one, dict) else {}
+        outlines, box, angle = one.get("segmentation"), one.get("bbox"), one.get("rotation", 0)
+        if isinstance(outlines, dict):
+            raise DataError(where, "a mask (RLE)", "export it as a polygon")
+        if isinstance(outlines, list) and outlines:
+            outlines = [pairs(flat) if isinstance(flat, list) else flat for flat in outlines]
+        else:
+            box = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
+            (x, y), (w, h), (angle, _) = parse_polygon(box, f"{where}: bbox")
+            turned = cv2.boxPoints(((x + w / 2, y + h / 2), (w, h), angle)).tolist()
+            outlines = [turned if angle else rectangle([x, y], [x + w, y + h])]
+        text = next((one[key] for key in COCO_TEXTS if one.get(key)), None)
+        skip = one.get("iscrowd") or one.get("ignore") or one.get("difficult")
+        for k, points in enumerate(outlines):
+            word = f"{one.get('id', number)}{f'.{k}' * (k > 0)}", points, text, skip
+            words.setdefault(repr(one.get("image_id")), []).append((*word, one.get("score")))
+    for number, image in enumerate(sheet["images"], 1):
+        page = find_page(places, get(image, "file_name"), f"{label_file}: picture {number}")
+        where = f"{label_file}: image {shown(page.name)}"
+        own = words.pop(repr(get(image, "id")), ())
+        pages.append(fill_page(page, where, own, get(image, "width"), get(image, "height")))
+    if words:
+        raise DataError(label_file, f"annotations of picture {next(iter(words))}, which it lacks")
+    return pages
+
+
+def pairs(flat):
+    """[x1, y1, x2, y2, ...] as [[x1, y1], ...]."""
+    return [flat[k : k + 2] for k in range(0, len(flat), 2)]
 
 
 def read_icdar(files, image_dir=None):
     """Pages of ICDAR files gt_NAME.txt, res_NAME.txt or NAME.txt, NAME with or without the
     picture's suffix; in UTF-8 or Windows-1252. Text `###` = ignore."""
-    pages, pictures, image_dir = [], {}, image_dir_of(files[0], image_dir)
-    for file in sorted(image_dir.iterdir()):
+    pages, pictures, place = [], {}, image_dir_of(files[0], image_dir)[0]
+    for file in sorted(place.iterdir()):
         if file.suffix.lower() in PICTURES:
             pictures.setdefault(file.stem, []).append(file.name)
             pictures[file.name] = [file.name]
@@ -178,16 +219,18 @@ def read_icdar(files, image_dir=None):
         name = re.sub("^(gt|res)_", "", file.stem)
         names = pictures.get(name, ())
         if len(names) != 1:
-            raise DataError(file, f"{len(names)} pictures {name}.* in {image_dir}", "one is needed")
+            raise DataError(file, f"{len(names)} pictures {name}.* in {place}", "one is needed")
         lines = enumerate(read_text(file, MAX_PAGE_BYTES, other="cp1252").split("\n"), 1)
         words = ((f"{n:04d}", *parse_icdar_line(s), False, 1.0) for n, s in lines if s.strip())
-        page = Page(names[0], picture_path(image_dir, names[0], file))
+        page = Page(names[0], picture_path([place], names[0], file))
         pages.append(fill_page(page, file, words))
     return pages
 
 
 def parse_icdar_line(line):
-    """A line in one of three dialects -> (points, text or None)."""
+    """A line -> (points, text or None). Four numbers, of ICDAR 2013 and CVAT, with commas or
+    spaces: left, top, right, bottom. Eight, of ICDAR 2015: digits behind them are text, as prices
+    are. Curved words have six points and more, or a text in quotes behind any number of them."""
     line, numbers = line.strip(), []
     comma = "," if "," in line.split('"')[0] else None
     fields = line.split(comma, 2 * MAX_POINTS + 2)
@@ -196,27 +239,12 @@ def parse_icdar_line(line):
             numbers.append(float(text))
     count = len(numbers)
     quoted = count < len(fields) and fields[count].lstrip().startswith('"')
-    dialect = outline if quoted or not 8 <= count < 12 else icdar_2015
-    points, used = (icdar_2013 if count in (4, 5) else dialect)(numbers)
+    used = count // 2 * 2 if quoted or not 8 <= count < 12 else 8
+    points = pairs(numbers[:used])
+    points = rectangle(*points) if len(points) == 2 else points
     text = "".join(line.split(comma, used)[used:])
     quote = re.fullmatch(r'\s*"(.*)"\s*', text)
     return points, (quote[1] if quote else text) or None
-
-
-def icdar_2013(numbers):
-    """left, top, right, bottom and the text, with commas or spaces; CVAT's too."""
-    return rectangle(numbers[:2], numbers[2:4]), 4
-
-
-def icdar_2015(numbers):
-    """x1,y1,...,x4,y4,text: digits after the 8th number are text, as prices are."""
-    return [numbers[k : k + 2] for k in range(0, 8, 2)], 8
-
-
-def outline(numbers):
-    """x1,y1,...,xn,yn of curved words: six points and more, or a text in quotes behind them."""
-    used = len(numbers) // 2 * 2
-    return [numbers[k : k + 2] for k in range(0, used, 2)], used
 
 
 def rectangle(a, b):
@@ -226,7 +254,7 @@ def rectangle(a, b):
 
 def read_paddle(label_file, image_dir=None):
     """Pages of PaddleOCR's lines: picture<TAB>[{"transcription", "points", "difficult"?}, ...]."""
-    pages, folder = [], image_dir_of(label_file, image_dir)
+    pages, places = [], image_dir_of(label_file, image_dir)
     lines = enumerate(read_text(label_file).split("\n"), 1)
     for number, line in ((number, line) for number, line in lines if line.strip()):
         where = f"{label_file}: line {number}"
@@ -234,7 +262,7 @@ def read_paddle(label_file, image_dir=None):
         words = read_json(f"{where}: after `picture<TAB>`", words)
         if not isinstance(words, list):
             raise DataError(where, "not `picture<TAB>JSON list of objects`")
-        page, fields = find_page(folder, name, where), []
+        page, fields = find_page(places, name, where), []
         for i, word in enumerate(words, 1):
             text = get(word, "transcription") or None
             skip = get(word, "difficult", False) or text == "*"
@@ -244,8 +272,8 @@ def read_paddle(label_file, image_dir=None):
 
 
 def read_labelme(files, image_dir=None):
-    """Pages of labelme files, one a picture: polygons and rectangles; the text is the description,
-    or else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore."""
+    """Pages of labelme's files, one a picture: polygons and rectangles; text is the description, or
+    else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore."""
     pages = []
     for file in files:
         sheet, words = read_json(file), []
@@ -256,25 +284,27 @@ def read_labelme(files, image_dir=None):
             points, kind = get(shape, "points", []), get(shape, "shape_type") or "polygon"
             if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
                 raise DataError(file, f"shape {i} is a {shown(kind)}", "draw it as a polygon")
-            corners = [type(point) for point in points] if isinstance(points, list) else []
+            corners = [*map(type, points)] if isinstance(points, list) else []
             if kind == "rectangle" and corners == [list, list]:
                 points = rectangle(*points)  # of any values; parse_polygon judges them
             label = get(shape, "label")
             text = get(shape, "description") or (None if label == "text" else label)
             skip = get(shape, "difficult") or get(get(shape, "flags"), "ignore") or label == "###"
             word_id = f"{i:04d}" if get(shape, "id") is None else shape["id"]
-            words.append((word_id, points, text, skip, get(shape, "confidence", 1.0)))
+            confidence = get(shape, "confidence", get(shape, "score"))  # X-AnyLabeling's
+            words.append((word_id, points, text, skip, confidence))
         page = find_page(image_dir_of(file, image_dir), get(sheet, "imagePath"), file)
-        page.size = stated_size(sheet, "imageWidth", "imageHeight", file)
-        pages.append(fill_page(page, file, words))
+        size = get(sheet, "imageWidth"), get(sheet, "imageHeight")
+        pages.append(fill_page(page, file, words, *size))
     return pages
 
 
 def folder_labels(folder):
     """(reader, source) of a folder that holds one unnamed set of labels, or None."""
     folder = Path(folder)
-    if (folder / "Label.txt").is_file():
-        return read_paddle, folder / "Label.txt"
+    for name in ("Label.txt", "_annotations.coco.json", "result.json"):  # the last: Label Studio's
+        if (folder / name).is_file():
+            return read_competition if "json" in name else read_paddle, folder / name
     if files := sorted(folder.glob("gt_*.txt")) or sorted(folder.glob("res_*.txt")):
         return read_icdar, files
     if files := [p for p in sorted(folder.glob("*.json")) if '"shapes"' in read_text(p)]:
@@ -287,18 +317,16 @@ def folder_labels(folder):
 def find_labels(data, split):
     """(reader, source) of a split's labels in DATA, or None. A single file is every split's."""
     data = Path(data)
-    if data.is_file() and data.suffix == ".json":
-        return read_competition, data
-    if data.is_file():
-        icdar = ICDAR.match(read_text(data, other="latin-1"))
-        icdar = icdar or data.name.startswith(("gt_", "res_"))
-        return (read_icdar, [data]) if icdar else (read_paddle, data)
-    if split is None:
-        return None
-    for suffix, reader in ((".json", read_competition), (".txt", read_paddle)):
-        if (data / f"{split}{suffix}").is_file():
-            return reader, data / f"{split}{suffix}"
-    return folder_labels(data / split)
+    names = {"val": ("val", "valid"), None: ("default", "")}.get(split, (split,))
+    patterns = "{}.json", "jsons/{}.json", "annotations/instances_{}.json", "{}.txt"
+    files = (data / pattern.format(name) for name in names for pattern in patterns)
+    for file in filter(Path.is_file, (data, *files)):
+        if file.suffix == ".json":
+            return read_competition, file
+        known = file.name.startswith(("gt_", "res_"))
+        icdar = known or ICDAR.match(read_text(file, other="latin-1"))
+        return (read_icdar, [file]) if icdar else (read_paddle, file)
+    return next(filter(None, (folder_labels(data / name) for name in names)), None)
 
 
 def load_labels(data, split=None, image_dir=None):
@@ -306,9 +334,9 @@ def load_labels(data, split=None, image_dir=None):
     names file, image and word, or UsageError where there is no DATA."""
     if not Path(data).exists():
         raise UsageError(data, "no such file or folder")
-    found = find_labels(data, split) or folder_labels(data)
+    found = find_labels(data, split) or find_labels(data, None)
     if found is None:
-        known = "SPLIT.json, gt_*.txt, Label.txt or labelme's"
+        known = "SPLIT.json, gt_*.txt, Label.txt, labelme's or COCO's"
         raise DataError(data, f"no labels of split {split or 'train, val or test'} ({known})")
     pages = found[0](found[1], image_dir)
     if not 0 < len(pages) <= MAX_PAGES:
@@ -322,9 +350,6 @@ def load_labels(data, split=None, image_dir=None):
 def has_split(data, split):
     """Whether DATA names this split itself (a single label file names none)."""
     return Path(data).is_dir() and find_labels(data, split) is not None
-
-
-# ---------------------------------------------------------------- formats out
 
 
 def page_words(page):
@@ -349,59 +374,54 @@ def pages_to_json(pages):
     return {"images": images}
 
 
-def to_json(pages, split):
-    return {f"{split or 'train'}.json": json.dumps(pages_to_json(pages), ensure_ascii=False)}
+def to_json(pages, split, folder):
+    yield f"{split or 'train'}.json", json.dumps(pages_to_json(pages), ensure_ascii=False)
 
 
-def to_paddle(pages, split):
-    lines = []
+def to_paddle(pages, split, folder):
+    """PPOCRLabel shows FOLDER/PICTURE of the folder that it opens, and keeps what fileState.txt
+    says was looked at; it and PaddleOCR know `###` and `*` only as ignored."""
+    lines = seen = ""
     for page in pages:
-        keys = "transcription", "points", "difficult"
-        words = [dict(zip(keys, (w[2] or "", w[1], w[3]))) for w in page_words(page)]
-        lines.append(f"images/{page.name}\t{json.dumps(words, ensure_ascii=False)}\n")
-    return {f"{split}.txt" if split else "Label.txt": "".join(lines)}
+        words = []
+        for _, points, text, ignore, _ in page_words(page):
+            text = "###" if ignore and text != "*" else text or ""
+            words.append({"transcription": text, "points": points, "difficult": ignore})
+        lines += f"{folder}/{page.name}\t{json.dumps(words, ensure_ascii=False)}\n"
+        seen += f"{folder}/{page.name}\t1\n"
+    yield Path(split or "", "Label.txt"), lines
+    yield Path(split or "", "fileState.txt"), seen
 
 
-def icdar_file(page, split):
-    lines = []
-    for _, points, text, ignore, _ in page_words(page):
-        if len(points) != 4:
-            points = cv2.boxPoints(cv2.minAreaRect(np.float32(points))).tolist()
-        numbers = [f"{v:.4f}".rstrip("0").rstrip(".") for point in points for v in point]
-        text = "###" if ignore else " ".join((text or "").split("\n"))
-        if parse_icdar_line(",".join([*numbers, text]))[1] != (text or None):
-            text = f'"{text}"'
-        lines.append(",".join([*numbers, text]) + "\n")
-    if len(PurePosixPath(page.name).parts) > 1:
-        raise DataError(f"image {page.name}", "ICDAR knows no sub folders", "move its picture")
-    return "".join(lines)
-
-
-def labelme_file(page, split):
-    shapes = []
-    for word_id, points, text, ignore, confidence in page_words(page):
-        shape = {"label": "text", "points": points, "group_id": None, "shape_type": "polygon"}
-        shape |= {"description": text or "", "flags": {"ignore": True} if ignore else {}}
-        shapes.append(shape | {"id": word_id, "confidence": confidence})
-    sheet = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imageData": None}
-    sheet["imagePath"] = ("../" if split else "") + f"images/{page.name}"
-    sheet["imageWidth"], sheet["imageHeight"] = page.size or (None, None)
-    return json.dumps(sheet, ensure_ascii=False)
-
-
-def to_files(pages, split, pattern, write):
-    """{path: text} of a file a page. Raises DataError where two pages would share one."""
-    files = {}
+def to_icdar(pages, split, folder):
     for page in pages:
-        path = str(Path(split or "", pattern.format(PurePosixPath(page.name).stem)))
-        if path in files:
-            raise DataError(f"image {page.name}", f"{path} would hold several pages", "rename it")
-        files[path] = write(page, split)
-    return files
+        lines = []
+        for _, points, text, ignore, _ in page_words(page):
+            if len(points) != 4:
+                points = cv2.boxPoints(cv2.minAreaRect(np.float32(points))).tolist()
+            numbers = [f"{v:.4f}".rstrip("0").rstrip(".") for point in points for v in point]
+            text = "###" if ignore else " ".join((text or "").split("\n"))
+            if parse_icdar_line(",".join([*numbers, text]))[1] != (text or None):
+                text = f'"{text}"'
+            lines.append(",".join([*numbers, text]) + "\n")
+        if len(Path(page.name).parts) > 1:
+            raise DataError(f"image {page.name}", "ICDAR knows no sub folders", "move its picture")
+        yield Path(split or "", f"gt_{Path(page.name).stem}.txt"), "".join(lines)
 
 
-to_icdar = partial(to_files, pattern="gt_{}.txt", write=icdar_file)
-to_labelme = partial(to_files, pattern="{}.json", write=labelme_file)
+def to_labelme(pages, split, folder):
+    for page in pages:
+        shapes, (width, height) = [], page.size or (None, None)
+        for word_id, points, text, ignore, confidence in page_words(page):
+            shape = {"label": "text", "points": points, "group_id": None, "shape_type": "polygon"}
+            shape |= {"description": text or "", "flags": {"ignore": True} if ignore else {}}
+            shapes.append(shape | {"id": word_id, "confidence": confidence})
+        sheet = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": page.name}
+        sheet |= {"imageData": None, "imageWidth": width, "imageHeight": height}
+        text = json.dumps(sheet, ensure_ascii=False)
+        yield Path(split or "", f"{Path(page.name).stem}.json"), text
+
+
 FORMATS = {"json": to_json, "icdar": to_icdar, "paddle": to_paddle, "labelme": to_labelme}
 
 

@@ -20,7 +20,8 @@ QUAD = [[1, 2], [30, 2], [30, 9], [1, 9]]
 LOST = {
     "json": set(),
     "labelme": {"groups"},
-    "paddle": {"ids", "confidences", "sizes", "groups", "ignore flags"},  # `*` is its don't care
+    # `*` is its don't care, and `###` the text of what is ignored
+    "paddle": {"ids", "confidences", "sizes", "groups", "ignore flags", "texts"},
     "icdar": {"ids", "confidences", "sizes", "groups", "texts", "outlines"},
 }
 
@@ -257,19 +258,60 @@ def test_labelme_shapes(tmp_path):
         labelme(tmp_path, {}, {"shape_type": kind, "points": [[1, 2], [3, 4]]})
         with pytest.raises(DataError, match=f"a.json: shape 2 is a {kind}; draw it as a polygon"):
             load_labels(tmp_path)
+    labelme(tmp_path, {"score": None}, {"score": 0.25}, {"score": 0.5, "confidence": 0.75})
+    assert load_labels(tmp_path)[0].confidences == [1.0, 0.25, 0.75]  # X-AnyLabeling's, and ours
     labelme(tmp_path, {"points": [[1, 2], [3, 4]]})
     with pytest.raises(DataError, match="a.json: word 0001: 2 points; 3 to"):
         load_labels(tmp_path)
 
 
 def test_splits_in_folders_of_their_own(tmp_path):
-    """The folders of PPOCRLabel's and labelme's users: each split beside its own pictures."""
+    """The folders of PPOCRLabel's and labelme's users: each split beside its own pictures, which go
+    with it, and none of which is changed."""
     for split in ("train", "val"):
         sample(tmp_path / "in" / split, "Label.txt")
-    with pytest.raises(DataError, match="in: its pictures lie in 2 folders; convert each"):
-        data.convert(tmp_path / "in", tmp_path / "out", "json")
-    assert not list(tmp_path.glob("out*"))
-    data.convert(tmp_path / "in" / "val", tmp_path / "out", "json")
+    before = {path: path.read_bytes() for path in (tmp_path / "in").rglob("*.*")}
+    for to in labels.FORMATS:
+        data.convert(tmp_path / "in", tmp_path / to, to)
+        for split in ("train", "val"):
+            pages = load_labels(tmp_path / to, split)
+            folder = tmp_path / to / ("images" if to == "json" else "") / split
+            assert sorted(page.path for page in pages) == sorted(folder.glob("*.jpg"))
+            assert [len(page.polygons) for page in pages] == [4, 2]
+    assert all(path.read_bytes() == raw for path, raw in before.items())
+
+
+def test_paddle_files_are_those_that_ppocrlabel_opens(tmp_path, monkeypatch):
+    """It opens a folder of pictures, shows what Label.txt in it says of FOLDER/PICTURE, keeps what
+    fileState.txt names when it saves, and evaluates each line with Python's literals."""
+    monkeypatch.chdir(tmp_path)
+    words = {"1": {"points": QUAD, "transcription": "5.00", "ignore": True}, "2": {"points": QUAD}}
+    write_json(tmp_path / "in", {"a.jpg": {"words": words}})
+    for source, folder in (("in", "out/train"), ("in/train.json", "one")):
+        data.convert(source, folder.split("/")[0], "paddle")
+        name, tab, line = Path(folder, "Label.txt").read_text().partition("\t")
+        opened = Path(folder).absolute() / "a.jpg"
+        assert tab and opened.is_file() and name == "/".join(opened.parts[-2:])
+        assert Path(folder, "fileState.txt").read_text() == f"{name}\t1\n"
+        literal = line.replace("false", "False").replace("true", "True")
+        assert [(w["transcription"], w["difficult"]) for w in eval(literal)] == [
+            ("###", True),
+            ("", False),
+        ]
+        (page,) = load_labels(Path(folder))
+        assert page.ignore == [True, False] and page.name == "a.jpg"
+
+
+def test_pictures_are_copied_where_they_cannot_be_linked(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    write_json(tmp_path / "in", {"a.jpg": {"words": {}}})
+    monkeypatch.setattr(data.os, "link", no_links)
+    data.convert(tmp_path / "in", tmp_path / "out", "json")
+    (page,) = load_labels(tmp_path / "out", "train")
+    assert page.path.stat().st_nlink == 1
+    assert page.path.read_bytes() == (tmp_path / "in" / "images" / "a.jpg").read_bytes()
 
 
 def test_pictures_in_sub_folders(tmp_path):
@@ -288,3 +330,85 @@ def test_spaces_of_every_kind_in_picture_names(tmp_path):
         write_json(tmp_path, {name: {"words": {}}})
         (tmp_path / "Label.txt").write_text(f"x/{name}\t[]\n")
         assert load_labels(tmp_path, "train")[0].name == load_labels(tmp_path)[0].name == name
+
+
+def coco(*annotations, name="a.jpg", **image):
+    """A file as CVAT, Label Studio and Roboflow write it; each annotation on the picture 7."""
+    images = [{"id": 7, "file_name": name, "width": 40, "height": 30, **image}]
+    drawn = [{"id": i, "image_id": 7, "category_id": 1, **a} for i, a in enumerate(annotations, 1)]
+    return json.dumps({"images": images, "annotations": drawn, "categories": [{"id": 1}]})
+
+
+FLAT = [float(v) for point in QUAD for v in point]
+BOX = {"segmentation": [], "bbox": [1, 2, 29, 7], "iscrowd": 0}
+TOOLS = {  # where their exports lie, and how they name a picture
+    "one.json": ("one.json", "a.jpg", "a.jpg"),
+    "train.json": ("", "a.jpg", "images/a.jpg"),
+    "_annotations.coco.json": ("", "a.jpg", "a.jpg"),
+    "train/_annotations.coco.json": ("", "a.jpg", "train/a.jpg"),
+    "result.json": ("", "images/a.jpg", "images/a.jpg"),
+    "annotations/instances_default.json": ("", "a.jpg", "images/default/a.jpg"),
+    "annotations/instances_train.json": ("", "a.jpg", "images/train/a.jpg"),
+}
+
+
+@pytest.mark.parametrize("file", TOOLS)
+def test_coco_lies_where_the_tools_put_it(tmp_path, file):
+    given, name, picture = TOOLS[file]
+    blank(tmp_path / picture, 30, 40)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(coco({"segmentation": [FLAT], "bbox": [1, 2, 29, 7]}, name=name))
+    (page,) = load_labels(tmp_path / given, "train")
+    assert page.path == tmp_path / picture and page.size == (40, 30)
+    assert page.polygons[0].tolist() == QUAD and page.ids == ["1"] and page.ignore == [False]
+    data.convert(tmp_path / given, tmp_path / "out", "json")
+    assert load_labels(tmp_path / "out", "train")[0].polygons[0].tolist() == QUAD
+
+
+def test_roboflows_valid_is_the_val_split(tmp_path):
+    for split in ("train", "valid", "test"):
+        blank(tmp_path / split / "a.jpg", 30, 40)
+        (tmp_path / split / "_annotations.coco.json").write_text(coco(BOX))
+    assert list(data.load_splits(tmp_path)) == ["train", "val", "test"]
+    assert load_labels(tmp_path, "val")[0].path == tmp_path / "valid" / "a.jpg"
+
+
+def test_coco_annotations(tmp_path):
+    """Several polygons, boxes, turned ones, don't care, texts and scores under the tools' names."""
+    blank(tmp_path / "a.jpg", 30, 40)
+    turned = {**BOX, "attributes": {"rotation": 90.0, "occluded": False}}
+    crowd = {**BOX, "iscrowd": 1, "attributes": {"text": "7,50", "iscrowd": False}}
+    others = {"utf8_string": "a", "ignore": 1, "attributes": None}, {"caption": "b", "score": 0.5}
+    several = {"segmentation": [FLAT, FLAT[2:]], "bbox": [0, 0, 1, 1], "transcription": "x"}
+    (tmp_path / "c.json").write_text(
+        coco(several, BOX, turned, crowd, *({**BOX, **o} for o in others))
+    )
+    (page,) = load_labels(tmp_path / "c.json")
+    assert page.ids == ["1", "1.1", "2", "3", "4", "5", "6"]
+    assert page.texts == ["x", "x", None, None, "7,50", "a", "b"]
+    assert page.ignore == [False] * 4 + [True, True, False]
+    assert page.confidences == [1.0] * 6 + [0.5]
+    assert page.polygons[1].tolist() == QUAD[1:] and page.polygons[2].tolist() == QUAD
+    corners = sorted(np.round(page.polygons[3], 3).tolist())
+    assert corners == [[12, -9], [12, 20], [19, -9], [19, 20]]
+
+
+@pytest.mark.parametrize(
+    "annotation, message",
+    [
+        ({"segmentation": {"counts": [1], "size": [3, 4]}}, "annotation 1: a mask .RLE.; export"),
+        ({"segmentation": [[1, 2, 3]]}, "word 1: 2 points; 3 to"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "word 1: its points are not"),
+        ({"segmentation": 7, "bbox": 7}, "annotation 1: bbox: 0 points"),
+        ({"bbox": [1, 2, "a", 4]}, "annotation 1: bbox: its points are not"),
+        ({"bbox": [1, 2, 3]}, "annotation 1: bbox: its points are not"),
+        ({**BOX, "attributes": {"rotation": "x"}}, "annotation 1: bbox: its points are not"),
+        ({**BOX, "image_id": [8]}, r"c.json: annotations of picture \[8\], which it lacks"),
+        ({**BOX, "text": 7}, "word 1: transcription is not a text"),
+    ],
+)
+def test_bad_coco_is_one_line(tmp_path, annotation, message):
+    blank(tmp_path / "a.jpg", 30, 40)
+    (tmp_path / "c.json").write_text(coco(annotation))
+    with pytest.raises(DataError, match=message):
+        load_labels(tmp_path / "c.json")

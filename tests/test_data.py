@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import hostile
@@ -293,8 +295,140 @@ def test_picture_names_cannot_leave_the_folder_but_images_may_be_a_link(tmp_path
     (outer / "images" / "link.png").symlink_to(write_labels(outer, {}) / "train.json")
     (inner / "images").symlink_to(outer / "images")
     assert load_labels(write_labels(inner, {"a.png": {"words": {}}}), "train")
-    with pytest.raises(DataError, match=f"image {name}: .* leads out of the data folder"):
+    with pytest.raises(DataError, match=f"image {name}: leads out of the data folder"):
         load_labels(write_labels(inner, {name: {"words": {}}}), "train")
+
+
+def write_competition(folder, merged=False, **pages):
+    """A competition's folder: jsons/SPLIT.json with more keys than are read, indented, and pictures
+    in images/SPLIT/ or images/; pages: how many of each split, those of test without words."""
+    (folder / "jsons").mkdir(parents=True)
+    word = {"points": QUAD, "orientation": "Horizontal", "language": ["ko"], "illegibility": False}
+    word |= {"transcription": None, "word_tags": None, "confidence": None}
+    entry = {"paragraphs": {}, "chars": {}, "img_w": 300, "img_h": 200, "relations": {}}
+    entry |= {"annotation_log": {"worker": "w"}, "license_tag": {"type": None}, "tags": ["auto"]}
+    for split, count in pages.items():
+        place = folder / "images" / ("" if merged else split)
+        place.mkdir(parents=True, exist_ok=True)
+        names = [f"{split}_{i}.jpg" for i in range(count)]
+        for seed, name in enumerate(names):
+            noise = np.random.default_rng([*map(ord, split), seed]).integers(0, 255, (200, 300, 3))
+            cv2.imwrite(str(place / name), noise)
+        entry["words"] = {} if split == "test" else {"0001": word, "0002": word}
+        images = {name: entry for name in names}
+        (folder / "jsons" / f"{split}.json").write_text(json.dumps({"images": images}, indent=4))
+    return folder
+
+
+@pytest.mark.parametrize("given", ["", "jsons"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_competitions_folder(tmp_path, monkeypatch, capsys, given, merged):
+    monkeypatch.chdir(tmp_path)
+    write_competition(tmp_path / "c", merged, train=3, val=2, test=2)
+    folder = str(tmp_path / "c" / given)
+    splits = data.load_splits(folder)
+    assert {split: len(pages) for split, pages in splits.items()} == {
+        "train": 3,
+        "val": 2,
+        "test": 2,
+    }
+    for split, pages in splits.items():
+        place = tmp_path / "c" / "images" / ("" if merged else split)
+        assert {page.path.parent for page in pages} == {place}
+    page = splits["val"][0]
+    assert page.texts == [None] * 2 and page.ignore == [False] * 2 and page.confidences == [1.0] * 2
+    train, val, _, split = data.run_pages(replace(HP, data=folder))
+    assert len(train) == 3 and len(val) == 2 and split is None
+    data.check(folder, HP)
+    said = capsys.readouterr().out
+    assert "test  2 pages, 2 without text\ntest  no words: unlabelled, to be predicted" in said
+    assert said.count("test ") == 2 and "warning" not in said
+
+
+def test_image_dir_may_have_a_folder_a_split(tmp_path):
+    """For train and val together, and for predictions of pages of any split."""
+    write_competition(tmp_path / "c", train=3, val=2, test=2)
+    shutil.move(tmp_path / "c" / "images", tmp_path / "pictures")
+    with pytest.raises(
+        DataError, match=r"image train_0.jpg: no such picture in .*; see --image-dir"
+    ):
+        data.load_splits(tmp_path / "c")
+    hp = replace(HP, data=str(tmp_path / "c"), image_dir=str(tmp_path / "pictures"))
+    train, val, _, _ = data.run_pages(hp)
+    assert {page.path.parent.name for page in train} == {"train"} and len(val) == 2
+    found = {"test_1.jpg": {"words": {"1": {"points": QUAD, "confidence": 0.9}}}}
+    (tmp_path / "p.json").write_text(json.dumps({"images": found}))
+    (page,) = data.pseudo_pages(replace(hp, pseudo_labels=str(tmp_path / "p.json")), train)
+    assert page.path == tmp_path / "pictures" / "test" / "test_1.jpg"
+    # a picture of another split is none of this one's
+    shutil.move(tmp_path / "pictures" / "train" / "train_1.jpg", tmp_path / "pictures" / "val")
+    with pytest.raises(DataError, match="image train_1.jpg: no such picture in .*pictures/train"):
+        data.run_pages(hp)
+
+
+def test_words_without_points_are_none(tmp_path):
+    empty = {"a": {"points": []}, "b": {"points": None, "transcription": "x"}, "c": {}}
+    images = write_page(tmp_path, words=empty) | write_page(tmp_path, "b.png")
+    page, other = load_labels(write_labels(tmp_path, images), "train")
+    assert page.polygons == page.ids == [] and len(other.polygons) == 1
+    del images["a.png"]["words"]
+    with pytest.raises(DataError, match='image a.png: no "words" object'):  # b.png has them
+        load_labels(write_labels(tmp_path, images), "train")
+    (page,) = load_labels(write_labels(tmp_path, {"a.png": {}}), "train")
+    assert page.polygons == []
+
+
+def test_a_file_of_a_gib_is_read_and_a_larger_one_is_not(tmp_path):
+    file = tmp_path / "train.json"
+    with open(file, "wb") as out:
+        out.truncate((1 << 30) + 1)
+    with pytest.raises(DataError, match="train.json: larger than 1024 MiB; split it"):
+        load_labels(file)
+
+
+def test_what_loader_processes_get_is_small(tmp_path):
+    """Per word little more than its four points and its flag."""
+    page = labels.Page("a", tmp_path / "a.png", size=(300, 200))
+    for i in range(1000):
+        page.add(i, np.array(QUAD) + i / 100, f"a text {i}")
+    pages = [replace(page) for _ in range(5)]
+    assert len(pickle.dumps(data.Receipts(pages, HP))) < 5000 * 80
+
+
+def test_equal_warnings_are_counted(tmp_path, capsys):
+    images = {}
+    for i in range(8):
+        images |= write_page(tmp_path, f"{i}.png", img_w=1, img_h=2)
+    data.check(write_labels(tmp_path, images), HP)
+    said = capsys.readouterr().out
+    assert said.count("the label file says (1, 2)") == said.count("near-duplicates within") - 1 == 3
+    assert "warning: train: pages of another size: 5 more\n" in said
+    assert "near-duplicates within a split: 4 more\n" in said
+
+
+def test_check_draws_samples_with_their_targets(tmp_path, monkeypatch, capsys):
+    """A white page: green where words are learned, blue where they are ignored; padding is not."""
+    monkeypatch.chdir(tmp_path)
+    words = {"1": {"points": QUAD}, "2": {"points": np.add(QUAD, (0, 60)).tolist(), "ignore": True}}
+    white = np.full((128, 128, 3), 255, np.uint8)
+    images = write_page(tmp_path, "y.png", words=words)
+    cv2.imwrite("images/y.png", white)
+    write_labels(tmp_path, images)
+    Path("h.json").write_text(json.dumps({"aug_strength": 0, "size": 128, "batch": 1}))
+    assert data.main(["check", ".", "--hparams", "h.json", "--pictures", "out"]) == 0
+    assert "out: samples as training sees them" in capsys.readouterr().out
+    (file,) = Path("out").iterdir()
+    assert file.name == "00000-y.jpg"
+    drawn = read_image(file).astype(int)
+    assert drawn.shape == (128, 128, 3)
+    for (x, y), colour in (((35, 20), (127, 254, 127)), ((35, 80), (127, 127, 254))):
+        assert np.abs(drawn[y, x] - colour).max() < 30, drawn[y, x]
+    assert drawn[10:12, 20:50, 0].mean() > 180  # the threshold map on an outline
+    assert np.abs(drawn[120, 100] - 127).max() < 10
+    before = file.read_bytes()
+    assert data.main(["check", ".", "--pictures", "out"]) == 2
+    assert "out: exists; choose another folder" in capsys.readouterr().err
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
@@ -463,7 +597,10 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
         ("check nowhere", 2, "nowhere: no such file or folder"),
         ("check cut,gone", 2, "cut,gone: several sets; name one; train.py alone takes more"),
         ("check . --image-dir nowhere", 2, "--image-dir nowhere: no such folder"),
-        ("check . --size 100", 2, "--size 100: not a multiple of 32"),
+        ("check . --size 100", 2, "size = 100 is not a multiple of 32"),
+        ("check . --to json", 2, "error: unrecognized arguments: --to json (see --help)"),
+        ("split . --pictures x", 2, "error: unrecognized arguments: --pictures x (see --help)"),
+        ("synth s --pages 0", 2, "--pages 0: at least 2 is needed"),
         ("check . --sise 64", 2, "unrecognized arguments: --sise 64; did you mean --size?"),
         ("synth s --pages 1", 2, "--pages 1: at least 2 is needed"),
         ("synth s --seed -1", 2, "--seed -1: at least 0 is needed"),
@@ -621,5 +758,5 @@ def test_hostile_input_is_an_error_of_one_line(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     hostile.CHECK[name](tmp_path)
     with pytest.raises(DataError) as error:
-        data.check(".", 960, None)
+        data.check(".", HP)
     assert str(error.value).isprintable() and len(str(error.value)) < 500
