@@ -1,14 +1,15 @@
 """How several networks vote: mean maps, polygon voting, the gate against the best member, the CSV.
 
 python ensemble.py runs/run8-fold*/last.pt --data DATA   on labelled pages that no member trained on
-python ensemble.py                                       the one whole set of fold runs under runs/
-python ensemble.py a.pt b.pt other.json --method voting --threshold 2 --data DATA
+python ensemble.py                                       the one name's fold runs under runs/
+python ensemble.py a.pt b.pt other.json --method voting --votes 2 --data DATA
 python ensemble.py best.pt --data TEST --sample sample_submission.csv --submission out.csv
 python ensemble.py --validate out.csv --data TEST        what is wrong with a submission, and where
 
 One checkpoint is an ensemble of one. Exit code 5: not shown to be better than the best member."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -30,7 +31,7 @@ import labels
 from db_postprocess import DECODING, decode_page, first_that_fit
 from dbnet import choose_device, load_network
 from files import DataError, Parser, UsageError, exit_code, read_json, read_text, replace_file
-from hparams import Hparams, add_flags, checked, given_flags, read_hparams, saved_hparams
+from hparams import Hparams, add_flags, checked, saved_hparams
 
 SAME_WORD = 0.5  # IoU from which two members mean the same word
 HEADER = ["filename", "polygons"]
@@ -53,11 +54,11 @@ def signed_area(polygon):
     return (x[:-1] @ y[1:] - y[:-1] @ x[1:] + x[-1] * y[0] - y[-1] * x[0]) / 2
 
 
-def vote(members, weights, threshold):
+def vote(members, weights, votes):
     """K x (N polygons [P, 2], scores [N]) of one page, None where a member has not seen it, and K
     weights -> polygons (list of [P, 2], see canonical) of the words that enough members see and
     confidences [N] = sum of weight x score over the weights of all, highest first, whatever the
-    order of members, polygons and vertices. threshold: least sum of the weights of those who see a
+    order of members, polygons and vertices. votes: least sum of the weights of those who see a
     word; of a page that some have not seen the same share of the others' weights. Of each word one
     member's polygon is taken: the mean of shifted quads is no quad."""
     seen = sorted((w, rank_regions(*m)) for m, w in zip(members, weights) if m is not None)
@@ -69,7 +70,7 @@ def vote(members, weights, threshold):
     result = []
     for cluster in cluster_words(overlap, owner):
         weight = weights_seen[owner[cluster]]
-        if weight.sum() >= threshold * weights_seen.sum() / sum(weights) - 1e-9:
+        if weight.sum() >= votes * weights_seen.sum() / sum(weights) - 1e-9:
             points = regions[medoid(cluster, weight, overlap, score)][0]
             result.append((weight @ score[cluster] / weights_seen.sum(), points))
     result.sort(key=lambda item: (-round(item[0], 12), item[1]))
@@ -131,12 +132,13 @@ def flipped(model):
 
 
 class Member(NamedTuple):
-    """A network or a predictions file (regions by page name); its run's recorded scores."""
+    """A network or a predictions file (regions by page); its run's recorded scores; a digest."""
 
     name: str
     network: evaluate.Network | None
     regions: dict | None
     scores: dict
+    digest: str = ""
 
 
 class Ensemble(NamedTuple):
@@ -147,7 +149,7 @@ class Ensemble(NamedTuple):
     weights: list
     method: str
     hp: Hparams | None
-    threshold: float
+    votes: float
     device: torch.device
     scored: frozenset = frozenset()
 
@@ -157,56 +159,47 @@ def load_member(source, overrides, scales, flip, device):
     if not source.endswith(".json"):
         model, hp, state = load_network(source, device)
         model = flipped(model) if flip else model
-        network = evaluate.Network(model, replace(hp, **overrides), scales)
-        return Member(source, network, None, state.get("scores") or {})
-    regions = evaluate.read_predictions(source)
-    if not any(polygons for polygons, _ in regions.values()):
-        raise DataError(source, f"no region on any of {len(regions)} pages", "give predictions")
-    return Member(source, None, regions, {})
+        network = evaluate.Network(model, evaluate.overridden(source, hp, overrides), scales)
+        weights = (t.half().numpy() for t in (state.get("ema") or state["model"]).values())
+        digest = hashlib.sha256(b"".join(t.tobytes() for t in weights)).hexdigest()  # see --export
+        return Member(source, network, None, state.get("scores") or {}, digest)
+    return Member(source, None, evaluate.read_predictions(source), {}, data.picture_digest(source))
 
 
 def discover(folder="runs"):
-    """best.pt of the runs under `folder` that are the one whole set of folds. Raises UsageError."""
-    sets, private = defaultdict(dict), {"name": "", "fold": 1, "workers": -1, "stop_epoch": 0}
+    """last.pt of the one name's fold runs under `folder` that are all finished, else UsageError."""
+    sets, same = defaultdict(dict), {"fold": 1, "workers": -1, "stop_epoch": 0, "cache": False}
     for file in sorted(Path(folder).glob("**/hparams.json")):
-        best = file.with_name("best.pt")
-        if best.exists() and (hp := saved_hparams(read_json(file), file)).folds:
-            first = sets[replace(hp, **private)].setdefault(hp.fold, str(best))
-            if first != str(best):
-                raise UsageError(best, f"is the fold of {first} again", "name checkpoints")
-    whole = [list(files.values()) for hp, files in sets.items() if len(files) == hp.folds]
+        if (hp := saved_hparams(read_json(file), file)).folds:
+            log, name = file.with_name("log.csv"), str(file.parent)
+            epochs = len(read_text(log).splitlines()) - 1 if log.exists() else 0
+            key = replace(hp, name=name.replace(f"-fold{hp.fold}", "-fold*"), **same)
+            sets[key][hp.fold] = str(file.with_name("last.pt")), epochs
+    whole, found = [], []
+    for hp, runs in sets.items():
+        epochs = [runs[fold][1] if fold in runs else "no" for fold in range(1, hp.folds + 1)]
+        whole += [runs] if {*epochs} == {hp.epochs} else []
+        found.append(f"{hp.name}: {', '.join(map(str, epochs))} of {hp.epochs} epochs")
     if len(whole) == 1:
-        return whole[0]
-    found = [f"{file} (of {hp.folds})" for hp, files in sets.items() for file in files.values()]
-    what = f"{len(whole)} whole sets of fold runs (found: {', '.join(found) or 'none'})"
+        return [runs[fold][0] for runs in whole for fold in sorted(runs)]
+    what = f"{len(whole)} finished sets of fold runs, by fold: {'; '.join(found) or 'none'}"
     raise UsageError(f"{folder}/", what, "name checkpoints")
 
 
-def recorded_score(member):
-    """H-mean that the run measured on the pages it held out. Raises DataError if there is none."""
-    if "hmean" not in member.scores:
-        raise DataError(member.name, "no out-of-fold score in it", "leave out --best, --weights")
-    return member.scores["hmean"]
-
-
-def choose_members(members, best, drop_worst):
-    """The `best` members, or all but the worst, by their recorded scores; the order stays."""
-    keep = len(members) - 1 if drop_worst else best or len(members)
-    if not 1 <= keep <= len(members):
-        raise UsageError("--best", f"{keep} of {len(members)} members", "keep 1 to all of them")
-    if keep == len(members):
-        return members
-    ranked = sorted(range(len(members)), key=lambda k: -recorded_score(members[k]))
-    return [members[k] for k in sorted(ranked[:keep])]
-
-
-def member_weights(given, members):
-    """None, `scores` or K numbers -> K weights whose mean is 1. Raises UsageError."""
-    scores = map(recorded_score, members) if given == "scores" else None
-    weights = list(scores or given or [1.0] * len(members))
-    if len(weights) != len(members) or not all(0 < w < math.inf for w in weights):
-        raise UsageError("--weights", f"{len(members)} positive numbers are needed, one a member")
-    return [w * len(weights) / sum(weights) for w in weights]
+def choose_members(found, keep, given):
+    """The `keep` members of the best recorded scores in their order, and their weights of mean 1:
+    `given` numbers, `scores`, or None for equal ones. Raises DataError, UsageError."""
+    if not 1 <= keep <= len(found):
+        raise UsageError("--best", f"{keep} of {len(found)} members", "keep 1 to all of them")
+    for member in found if keep < len(found) or given == "scores" else ():
+        if "hmean" not in member.scores:
+            raise DataError(member.name, "no out-of-fold score", "leave out --best, --weights")
+    best = sorted(found, key=lambda member: -member.scores.get("hmean", 0))[:keep]
+    members = [member for member in found if member in best]
+    weights = [m.scores["hmean"] for m in members] if given == "scores" else given or [1.0] * keep
+    if len(weights) != keep or not all(0 < w < math.inf for w in weights):
+        raise UsageError("--weights", f"{keep} positive numbers are needed, one a member")
+    return members, [w * keep / sum(weights) for w in weights]
 
 
 def common_decoding(members):
@@ -218,9 +211,6 @@ def common_decoding(members):
             remedy = f"say which by --{key}" if key in evaluate.OVERRIDES else "use --method voting"
             raise UsageError(key, f"members decode differently: {shown}", remedy)
     return members[0].network.hp
-
-
-# ---------------------------------------------------------------- prediction
 
 
 def predict_all(ensemble, pages, subsets):
@@ -245,7 +235,7 @@ def combine(ensemble, page, keep, maps, found):
     """(polygons, scores) of the members `keep` (indices) on one page."""
     if ensemble.method == "voting":
         votes = [f if k in keep else None for k, f in enumerate(found)]
-        return vote(votes, ensemble.weights, ensemble.threshold)
+        return vote(votes, ensemble.weights, ensemble.votes)
     maps, weights = zip(*((maps[k], ensemble.weights[k]) for k in keep))
     shape = max(evaluate.map_shape(page.size, m.network.hp) for m in ensemble.members)
     return decode_page(evaluate.mean_map(maps, weights, shape), page.size, ensemble.hp)
@@ -267,17 +257,16 @@ def gate(ensemble, pages, seen):
         one["over"] += evaluate.in_sample(how)
     result = evaluate.mark(cleval.summarise(pages, rows), seen[-1])
     result["method"] = ensemble.method
-    result["members"] = [{"name": name, **one} for name, one in zip(names, scores)]
+    members = zip(names, ensemble.weights, scores)
+    result["members"] = [{"name": name, "weight": w, **one} for name, w, one in members]
     result["leave_one_out"] = [{"without": n, **s} for n, s in zip(names, scores[len(names) :])]
     if len(everyone) > 1:
         best = max(everyone, key=lambda k: (scores[k]["hmean"], names[k]))
-        difference = cleval.paired_difference(
-            rows["page"], others[best], cleval.mean_scores, groups
-        )
-        if difference["verdict"] != "better":  # the best member was picked on these same pages
-            difference["verdict"] = "not shown to be better"
-        difference["over"] += evaluate.in_sample(seen[-1])
-        result["gate"] = {"best_member": names[best], **difference}
+        gain = cleval.paired_difference(rows["page"], others[best], cleval.mean_scores, groups)
+        if gain["verdict"] != "better":  # the best member was picked on these same pages
+            gain["verdict"] = "not shown to be better" + gain["verdict"].partition(" tell")[2]
+        gain["over"] += evaluate.in_sample(seen[-1])
+        result["gate"] = {"best_member": names[best], **gain}
     return together, result
 
 
@@ -296,7 +285,7 @@ def print_gate(result):
 def decide(interval, success, acceptable):
     """Which of three verdicts holds for all of an interval [low, high] of H-means, if any."""
     verdicts = ("success", "acceptable", "fall back to hparams/run3.json")
-    high, low = sorted(0 if v >= success else 1 if v >= acceptable else 2 for v in interval)
+    low, high = (0 if v >= success else 1 if v >= acceptable else 2 for v in interval)
     unsure = f"cannot tell: from {verdicts[low]} to {verdicts[high]}"
     return verdicts[low] if low == high else unsure
 
@@ -321,8 +310,7 @@ def submission_regions(polygons, scores, page_size):
     """Regions of one page for a submission: at most MAX_DETECTIONS, by confidence, none twice."""
     regions = {}
     for n in np.argsort(-np.asarray(scores), kind="stable"):
-        points = region_points(polygons[n], page_size)
-        if points is not None:
+        if (points := region_points(polygons[n], page_size)) is not None:
             regions.setdefault(tuple(canonical(points).ravel().tolist()), points)
     return list(regions.values())[: cleval.MAX_DETECTIONS]
 
@@ -443,10 +431,10 @@ def parse_args(argv):
     add("--split", choices=labels.SPLITS, help="of DATA (default val, for a submission test)")
     add("--image-dir", metavar="DIR", help="where the pictures lie, if not beside the labels")
     add = parser.add_argument_group("how they vote").add_argument
-    add("--method", choices=("maps", "voting"), default="maps", help="(default maps)")
-    add("--threshold", type=float, help="voting: least sum of weights (default: more than half)")
+    add("--method", choices=("maps", "voting"), help="(default maps)")
+    add("--votes", "--threshold", type=float, help="voting: least sum of weights (default: most)")
     add("--weights", type=numbers, help="`scores`, as recorded on held-out pages, or one a member")
-    add("--scales", type=numbers, default=(), help="page sizes to predict at instead, as 960,1120")
+    add("--scales", type=numbers, help="page sizes to predict at instead, as 960,1120")
     add("--flip", action="store_true", help="predict the mirrored page too")
     add("--best", type=int, metavar="N", help="keep the N best members by recorded score")
     add("--drop-worst", action="store_true", help="leave out the worst by recorded score")
@@ -462,23 +450,21 @@ def parse_args(argv):
 
 
 def load_pages(args):
-    """Pages of --data: a split, or the pictures that --sample names, or those of a plain folder."""
+    """Pages of --data: a split, or the pictures of a plain folder; those that --sample names."""
     folder = data.resolve_data(args.data)
-    wanted = "test" if args.submission or args.validate else "val"
-    split = args.split or (wanted if labels.has_split(folder, wanted) else "val")
-    names = read_sample(args.sample) if args.sample else None
-    if not folder.is_dir() or labels.find_labels(folder, split) or labels.folder_labels(folder):
-        pages = {page.name: page for page in labels.load_labels(folder, split, args.image_dir)}
-        if missing := [name for name in names or () if name not in pages]:
-            what = f"{len(missing)} pages are not in {args.data} (first: {missing[0]})"
-            raise DataError(args.sample, what)
-        return [pages[name] for name in names or pages]
-    if names is None and not args.split:
-        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in labels.PICTURES)
-    if not names:
-        return labels.load_labels(folder, split, args.image_dir)  # says what is missing
-    place, where = labels.image_dir_of(folder / "labels", args.image_dir), args.sample or args.data
-    return [labels.Page(name, labels.picture_path(place, name, where)) for name in names]
+    split = args.split or ("test" if args.submission or args.validate else "val")
+    if not args.split and not labels.has_split(folder, split) and labels.has_split(folder, "val"):
+        print(f"warning: {args.data}: no {split} split, val is taken", file=sys.stderr)
+        split = "val"
+    if args.split or labels.find_labels(folder, split) or labels.folder_labels(folder):
+        pages = labels.load_labels(folder, split, args.image_dir)
+    else:
+        pages = evaluate.picture_pages(labels.image_dir_of(folder / "labels", args.image_dir))
+    pages = {page.name: page for page in pages}
+    names = read_sample(args.sample) if args.sample else pages
+    if missing := [name for name in names if name not in pages]:
+        raise DataError(args.sample, f"{len(missing)} pages not in {args.data}: {missing[0]}, ...")
+    return [pages[name] for name in names]
 
 
 def choose_pages(args, members):
@@ -490,40 +476,38 @@ def choose_pages(args, members):
     places = {(hp.data, hp.val_data, hp.image_dir, hp.folds) for hp in runs}
     if len(places) != 1:
         raise UsageError("the pages", "members do not share their data", "add --data")
-    hp, folder = runs[0], data.resolve_data(data.set_names(runs[0].data)[0])
-    if len({run.fold for run in runs}) == 1 or not hp.folds:
-        return data.run_pages(hp)[1]
-    if not labels.has_split(folder, "val"):
-        raise UsageError(folder, "no val split outside the folds", "name pages by --data")
-    return labels.load_labels(folder, "val", hp.image_dir or None)
+    if len({hp.fold for hp in runs}) == 1 or not runs[0].folds:
+        return data.run_pages(runs[0])[1]
+    folder = data.resolve_data(data.set_names(runs[0].data)[0])
+    return labels.load_labels(folder, "val", runs[0].image_dir or None)
 
 
 def build(args):
-    """The ensemble of the command line. Raises DataError."""
-    values = read_hparams(args.hparams) if args.hparams else {}
-    overrides = {key: values[key] for key in (*evaluate.OVERRIDES, "tuned") if key in values}
-    overrides |= given_flags(args, evaluate.OVERRIDES)
+    """The ensemble of the command line; says who is in it. Raises DataError."""
+    overrides, method = evaluate.read_overrides(args), args.method or "maps"
     sources, device = args.sources or discover(), choose_device(args.device)
-    if not args.sources:
-        print(f"members: {', '.join(sources)}", file=sys.stderr)
-    if len(set(sources)) < len(sources):
-        raise UsageError("SOURCE", "a member is named twice", "it would vote twice")
     files = [source for source in sources if source.endswith(".json")]
-    if files and args.method == "maps":
+    if files and method == "maps":
         raise UsageError(files[0], "has no maps", "use --method voting")
-    if args.best is not None and args.drop_worst:
-        raise UsageError("--best and --drop-worst", "both given", "give one of them")
-    scales = [checked("size", size, "--scales") for size in args.scales]
-    members = [load_member(source, overrides, scales, args.flip, device) for source in sources]
+    scales = [checked("size", size, "--scales") for size in args.scales or ()]
+    found = [load_member(source, overrides, scales, args.flip, device) for source in sources]
+    digests = [member.digest for member in found]
+    for k, member in enumerate(found):
+        if (first := digests.index(member.digest)) < k:
+            raise UsageError(member.name, f"the same as {found[first].name}", "it would vote twice")
     by_score = args.best or args.drop_worst or args.weights == "scores"
-    held = [m.scores.get("digests") or m.scores.get("pages", ()) for m in members if by_score]
-    members = choose_members(members, args.best, args.drop_worst)
-    weights = member_weights(args.weights, members)
-    threshold = len(members) / 2 + 1e-6 if args.threshold is None else args.threshold
-    if not 0 < threshold <= len(members):
-        raise UsageError(f"--threshold {threshold}", f"not within 0 to {len(members)}, all weights")
-    hp = common_decoding(members) if args.method == "maps" else None
-    return Ensemble(members, weights, args.method, hp, threshold, device, frozenset().union(*held))
+    held = [m.scores.get("digests") or m.scores.get("pages", ()) for m in found if by_score]
+    keep = len(found) - args.drop_worst if args.best is None else args.best
+    members, weights = choose_members(found, keep, args.weights)
+    shares = {member.name: f"weight {w:.4f}" for member, w in zip(members, weights)}
+    for name, _, _, scores, _ in found:
+        told = f"{shares.get(name, 'left out')}, recorded hmean {scores.get('hmean', 'none')!s:.6}"
+        print(f"member {name}: {told}", file=sys.stderr)
+    votes = len(members) / 2 + 1e-6 if args.votes is None else args.votes
+    if not 0 < votes <= len(members):
+        raise UsageError(f"--votes {votes}", f"not within 0 to {len(members)}, all weights")
+    hp = common_decoding(members) if method == "maps" else None
+    return Ensemble(members, weights, method, hp, votes, device, frozenset().union(*held))
 
 
 def validate(args):
@@ -543,8 +527,7 @@ def judge(args, ensemble, pages):
     members = [(member.name, member.network and member.network.hp) for member in ensemble.members]
     seen = [evaluate.warn_of_leaks(name, pages, hp) for name, hp in members]
     if any("trained" in how for how in seen):
-        remedy = "judge on pages outside all folds, see --data"
-        raise DataError("the gate", "members trained on some of these pages", remedy)
+        raise DataError("the gate", "members trained on some pages", "judge outside all folds")
     known = [{page.name, data.picture_digest(page.path)} & ensemble.scored for page in pages]
     seen.append({how: max(one.get(how, 0) for one in seen) for how in ("chosen", "tuned")})
     seen[-1]["scored"] = sum(map(bool, known))
@@ -559,13 +542,29 @@ def judge(args, ensemble, pages):
     return found, 0 if better else EXIT_NOT_BETTER
 
 
+def check_flags(args):
+    """Raises UsageError on flags that have no effect, or not together."""
+    decoding = " ".join(("flip scales hparams", *evaluate.OVERRIDES))
+    networks = not all(name.endswith(".json") for name in args.sources or [""])
+    others = f"json method votes weights best drop_worst decide submission out {decoding}"
+    rules = [
+        (others, not args.validate, "not with --validate"),
+        ("votes", args.method == "voting", "only with --method voting"),
+        (decoding, networks, "predictions are decoded"),
+        ("drop_worst", args.best is None, "not with --best"),
+        ("split image_dir", args.data, "only with --data"),
+        ("sample", args.submission or args.validate, "only with --submission"),
+    ]
+    evaluate.refuse_idle(args, rules)
+    high, low = args.decide or (1, 0)
+    if not 1 >= high > low >= 0:
+        raise UsageError(f"--decide {high:g} {low:g}", "no falling shares", "of 96.6 % write 0.966")
+
+
 def run(args):
+    check_flags(args)
     if args.validate:
         return validate(args)
-    if args.decide and not args.decide[0] > args.decide[1]:
-        raise UsageError("--decide", "SUCCESS is not above ACCEPTABLE", "swap them")
-    if args.sample and not args.submission:
-        raise UsageError("--sample", "no file to write", "add --submission")
     if args.submission and not args.submission.endswith(".csv"):
         raise UsageError(f"--submission {args.submission}", "not a .csv file")
     ensemble = build(args)
@@ -575,9 +574,10 @@ def run(args):
         evaluate.check_pages(member.name, member.regions, pages, labelled)
     if labelled:
         found, code = judge(args, ensemble, pages)
-    elif args.decide or not (args.submission or args.out):
+    elif not (args.submission or args.out):
         raise UsageError("the pages", "have no labels to judge on", "add --submission or --out")
     else:
+        evaluate.refuse_idle(args, [("decide json", False, "the pages have no labels")])
         ((found,),) = predict_all(ensemble, pages, [range(len(ensemble.members))])[1:]
     out = args.out or args.submission and Path(args.submission).with_suffix(".json")
     with evaluate.predictions_file(out) as write:  # nothing without a path

@@ -5,6 +5,7 @@ python evaluate.py runs/x/best.pt --data DATA    on labelled pages; flags overri
 python evaluate.py predictions.json --data DATA  any detector's output, in the competition's JSON
 python evaluate.py a.pt --compare b.pt           paired difference with its interval
 python evaluate.py best.pt --images DIR --pictures OUT --out predictions.json
+python evaluate.py best.pt --images DIR --rank   without labels: the pages to label next
 python evaluate.py runs/x-fold*/last.pt --tune --write tuned.json"""
 
 import base64
@@ -17,7 +18,7 @@ import time
 import warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import cleval
 import data
@@ -106,15 +106,12 @@ def cut_tiles(image, hp, tile, path):
 
 def load_sheets(index, page, networks, tile):
     """The Sheets of a page for each network and page size; sets page.size. Raises DataError."""
-    image, cuts, sheets = data.read_image(page.path), {}, []
+    image, sheets = data.read_image(page.path), []
     page.size = image.shape[1], image.shape[0]
     for k, network in enumerate(networks):
         for size in network.sizes or (network.hp.size,):
-            cut = size, network.hp.fit
-            if cut not in cuts:
-                cuts[cut] = cut_tiles(image, replace(network.hp, size=size), tile, page.path)
-            tiles, shape, padded = cuts[cut]
-            sheets.append(Sheet(index, k, np.empty(padded[:2], np.uint8), shape, list(tiles)))
+            tiles, shape, padded = cut_tiles(image, replace(network.hp, size=size), tile, page.path)
+            sheets.append(Sheet(index, k, np.empty(padded[:2], np.uint8), shape, tiles))
     return sheets
 
 
@@ -154,9 +151,8 @@ def launch(network, tiles, device):
         logits = network.model(pages.to(device, non_blocking=True))  # [B, 1, H, W]
     maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
     maps = maps.to("cpu", non_blocking=True)
-    if device.type != "cuda":
-        return maps, None
-    return maps, torch.cuda.current_stream(device).record_event()  # of this GPU, current or not
+    cuda = device.type == "cuda"  # the stream of this GPU, current or not
+    return maps, torch.cuda.current_stream(device).record_event() if cuda else None
 
 
 def mean_map(maps, weights, shape):
@@ -232,7 +228,7 @@ def predict_each(networks, pages, device, job, tile=0, failed=None):
                 yield turn, waiting.pop(turn).result()
             turn += 1
 
-    bar = tqdm(total=len(pages), desc="predicting", unit=" pages", leave=False, disable=None)
+    bar = report.progress(desc="predicting", total=len(pages))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
         for i, maps in predict_maps(networks, pages, device, tile, failed):
             waiting[i] = pool.submit(job, pages[i], maps)
@@ -257,10 +253,11 @@ COLOURS = {"label": (60, 90, 255), "hit": (0, 150, 0), "found": (0, 150, 0), "mi
 COLOURS |= {"false alarm": (255, 120, 0), "joined": (160, 0, 200)}
 
 
-def draw_page(page, polygons, side=1400):
+def draw_page(page, polygons, scores=(), side=1400):
     """A page with its labels (thin blue), hits (green), false alarms (orange), labels joined with
     others (purple) and other misses (red) at IoU 0.5, or what was found (green) where labels are
-    not known (None), and a strip that counts them: uint8 RGB [H, W, 3], the longer side >= side."""
+    not known (None), the scores of what was found, and a strip that counts it: uint8 RGB [H, W, 3],
+    the longer side >= side."""
     image = data.read_image(page.path)
     zoom = max(1.0, side / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
@@ -284,6 +281,9 @@ def draw_page(page, polygons, side=1400):
             text = f"{len(outlines)} {kind}"
             cv2.putText(strip, text, (x, 28), font, 0.8 * small, COLOURS[kind], 2, cv2.LINE_AA)
             x += round((16 * len(text) + 20) * small)
+    for polygon, score in zip(polygons, scores):
+        x, y = np.round(polygon.min(0) * zoom).astype(int).tolist()
+        cv2.putText(image, f"{score:.2f}", (x, y - 3), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([strip, image])
 
 
@@ -293,12 +293,13 @@ def picture_file(page, folder):
     return Path(folder, page.name if jpeg else f"{page.name}.jpg")
 
 
-def draw_picture(page, polygons, folder):
+def draw_picture(page, polygons, scores, folder):
     """Write a page as a JPEG into a folder, see `draw_page`, `picture_file`."""
     file = picture_file(page, folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     sharp = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    replace_file(file, cv2.imencode(".jpg", draw_page(page, polygons)[..., ::-1], sharp)[1])
+    image = draw_page(page, polygons, scores)[..., ::-1]
+    replace_file(file, cv2.imencode(".jpg", image, sharp)[1])
 
 
 # ---------------------------------------------------------------- threshold tuning
@@ -335,11 +336,14 @@ def held_out_pages(sources, folder=None, image_dir=None):
     """The pages that each of several fold runs held out, by the record in its checkpoint. folder:
     where the data lie now, if not where the runs found them. Raises DataError when the runs are not
     different folds of one split or the pages are not there."""
-    first, labels, owner, parts = None, None, {}, []
+    labels, owner, parts = None, {}, []
     for source in sources:
         state = load_checkpoint(source, ("model", "hparams", "scores"))
         hp, held = state["hparams"], sorted(state["scores"].get("pages", ()))
-        first = first or hp
+        if labels is None:
+            first, folder = hp, data.resolve_data(folder or data.set_names(hp.data)[0])
+            found = load_labels(folder, "train", image_dir or hp.image_dir or None)
+            labels = {page.name: page for page in found}
         for key in ("data", "image_dir", "folds", "split", "size", "fit", "shrink_ratio"):
             own, other = getattr(hp, key), getattr(first, key)
             if own != other:
@@ -347,10 +351,6 @@ def held_out_pages(sources, folder=None, image_dir=None):
                 raise DataError(source, what, "tuning needs folds of one split")
         if not hp.folds or not held:
             raise DataError(source, "no fold run with a finished epoch", "tune one, or the folds")
-        if labels is None:
-            folder = data.resolve_data(folder or data.set_names(hp.data)[0])
-            found = load_labels(folder, "train", image_dir or hp.image_dir or None)
-            labels = {page.name: page for page in found}
         for name in held:
             if name not in labels:
                 raise DataError(source, f"its held-out page {name} is not in the data")
@@ -363,11 +363,10 @@ def held_out_pages(sources, folder=None, image_dir=None):
 
 def check_target(path, sources):
     """Raises UsageError when --write cannot put values into path."""
-    pt = path.endswith(".pt")
-    if not pt and not path.endswith(".json") or pt and (len(sources) > 1 or Path(path).exists()):
-        need = "a new .pt file for one checkpoint, or a .json file"
-        raise UsageError(f"--write {path}", "cannot hold it", f"give {need}")
-    if not pt and Path(path).exists():
+    there = Path(path).exists()
+    if not path.endswith(".json") and (not path.endswith(".pt") or sources[1:] or there):
+        raise UsageError(f"--write {path}", "not a .json file or, of one source, a new .pt file")
+    if there:
         read_hparams(path)  # told before the tuning
 
 
@@ -378,8 +377,8 @@ def write_setting(path, sources, values):
     if path.endswith(".pt"):
         save_checkpoint(path, {**state, "hparams": hp})
         return
-    for key in ("name", "folds", "fold", "split", "stop_epoch", "workers", "init"):
-        hp.pop(key)
+    own = ("name", "folds", "fold", "split", "stop_epoch", "workers", "init")
+    hp = {key: value for key, value in hp.items() if key not in own}
     write_json(path, {**(read_hparams(path) if Path(path).exists() else hp), **values}, indent=1)
 
 
@@ -388,12 +387,15 @@ def run_tune(args, overrides):
     sources = args.sources
     if args.write:
         check_target(args.write, sources)
-    hp, maps, seen = replace(load_checkpoint(sources[0])["hparams"], **overrides), [], Counter()
+    hp, maps, seen = load_checkpoint(sources[0])["hparams"], [], Counter()
+    hp = overridden(sources[0], hp, overrides)
     held = held_out_pages(sources, args.data, args.image_dir) if len(sources) > 1 else None
     page_lists = held or [choose_pages(args)]
     pages = [page for own in page_lists for page in own]
     if not any(page.polygons for page in pages):
         raise DataError("--tune", "the pages have no labels")
+    if args.split == "test":
+        print("warning: test pages choose the thresholds: no test score any more", file=sys.stderr)
     for source, own in zip(sources, page_lists):
         seen.update({how: n for how, n in warn_of_leaks(source, own).items() if how != "tuned"})
         maps += cached_maps(source, own, hp, args.device)
@@ -404,7 +406,6 @@ def run_tune(args, overrides):
     for part in (result["crossfitted"], result["gain"]):
         part["over"] += in_sample(seen)
     chosen = {key: result["recommended"][key] for key in TUNED}
-    tuned = ",".join(data.picture_digest(page.path) for page in pages)
     picture = Path(sources[0]).parent / "tune.png"
     if args.json:
         print(json.dumps(result))
@@ -414,6 +415,7 @@ def run_tune(args, overrides):
         parts = len({*parts.tolist()})
         print(f"{len(pages)} pages, cross-fitted over {parts} parts; {picture}{alone}")
     if args.write:
+        tuned = ",".join(data.picture_digest(page.path) for page in pages)
         write_setting(args.write, sources, {**chosen, "tuned": tuned})
     try:
         draw_landscape(picture, table, grid, chosen, result["metric"])
@@ -424,21 +426,13 @@ def run_tune(args, overrides):
 # ---------------------------------------------------------------- report
 
 WORST = 12
-LEVELS = np.arange(1, 20) / 20  # of box_thresh
 
 
-def page_details(page, found, chosen):
-    """found, with low scores too, and the polygons chosen of it -> SCORES (cleval "page") at LEVELS
-    [19, 3]; of the labels that count, heights in px and whether they are hit at IoU 0.5."""
-    ignore, gt = np.array(page.ignore, bool), cleval.as_points(page.polygons)
-    labels = cleval.prepare_labels(gt, [None] * len(gt), ignore, "page")
-    keep = np.asarray(found[1]) >= LEVELS[:, None] - 1e-9
-    keep &= keep.cumsum(1) <= cleval.MAX_DETECTIONS
-    pairs = cleval.page_pairs(labels, cleval.as_points(found[0]))
-    scores = cleval.micro_scores(cleval.count_kept(labels, pairs, keep, "page"))
-    outcome = cleval.iou_matches(gt, chosen, ignore)[2]
-    height = np.array([min(cleval.min_area_sides(points)) for points in gt])
-    return scores, height[~ignore], outcome[~ignore] == "hit"
+def page_details(page, polygons):
+    """Of a page's labels that count: heights in px, whether `polygons` hit them at IoU 0.5."""
+    outcome = cleval.iou_matches(page.polygons, polygons, page.ignore)[2]
+    height = [min(cleval.min_area_sides(points)) for points in cleval.as_points(page.polygons)]
+    return np.array(height)[outcome != ""], outcome[outcome != ""] == "hit"
 
 
 def decoding_line(hp):
@@ -469,24 +463,21 @@ def binned(x, y, what):
 def write_report(path, title, hp, pages, rows, details, worst, seen):
     """One HTML page. rows: of METRICS; details: page_details of pages; worst: [(hmean, index,
     polygons)] of those to show; seen: as of warn_of_leaks."""
-    result, (curves, heights, hits) = mark(cleval.summarise(pages, rows), seen), zip(*details)
+    result, (heights, hits) = mark(cleval.summarise(pages, rows), seen), zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
     counts, edges = np.histogram(hmeans, np.arange(min(int(20 * hmeans.min()), 15), 21) / 20)
-    about = f"{result['pages']} pages, {words.sum()} words."
     figures = []
     for hmean, i, polygons in worst:
         name = f"{pages[i].name}: hmean {hmean:.4f}, {words[i]} words, {hits[i].sum()} hit"
         figures.append((name, thumbnail(pages[i], polygons)))
     blocks = report.scores_blocks(
         title,
-        f"{about} Decoding: {decoding_line(hp) if hp else 'as in the file'}.",
+        f"{words.sum()} words. Decoding: {decoding_line(hp) if hp else 'as in the file'}.",
         [name for name, _ in cleval.METRICS.values()],
         result,
         pages=[(count, count, [f"{edge:.2f}"]) for count, edge in zip(counts.tolist(), edges)],
         density=binned(words, hmeans, "pages"),
         heights=binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words"),
-        curves={"box_thresh": LEVELS} | dict(zip(cleval.SCORES, np.mean(curves, 0).T)),
-        chosen=hp.box_thresh if hp else None,
         worst=figures,
     )
     replace_file(path, report.page(title, blocks))
@@ -530,6 +521,7 @@ def export_onnx(source, path, overrides):
     and seen pages as metadata, and print RapidOCR's settings. Raises DataError if maps differ."""
     try:
         import onnx
+        import onnxruntime
     except ImportError:
         raise UsageError("--export", "needs a package", "pip install onnx onnxruntime") from None
     model, hp, state = load_network(source)
@@ -545,19 +537,15 @@ def export_onnx(source, path, overrides):
     for how, digests in seen_digests(state.get("origin") or {}, hp).items():  # too good on these
         about[SEEN[how].replace(" ", "_")] = " ".join(sorted(digests))
     onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
-    graph, checked = graph.SerializeToString(), "not compared, pip install onnxruntime"
-    with suppress(ImportError):
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        pages = [torch.rand(shape) for shape in ((1, 3, 160, 96), (2, 3, 64, 224))]
-        maps = [torch.tensor(session.run(None, {"pages": p.numpy()})[0]) for p in pages]
-        error = max((model(p) - m).abs().max().item() for p, m in zip(pages, maps))
-        checked = f"differ by {error:.1g}"
-        if not error < 1e-4:
-            raise DataError(source, f"as ONNX its maps {checked}; nothing written")
+    graph = graph.SerializeToString()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    pages = [torch.rand(shape) for shape in ((1, 3, 160, 96), (2, 3, 64, 224))]
+    maps = [torch.tensor(session.run(None, {"pages": p.numpy()})[0]) for p in pages]
+    error = max((model(p) - m).abs().max().item() for p, m in zip(pages, maps))
+    if not error < 1e-4:
+        raise DataError(source, f"as ONNX its maps differ by {error:.1g}; nothing written")
     replace_file(path, graph)
-    print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps of PyTorch and onnxruntime: {checked}")
+    print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps differ by {error:.1g} from PyTorch's")
     print_rapidocr(path, hp)
 
 
@@ -598,35 +586,20 @@ def read_predictions(source):
 def predictions_file(path):
     """A predictions.json in the competition's form, with confidences, whole or not at all: gives
     write(page, found), which adds a page. Nothing happens without a path."""
-    if not path:
-        yield lambda page, found: None
-        return
-    path, written = Path(path), False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    entries = []
 
     def write(page, found):
-        nonlocal written
+        if not path:
+            return
         out = Page(page.name, page.path, size=page.size)
         for i, (polygon, confidence) in enumerate(zip(*found), 1):
             out.add(f"{i:04d}", polygon, confidence=confidence)
-        entry = json.dumps(pages_to_json([out])["images"], ensure_ascii=False)[1:-1]
-        file.write(",\n" * written + entry)
-        written = True
+        entries.append(json.dumps(pages_to_json([out])["images"], ensure_ascii=False)[1:-1])
 
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write('{"images": {')
-            yield write
-            file.write("}}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:  # a full disk names no file; an error of another file keeps its name
-        name = error.filename if error.filename not in (None, str(temporary)) else str(path)
-        raise OSError(error.errno, error.strerror or str(error), name) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    Path(path or "").parent.mkdir(parents=True, exist_ok=True)  # told before a prediction
+    yield write
+    if path:
+        replace_file(path, '{"images": {' + ",\n".join(entries) + "}}\n")
 
 
 # ---------------------------------------------------------------- what a checkpoint has seen
@@ -711,20 +684,21 @@ def parse_args(argv):
     add("--json", action="store_true", help="print one JSON object instead of text")
     add = parser.add_argument_group("pages (default: what the run validated on)").add_argument
     add("--data", help="folder or label file")
-    add("--split", default="val", choices=SPLITS, help="of DATA (default val)")
+    add("--split", choices=SPLITS, help="of DATA (default val)")
     add("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
     add("--images", metavar="PATH", help="pictures without labels: one, or a folder and below")
-    add("--tile", type=int, default=0, metavar="PX", help="cut larger pages into tiles")
+    add("--tile", type=int, metavar="PX", help="cut larger pages into tiles")
+    add("--rank", action="store_true", help="pages without labels, the ones to label next first")
     add = parser.add_argument_group("files to write").add_argument
     add("--out", metavar="JSON", help="predictions with confidences")
-    exported = "the network for onnxruntime, RapidOCR, or as .pt in half its size"
-    add("--export", metavar="FILE", help=exported)
-    add("--html", metavar="FILE", help="a report: worst pages, scores by size, thresholds")
+    add("--export", metavar="FILE", help="x.onnx for onnxruntime, RapidOCR; x.pt in half the size")
+    add("--html", metavar="FILE", help="a report: worst pages, scores by size and density")
     add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
     add = parser.add_argument_group("thresholds").add_argument
     add("--tune", action="store_true", help="search them, out of fold (give all), cross-fitted")
     add("--metric", choices=[*METRICS], help="what --tune searches by (default hmean)")
     add("--write", metavar="PATH", help="checkpoint (.pt, a copy) or hparams (.json) with them")
+    add("--hparams", metavar="JSON", help="take the values below from this file")
     add_flags(parser, OVERRIDES, "instead of the values in the checkpoint")
     args = parser.parse_args(argv)
     args.source = args.sources[0]
@@ -749,109 +723,135 @@ def picture_pages(path):
 def choose_pages(args):
     """The labelled pages to score on. Raises DataError."""
     if args.data:
-        return load_labels(data.resolve_data(args.data), args.split, args.image_dir)
+        return load_labels(data.resolve_data(args.data), args.split or "val", args.image_dir)
     if args.source.endswith(".json"):
         raise UsageError(args.source, "needs labels to be scored", "add --data")
     hp = load_checkpoint(args.source)["hparams"]
-    if args.compare and not args.compare.endswith(".json"):
-        other = load_checkpoint(args.compare)["hparams"]
-        for key in ("data", "val_data", "folds", "fold"):
-            if getattr(hp, key) != getattr(other, key):
-                what = f"validated on other pages ({key} differs) and may know these"
-                remedy = "name pages that neither has seen by --data"
-                raise UsageError(f"--compare {args.compare}", what, remedy)
+    if not all(data.resolve_data(name).exists() for name in data.set_names(hp.data)):
+        what = f"the pages of its run, {hp.data}, are not here"
+        raise UsageError(args.source, what, "name pages by --data or --images")
     return data.run_pages(hp)[1]
 
 
-def check_flags(args, overrides):
-    """Raises UsageError on flags that do not go together."""
-    if args.tune:
-        others = ("compare", "images", "tile", "out", "export", "html", "pictures")
-        if given := [flag for flag in others if vars(args)[flag]]:
-            raise UsageError(f"--{given[0]}", "not with --tune", "--write, and then score that")
-        return
-    more = {"--write": args.write, "--metric": args.metric, "several sources": args.sources[1:]}
-    for what in filter(more.get, more):
-        raise UsageError(what, "only with --tune", "add it; to compare sources: --compare")
-    given = [flag for flag in ("images", "export", "tile") if vars(args)[flag]] + list(overrides)
-    if args.source.endswith(".json") and given:
-        raise UsageError(f"--{given[0]}", "a predictions file is decoded", "give a checkpoint")
-    if args.images and (args.compare or args.data or args.html):
-        raise UsageError("--images", "has no labels", "leave out --compare, --data and --html")
-    if args.tile and args.tile < 32:
-        raise UsageError(f"--tile {args.tile}", "at least 32 page pixels are needed")
+def refuse_idle(args, rules):
+    """Raises UsageError on an idle flag. rules: (flags, whether they have an effect, else what)."""
+    for flags, effect, what in rules:
+        for flag in flags.split() if not effect else ():
+            if vars(args)[flag] not in (None, False):
+                raise UsageError(f"--{flag.replace('_', '-')}", what, "leave it out")
 
 
-def open_source(source, pages, overrides, args, job, failed=None):
-    """A checkpoint or the predictions.json of any detector -> the Hparams it uses (None for a file)
-    and (index, job(page, found)) of pages in their order. Raises DataError."""
-    if not str(source).endswith(".json"):
-        model, hp, _ = load_network(source, args.device)
-        hp = replace(hp, **overrides)
-        return hp, predict(Network(model, hp), pages, args.device, job, args.tile, failed)
-    regions = read_predictions(source)
-    check_pages(source, regions, pages)
-    judged = data.map_threads(lambda page: job(page, regions[page.name]), pages, "scoring")
-    return None, enumerate(judged)
+def check_flags(args):
+    """Raises UsageError on flags that have no effect, or not together."""
+    score, decoding = not args.tune and not args.export, " ".join(("hparams", *OVERRIDES))
+    rules = [
+        ("metric write", args.tune, "only with --tune"),
+        ("compare images tile rank out html pictures", score, "not with --tune or --export"),
+        ("export hparams", not args.tune, "not with --tune"),
+        ("data split image_dir json", not args.export, "not with --export"),
+        (f"images export tile {decoding}", args.source[-5:] != ".json", "predictions are decoded"),
+        ("data", not args.images, "not with --images"),
+        ("split", not args.sources[1:], "not with folds, each on what it held out"),
+        ("split image_dir", args.data or args.sources[1:], "only with --data"),
+        ("tile", args.tile is None or args.tile >= 32, "at least 32 page pixels are needed"),
+    ]
+    refuse_idle(args, rules)
+    if args.sources[1:] and not args.tune:
+        raise UsageError("several sources", "only with --tune", "to compare two: --compare")
+
+
+def read_overrides(args):
+    """{key: value} of --hparams < flags that replace a checkpoint's. Raises DataError."""
+    values = read_hparams(args.hparams) if args.hparams else {}
+    values = {key: values[key] for key in (*OVERRIDES, "tuned") if key in values}
+    return values | given_flags(args, OVERRIDES)
+
+
+def overridden(source, hp, overrides):
+    """hp with other values; says where pages become of another size than the network's own."""
+    other = replace(hp, **overrides)
+    if (hp.size, hp.fit) != (other.size, other.fit):
+        what = f"size {other.size}, fit {other.fit} instead of its own {hp.size}, {hp.fit}"
+        print(f"warning: {source}: {what}: words become of another height", file=sys.stderr)
+    return other
+
+
+def print_found(found, args):
+    """Of pages without labels, [(least confidence, words, name)]: all with --rank, those to label
+    next first (Lewis and Gale 1994); else the first 20, where nothing keeps what was found."""
+    kept = args.out or args.pictures
+    for least, words, name in sorted(found) if args.rank else [] if kept else found[:20]:
+        print(f"least confidence {least:.4f}  {words:4d} words  {name}")
+    if not kept:
+        print("not kept: add --out predictions.json, or --pictures DIR to look")
 
 
 def score_source(source, pages, overrides, args, main=True, failed=None):
     """Predict pages or read their predictions and, of the main source, write what is asked for:
     {metric: rows [n, k] of labelled pages}, and how pages were seen, as of warn_of_leaks."""
-    html, level = args.html if main else None, None
-    seen = {} if args.images or source.endswith(".json") else warn_of_leaks(source, pages)
+    labelled = pages[0].polygons is not None
+    html, metrics = args.html if main else None, cleval.METRICS if labelled else ()
 
     def judge(page, found):
-        everything = found
-        if level is not None:
-            found = found[0][: (found[1] >= level).sum()], found[1][found[1] >= level]
         if main and args.pictures:
-            draw_picture(page, found[0], args.pictures)
-        metrics = () if page.polygons is None else cleval.METRICS
+            draw_picture(page, *found, args.pictures)
         row = {metric: cleval.page_row(metric, page, found[0]) for metric in metrics}
-        return found, row, page_details(page, everything, found[0]) if html else None
+        return found, row, page_details(page, found[0]) if html else None
 
-    if html and not source.endswith(".json"):
-        level = overrides.get("box_thresh", load_checkpoint(source)["hparams"].box_thresh)
-        overrides = {**overrides, "box_thresh": min(level, float(LEVELS[0]))}
-    hp, stream = open_source(source, pages, overrides, args, judge, failed)
-    hp = replace(hp, box_thresh=level) if level is not None else hp
-    if hp and not args.json:
-        print(decoding_line(hp))
-    begin, words, judged, details, worst = time.perf_counter(), 0, [], [], []
+    if source.endswith(".json"):
+        hp, seen, regions = None, {}, read_predictions(source)
+        check_pages(source, regions, pages)
+        stream = enumerate(data.map_threads(lambda p: judge(p, regions[p.name]), pages, "scoring"))
+    else:
+        model, hp, _ = load_network(source, args.device)
+        hp = overridden(source, hp, overrides)
+        seen = warn_of_leaks(source, pages, hp) if labelled else {}
+        stream = predict(Network(model, hp), pages, args.device, judge, args.tile or 0, failed)
+        if not args.json:
+            print(decoding_line(hp))
+    begin, judged, details, worst, listed = time.perf_counter(), [], [], [], []
     with predictions_file(args.out if main else None) as write:
         for i, (found, row, detail) in stream:
             write(pages[i], found)
-            words += len(found[0])
+            least = float(np.quantile(found[1], 0.1)) if len(found[1]) else 0.0
+            listed.append((least, len(found[0]), pages[i].name))
             judged.append(row)
             if html:
                 details.append(detail)
                 worst = sorted([*worst, (row["page"][2], i, found[0])], key=lambda w: w[:2])[:WORST]
-    if hp and not args.json:
-        seconds, done = time.perf_counter() - begin, len(pages) - len(failed or ())
-        speed = f"{done / seconds:.2f} images/s, {args.device}"
-        print(f"{done} pages, {words} words found in {seconds:.1f} s ({speed})")
-    rows = {key: np.array([row[key] for row in judged if row]) for key in cleval.METRICS}
+    if not args.json:
+        seconds, words = time.perf_counter() - begin, sum(count for _, count, _ in listed)
+        speed = f" in {seconds:.1f} s ({len(listed) / seconds:.2f} images/s, {args.device})"
+        unknown = " without labels, nothing to score" * (not labelled)
+        print(f"{len(listed)} pages{unknown}, {words} words found{speed * bool(hp)}")
+    if not labelled:
+        print_found(listed, args)
+    rows = {key: np.array([row[key] for row in judged]) for key in metrics}
     if html:
         write_report(html, source, hp, pages, rows, details, worst, seen)
     return rows, seen
 
 
 def run(args):
-    overrides = given_flags(args, OVERRIDES)
     args.device = choose_device(args.device)
-    check_flags(args, overrides)
+    check_flags(args)
+    overrides = read_overrides(args)
     if args.tune:
         return run_tune(args, overrides)
     if args.export:
         return export(args.source, args.export, overrides)
-    failed = {} if args.images else None
     pages = picture_pages(args.images) if args.images else choose_pages(args)
+    labelled = any(page.polygons for page in pages)
+    failed = None if labelled else {}
+    rules = [("compare html json", labelled, "the pages have no labels")]
+    refuse_idle(args, [*rules, ("rank", not labelled, "the pages have labels")])
+    for page in () if labelled else pages:
+        page.polygons = None
     for page in pages if args.pictures else ():
         if (file := picture_file(page, args.pictures)).exists() and file.samefile(page.path):
             raise UsageError(file, "is a page", "give --pictures a new folder")
     rows, seen = score_source(args.source, pages, overrides, args, True, failed)
-    if args.images:
+    if not labelled:
         for error in failed.values():
             print(f"error: {error}", file=sys.stderr)
         return 1 if failed else 0

@@ -1,19 +1,22 @@
 """How is it shown? Markdown and one HTML page that needs nothing else, of a sweep's findings and of
-a run's scores. It is handed numbers and computes none. Both are blocks: ("#" | "##" | "p", text),
-("table", header, rows), ("code", language, text), ("figure", caption, svg or img)."""
+a run's scores, and `progress`. It is handed numbers and computes none. Pages are blocks: ("#" |
+"##" | "p", text), ("table", header, rows), ("code", language, text), ("figure", caption, img)."""
 
 import html
 import json
 import math
 import re
+import sys
 from itertools import accumulate
+
+from tqdm import tqdm
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>%s</title><style>
 :root { color-scheme: light dark; --fg: #1d2126; --bg: #fff; --muted: #68707a; --grid: #e1e5ea;
- --accent: #0a62c4; --second: #b3541e; --third: #1d7a4b }
+ --accent: #0a62c4 }
 @media (prefers-color-scheme: dark) { :root { --fg: #e4e7ea; --bg: #14171a; --muted: #98a1ab;
- --grid: #30363d; --accent: #62a8ff; --second: #ec9a63; --third: #63c793 } }
+ --grid: #30363d; --accent: #62a8ff } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
  max-width: 960px; margin: 0 auto; padding: 16px; overflow-wrap: anywhere }
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em } .scroll { overflow-x: auto }
@@ -30,16 +33,31 @@ svg { display: block; width: 100%%; height: auto; font: 12px system-ui, sans-ser
 .narrow { max-width: 560px }
 text { fill: var(--ink, var(--muted)) } text.value { fill: var(--fg) }
 path { fill: none; stroke: var(--ink, var(--muted)); stroke-width: 1.2; stroke-linejoin: round }
-.axis { --ink: var(--grid) } .precision { --ink: var(--second) } .recall { --ink: var(--third) }
-.best, .hmean { --ink: var(--accent) } path:is(.best, .hmean) { stroke-width: 2.2 }
+.axis { --ink: var(--grid) } .best { --ink: var(--accent) } path.best { stroke-width: 2.2 }
 .bar, .band { fill: var(--accent); stroke: none } .band { opacity: .15 }
-.stopped, .chosen { stroke-dasharray: 4 3 } circle { fill: var(--accent); stroke: var(--bg) }
+.stopped { stroke-dasharray: 4 3 } circle { fill: var(--accent); stroke: var(--bg) }
 circle.stopped { fill: var(--bg); stroke: var(--fg); stroke-dasharray: none }
 @media (max-width: 600px) { table { font-size: 13px; width: max-content }
  td:first-child { max-width: 11em } .wide { min-width: 560px } svg { font-size: 15px } }
 </style>
 %s</html>
 """
+EVERY = 30  # seconds between two lines of `progress`
+
+
+class Lines(tqdm):
+    """A progress bar whose states are lines, for logs."""
+
+    status_printer = staticmethod(lambda file: lambda s: s and print(s, file=file, flush=True))
+
+
+def progress(items=None, desc="", total=None):
+    """tqdm on a terminal; elsewhere a line on stderr every EVERY seconds says how far it is."""
+    if sys.stderr.isatty():
+        return tqdm(items, desc, total, leave=False)
+    layout = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left"
+    pace = dict.fromkeys(("delay", "mininterval", "maxinterval"), EVERY)
+    return Lines(items, desc, total, leave=False, bar_format=layout, **pace)
 
 
 def p(*parts):
@@ -378,12 +396,10 @@ def best(f):
 # ---------------------------------------------------------------- a run's scores
 
 
-def scores_blocks(title, about, names, result, pages, density, heights, curves, chosen, worst):
+def scores_blocks(title, about, names, result, pages, density, heights, worst):
     """Blocks of a run's scores: names of the three metrics; result: the --json object; pages,
-    density, heights: items of `bars`; curves {"box_thresh": levels, metric: its value at each of
-    them}, chosen: the level in use or None; worst [(caption, data URL)]."""
-    keys, clear = [*curves][1:], "(competition's CLEval)"
-    most, lines = max(value for value, *_ in pages), score_curves(curves, chosen)
+    density, heights: items of `bars`; worst [(caption, data URL)]."""
+    keys, most = ("precision", "recall", "hmean"), max(value for value, *_ in pages)
     yield "#", title
     yield p(about, f"Intervals: 95 %, over {result['over']}.")
     scores = zip(names, (result, result["micro"], result["iou50"]))
@@ -393,28 +409,12 @@ def scores_blocks(title, about, names, result, pages, density, heights, curves, 
     rows = [[f"from {pair['gap'][0]}", pair["pairs"], pair["joined"]] for pair in result["pairs"]]
     yield "table", ["neighbours by gap / height", "pairs", "joined"], rows
     for head, caption, plot in (
-        ("Pages by score", f"Pages with which hmean {clear}, by steps of 0.05.", bars(pages, most)),
+        ("Pages by score", "By hmean (competition's CLEval), in steps of 0.05.", bars(pages, most)),
         ("Score by density", "Mean hmean of pages with so many words.", bars(density, 1)),
         ("Recall by word height", "Share hit at IoU 0.5, by height in page px.", bars(heights, 1)),
-        ("Scores over box_thresh", f"Means {clear}; dashed: the value in use.", lines),
     ):
         yield "##", head
         yield "figure", caption, plot
-    rows = [(f"{x:.2f}", *map("{:.4f}".format, values)) for x, *values in zip(*curves.values())]
-    yield "table", [*curves], rows
     yield "##", f"The {len(worst)} worst pages"
     yield p("Labels blue, hits green, joined purple, other misses red, false alarms orange.")
     yield from (("figure", caption, f'<img alt="" src="{source}">') for caption, source in worst)
-
-
-def score_curves(curves, chosen):
-    (_, levels), *curves = curves.items()
-    low = min(math.floor(10 * min(min(values) for _, values in curves)) / 10, 0.9)
-    plot = Plot((0, 1), (low, 1), 560, 260)
-    plot.axes([(k / 5, k / 5) for k in range(6)], "box_thresh")
-    if chosen is not None:
-        plot.line([(chosen, low), (chosen, 1)], "chosen", f"box_thresh {chosen}")
-    for i, (name, values) in enumerate(curves):
-        plot.line(list(zip(levels, values)), name, name)
-        plot.text(0.25 + 0.25 * i, 1, name, dy=-5, kind=name)
-    return plot.svg("precision, recall and hmean over box_thresh", "narrow")

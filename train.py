@@ -5,7 +5,7 @@ python train.py --hparams hparams/quickstart.json        minutes on a CPU, on sy
 python train.py --hparams hparams/run8.json --data DATA  the published best run on your receipts
 python train.py --hparams hparams/run8.json --data DATA,MORE  trains on MORE too; scored by set
 python train.py --hparams hparams/run8.json --data DATA --folds 5 --fold all  cross-validation
-python train.py --name run8 --resume                     go on after a stop; exact
+python train.py --resume runs/run8                       go on after a stop; exact
 python train.py --lr 5e-4 --print-hparams                print the resolved values, train nothing
 
 Values: default < --hparams file.json < --flag. The run folder is runs/NAME/ with hparams.json,
@@ -35,7 +35,6 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 import data
 import evaluate
@@ -43,9 +42,9 @@ from cleval import bootstrap_groups, mean_scores, page_row, paired_difference, s
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
 from hparams import FIELDS, Hparams, given_flags, read_hparams, trainer_parser, validate
+from report import progress
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-QUICK_START = "python train.py --hparams hparams/quickstart.json"
 EMA_DECAY = 0.999
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name")  # when a run is resumed
 CALM = "lower --lr or use --amp off; the run folder keeps the last whole epoch"
@@ -57,16 +56,11 @@ COLUMNS = ("epoch", "lr", *LOSSES, *SCORES)
 COLUMNS += ("seconds", "images_s", "wait", "peak_gib", "val_seconds")
 
 
-class NotFinite(DataError):
-    """The loss or a weight became NaN or infinite."""
-
-    code = 4
-
-
-class Lost(DataError):
-    """A loader process or another process of the group is gone."""
-
-    code = 137
+def failure(code, *parts):
+    """A DataError with an exit code of its own: 4 not finite, 137 a process is gone."""
+    error = DataError(*parts)
+    error.code = code
+    return error
 
 
 # ---------------------------------------------------------------- configuration
@@ -79,7 +73,7 @@ def resolve(args):
     if not args.resume:
         return validate(Hparams(**given), args.hparams or "flags")
     if not given.get("name"):
-        raise UsageError("--resume", "names no run", "add --name")
+        raise UsageError("--resume", "names no run", "add --name or the run's folder")
     path = Path("runs", given["name"], "hparams.json")
     if path.parent.is_dir() and not path.exists():  # killed before it was written
         return validate(Hparams(**given))
@@ -87,7 +81,8 @@ def resolve(args):
     for key, new in given.items():
         if key not in MAY_CHANGE and saved.get(key, FIELDS[key].default) != new:
             what = f"{key} is {saved.get(key)!r} in run {given['name']} and cannot become {new!r}"
-            raise UsageError("--resume", what, "start a new run")
+            remedy = f"start a new run; --init {path.parent}/last.pt begins with its weights"
+            raise UsageError("--resume", what, remedy)
     return validate(Hparams(**{**saved, "stop_epoch": 0, **given}))
 
 
@@ -144,8 +139,7 @@ def own_device(name):
     if device.type == "cuda" and dist.is_initialized():
         here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if here > gpus:
-            what = f"{here} processes for {gpus} GPUs"
-            raise UsageError("torchrun", what, "lower --nproc-per-node")
+            raise UsageError("torchrun", f"{here} processes, {gpus} GPUs", "lower --nproc-per-node")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     return device
@@ -176,13 +170,16 @@ class Stop:
 
 def read_pages(hp):
     """((train, val, {set: val pages} of later sets), digests of the first two, hp with the hash of
-    its split); prints counts. Raises DataError where a page is at fault or no positive pixel is."""
+    its split); prints counts. Raises DataError where a page is at fault or no word is."""
     check_schedule(hp)
     train, val, others, split = data.run_pages(hp)
     scored = sum(others.values(), val)
     if hp.pseudo_labels:
         pseudo = data.pseudo_pages(hp, train + scored)
         print(f"pseudo {data.describe(pseudo)}")
+        if (ignored := np.mean([skip for page in pseudo for skip in page.ignore] or [0])) > 0.5:
+            what = f"{ignored:.0%} of its words are don't care; lower --min-confidence"
+            print(f"warning: {hp.pseudo_labels}: {what} {hp.min_confidence}")  # votes have low ones
         train = train + pseudo
     if len(sets := data.set_names(hp.data)) > 1:
         print(f"sets {hp.data}: the run's value is that of {sets[0]}")
@@ -193,9 +190,8 @@ def read_pages(hp):
         print(data.NO_GROUPS)
     for path in ancestors(hp):
         evaluate.warn_of_leaks(path, scored)
-    if not any(has_text(page, hp) for page in train):
-        what = f"no positive pixel in {len(train)} train pages at size {hp.size}"
-        raise DataError(hp.data, what, "are all words ignored?")
+    if all(all(data.repair_words(page)[1]) for page in train):
+        raise DataError(hp.data, f"no word in {len(train)} train pages", "are all ignored?")
     digests = data.map_threads(lambda p: data.picture_digest(p.path), train + val, "reading pages")
     parts = digests[: len(train)], digests[len(train) :]
     return (train, val, others), parts, keep_split(hp, split) if hp.folds else hp
@@ -220,20 +216,9 @@ def trace_origin(hp, trained):
 
 def check_schedule(hp):
     """Warn of a cosine that does not end with the run."""
-    if hp.T_max < 0.8 * hp.epochs:
-        print(f"warning: T_max = {hp.T_max}: the learning rate rises again up to epoch {hp.epochs}")
-    if hp.T_max > 1.5 * hp.epochs:
+    if not 0.8 * hp.epochs <= hp.T_max <= 1.5 * hp.epochs:  # it rises again, or is cut off
         end = learning_rate(hp, hp.epochs - 1, hp.epochs)
-        print(f"warning: T_max = {hp.T_max}: epoch {hp.epochs}, the last, still has lr {end:.1e}")
-
-
-def has_text(page, hp):
-    """Whether a page, resized for training, has a positive pixel."""
-    scale = data.fit_factor(page.size, hp)
-    polygons, ignore, _ = data.repair_words(page)
-    width, height = (math.ceil(side * scale) for side in page.size)
-    polygons = [p * scale for p in polygons]
-    return data.make_targets(polygons, ignore, height, width, hp.shrink_ratio)[0].any()
+        print(f"warning: T_max = {hp.T_max}: epoch {hp.epochs}, the last, has lr {end:.1e}")
 
 
 def keep_split(hp, split):
@@ -307,9 +292,10 @@ def start_network(hp, device, fresh):
         state = load_checkpoint(hp.init)
         try:
             model.load_state_dict(state.get("ema") or state["model"])
-        except RuntimeError as error:
-            what = f"weights of another network ({str(error).splitlines()[0]})"
-            raise UsageError(f"--init {hp.init}", what) from None
+        except RuntimeError:
+            of = state["hparams"]
+            remedy = f"use --backbone {of.backbone} --neck {of.neck}"
+            raise UsageError(f"--init {hp.init}", "weights of another network", remedy) from None
     if hp.sync_bn and dist.is_initialized():
         if device.type != "cuda":
             raise UsageError("sync_bn = true", "needs GPUs", "on CPUs use freeze_bn")
@@ -434,8 +420,8 @@ class Trainer:
             best["model"] = last["ema"] or last["model"]
             chosen = sorted({*self.origin["chosen"], *self.val_digests})
             best["origin"] = {**self.origin, "chosen": chosen}
-        work = (folder, last, best, self.failed)
-        self.writer = threading.Thread(target=write_checkpoints, args=work)
+        args = folder, last, best, self.failed
+        self.writer = threading.Thread(target=write_checkpoints, args=args)
         self.writer.start()
 
     def wait(self):
@@ -494,10 +480,9 @@ def load_last(folder):
             return state
     if damaged:
         raise damaged
-    return None
 
 
-# ---------------------------------------------------------------- log
+# ---------------------------------------------------------------- log.csv and its mirrors
 
 
 def write_log(path, rows):
@@ -540,9 +525,6 @@ def print_row(trainer, baseline):
     print(line, flush=True)
 
 
-# ---------------------------------------------------------------- mirrors of log.csv
-
-
 def tagged(row):
     """A row's numbers by the names that W&B and TensorBoard show: val/hmean, train/loss."""
     places = {key: "val/" if key in SCORES else "train/" for key in row if key != "epoch"}
@@ -581,6 +563,9 @@ def to_wandb(hp, folder):
     run = wandb.init(project=os.environ.get("WANDB_PROJECT", "receipts"), **options)
     run.define_metric("*", step_metric="epoch")
     known = run.summary.get("epoch", 0)
+    kept = os.path.relpath(Path(run.dir).parent)
+    offline = run.settings.mode == "offline"
+    print(f"wandb: {kept}; to send it: wandb sync {kept}" if offline else f"wandb: {run.url}")
 
     def send(row, pictures=(), best=None):
         step = row["epoch"]
@@ -614,13 +599,12 @@ def start_mirrors(kinds, hp, folder, rows):
 
 def check_mirrors(kinds):
     """Raises UsageError when a package is missing."""
-    modules = {"wandb": "wandb.sdk", "tensorboard": "torch.utils.tensorboard"}
     for kind in kinds:
         try:
-            importlib.import_module(modules[kind])
+            importlib.import_module({"wandb": "wandb.sdk"}.get(kind, "torch.utils.tensorboard"))
         except ImportError:
-            where = f"--log {kind}"
-            raise UsageError(where, "its package is missing", f"pip install {kind}") from None
+            remedy = f"pip install {kind}"
+            raise UsageError(f"--log {kind}", "its package is missing", remedy) from None
 
 
 # ---------------------------------------------------------------- the loop
@@ -628,12 +612,12 @@ def check_mirrors(kinds):
 
 def fetch_losses(trainer, pending, steps):
     """Move the losses of the last steps [K][4] to the host and add them over the processes; raise
-    NotFinite, flag outliers. Raises OSError as well when the last save failed."""
+    DataError, flag outliers. Raises OSError as well when the last save failed."""
     for row in total(torch.stack(pending).double().cpu()).tolist():
         trainer.losses.append(row)
         number, epoch = len(trainer.losses), trainer.epoch + 1
         if not all(map(math.isfinite, row)):
-            raise NotFinite(f"epoch {epoch}, step {number} of {steps}", f"loss is {row[0]}", CALM)
+            raise failure(4, f"epoch {epoch}, step {number} of {steps}", f"loss is {row[0]}", CALM)
         recent = [r[0] for r in trainer.losses[-50:-1]]
         if len(recent) >= 10 and row[0] > 3 * statistics.median(recent):
             where = f"in epoch {epoch}, step {number}"
@@ -650,12 +634,11 @@ def train_epoch(trainer, batches, steps, stop, steps_left):
     look_every = FETCH_EVERY if device.type == "cuda" else 1
     trainer.train_mode()
     begin, first = time.perf_counter(), trainer.step
-    for step in tqdm(range(first, steps), f"epoch {trainer.epoch + 1}", leave=False, disable=None):
+    for step in progress(range(first, steps), f"epoch {trainer.epoch + 1}, steps"):
         asked = time.perf_counter()
-        pages, maps = next(batches)
+        batch = next(batches)
         trainer.timing[1] += time.perf_counter() - asked
-        pages = pages.to(device, non_blocking=True)
-        maps = maps.to(device, non_blocking=True)
+        pages, maps = (part.to(device, non_blocking=True) for part in batch)
         number = trainer.epoch * steps + step
         lr = learning_rate(hp, trainer.epoch, (number + 1) / steps)
         pending.append(trainer.train_step(pages, maps, lr, number))
@@ -667,7 +650,7 @@ def train_epoch(trainer, batches, steps, stop, steps_left):
         if steps_left and step - first == 5:
             seconds = (time.perf_counter() - begin) / 6 * steps_left
             say = f"about {duration(seconds)} for {steps_left} steps, validation not counted"
-            slow = f"\nthis is a CPU; the quick start is: {QUICK_START}"
+            slow = "\nthis is a CPU; quick start: python train.py --hparams hparams/quickstart.json"
             print(say + slow * (device.type == "cpu" and seconds > 3600), flush=True)
     trainer.timing[0] += time.perf_counter() - begin
 
@@ -683,12 +666,9 @@ def score_pages(trainer, val):
     """Rows of the page metric [N, 4] of val, and their summary; each process predicts its share."""
     rank, size = place()
     rows = torch.zeros(len(val), 4, dtype=torch.float64)
-
-    def judge(page, found):  # beside the network
-        return page_row("page", page, found[0])
-
     network = evaluate.Network(trainer.averaged_model(), trainer.hp)
-    judged = evaluate.predict(network, val[rank::size], trainer.device, judge)
+    pages, judge = val[rank::size], lambda page, found: page_row("page", page, found[0])
+    judged = evaluate.predict(network, pages, trainer.device, judge)  # it judges beside the network
     rows[rank::size] = torch.tensor(np.array([row for _, row in judged])).reshape(-1, 4)
     rows = total(rows).numpy()
     return rows, summary(mean_scores, rows, bootstrap_groups(val))
@@ -698,7 +678,7 @@ def finish_epoch(trainer, val, others, steps):
     """Validate, append the epoch's row, advance. Returns (row, whether it is the best so far)."""
     hp, begin = trainer.hp, time.perf_counter()
     if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
-        raise NotFinite(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM)
+        raise failure(4, f"epoch {trainer.epoch + 1}", "weights are not finite", CALM)
     rows, row = score_pages(trainer, val)
     beside = {name: score_pages(trainer, pages)[1] for name, pages in others.items()}
     known = evaluate.seen_digests(trainer.origin, hp).items()
@@ -731,8 +711,7 @@ def open_folder(hp, folder, resume):
     held = lock(folder / "hparams.json")
     if held is None:
         raise UsageError(folder, "another process is training there", "wait for it, or stop it")
-    # of a process that was killed while it wrote, and of checkpoints that had side files
-    for leftover in [*folder.glob(".*.tmp"), *folder.glob("*.pt.sha256")]:
+    for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     if hp.cache:
@@ -817,14 +796,11 @@ def print_gain(scores, folder):
 
 def finish_run(trainer, val, folder, mirrors, artifact):
     """Pictures of the first validation pages with the last weights, to the mirrors as well."""
-    model = trainer.averaged_model()
+    network = evaluate.Network(trainer.averaged_model(), trainer.hp)
     if place()[0]:
         return
-
-    def draw(page, found):
-        evaluate.draw_picture(page, found[0], folder / "pictures")
-
-    list(evaluate.predict(evaluate.Network(model, trainer.hp), val[:8], trainer.device, draw))
+    for _, (page, found) in evaluate.predict(network, val[:8], trainer.device, lambda *two: two):
+        evaluate.draw_picture(page, *found, folder / "pictures")
     for send in mirrors:
         pictures = sorted((folder / "pictures").glob("*.jpg"))
         send({"epoch": trainer.epoch}, pictures, folder / "best.pt" if artifact else None)
@@ -849,18 +825,13 @@ def print_end(trainer, steps, stopped):
 def members(args, stem):
     """Hparams of each run of --fold all, --seeds N, named STEM-fold2-seed1. Raises UsageError."""
     if place()[1] > 1:
-        what = "several runs under torchrun"
-        raise UsageError("--fold all and --seeds", what, "train one --fold, one --seed")
+        raise UsageError("torchrun", "not with --fold all, --seeds", "train one --fold, one --seed")
     all_folds, seeds = args.fold == "all", args.seeds
     shared = vars(args) | {"resume": False} | ({"fold": None} if all_folds else {})
     hp = resolve(argparse.Namespace(**shared))
-    if all_folds and not hp.folds:
-        raise UsageError("--fold all", "no number of folds", "add --folds 5")
-    if seeds is not None and seeds < 1:
-        raise UsageError(f"--seeds = {seeds}", "is not at least 1")
     result = []
-    for fold in range(1, hp.folds + 1) if all_folds else [hp.fold]:
-        for seed in range(hp.seed, hp.seed + seeds) if seeds else [hp.seed]:
+    for fold in range(1, hp.folds + 1) if all_folds and hp.folds else [hp.fold]:
+        for seed in range(hp.seed, hp.seed + max(seeds or 1, 1)):
             name = (hp.name or stem) + f"-fold{fold}" * all_folds + f"-seed{seed}" * bool(seeds)
             result.append(dataclasses.replace(hp, name=name, fold=fold, seed=seed))
     return result
@@ -870,8 +841,7 @@ def is_finished(hp, folder):
     """Whether a run folder holds all epochs. Raises UsageError when it is a run of other values."""
     saved = Hparams(**read_hparams(folder / "hparams.json"))
     for key in FIELDS.keys() - {*MAY_CHANGE, "split"}:
-        old, new = getattr(saved, key), getattr(hp, key)
-        if old != new:
+        if (old := getattr(saved, key)) != (new := getattr(hp, key)):
             raise UsageError(folder, f"{key} is {old!r}, not {new!r}")
     return (folder / "log.csv").exists() and hp.epochs in read_log(folder)
 
@@ -938,18 +908,48 @@ def begin(args, stem):
     return *choose_run_folder(hp, stem), False
 
 
+def parse_args(argv):
+    """The command line; --resume may have a run's folder, a fold is named as by --fold all."""
+    parser = trainer_parser(__doc__)
+    args, rest = parser.parse_known_args(argv)
+    if args.resume and not args.name and len(rest) == 1:
+        args.name = os.path.relpath(rest.pop().removesuffix("last.pt"), "runs")
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.name and "/" not in args.name and args.fold not in (None, "all"):  # a sweep has trials
+        args.name = args.name.removesuffix(f"-fold{args.fold}") + f"-fold{args.fold}"
+    return args
+
+
+def check_flags(args, hp):
+    """Raises UsageError on flags that have no effect."""
+    mirrored = "wandb" in args.log or args.resume and Path("runs", hp.name, "wandb").is_dir()
+    rules = [
+        ("fold", hp.folds, "only with --folds"),
+        ("seeds", args.seeds is None or args.seeds > 0, "at least 1 is needed"),
+        ("val_data", not hp.folds, "not with --folds, which hold pages out"),
+        ("min_confidence", hp.pseudo_labels, "only with --pseudo-labels"),
+        ("teacher_weight", hp.teacher, "only with --teacher"),
+        ("pretrained", not hp.init or hp.pretrained == "none", "not with --init"),
+        ("artifact", mirrored, "only with --log wandb"),
+        ("sync_bn", dist.is_initialized() or not hp.sync_bn, "only under torchrun"),
+    ]
+    evaluate.refuse_idle(args, rules)
+
+
 def start(args):
     """Do what the command line says; returns the exit code."""
     stem = Path(args.hparams).stem if args.hparams else "run"
+    stem += f"-fold{args.fold}" * (args.fold not in (None, "all"))
     several = args.fold == "all" or args.seeds is not None
-    runs = members(args, stem) if several else None
+    args.log += ["wandb"] if "WANDB_SWEEP_ID" in os.environ else []
+    runs = members(args, stem) if several else [resolve(args)]
+    check_flags(args, runs[0])
     if args.print_hparams:
-        hp = runs[0] if several else resolve(args)
-        print(json.dumps(dataclasses.asdict(hp), indent=1))
+        print(json.dumps(dataclasses.asdict(runs[0]), indent=1))
         return 0
     args.device = own_device(args.device)
     args.baseline = (args.baseline, read_log(args.baseline)) if args.baseline else ("", {})
-    args.log += ["wandb"] if "WANDB_SWEEP_ID" in os.environ else []
     check_mirrors(args.log)
     if several:
         return run_members(runs, args)
@@ -967,7 +967,7 @@ def main(argv=None):
                 stack.enter_context(contextlib.redirect_stdout(hidden))
                 stack.enter_context(contextlib.redirect_stderr(hidden))
             try:
-                code = start(trainer_parser(__doc__).parse_args(argv))
+                code = start(parse_args(argv))
             except RuntimeError as error:
                 raise explained(error, store) from None
             if store:
@@ -986,10 +986,10 @@ def explained(error, store):
     """What a RuntimeError about processes that are gone means; any other as it is."""
     text = str(error)
     if "DataLoader worker" in text:
-        return Lost("a loader process", "was killed", "out of memory? lower --workers")
+        return failure(137, "a loader process", "was killed", "out of memory? lower --workers")
     if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
         kept = "the run folder keeps the last whole epoch"
-        return Lost("a process of the group", "was lost", kept)
+        return failure(137, "a process of the group", "was lost", kept)
     return error
 
 

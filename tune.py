@@ -9,11 +9,11 @@ from functools import partial
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 import cleval
 from db_postprocess import decode_candidates, decode_page, find_candidates, grown_sides, to_page
 from files import DataError, replace_file
+from report import progress
 
 GRID = {
     "thresh": (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7),
@@ -77,8 +77,7 @@ def score_grid(maps, pages, grid, hp, metric="page"):
         return np.array([job(item) for item in items])
     context = multiprocessing.get_context("forkserver")  # OpenCV's threads do not survive a fork
     with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
-        results = pool.map(job, items)
-        return np.array([*tqdm(results, "tuning", len(items), leave=False, disable=None)])
+        return np.array([*progress(pool.map(job, items), "tuning", len(items))])
 
 
 def choose_setting(rows, to_scores, groups, grid):

@@ -452,4 +452,4 @@ def test_difference_is_paired():
         assert result["interval"] == pytest.approx([change] * 2) and result["verdict"] == verdict
         assert result["over"] == "30 pages"
         result = metric.paired_difference(changed, rows, mean_scores, few)
-        assert result["verdict"] == "cannot tell"
+        assert result["verdict"] == "cannot tell from under 6 pages or groups"

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -190,28 +191,34 @@ def test_scales_keep_the_networks_own_map_size(tmp_path):
     assert np.abs(both - mean_map(maps, [1, 1], (96, 75))).max() <= 1
 
 
-def test_discover_takes_the_one_whole_set(tmp_path):
-    def make(name, *folds, **hp):
-        for fold in folds:
-            folder = tmp_path / f"{name}-fold{fold}"
-            own = replace(HP, name=folder.name, fold=fold, **{"folds": 3, **hp})
-            files.write_json(folder / "hparams.json", asdict(own))
-            (folder / "best.pt").touch()
+def make_run(folder, age, **hp):
+    """A run folder that is so many epochs old."""
+    files.write_json(folder / "hparams.json", asdict(replace(HP, name=folder.name, **hp)))
+    files.replace_file(folder / "log.csv", "epoch\n" + "1\n" * age)
 
-    discover = ensemble.discover
+
+def test_discover_takes_the_one_finished_set_of_a_name_or_says_what_it_found(tmp_path):
+    def make(name, *numbers, age=2, folds=3):
+        for fold in numbers:
+            make_run(tmp_path / f"{name}-fold{fold}", age, epochs=2, folds=folds, fold=fold)
+
+    def fails(words):
+        with pytest.raises(files.UsageError, match=words):
+            ensemble.discover(tmp_path)
+
     make("plain", 1, folds=0)
-    with pytest.raises(files.UsageError, match="found: none"):
-        discover(tmp_path)
+    fails("0 finished sets of fold runs, by fold: none")
     make("a", 3, 1)
-    words = "0 whole sets .*a-fold1/best.pt .of 3., .*a-fold3/best.pt .of 3"
-    with pytest.raises(files.UsageError, match=words):
-        discover(tmp_path)
+    fails("0 finished .*/a-fold.: 2, no, 2 of 2 epochs; name checkpoints")
+    make("a", 2, age=1)
+    fails("0 finished .*/a-fold.: 2, 1, 2 of 2 epochs")
     make("a", 2)
-    make("b", 2, lr=1e-3)
-    assert discover(tmp_path) == [str(tmp_path / f"a-fold{fold}/best.pt") for fold in (1, 2, 3)]
-    make("b", 1, 3, lr=1e-3)
-    with pytest.raises(files.UsageError, match="2 whole sets of fold runs"):
-        discover(tmp_path)
+    make("b", 2)  # of the same values; another name
+    make("twin", 1, 2, 3, age=1)
+    found = [str(tmp_path / f"a-fold{fold}/last.pt") for fold in (1, 2, 3)]
+    assert ensemble.discover(tmp_path) == found
+    make("b", 1, 3)
+    fails("2 finished sets of fold runs, by fold: .*a-fold.: 2, 2, 2 of 2 epochs; .*b-fold")
 
 
 def named(name, score=None, **hp):
@@ -220,13 +227,13 @@ def named(name, score=None, **hp):
 
 def test_members_are_chosen_and_weighted_by_scores_and_decoded_at_the_largest_size(monkeypatch):
     members = [named(n, h) for n, h in zip("abcd", (0.5, 0.8, 0.6, 0.7))]
-    choose, weigh = ensemble.choose_members, ensemble.member_weights
-    assert [m.name for m in choose(members, 2, False)] == ["b", "d"]
-    assert [m.name for m in choose(members, None, True)] == ["b", "c", "d"]
-    assert choose(members, None, False) == members
-    weights = weigh("scores", members)
+    choose = ensemble.choose_members
+    assert [m.name for m in choose(members, 2, None)[0]] == ["b", "d"]
+    assert [m.name for m in choose(members, 3, None)[0]] == ["b", "c", "d"]
+    assert choose(members, 4, None) == (members, [1] * 4)
+    _, weights = choose(members, 4, "scores")
     assert np.mean(weights) == pytest.approx(1) and weights[1] / weights[0] == pytest.approx(1.6)
-    assert weigh(ensemble.numbers("2,1,1,4"), members) == [1.0, 0.5, 0.5, 2.0]
+    assert choose(members, 4, ensemble.numbers("2,1,1,4"))[1] == [1.0, 0.5, 0.5, 2.0]
     apart = [*members, named("e", size=128)]
     hp, group = ensemble.common_decoding(apart), ensemble.Ensemble
     page, maps = Page("p", None, size=(30, 90)), [np.zeros((9, 3), np.uint8)] * 6
@@ -369,10 +376,10 @@ def house(tmp_path_factory):
     pages = [folder / f"images/train{n}.png" for n in range(4)]
     for fold in (1, 2):
         run, hp = root / f"runs/a-fold{fold}", {"data": str(folder), "folds": 2, "fold": fold}
-        save_member(run / "best.pt", fold, pages[fold - 1 :: 2], pages[2 - fold :: 2], **hp)
-        files.write_json(run / "hparams.json", asdict(replace(HP, **hp)))
+        save_member(run / "last.pt", fold, pages[fold - 1 :: 2], pages[2 - fold :: 2], **hp)
+        make_run(run, HP.epochs, **hp)
     save_member(root / "thresh.pt", data=str(folder), thresh=0.2)
-    save_member(root / "ratio.pt", data=str(folder), shrink_ratio=0.5)
+    save_member(root / "ratio.pt", 3, data=str(folder), shrink_ratio=0.5)
     val = evaluate.read_predictions(folder / "val.json")
     for k in range(3):
         alarm = box(58, 5 + 30 * k, 10, 10)
@@ -399,7 +406,7 @@ def run(house, monkeypatch, capsys):
     return call
 
 
-FOLDS = "runs/a-fold1/best.pt", "runs/a-fold2/best.pt"
+FOLDS = "runs/a-fold1/last.pt", "runs/a-fold2/last.pt"
 MAPS = FOLDS[0], "--data", "DATA"
 VOTING = "--method", "voting", "--data", "DATA"
 DETECTORS = "p0.json", "p1.json", "p2.json", *VOTING
@@ -408,6 +415,7 @@ DETECTORS = "p0.json", "p1.json", "p2.json", *VOTING
 def test_voting_removes_what_only_one_detector_sees(run):
     out, err = run(*DETECTORS, "--decide", 0.966, 0.965)
     assert err.count("warning: ") == out.count("without p") == 3
+    assert err.count("weight 1.0000, recorded hmean none\n") == err.count("member p") == 3
     assert "decision by the ensemble's score alone: success" in out
     result = json.loads(run(*DETECTORS, "--json").out)
     assert result["hmean"] == 1 and result["gate"]["verdict"] == "better"
@@ -423,17 +431,36 @@ def test_few_pages_or_what_is_not_better_cannot_open_the_gate(run):
     for pages, code in ((1, 5), (5, 5), (6, 0)):
         write_found("DATA/few.json", dict([*val.items()][:pages]))
         run(*DETECTORS[:-1], "DATA/few.json", code=code)
-    shutil.copy("p0.json", "same.json")
+    files.write_json("same.json", files.read_json("p0.json"))  # as good, by other bytes
     assert "not shown to be better" in run("p0.json", "same.json", *VOTING, code=5).out
-    out = run(*DETECTORS, "--threshold", 1, code=5).out  # all false alarms
+    out = run(*DETECTORS, "--votes", 1, code=5).out  # all false alarms
+    assert run(*DETECTORS, "--threshold", 1, code=5).out == out  # its older name
     assert "not shown to be better, vs the best member p1.json" in out and "worse" not in out
     assert "that member is the best on these same pages: the difference is rather too small" in out
 
 
 def test_no_arguments_take_the_folds_and_the_pages_outside_them(run):
     out, err = run(code=5)  # untrained networks do not vote better
-    assert err == f"members: {', '.join(FOLDS)}\n"
-    assert "ensemble by maps of 2" in out and "6 pages" in out
+    says = (f"member {m}: weight 1.0000, recorded hmean 0.5{k}\n" for k, m in enumerate(FOLDS, 1))
+    assert err == "".join(says) and "ensemble by maps of 2" in out and "6 pages" in out
+
+
+def test_members_are_named_with_weights_and_scores_and_none_votes_twice(run):
+    err = run(*FOLDS, "--data", "DATA", "--weights", "1,3", code=5).err
+    assert f"member {FOLDS[1]}: weight 1.5000, recorded hmean 0.52\n" in err
+    out, err = run(*FOLDS, "--data", "DATA", "--best", "1", "--json")
+    assert f"member {FOLDS[0]}: left out, recorded hmean 0.51\n" in err
+    (only,) = json.loads(out)["members"]
+    assert (only["name"], only["weight"]) == (FOLDS[1], 1)
+    # as another file, of another epoch, in half precision as --export writes it
+    state = torch.load(FOLDS[0], weights_only=True)
+    half = {key: v.half() if v.ndim > 1 else v for key, v in state["model"].items()}
+    same = {"best": {"epoch": 9}, "half": {"model": half}, "ema": {"model": {}, "ema": half}}
+    for name, change in same.items():
+        save_checkpoint(f"{name}.pt", state | change)
+        err = run(*FOLDS, f"{name}.pt", "--data", "DATA", code=2).err
+        words = f"error: {name}.pt: the same as {FOLDS[0]}; it would vote twice\n"
+        assert err == words
 
 
 def test_pages_that_a_member_trained_on_are_refused(run, house):
@@ -486,7 +513,8 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run):
     names, sample = ["test2.png", "test0.png", "test1.png"], ("--sample", "sample.csv")
     files.replace_file("sample.csv", "filename,polygons\n" + ",\n".join([*names, ""]))
     more = "--flip", "--scales", "64,96", "--submission", "out.csv"
-    assert run(*MAPS, *sample, *more).err == "out.csv: 3 pages, 3 regions found\n"
+    err = run(*MAPS, *sample, *more).err
+    assert err.splitlines()[1:] == ["out.csv: 3 pages, 3 regions found"]
     regions, problems = read_submission("out.csv", names, ordered=True)
     assert problems == [] and sum(map(len, regions.values()))
     beside = read_competition("out.json", need_pictures=False)
@@ -497,6 +525,11 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run):
     run(*MAPS[:-1], "DATA/images", *sample, "--submission", "b.csv")
     run(*MAPS[:-1], "DATA/images", "--out", "c.json")
     assert len(evaluate.read_predictions("c.json")) == 13
+    # without a test split it is said which one is taken
+    files.replace_file("OTHER/val.json", Path("DATA/val.json").read_text())
+    Path("OTHER/images").symlink_to("../DATA/images")
+    err = run(FOLDS[0], "--data", "OTHER", "--submission", "d.csv").err
+    assert "warning: OTHER: no test split, val is taken\n" in err
 
 
 def test_a_detector_without_some_pages_abstains_or_is_refused(run):
@@ -511,15 +544,27 @@ def test_a_detector_without_some_pages_abstains_or_is_refused(run):
 
 BAD = [
     (2, ("p0.json", "--data", "DATA"), "no maps; use --method voting"),
-    (2, ("p0.json", "p0.json", *VOTING), "named twice"),
-    (1, ("empty.json", *VOTING), "no region on any of 0 pages"),
+    (2, ("p0.json", "p0.json", *VOTING), "p0.json: the same as p0.json; it would vote twice"),
+    (1, ("empty.json", *VOTING), "empty.json: 6 of 6 pages are not in it"),
     (2, ("gone.json", *VOTING), "gone.json: no such file"),
     (1, ("other.json", *VOTING), "6 of 6 pages are not in it"),
     (1, ("p0.json", "val0.json", *VOTING), "val0.json: 5 of 6 pages are not in it"),
     (2, ("gone.pt", "--data", "DATA"), "gone.pt"),
     (2, ("p0.json", "--method", "voting"), "add --data"),
-    (2, (*DETECTORS, "--threshold", "4"), "--threshold 4.0"),
-    (2, (*DETECTORS, "--threshold", "two"), "--threshold"),
+    (2, (*DETECTORS, "--threshold", "4"), "--votes 4.0"),
+    (2, (*DETECTORS, "--votes", "two"), "--votes"),
+    (2, (*MAPS, "--votes", "1"), "--votes: only with --method voting; leave it out"),
+    (2, (*DETECTORS, "--flip"), "--flip: predictions are decoded"),
+    (2, (*DETECTORS, "--box-thresh", "0"), "--box-thresh: predictions are decoded"),
+    (2, (FOLDS[0], "--split", "train"), "--split: only with --data"),
+    (2, (*MAPS, "--best", "1", "--drop-worst"), "--drop-worst: not with --best"),
+    (2, ("--validate", "p0.json", "--best", "1"), "--best: not with --validate"),
+    (
+        2,
+        (*MAPS, "--split", "test", "--out", "o.json", "--json"),
+        "--json: the pages have no labels",
+    ),
+    (2, (*DETECTORS, "--decide", "96.6", "96.5"), "--decide 96.6 96.5: .*write 0.966"),
     (1, (*DETECTORS, "--best", "2"), "p0.json: no out-of-fold score"),
     (2, (*DETECTORS, "--best", "4"), "4 of 3 members"),
     (2, (*DETECTORS, "--weights", "1,1"), "3 positive numbers"),
@@ -527,24 +572,24 @@ BAD = [
     (2, (*DETECTORS, "--weights", "1,1,nan"), "3 positive numbers"),
     (2, (*DETECTORS, "--weights", "1,1,x"), "--weights"),
     (2, (*DETECTORS, "--decide", "0.9", "0.95"), "--decide"),
-    (2, (*DETECTORS, "--thresh", "3"), "--thresh: thresh = '3' is not within"),
-    (2, (*DETECTORS, "--mode", "circle"), "--mode: mode = 'circle' is not one of polygon, box"),
+    (2, (*MAPS, "--thresh", "3"), "--thresh: thresh = '3' is not within"),
+    (2, (*MAPS, "--mode", "circle"), "--mode: mode = 'circle' is not one of polygon, box"),
     (2, (FOLDS[0], "--scales", "9,x"), "--scales"),
     (2, (FOLDS[0], "--scales", "9,96"), "--scales: size = 9.0 is not within"),
     (2, ("thresh.pt", *MAPS), "thresh: .*0.2 in thresh.pt, 0.1 in runs.*; .*--thresh"),
     (2, ("ratio.pt", *MAPS), "shrink_ratio: members decode differently.*--method voting"),
     (2, (*MAPS, "--split", "test"), "no labels"),
-    (2, (*MAPS, "--sample", "p0.json"), "add --submission"),
+    (2, (*MAPS, "--sample", "p0.json"), "--sample: only with --submission"),
     (2, (*MAPS, "--submission", "x.json"), "not a .csv file"),
     (2, ("--validate", "gone.csv"), "gone.csv: no such file"),
-    (2, (*DETECTORS, "--hparams", "slip.json"), "key 'box_tresh'; did you mean box_thresh"),
+    (2, (*MAPS, "--hparams", "slip.json"), "key 'box_tresh'; did you mean box_thresh"),
 ]
 
 
 @pytest.mark.parametrize("code, flags, words", BAD)
 def test_bad_input_is_one_line(run, code, flags, words):
-    err = run(*flags, code=code).err
-    assert err.count("\n") == 1 and re.search(words, err), err
+    err = [line for line in run(*flags, code=code).err.splitlines() if line[:7] != "member "]
+    assert len(err) == 1 and re.search(words, err[0]), err
 
 
 def test_the_script_itself(script, one_line, house):

@@ -84,12 +84,13 @@ def test_compare_is_paired_and_two_pages_can_say_nothing(run):
     full, part = predictions(), predictions(name="q", keep=lambda i: i % 3)
     same = scored(run, full, "--compare", full)["compare"]["page"]
     over = "2 pages, too narrow"
-    assert same == {"difference": 0, "interval": [0, 0], "over": over, "verdict": "cannot tell"}
+    verdict = "cannot tell from under 6 pages or groups"
+    assert same == {"difference": 0, "interval": [0, 0], "over": over, "verdict": verdict}
     a, b = scored(run, full)["hmean"], scored(run, part)["hmean"]
     gain = scored(run, full, "--compare", part)["compare"]["page"]
     assert gain["difference"] == pytest.approx(a - b) and gain["interval"][0] > 0
-    assert gain["verdict"] == "cannot tell"
-    assert "cannot tell, vs p.json" in run(part, "--data", "s", "--compare", full).out
+    assert gain["verdict"] == verdict
+    assert f"{verdict}, vs p.json" in run(part, "--data", "s", "--compare", full).out
 
 
 def test_pages_with_nothing_but_dont_care_count_as_without_labels(work, run):
@@ -132,6 +133,49 @@ def test_checkpoint_flags_override_what_it_carries(run):
     assert "size 96, fit longer" in run("old.pt").out  # as it was trained
 
 
+def test_another_size_than_its_own_is_warned_of_and_a_training_file_gives_it(run):
+    Path("h.json").write_text('{"lr": 0.1, "size": 64, "thresh": 0.2}')
+    warning = "warning: a.pt: size 64, fit longer instead of its own 96, longer: words become"
+    assert run(checkpoint(), "--size", 96).err == ""
+    for flags in (("--size", 64), ("--hparams", "h.json")):
+        out, err = run("a.pt", *flags)
+        assert err.startswith(warning) and err.count("\n") == 1 and "size 64, fit longer" in out
+    assert "thresh 0.2" in run("a.pt", "--hparams", "h.json").out
+
+
+def test_pages_without_any_word_are_predicted_ranked_and_not_scored(work, run):
+    """The least sure one is the first to label; a page on which nothing is found goes before."""
+    square = np.array([(1, 1), (30, 1), (30, 9), (1, 9)], float)
+    sure = {"synth_00000.jpg": [0.9] * 9, "synth_00001.jpg": [0.9] * 8 + [0.2]}
+    sure["synth_00002.jpg"] = []
+    write_labels(work / "s", {name: {"words": {}} for name in sure}, "blank")
+    found = [([square + k for k in range(len(s))], np.array(s)) for s in sure.values()]
+    write_predictions("p.json", [Page(name, None, size=(70, 90)) for name in sure], found)
+    out = run("p.json", "--data", "s/blank.json", "--rank").out
+    lines = [line for line in out.splitlines() if line.startswith("least confidence ")]
+    names = [line.split()[-1] for line in lines]
+    assert names == ["synth_00002.jpg", "synth_00001.jpg", "synth_00000.jpg"]
+    assert lines[0] == "least confidence 0.0000     0 words  synth_00002.jpg"
+    assert lines[1] == "least confidence 0.7600     9 words  synth_00001.jpg"
+    assert "3 pages without labels, nothing to score, 18 words found\n" in out
+    assert "hmean" not in out and "not kept: add --out predictions.json" in out
+    out = run(checkpoint(), "--data", "s/blank.json", "--out", "o.json").out
+    assert "3 pages without labels, nothing to score" in out and "not kept" not in out
+    assert len(evaluate.read_predictions("o.json")) == 3
+    assert "8 pages without labels" in run("a.pt", "--images", "s/images").out
+
+
+def test_runs_are_compared_where_they_validated_and_pages_that_one_trained_on_say_so(work, run):
+    """Of a run on two sets that are those of the first."""
+    data.synth("other", 4, 9, size=96, words=4)
+    checkpoint("one.pt")
+    both = run(checkpoint("two.pt", data="s,other"), "--compare", "one.pt").out
+    assert "vs one.pt" in both and "in sample" not in both
+    checkpoint("f1.pt", folds=2, fold=1)
+    out = run("f1.pt", "--compare", checkpoint("f2.pt", folds=2, fold=2)).out
+    assert out.splitlines()[-1].count("in sample: trained on 3 of them  cannot tell") == 1
+
+
 def test_a_cpu_computes_in_bf16_only_when_told(run):
     kinds = [evaluate.amp_dtype(amp, CPU) for amp in ("auto", "off", "fp16", "bf16")]
     assert kinds == [None, None, None, torch.bfloat16]
@@ -143,9 +187,9 @@ def test_a_cpu_computes_in_bf16_only_when_told(run):
 REFUSED = [
     (2, "p.json", "needs labels to be scored; add --data"),
     (1, "p.json --data s --compare less.json", "less.json: 1 of 2 pages are not in it"),
-    (2, "p.json --data s --thresh 0.5", "a predictions file is decoded"),
-    (2, "p.json --data s --box-thresh 0", "a predictions file is decoded"),
-    (2, "p.json --data s --tile 64", "a predictions file is decoded"),
+    (2, "p.json --data s --thresh 0.5", "predictions are decoded"),
+    (2, "p.json --data s --box-thresh 0", "predictions are decoded"),
+    (2, "p.json --data s --tile 64", "predictions are decoded"),
     (2, "p.json --data nowhere", "nowhere: no such file"),
     (2, "p.json --data s --device abacus", "not a device"),
     (1, "p.json --data s --out p.json/o.json", "error: p.json: File exists; what was written"),
@@ -154,18 +198,22 @@ REFUSED = [
     (1, "brace.json --data s", "brace.json: not a JSON file"),
     (1, "list.json --data s", 'list.json: no "images" object'),
     (1, "word.json --data s", "image x: word 7"),
-    (2, "a.pt --compare b.pt", "validated on other pages (fold differs)"),
+    (2, "lost.pt", "lost.pt: the pages of its run, gone, are not here; name pages by --data or"),
     (2, "a.pt b.pt", "several sources: only with --tune"),
     (2, "a.pt --device cuda:64", "--device cuda:64: not here"),
     (1, "a.pt --images empty --tile 64", "no picture in it"),
     (2, "a.pt --images gone", "no such file"),
-    (2, "a.pt --images s --tile 31", "--tile 31: at least 32 page pixels"),
-    (2, "a.pt --images s --data s", "leave out"),
-    (
-        1,
-        "a.pt --images wide.png --size 960 --tile 32",
-        "wide.png: size 960, --tile 32: over 128 M pixels",
-    ),
+    (2, "a.pt --images s --tile 31", "--tile: at least 32 page pixels"),
+    (2, "a.pt --images s --data s", "--data: not with --images; leave it out"),
+    (2, "a.pt --images s --json", "--json: the pages have no labels"),
+    (2, "a.pt --data s --rank", "--rank: the pages have labels"),
+    (2, "a.pt --split test", "--split: only with --data"),
+    (2, "a.pt b.pt --tune --split test --data s", "--split: not with folds"),
+    (2, "a.pt --tune --hparams h.json", "--hparams: not with --tune"),
+    (2, "a.pt --export x.onnx --out o.json", "--out: not with --tune or --export"),
+    (2, "p.json --data s --hparams h.json", "--hparams: predictions are decoded"),
+    (2, "a.pt --hparams h.json", "h.json: unknown key 'box_tresh'; did you mean box_thresh"),
+    (1, "large.pt --images wide.png --tile 32", "wide.png: size 960, --tile 32: over 128 M pixels"),
 ]
 WITHOUT = "--compare", "--images", "--tile", "--out", "--export", "--html", "--pictures"
 REFUSED += [(2, f"a.pt --tune {flag} 96", f"{flag}: not with --tune") for flag in WITHOUT]
@@ -174,6 +222,9 @@ REFUSED += [(2, f"a.pt --tune {flag} 96", f"{flag}: not with --tune") for flag i
 def test_bad_input_is_one_line(work, run):
     checkpoint("a.pt", folds=2, fold=1)
     checkpoint("b.pt", folds=2, fold=2)
+    checkpoint("lost.pt", data="gone")
+    checkpoint("large.pt", size=960)
+    Path("h.json").write_text('{"lr": 0.1, "box_tresh": 0.4}')
     images = read_json(predictions())["images"]
     write_labels(work, dict([*images.items()][1:]), "less")
     write_labels(work, {"x": {"words": {"7": {"points": [[1, 2]]}}}}, "word")
@@ -248,6 +299,19 @@ def test_pictures_show_labels_hits_joined_misses_and_false_alarms(run):
     assert len(pictures) == 2 and all(max(image.shape) >= 1400 for image in pictures)
     for colour in evaluate.COLOURS.values():
         assert all((np.abs(image - colour).max(2) < 60).sum() > 50 for image in pictures)
+
+
+def test_confidences_stand_on_pictures_beside_their_words(work):
+    write_picture(work, "p.png", np.full((200, 300, 3), 120, np.uint8))
+    page, box = Page("p.png", work / "images/p.png", None), np.array([(50, 60), (200, 60)])
+    polygon = np.concatenate([box, box[::-1] + (0, 20)]).astype(float)
+    plain, scored = (evaluate.draw_page(page, [polygon], s).astype(int) for s in ([], [0.87]))
+    changed = np.argwhere(np.abs(plain - scored).max(2) > 50)
+    zoom = 1400 / 300
+    (top, left), (bottom, right) = changed.min(0) - (40, 0), changed.max(0) - (40, 0)
+    assert 5 < bottom - top < 25 and 20 < right - left < 50
+    assert abs(left - 50 * zoom) < 5 and 60 * zoom - 25 < top and bottom < 60 * zoom + 5
+    assert scored[changed[:, 0], changed[:, 1]].min() < 60 and scored.max() == 255
 
 
 class Ink(torch.nn.Module):
@@ -419,25 +483,21 @@ def test_rapidocr_reads_a_receipt_with_the_exported_detector(run, monkeypatch):
 
 
 def report_numbers(page):
-    """Numbers of a report: {metric: [precision, recall, hmean, low, high]}, {box_thresh: [...]}."""
+    """Numbers of a report: {metric: [precision, recall, hmean, low, high]}."""
     cells = (re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in page.split("<tr>"))
     rows = {html.unescape(c[0]): " ".join(c[1:]).replace(" to ", " ").split() for c in cells if c}
     numbers = {name: [float(v) for v in row] for name, row in rows.items() if row[0][0] in "01"}
-    metrics = {m: numbers[name] for m, (name, _) in cleval.METRICS.items()}
-    return metrics, {float(k): v for k, v in numbers.items() if re.fullmatch(r"0\.\d\d", k)}
+    return {m: numbers[name] for m, (name, _) in cleval.METRICS.items()}
 
 
 def check_report(page, result, names):
-    metrics, levels = report_numbers(page)
-    for metric, row in metrics.items():
+    for metric, row in report_numbers(page).items():
         r = result if metric == "page" else result[metric]
         expected = [r["precision"], r["recall"], r["hmean"], *r["interval"]]
         assert row == pytest.approx(expected, abs=6e-5)
     counts = [["number", *result["labels"].values()]]
     counts += [[f"from {p['gap'][0]}", p["pairs"], p["joined"]] for p in result["pairs"]]
     assert all(f"<td>{'</td><td>'.join(map(str, row))}</td>" in page for row in counts)
-    assert len(levels) == 19 and levels[0.5] == pytest.approx(metrics["page"][:3])
-    assert levels[0.55] == levels[0.95] == [0, 0, 0]  # all confidences are 0.5
     bars = re.findall(r'<text class="value".*?>(.*?)</text>', page)
     assert sum(int(bar) for bar in bars if bar.isdigit()) == result["pages"]
     assert all(name in page for name in names) and page.count("data:image/jpeg;base64,") == 2
@@ -457,16 +517,10 @@ def test_a_page_of_any_shape_is_in_the_report(work):
     assert len(evaluate.thumbnail(page, [np.array([(1, 1), (20, 1), (20, 9)])])) > 1000
 
 
-def test_a_report_and_a_predictions_file_have_the_scores_of_their_checkpoint(run, monkeypatch):
-    """It is decoded below its box_thresh for the report, whose levels are those of the metric."""
+def test_a_predictions_file_has_the_scores_of_its_checkpoint(run, monkeypatch):
     load = evaluate.load_network
     monkeypatch.setattr(evaluate, "load_network", lambda *a: (Ink(3, 3), *load(*a)[1:]))
     path, written = checkpoint(thresh=0.1, box_thresh=0.9), ("--html", "r.html", "--out", "o.json")
     assert scored(run, path, *written) == scored(run, path) == scored(run, "o.json")
     words = [w for p in read_json("o.json")["images"].values() for w in p["words"].values()]
     assert words and all(0 <= word["confidence"] <= 1 for word in words)
-    _, levels = report_numbers(Path("r.html").read_text())
-    assert 0.1 < levels[0.9][2] < levels[0.05][2] < levels[0.3][2]
-    for level in (0.05, 0.3, 0.9):
-        again = scored(run, path, "--box-thresh", level)
-        assert levels[level][2] == pytest.approx(again["hmean"], abs=6e-5)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import struct
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import evaluate
 import files
 import hparams
 import labels
+import report
 import train
 
 CPU, STEP = torch.device("cpu"), (train.Trainer, "train_step")
@@ -271,6 +274,43 @@ def test_a_run_on_two_sets_is_scored_by_set_and_is_worth_what_the_first_says(wor
     error_line(capsys.readouterr().err, "s,other: several sets; name one")
 
 
+def test_a_fold_is_named_as_all_folds_are_and_a_run_is_resumed_by_its_folder(work, capsys):
+    folds = "--folds=2", "--fold=2", "--epochs=2", "--T_max=2"
+    assert run("--name=r8", *folds, "--stop-epoch=1") == 0
+    assert "run folder runs/r8-fold2" in capsys.readouterr().out
+    assert train.main(["--resume", "runs/r8-fold2", "--stop-epoch=1"]) == 0
+    assert "resuming runs/r8-fold2 after epoch 1" in capsys.readouterr().out
+    assert run("--name=r8", *folds, "--resume") == 0
+    assert last("r8-fold2")["epoch"] == 2
+    assert train.main(["--resume", "runs/r8-fold2/last.pt"]) == 0
+    (work / "h.json").write_text("{}")
+    assert run("--hparams=h.json", *folds, "--stop-epoch=1") == 0
+    names = {path.name for path in Path("runs").iterdir() if path.is_dir()}
+    assert names == {"r8-fold2", "h-fold2"}
+    sweep = train.parse_args(["--name=sweep/trial-001", "--fold=2"])
+    assert sweep.name == "sweep/trial-001"
+
+
+class Log(io.StringIO):
+    """What stderr is where there is no terminal."""
+
+
+def test_where_there_is_no_terminal_lines_say_how_far_it_is(monkeypatch):
+    log = Log()
+    monkeypatch.setattr(sys, "stderr", log)
+    assert [*report.progress(range(3), "quick")] == [0, 1, 2] and log.getvalue() == ""
+    monkeypatch.setattr(report, "EVERY", 0.05)
+    for _ in report.progress(range(6), "slow", 6):
+        time.sleep(0.04)
+    lines = log.getvalue().replace("\r", "").splitlines()
+    assert 2 <= len(lines) <= 5
+    assert all(re.fullmatch(r"slow: [1-6] of 6, 00:00 so far, 00:0\d left", s) for s in lines)
+    monkeypatch.setattr(log, "isatty", lambda: True, raising=False)
+    for _ in report.progress(range(2), "bar"):
+        pass
+    assert "bar:   0%|" in log.getvalue()
+
+
 def test_names_count_up(work):
     for expected in ("small", "small-2", "small-3"):
         hp, folder = train.choose_run_folder(hparams.Hparams(), "small")
@@ -296,7 +336,7 @@ def wandb_rows(path):
         at += room if room < 7 else 0  # the rest of a block is padding
 
 
-def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch):
+def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch, capsys):
     """As a W&B agent starts it, paused and resumed: each epoch once, under the same id."""
     wandb = pytest.importorskip("wandb")
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -305,6 +345,9 @@ def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch):
     assert run("--log=tensorboard", "--ema=True", "--stop-epoch=1") == 0
     assert resume("run7", "--artifact") == 0
     wandb.finish()
+    (folder,) = (work / "runs/run7").glob("wandb/offline-run-*")
+    kept = folder.relative_to(work)
+    assert f"wandb: {kept}; to send it: wandb sync {kept}\n" in capsys.readouterr().out
     (path,) = (work / "runs/run7").glob("wandb/offline-run-*/run-run7.wandb")
     rows = wait_for("W&B's last record", lambda: wandb_rows(path))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
@@ -342,7 +385,9 @@ def test_ema_is_a_moving_average():
         assert ema[0].tolist() == pytest.approx([expected] * 2)
 
 
-@pytest.mark.parametrize("t_max, word", [(4, ""), (2, "rises again"), (8, "still has lr 2.1e-03")])
+@pytest.mark.parametrize(
+    "t_max, word", [(4, ""), (2, "last, has lr 1.5e-03"), (8, "last, has lr 2.1e-03")]
+)
 def test_schedules_that_do_not_end_with_the_run_are_named(t_max, word, capsys):
     train.check_schedule(hparams.Hparams(lr=3e-3, epochs=4, T_max=t_max))
     out = capsys.readouterr().out
@@ -441,8 +486,20 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, "--name=whole --resume --lr=1", "lr is 0.003 in run whole and cannot become 1.0"),
         (2, "--name=whole --resume", "another process is training there"),
         (2, "--name=other --resume", "runs/other/hparams.json: no such file"),
+        (2, "--name=whole --resume --epochs=9", "epochs is 4 in run whole and cannot become 9; "),
+        (2, "--resume runs/whole --lr=1", "--init runs/whole/last.pt begins with its weights"),
         (2, "--resume", "--resume: names no run; add --name"),
-        (2, "--data=s --init=runs/whole/best.pt", "weights of another network"),
+        (2, "--lr=1 runs/whole", "unrecognized arguments: runs/whole"),
+        (2, "--data=s --init=runs/whole/best.pt", "use --backbone mobilenetv3_small_050 --neck 64"),
+        (2, "--fold=2 --print-hparams", "--fold: only with --folds; leave it out"),
+        (2, "--seeds=0", "--seeds: at least 1 is needed"),
+        (2, "--fold=all", "--fold: only with --folds; leave it out"),
+        (2, "--artifact --print-hparams", "--artifact: only with --log wandb"),
+        (2, "--min-confidence=0.5", "--min-confidence: only with --pseudo-labels"),
+        (2, "--teacher-weight=2", "--teacher-weight: only with --teacher"),
+        (2, "--folds=2 --val-data=s", "--val-data: not with --folds, which hold pages out"),
+        (2, "--init=runs/whole/last.pt --pretrained=timm", "--pretrained: not with --init"),
+        (2, "--sync-bn", "--sync-bn: only under torchrun"),
         (2, "--data=s --teacher=none.pt", "none.pt: cannot be read"),
         (2, "--weigth_decay 1", "--weigth-decay 1; did you mean --weight-decay?"),
         (2, "--data=nowhere", "nowhere: no such file or folder"),
@@ -450,7 +507,7 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, "--log=wandb", "pip install wandb"),
         (1, "--data=s", "no download (no route to host); use --pretrained PATH (a state dict"),
         (1, "--data=s --pseudo-labels=ignored.json", "labelled in s already"),
-        (1, "--data=ignored.json --val-data=s/train.json", "no positive pixel in 2 train pages"),
+        (1, "--data=ignored.json --val-data=s/train.json", "no word in 2 train pages"),
     ],
 )
 def test_what_cannot_work_is_one_line(whole, work, code, given, line, monkeypatch, capsys):
@@ -577,11 +634,16 @@ def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
     assert run("--pseudo-labels", "extra/p.json", "--epochs", 1, "--name", "p") == 0
     out = capsys.readouterr().out
     assert "pseudo 3 pages" in out and "3 ignored" in out and "train 9 pages" in out
+    assert "warning: extra" not in out
     state = last("p")
     assert state["hparams"].pseudo_labels == "extra/p.json"
     assert state["origin"]["unknown"] == ["extra/p.json"]  # who knows what made them
     new = {data.picture_digest(path) for path in Path("extra/images").glob("new_*")}
     assert new <= {*state["origin"]["trained"]}
+    flags = "--pseudo-labels=extra/p.json", "--min-confidence=0.95", "--epochs=1"
+    assert run(*flags, "--name=p2", "--T_max=1") == 0
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if s.startswith("warning: extra")]
+    assert line.endswith(" 100% of its words are don't care; lower --min-confidence 0.95")
 
 
 def test_replicas_differ_by_seed_alone_and_learn_the_map_of_teachers(whole, capsys):
@@ -604,7 +666,7 @@ def test_replicas_differ_by_seed_alone_and_learn_the_map_of_teachers(whole, caps
     flags = "--baseline", "runs/r-seed0", "--tuned", held
     assert run(*flags, "--teacher", teachers, "--epochs", 1, "--seed", 1, "--name", "b") == 0
     out, gain = capsys.readouterr().out, b["scores"]["hmean"] - a["scores"]["hmean"]
-    assert f"hmean {gain:+.4f} [" in out and "cannot tell, vs runs/r-seed0\n" in out
+    assert f"hmean {gain:+.4f} [" in out and " groups, vs runs/r-seed0\n" in out
     words = "over 2 pages, too narrow, in sample: thresholds chosen on 2 of them"
     assert words in out
     assert last("b")["scores"]["over"] == f"{words[5:]}, epoch chosen on 2 of them"
