@@ -17,7 +17,7 @@ import contextlib
 import copy
 import csv
 import dataclasses
-import importlib
+import importlib.util
 import io
 import json
 import math
@@ -47,7 +47,7 @@ from hparams import FIELDS, Hparams, given_flags, read_hparams, trainer_parser, 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 QUICK_START = "python train.py --hparams hparams/quickstart.json"
 EMA_DECAY = 0.999
-MAY_CHANGE = ("stop_epoch", "workers", "cache", "name")  # when a run is resumed
+MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is resumed
 CALM = "lower --lr or use --amp off; the run folder keeps the last whole epoch"
 FETCH_EVERY = 10  # steps between looks at the losses; each look waits for the GPU
 MAXIMUM = "the next line is the maximum over epochs on the pages that select it"
@@ -151,6 +151,15 @@ def own_device(name):
     return device
 
 
+def machine(device, dtype):
+    """The device, the number type and the versions of a run, as one line."""
+    name, cuda = f"{torch.get_num_threads()} threads", ""
+    if device.type == "cuda":
+        name, cuda = torch.cuda.get_device_name(device), f", CUDA {torch.version.cuda}"
+    kind = str(dtype or torch.float32).removeprefix("torch.")
+    return f"device {device} ({name}), {kind}, torch {torch.__version__}{cuda}"
+
+
 class Stop:
     """CTRL-C and SIGTERM as a flag that the loop looks at between steps."""
 
@@ -250,8 +259,15 @@ def keep_split(hp, split):
 def start_worker(_):
     for number in STOP_SIGNALS:  # to the whole group; the trainer saves, and needs their batches
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=follow_trainer, daemon=True).start()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+
+
+def follow_trainer():
+    """Ends a loader process when its trainer is gone, which the fork server between them hides."""
+    torch.multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def make_loader(train, hp, device, start_epoch, start_step, cache=None):
@@ -262,8 +278,9 @@ def make_loader(train, hp, device, start_epoch, start_step, cache=None):
     batches = [batch[rank::size] for batch in batches[start_step:]]
     workers = hp.workers
     if workers < 0:
-        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = max(1, min(16, cores)) if device.type == "cuda" else 0
+    ahead = 2**31 // (max(workers, 1) * hp.batch * hp.size**2 * 7)  # in /dev/shm, at most 2 GiB
     # not fork: OpenCV's and OpenMP's threads do not survive it, and the workers would wait for them
     context = torch.multiprocessing.get_context("forkserver") if workers else None
     return torch.utils.data.DataLoader(
@@ -272,7 +289,7 @@ def make_loader(train, hp, device, start_epoch, start_step, cache=None):
         num_workers=workers,
         worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=max(1, min(4, ahead)) if workers else None,
         multiprocessing_context=context,
         generator=torch.Generator(),  # or it would draw from the global one, which resume puts back
     )
@@ -364,13 +381,7 @@ class Trainer:
         be added over the processes: each has its share of the batch's pages."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            logits = self.forward(pages)  # [B, 2, H, W]
-            with torch.no_grad():
-                taught = [teacher(pages)[:, 0].float().sigmoid() for teacher in self.teachers]
-        loss, parts = db_loss(logits, maps)
-        if taught:
-            loss = loss + self.hp.teacher_weight * teacher_loss(logits, sum(taught) / len(taught))
+        loss, parts = self.loss_of(pages, maps)
         share = len(pages) / self.hp.batch if self.processes > 1 else 1.0
         self.optimizer.zero_grad(set_to_none=True)
         # gradients become their mean over the processes
@@ -383,6 +394,31 @@ class Trainer:
         if self.ema is not None:
             update_ema(*self.averaged, number)
         return torch.cat([loss.detach()[None], parts]) * share
+
+    def loss_of(self, pages, maps):
+        """The loss, a scalar, and its parts [3] of a batch."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = self.forward(pages)  # [B, 2, H, W]
+            with torch.no_grad():
+                taught = [teacher(pages)[:, 0].float().sigmoid() for teacher in self.teachers]
+        loss, parts = db_loss(logits, maps)
+        if taught:
+            loss = loss + self.hp.teacher_weight * teacher_loss(logits, sum(taught) / len(taught))
+        return loss, parts
+
+    def rehearse(self, pages, height, width):
+        """Take the memory of a step on the largest canvas before the first one, not hours later;
+        weights, statistics and random state stay. Raises what the step would."""
+        kept = [buffer.clone() for buffer in self.model.buffers()]
+        moments = [torch.empty_like(p) for p in self.model.parameters() for _ in "mv"]  # Adam's
+        with torch.random.fork_rng([self.device] * (self.device.type == "cuda")):
+            self.train_mode()
+            pages = torch.zeros(pages, height, width, 3, dtype=torch.uint8, device=self.device)
+            self.loss_of(pages, pages.new_zeros(len(pages), 4, height, width))[0].backward()
+        del moments
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.model.buffers(), kept):
+            buffer.copy_(value)
 
     def averaged_model(self):
         """The network to validate and to share, in eval mode; the same in every process, which
@@ -409,7 +445,7 @@ class Trainer:
         """Go on from a state. Raises DataError when it is of another network."""
         try:
             for key, part in self.parts().items():
-                if part:
+                if part and state[key]:  # only fp16 has a scaler's state
                     part.load_state_dict(state[key])
             for key in POSITION:
                 setattr(self, key, state[key])
@@ -612,17 +648,6 @@ def start_mirrors(kinds, hp, folder, rows):
     return mirrors
 
 
-def check_mirrors(kinds):
-    """Raises UsageError when a package is missing."""
-    modules = {"wandb": "wandb.sdk", "tensorboard": "torch.utils.tensorboard"}
-    for kind in kinds:
-        try:
-            importlib.import_module(modules[kind])
-        except ImportError:
-            where = f"--log {kind}"
-            raise UsageError(where, "its package is missing", f"pip install {kind}") from None
-
-
 # ---------------------------------------------------------------- the loop
 
 
@@ -649,8 +674,10 @@ def train_epoch(trainer, batches, steps, stop, steps_left):
     hp, device, pending = trainer.hp, trainer.device, []
     look_every = FETCH_EVERY if device.type == "cuda" else 1
     trainer.train_mode()
-    begin, first = time.perf_counter(), trainer.step
-    for step in tqdm(range(first, steps), f"epoch {trainer.epoch + 1}", leave=False, disable=None):
+    begin, measured = time.perf_counter(), None
+    for step in tqdm(
+        range(trainer.step, steps), f"epoch {trainer.epoch + 1}", leave=False, disable=None
+    ):
         asked = time.perf_counter()
         pages, maps = next(batches)
         trainer.timing[1] += time.perf_counter() - asked
@@ -664,12 +691,19 @@ def train_epoch(trainer, batches, steps, stop, steps_left):
             fetch_losses(trainer, pending, steps)
             if stop.agree():
                 break
-        if steps_left and step - first == 5:
-            seconds = (time.perf_counter() - begin) / 6 * steps_left
-            say = f"about {duration(seconds)} for {steps_left} steps, validation not counted"
-            slow = f"\nthis is a CPU; the quick start is: {QUICK_START}"
-            print(say + slow * (device.type == "cpu" and seconds > 3600), flush=True)
+            now = time.perf_counter(), trainer.step
+            measured = measured or now  # not from the start, which loads, and may compile
+            if steps_left and now[1] - measured[1] >= 5:
+                seconds = (now[0] - measured[0]) / (now[1] - measured[1]) * steps_left
+                say_time(seconds, steps_left, device)
+                steps_left = 0
     trainer.timing[0] += time.perf_counter() - begin
+
+
+def say_time(seconds, steps, device):
+    say = f"about {duration(seconds)} for {steps} steps, validation not counted"
+    slow = f"\nthis is a CPU; the quick start is: {QUICK_START}"
+    print(say + slow * (device.type == "cpu" and seconds > 3600), flush=True)
 
 
 def duration(seconds):
@@ -761,6 +795,7 @@ def load_run(folder):
 
 def run(hp, folder, resume, options, stop):
     """Train to hp.epochs (or hp.stop_epoch); options: the command line's. Returns the exit code."""
+    print(machine(options.device, evaluate.amp_dtype(hp.amp, options.device)))
     pages, digests, hp = from_first(lambda: read_pages(hp))
     trainer = None if resume else Trainer(hp, options.device, True, digests)  # no folder yet
     with open_folder(hp, folder, resume) if place()[0] == 0 else contextlib.nullcontext():
@@ -779,7 +814,11 @@ def train_run(trainer, pages, folder, options, stop):
     last = min(hp.epochs, hp.stop_epoch or hp.epochs)
     left = (hp.epochs - trainer.epoch) * steps - trainer.step
     cache = folder / "cache" if hp.cache else None
-    batches = iter(make_loader(train, hp, options.device, trainer.epoch, trainer.step, cache))
+    loader = make_loader(train, hp, options.device, trainer.epoch, trainer.step, cache)
+    if options.device.type == "cuda" and left:
+        keys = max(loader.batch_sampler, key=lambda keys: math.prod(keys[0][2:]))
+        trainer.rehearse(len(keys), *keys[0][2:])
+    batches = iter(loader)
     try:
         while trainer.epoch < last and not stop.agreed:
             train_epoch(trainer, batches, steps, stop, left)
@@ -793,7 +832,9 @@ def train_run(trainer, pages, folder, options, stop):
                 send(row)
         from_first(trainer.wait)
     finally:
-        del batches  # ends its processes
+        for loader in torch.multiprocessing.active_children():
+            loader.kill()  # an error's traceback holds `batches`, and they ignore SIGTERM
+        del batches
         shutil.rmtree(folder / "cache", ignore_errors=True)
     stopped = stop.agreed if trainer.epoch < last else 0
     if trainer.epoch == hp.epochs:
@@ -891,7 +932,8 @@ def run_members(runs, args):
             continue
         split = read_hparams(folder / "hparams.json")["split"] if hp.name in made else ""
         hp = dataclasses.replace(hp, split=split)
-        code = exit_code(partial(run, hp, folder, folder.exists(), args, stop))
+        work = partial(run, hp, folder, folder.exists(), args, stop)
+        code = exit_code(partial(explaining, work))
         if code > 128:
             return code
         if code:
@@ -950,7 +992,9 @@ def start(args):
     args.device = own_device(args.device)
     args.baseline = (args.baseline, read_log(args.baseline)) if args.baseline else ("", {})
     args.log += ["wandb"] if "WANDB_SWEEP_ID" in os.environ else []
-    check_mirrors(args.log)
+    for kind in args.log:  # a folder of logs, named as the package, is a module without a file
+        if not getattr(importlib.util.find_spec(kind), "origin", None):
+            raise UsageError(f"--log {kind}", "its package is missing", f"pip install {kind}")
     if several:
         return run_members(runs, args)
     hp, folder, resume = from_first(lambda: begin(args, os.environ.get("WANDB_RUN_ID", stem)))
@@ -958,6 +1002,7 @@ def start(args):
 
 
 def main(argv=None):
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # canvases vary
     store = join_group()
 
     def work():
@@ -966,10 +1011,7 @@ def main(argv=None):
                 hidden = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(hidden))
                 stack.enter_context(contextlib.redirect_stderr(hidden))
-            try:
-                code = start(trainer_parser(__doc__).parse_args(argv))
-            except RuntimeError as error:
-                raise explained(error, store) from None
+            code = explaining(lambda: start(trainer_parser(__doc__).parse_args(argv)), store)
             if store:
                 dist.destroy_process_group()
             return code
@@ -982,15 +1024,22 @@ def main(argv=None):
     return exit_code(work, say)
 
 
-def explained(error, store):
-    """What a RuntimeError about processes that are gone means; any other as it is."""
-    text = str(error)
-    if "DataLoader worker" in text:
-        return Lost("a loader process", "was killed", "out of memory? lower --workers")
-    if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
-        kept = "the run folder keeps the last whole epoch"
-        return Lost("a process of the group", "was lost", kept)
-    return error
+def explaining(work, store=None):
+    """work(), and what a RuntimeError of PyTorch means in its users' words; any other as it is."""
+    try:
+        return work()
+    except RuntimeError as error:
+        text = str(error)
+        if "shared memory" in text and "No space left" in text:
+            remedy = "lower --workers, or raise its size (Docker: --shm-size=8g)"
+            raise DataError("/dev/shm", "is full", remedy) from None
+        if "DataLoader worker" in text and not text.startswith("Caught"):
+            remedy = "was memory or /dev/shm full? lower --workers"
+            raise Lost("a loader process", "was killed", remedy) from None
+        if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
+            kept = "the run folder keeps the last whole epoch"
+            raise Lost("a process of the group", "was lost", kept) from None
+        raise
 
 
 if __name__ == "__main__":
