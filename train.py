@@ -347,11 +347,13 @@ class Trainer:
         """fresh: no state will be loaded; digests: of the train and the val pages."""
         self.hp, self.device, self.processes = hp, device, place()[1]
         self.model = self.forward = start_network(hp, device, fresh)
-        if hp.compile:  # traced once for all canvases; the code generator may still want some anew
+        if hp.compile:  # once for all canvases: other layouts of memory pin their sides
+            importlib.import_module("torch._inductor.config").force_layout_optimization = True
             self.forward = torch.compile(self.model, dynamic=True)
         if dist.is_initialized():
             wrap = torch.nn.parallel.DistributedDataParallel
-            self.forward = wrap(self.forward, gradient_as_bucket_view=True)
+            options = {"gradient_as_bucket_view": True, "broadcast_buffers": not hp.sync_bn}
+            self.forward = wrap(self.forward, **options)
         paths = [path for path in hp.teacher.split(",") if path]
         self.teachers = [load_network(path, device)[0] for path in paths]
         self.ema = copy.deepcopy(self.model).eval() if hp.ema else None

@@ -355,18 +355,42 @@ def small_trainer(**values):
     return train.Trainer(hparams.Hparams(**(network | values)), CPU)
 
 
-def test_traced_once_for_all_canvases(monkeypatch):
-    graphs, build = [], torch.compile
+class TinyBackbone(torch.nn.Module):
+    """A depthwise convolution and one of stride 4, 2, 2, 2: quickly compiled."""
 
-    def traced(model, **options):
-        return build(model, backend=lambda graph, _: graphs.append(graph) or graph, **options)
+    def __init__(self):
+        super().__init__()
+        self.default_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+        convs = [torch.nn.Conv2d(3, 4, 3, 4, 1)]
+        convs += [torch.nn.Conv2d(4, 4, 3, 2, 1, groups=4) for _ in range(3)]
+        self.convs = torch.nn.ModuleList(convs)
 
-    monkeypatch.setattr(torch, "compile", traced)
-    plain, compiled = (small_trainer(backbone="resnet10t", compile=c) for c in (False, True))
-    for height, width in ((64, 96), (96, 64), (64, 64)):
+    def forward(self, x):
+        return [x := conv(x) for conv in self.convs]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+def test_compiled_once_for_all_canvases(monkeypatch):
+    """Inductor itself: one graph forward and one backward, and eager's losses and gradients."""
+    from torch._inductor.graph import GraphLowering
+
+    backbone = TinyBackbone(), [0, 1, 2, 3], [4] * 4
+    monkeypatch.setattr("dbnet.make_backbone", lambda *_: copy.deepcopy(backbone))
+    for name in ("force_layout_optimization", "fx_graph_cache"):  # the first is put back
+        monkeypatch.setattr(f"torch._inductor.config.{name}", False)
+    monkeypatch.setattr("torch._functorch.config.enable_autograd_cache", False)
+    graphs = []
+    before(monkeypatch, GraphLowering, "compile_to_module", graphs.append)
+    plain, compiled = (small_trainer(compile=c) for c in (False, True))
+    for height, width in ((96, 128), (128, 96), (128, 128), (96, 160), (160, 128)):
         pages = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
-        torch.testing.assert_close(compiled.forward(pages), plain.forward(pages))
-    assert len(graphs) == 1
+        maps = torch.randint(0, 2, (2, 4, height, width), dtype=torch.uint8)
+        losses = [trainer.loss_of(pages, maps)[0] for trainer in (plain, compiled)]
+        sum(losses).backward()
+        torch.testing.assert_close(*losses)
+    assert len(graphs) == 2
+    for a, b in zip(plain.model.parameters(), compiled.model.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
