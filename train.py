@@ -115,7 +115,15 @@ def join_group():
     store = dist.PrefixStore(f"attempt-{attempt}", store)  # torchrun's keeps what the last one said
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    threading.Thread(target=follow_agent, args=(os.getppid(),), daemon=True).start()
     return store
+
+
+def follow_agent(agent):
+    """Stops this process, as a SIGTERM does, when the torchrun that started it is gone."""
+    while os.getppid() == agent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def place():
@@ -157,6 +165,8 @@ def machine(device, dtype):
     if device.type == "cuda":
         name, cuda = torch.cuda.get_device_name(device), f", CUDA {torch.version.cuda}"
     kind = str(dtype or torch.float32).removeprefix("torch.")
+    if cuda and dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        kind += " (emulated here: --amp fp16 is faster)"
     return f"device {device} ({name}), {kind}, torch {torch.__version__}{cuda}"
 
 
@@ -352,8 +362,7 @@ class Trainer:
             self.forward = torch.compile(self.model, dynamic=True)
         if dist.is_initialized():
             wrap = torch.nn.parallel.DistributedDataParallel
-            options = {"gradient_as_bucket_view": True, "broadcast_buffers": not hp.sync_bn}
-            self.forward = wrap(self.forward, **options)
+            self.forward = wrap(self.forward, gradient_as_bucket_view=True)
         paths = [path for path in hp.teacher.split(",") if path]
         self.teachers = [load_network(path, device)[0] for path in paths]
         self.ema = copy.deepcopy(self.model).eval() if hp.ema else None

@@ -116,3 +116,13 @@ def test_a_killed_trainer_leaves_nothing(start, work):
     trainer.kill()
     trainer.wait()
     wait_for("the loader processes to end", lambda: not left(work), 5)
+
+
+def test_what_torchrun_leaves_when_it_is_killed_stops_and_is_kept(start, work):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    agent = start("none", sys.executable, *torchrun, "--no-python", flags=("--batch=4",))
+    wait_for("an epoch", lambda: "epoch   1/90" in said() or agent.poll() is not None)
+    agent.kill()
+    agent.wait()
+    wait_for("both trainers to stop", lambda: not left(work), 10)
+    assert "go on: python train.py --name run --resume" in said()
