@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 MAX_BYTES, MAX_NODES = 2**30, 10**7  # of a text; lists and objects of a JSON file
+MEMORY = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an engine"  # CUDA's too
 KEPT = "what was written before is whole"
 
 
@@ -48,7 +49,7 @@ def exit_code(run, say=lambda line: print(f"error: {line}", file=sys.stderr)):
         elif isinstance(error, KeyboardInterrupt):
             line, code = f"interrupted; {KEPT}", 130
         elif not isinstance(error, DataError):
-            if not re.search("(?i)^$|out of memory|allocate memory", line):  # MemoryError is ""
+            if not re.search(MEMORY, line):  # MemoryError is ""
                 raise
             line, code = "out of memory; lower --size (and --batch), or use --device cpu", 3
     say(line)

@@ -17,7 +17,7 @@ import contextlib
 import copy
 import csv
 import dataclasses
-import importlib
+import importlib.util
 import io
 import json
 import math
@@ -46,7 +46,7 @@ from report import progress
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EMA_DECAY = 0.999
-MAY_CHANGE = ("stop_epoch", "workers", "cache", "name")  # when a run is resumed
+MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is resumed
 CALM = "lower --lr or use --amp off; the run folder keeps the last whole epoch"
 FETCH_EVERY = 10  # steps between looks at the losses; each look waits for the GPU
 MAXIMUM = "the next line is the maximum over epochs on the pages that select it"
@@ -110,7 +110,15 @@ def join_group():
     store = dist.PrefixStore(f"attempt-{attempt}", store)  # torchrun's keeps what the last one said
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    threading.Thread(target=follow_agent, args=(os.getppid(),), daemon=True).start()
     return store
+
+
+def follow_agent(agent):
+    """Stops this process, as a SIGTERM does, when the torchrun that started it is gone."""
+    while os.getppid() == agent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def place():
@@ -143,6 +151,17 @@ def own_device(name):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     return device
+
+
+def machine(device, dtype):
+    """The device, the number type and the versions of a run, as one line."""
+    name, cuda = f"{torch.get_num_threads()} threads", ""
+    if device.type == "cuda":
+        name, cuda = torch.cuda.get_device_name(device), f", CUDA {torch.version.cuda}"
+    kind = str(dtype or torch.float32).removeprefix("torch.")
+    if cuda and dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        kind += " (emulated here: --amp fp16 is faster)"
+    return f"device {device} ({name}), {kind}, torch {torch.__version__}{cuda}"
 
 
 class Stop:
@@ -235,8 +254,15 @@ def keep_split(hp, split):
 def start_worker(_):
     for number in STOP_SIGNALS:  # to the whole group; the trainer saves, and needs their batches
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=follow_trainer, daemon=True).start()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+
+
+def follow_trainer():
+    """Ends a loader process when its trainer is gone, which the fork server between them hides."""
+    torch.multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def make_loader(train, hp, device, start_epoch, start_step, cache=None):
@@ -247,8 +273,9 @@ def make_loader(train, hp, device, start_epoch, start_step, cache=None):
     batches = [batch[rank::size] for batch in batches[start_step:]]
     workers = hp.workers
     if workers < 0:
-        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = max(1, min(16, cores)) if device.type == "cuda" else 0
+    ahead = 2**31 // (max(workers, 1) * hp.batch * hp.size**2 * 7)  # in /dev/shm, at most 2 GiB
     # not fork: OpenCV's and OpenMP's threads do not survive it, and the workers would wait for them
     context = torch.multiprocessing.get_context("forkserver") if workers else None
     return torch.utils.data.DataLoader(
@@ -257,7 +284,7 @@ def make_loader(train, hp, device, start_epoch, start_step, cache=None):
         num_workers=workers,
         worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=max(1, min(4, ahead)) if workers else None,
         multiprocessing_context=context,
         generator=torch.Generator(),  # or it would draw from the global one, which resume puts back
     )
@@ -316,7 +343,8 @@ class Trainer:
         """fresh: no state will be loaded; digests: of the train and the val pages."""
         self.hp, self.device, self.processes = hp, device, place()[1]
         self.model = self.forward = start_network(hp, device, fresh)
-        if hp.compile:  # traced once for all canvases; the code generator may still want some anew
+        if hp.compile:  # once for all canvases: other layouts of memory pin their sides
+            importlib.import_module("torch._inductor.config").force_layout_optimization = True
             self.forward = torch.compile(self.model, dynamic=True)
         if dist.is_initialized():
             wrap = torch.nn.parallel.DistributedDataParallel
@@ -350,13 +378,7 @@ class Trainer:
         be added over the processes: each has its share of the batch's pages."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            logits = self.forward(pages)  # [B, 2, H, W]
-            with torch.no_grad():
-                taught = [teacher(pages)[:, 0].float().sigmoid() for teacher in self.teachers]
-        loss, parts = db_loss(logits, maps)
-        if taught:
-            loss = loss + self.hp.teacher_weight * teacher_loss(logits, sum(taught) / len(taught))
+        loss, parts = self.loss_of(pages, maps)
         share = len(pages) / self.hp.batch if self.processes > 1 else 1.0
         self.optimizer.zero_grad(set_to_none=True)
         # gradients become their mean over the processes
@@ -369,6 +391,31 @@ class Trainer:
         if self.ema is not None:
             update_ema(*self.averaged, number)
         return torch.cat([loss.detach()[None], parts]) * share
+
+    def loss_of(self, pages, maps):
+        """The loss, a scalar, and its parts [3] of a batch."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = self.forward(pages)  # [B, 2, H, W]
+            with torch.no_grad():
+                taught = [teacher(pages)[:, 0].float().sigmoid() for teacher in self.teachers]
+        loss, parts = db_loss(logits, maps)
+        if taught:
+            loss = loss + self.hp.teacher_weight * teacher_loss(logits, sum(taught) / len(taught))
+        return loss, parts
+
+    def rehearse(self, pages, height, width):
+        """Take the memory of a step on the largest canvas before the first one, not hours later;
+        weights, statistics and random state stay. Raises what the step would."""
+        kept = [buffer.clone() for buffer in self.model.buffers()]
+        moments = [torch.empty_like(p) for p in self.model.parameters() for _ in "mv"]  # Adam's
+        with torch.random.fork_rng([self.device] * (self.device.type == "cuda")):
+            self.train_mode()
+            pages = torch.zeros(pages, height, width, 3, dtype=torch.uint8, device=self.device)
+            self.loss_of(pages, pages.new_zeros(len(pages), 4, height, width))[0].backward()
+        del moments
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.model.buffers(), kept):
+            buffer.copy_(value)
 
     def averaged_model(self):
         """The network to validate and to share, in eval mode; the same in every process, which
@@ -395,7 +442,7 @@ class Trainer:
         """Go on from a state. Raises DataError when it is of another network."""
         try:
             for key, part in self.parts().items():
-                if part:
+                if part and state[key]:  # only fp16 has a scaler's state
                     part.load_state_dict(state[key])
             for key in POSITION:
                 setattr(self, key, state[key])
@@ -597,16 +644,6 @@ def start_mirrors(kinds, hp, folder, rows):
     return mirrors
 
 
-def check_mirrors(kinds):
-    """Raises UsageError when a package is missing."""
-    for kind in kinds:
-        try:
-            importlib.import_module({"wandb": "wandb.sdk"}.get(kind, "torch.utils.tensorboard"))
-        except ImportError:
-            remedy = f"pip install {kind}"
-            raise UsageError(f"--log {kind}", "its package is missing", remedy) from None
-
-
 # ---------------------------------------------------------------- the loop
 
 
@@ -633,8 +670,8 @@ def train_epoch(trainer, batches, steps, stop, steps_left):
     hp, device, pending = trainer.hp, trainer.device, []
     look_every = FETCH_EVERY if device.type == "cuda" else 1
     trainer.train_mode()
-    begin, first = time.perf_counter(), trainer.step
-    for step in progress(range(first, steps), f"epoch {trainer.epoch + 1}, steps"):
+    begin, measured = time.perf_counter(), None
+    for step in progress(range(trainer.step, steps), f"epoch {trainer.epoch + 1}, steps"):
         asked = time.perf_counter()
         batch = next(batches)
         trainer.timing[1] += time.perf_counter() - asked
@@ -647,11 +684,14 @@ def train_epoch(trainer, batches, steps, stop, steps_left):
             fetch_losses(trainer, pending, steps)
             if stop.agree():
                 break
-        if steps_left and step - first == 5:
-            seconds = (time.perf_counter() - begin) / 6 * steps_left
-            say = f"about {duration(seconds)} for {steps_left} steps, validation not counted"
-            slow = "\nthis is a CPU; quick start: python train.py --hparams hparams/quickstart.json"
-            print(say + slow * (device.type == "cpu" and seconds > 3600), flush=True)
+            now = time.perf_counter(), trainer.step
+            measured = measured or now  # not from the start, which loads, and may compile
+            if steps_left and now[1] - measured[1] >= 5:
+                seconds = (now[0] - measured[0]) / (now[1] - measured[1]) * steps_left
+                print(f"about {duration(seconds)} for {steps_left} steps, validation not counted")
+                if device.type == "cpu" and seconds > 3600:
+                    print("this is a CPU; the quick start is --hparams hparams/quickstart.json")
+                steps_left = 0
     trainer.timing[0] += time.perf_counter() - begin
 
 
@@ -740,6 +780,7 @@ def load_run(folder):
 
 def run(hp, folder, resume, options, stop):
     """Train to hp.epochs (or hp.stop_epoch); options: the command line's. Returns the exit code."""
+    print(machine(options.device, evaluate.amp_dtype(hp.amp, options.device)))
     pages, digests, hp = from_first(lambda: read_pages(hp))
     trainer = None if resume else Trainer(hp, options.device, True, digests)  # no folder yet
     with open_folder(hp, folder, resume) if place()[0] == 0 else contextlib.nullcontext():
@@ -758,7 +799,11 @@ def train_run(trainer, pages, folder, options, stop):
     last = min(hp.epochs, hp.stop_epoch or hp.epochs)
     left = (hp.epochs - trainer.epoch) * steps - trainer.step
     cache = folder / "cache" if hp.cache else None
-    batches = iter(make_loader(train, hp, options.device, trainer.epoch, trainer.step, cache))
+    loader = make_loader(train, hp, options.device, trainer.epoch, trainer.step, cache)
+    if options.device.type == "cuda" and left:
+        keys = max(loader.batch_sampler, key=lambda keys: math.prod(keys[0][2:]))
+        trainer.rehearse(len(keys), *keys[0][2:])
+    batches = iter(loader)
     try:
         while trainer.epoch < last and not stop.agreed:
             train_epoch(trainer, batches, steps, stop, left)
@@ -772,7 +817,9 @@ def train_run(trainer, pages, folder, options, stop):
                 send(row)
         from_first(trainer.wait)
     finally:
-        del batches  # ends its processes
+        for loader in torch.multiprocessing.active_children():
+            loader.kill()  # an error's traceback holds `batches`, and they ignore SIGTERM
+        del batches
         shutil.rmtree(folder / "cache", ignore_errors=True)
     stopped = stop.agreed if trainer.epoch < last else 0
     if trainer.epoch == hp.epochs:
@@ -861,7 +908,8 @@ def run_members(runs, args):
             continue
         split = read_hparams(folder / "hparams.json")["split"] if hp.name in made else ""
         hp = dataclasses.replace(hp, split=split)
-        code = exit_code(partial(run, hp, folder, folder.exists(), args, stop))
+        work = partial(run, hp, folder, folder.exists(), args, stop)
+        code = exit_code(partial(explaining, work))
         if code > 128:
             return code
         if code:
@@ -950,7 +998,9 @@ def start(args):
         return 0
     args.device = own_device(args.device)
     args.baseline = (args.baseline, read_log(args.baseline)) if args.baseline else ("", {})
-    check_mirrors(args.log)
+    for kind in args.log:  # a folder of logs, named as the package, is a module without a file
+        if not getattr(importlib.util.find_spec(kind), "origin", None):
+            raise UsageError(f"--log {kind}", "its package is missing", f"pip install {kind}")
     if several:
         return run_members(runs, args)
     hp, folder, resume = from_first(lambda: begin(args, os.environ.get("WANDB_RUN_ID", stem)))
@@ -958,6 +1008,7 @@ def start(args):
 
 
 def main(argv=None):
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # canvases vary
     store = join_group()
 
     def work():
@@ -966,10 +1017,7 @@ def main(argv=None):
                 hidden = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(hidden))
                 stack.enter_context(contextlib.redirect_stderr(hidden))
-            try:
-                code = start(parse_args(argv))
-            except RuntimeError as error:
-                raise explained(error, store) from None
+            code = explaining(lambda: start(parse_args(argv)), store)
             if store:
                 dist.destroy_process_group()
             return code
@@ -982,15 +1030,22 @@ def main(argv=None):
     return exit_code(work, say)
 
 
-def explained(error, store):
-    """What a RuntimeError about processes that are gone means; any other as it is."""
-    text = str(error)
-    if "DataLoader worker" in text:
-        return failure(137, "a loader process", "was killed", "out of memory? lower --workers")
-    if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
-        kept = "the run folder keeps the last whole epoch"
-        return failure(137, "a process of the group", "was lost", kept)
-    return error
+def explaining(work, store=None):
+    """work(), and what a RuntimeError of PyTorch means in its users' words; any other as it is."""
+    try:
+        return work()
+    except RuntimeError as error:
+        text = str(error)
+        if "shared memory" in text and "No space left" in text:
+            remedy = "lower --workers, or raise its size (Docker: --shm-size=8g)"
+            raise DataError("/dev/shm", "is full", remedy) from None
+        if "DataLoader worker" in text and not text.startswith("Caught"):
+            remedy = "was memory or /dev/shm full? lower --workers"
+            raise failure(137, "a loader process", "was killed", remedy) from None
+        if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
+            kept = "the run folder keeps the last whole epoch"
+            raise failure(137, "a process of the group", "was lost", kept) from None
+        raise
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""Loader processes, which are on by default on a GPU only: whatever happens to a run, it ends within
+ten seconds with its line and code, and nothing of it is left."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import NETWORK, ROOT, error_line, processes, wait_for
+
+PROGRAM = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+step, save = train.Trainer.train_step, train.save_checkpoint
+def troubled_step(trainer, pages, maps, lr, number):
+    if number == 4:
+        raise RuntimeError("a bug in the step")
+    return step(trainer, pages, maps, lr, number)
+def troubled_save(path, state):
+    if state["epoch"] == 2:
+        raise OSError(28, "No space left on device", str(path))
+    save(path, state)
+if __name__ == "__main__":
+    trouble = sys.argv.pop(1)
+    if trouble == "step":
+        train.Trainer.train_step = troubled_step
+    if trouble == "save":
+        train.save_checkpoint = troubled_save
+    sys.exit(train.main(sys.argv[1:]))
+"""
+RUN = [*NETWORK, "--data=s", "--size=96", "--epochs=90", "--T_max=90", "--batch=2", "--workers=2"]
+
+
+@pytest.fixture
+def start(work):
+    """start(trouble, *before) -> a trainer with two loader processes that runs into it, its output
+    in the file `said`; before: words of a command that runs it. All are killed in the end."""
+    shutil.copytree("s", "own", symlinks=False)
+    (work / "program.py").write_text(PROGRAM)
+    started = []
+
+    def begin(trouble, *before, flags=()):
+        words = [*before, sys.executable, "program.py", trouble, *RUN, "--data=own", *flags]
+        env = os.environ | {"MARK": str(work)}
+        with open("said", "w") as file:
+            started.append(subprocess.Popen(words, stdout=file, stderr=file, env=env))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+    for pid in left(work):
+        os.kill(pid, signal.SIGKILL)
+
+
+def left(work):
+    """Process ids that this test's trainer has left."""
+    return [pid for pid in processes("") if marked(pid, work)]
+
+
+def marked(pid, work):
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"MARK={work}\0".encode() in file.read() and pid != os.getpid()
+    except OSError:
+        return False
+
+
+def said():
+    with open("said") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize(
+    "trouble, code, line",
+    [
+        ("page", 1, "cannot be read (No such file or directory)"),
+        ("save", 1, "last.pt: No space left on device"),
+        ("step", 1, "RuntimeError: a bug in the step"),
+        ("loader", 137, "a loader process: was killed; was memory or /dev/shm full?"),
+    ],
+)
+def test_an_error_ends_the_run_and_its_loader_processes(start, work, trouble, code, line):
+    trainer = start(trouble)
+    wait_for("an epoch", lambda: "epoch   1/90" in said() or trainer.poll() is not None)
+    if trouble == "page":
+        shutil.rmtree("own/images")
+    if trouble == "loader":
+        loaders = [pid for pid in left(work) if pid != trainer.pid]
+        os.kill(max(loaders), signal.SIGKILL)
+    assert trainer.wait(20) == code, said()
+    assert line in said()
+    wait_for("the loader processes to end", lambda: not left(work), 5)
+    assert os.path.exists("runs/run/last.pt") or trouble == "step"
+
+
+def test_a_full_shared_memory_is_named(start, work):
+    mount = "mount -t tmpfs -o size=200k tmpfs /dev/shm"
+    inside = ["unshare", "--mount", "sh", "-c"]
+    if subprocess.run([*inside, mount], capture_output=True, check=False).returncode:
+        pytest.skip("needs root and unshare")
+    trainer = start("none", *inside, f'{mount} && exec "$@"', "sh", flags=("--size=320",))
+    assert trainer.wait(60) == 1
+    error_line(said(), "/dev/shm: is full; lower --workers, or raise its size (Docker: --shm-size")
+    wait_for("the loader processes to end", lambda: not left(work), 5)
+
+
+def test_a_killed_trainer_leaves_nothing(start, work):
+    trainer = start("none")
+    wait_for("an epoch", lambda: "epoch   1/90" in said() or trainer.poll() is not None)
+    assert len(left(work)) >= 4  # itself, two loader processes, their fork server
+    trainer.kill()
+    trainer.wait()
+    wait_for("the loader processes to end", lambda: not left(work), 5)
+
+
+def test_what_torchrun_leaves_when_it_is_killed_stops_and_is_kept(start, work):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    agent = start("none", sys.executable, *torchrun, "--no-python", flags=("--batch=4",))
+    wait_for("an epoch", lambda: "epoch   1/90" in said() or agent.poll() is not None)
+    agent.kill()
+    agent.wait()
+    wait_for("both trainers to stop", lambda: not left(work), 10)
+    assert "go on: python train.py --name run --resume" in said()
