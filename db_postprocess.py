@@ -140,9 +140,8 @@ def contour_score(prob, contour):
 
 def min_area_rects(contours):
     """Smallest rotated rectangle of each contour's pixels as [N, 5], see `Candidates`."""
-    rects = map(cv2.minAreaRect, contours)
-    rects = [(x + 0.5, y + 0.5, w + 1, h + 1, angle) for (x, y), (w, h), angle in rects]
-    rects = np.array(rects).reshape(-1, 5)
+    rects = [(*centre, *sides, angle) for centre, sides, angle in map(cv2.minAreaRect, contours)]
+    rects = np.array(rects).reshape(-1, 5) + (0.5, 0.5, 1, 1, 0)
     quarters = np.round(rects[:, 4] / 90)  # a rectangle's angle may name either of its sides
     rects[quarters % 2 == 1, 2:4] = rects[quarters % 2 == 1, 3:1:-1]
     rects[:, 4] = np.deg2rad(rects[:, 4] - 90 * quarters)
@@ -154,8 +153,9 @@ def decode_candidates(
 ):
     """Polygons (list of N [P, 2]) and scores [N] of Candidates, best score first, in map pixels:
     of scores >= box_thresh the max_candidates best, of these the ones whose short side is at least
-    min_size pixels after the unclip. mode: polygon (outline of the blob) or box (its rectangle,
-    grown in closed form). Raises ValueError on an unknown mode."""
+    min_size pixels after the unclip. mode: polygon (outline of the blob; its rectangle where the
+    unclip leaves nothing, or over MAX_POINTS points) or box (its rectangle, grown in closed form).
+    Raises ValueError on an unknown mode."""
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
     keep = int(np.searchsorted(-blobs.scores, -box_thresh, side="right"))
@@ -163,9 +163,18 @@ def decode_candidates(
     sides = grown_sides(rects, unclip_ratio, shrink_ratio)
     large = np.flatnonzero(sides.min(1) >= min_size)
     grown = np.hstack([rects[:, :2], sides, rects[:, 4:]])[large]
-    if mode == "polygon":
-        return unclip_outlines(blobs, large, grown, unclip_ratio, shrink_ratio), blobs.scores[large]
-    return list(rect_corners(grown)), blobs.scores[large]
+    if mode == "box":
+        return list(rect_corners(grown)), blobs.scores[large]
+    distance = unclip_distance(*blobs.sizes[:, large], unclip_ratio, shrink_ratio)
+    distance += blobs.margins[large]
+    convex = blobs.convex[large]
+    polygons = offset_convex([blobs.outlines[i] for i in large[convex]], distance[convex])
+    for i in np.flatnonzero(~convex):
+        parts = offset_polygon(blobs.outlines[large[i]], distance[i])
+        largest = max(parts, key=polygon_area, default=())
+        whole = 0 < len(largest) <= MAX_POINTS
+        polygons.insert(i, largest if whole else rect_corners(grown[[i]])[0])
+    return polygons, blobs.scores[large]
 
 
 def grown_sides(rects, unclip_ratio, shrink_ratio):
@@ -173,21 +182,6 @@ def grown_sides(rects, unclip_ratio, shrink_ratio):
     sides = rects[:, 2:4]
     distance = unclip_distance(sides.prod(1), 2 * sides.sum(1), unclip_ratio, shrink_ratio)
     return sides + 2 * distance[:, None]
-
-
-def unclip_outlines(blobs, chosen, grown, unclip_ratio, shrink_ratio):
-    """Outlines of N chosen of Candidates, grown back: N x [P, 2]. Where nothing is left of one, or
-    over MAX_POINTS points, its rectangle of grown [N, 5]."""
-    distance = unclip_distance(*blobs.sizes[:, chosen], unclip_ratio, shrink_ratio)
-    distance += blobs.margins[chosen]
-    convex = blobs.convex[chosen]
-    polygons = offset_convex([blobs.outlines[i] for i in chosen[convex]], distance[convex])
-    for i in np.flatnonzero(~convex):
-        parts = offset_polygon(blobs.outlines[chosen[i]], distance[i])
-        largest = max(parts, key=polygon_area, default=())
-        whole = 0 < len(largest) <= MAX_POINTS
-        polygons.insert(i, largest if whole else rect_corners(grown[[i]])[0])
-    return polygons
 
 
 def polygon_area(polygon):

@@ -49,19 +49,15 @@ class DBNet(nn.Module):
         threshold), [B, 1, H, W] otherwise."""
         x = (pages.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std  # [B, 3, H, W]
         features = self.backbone(x)
-        fused = self.fuse([features[i] for i in self.levels])
+        maps = [lateral(features[i]) for lateral, i in zip(self.lateral, self.levels)]
+        for i in (2, 1, 0):  # top down, [B, neck, H/s, W/s] of STRIDES s (Lin et al. 2017)
+            maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[2:])
+        size = maps[0].shape[2:]
+        maps = [F.interpolate(smooth(m), size) for smooth, m in zip(self.smooth, maps)]
+        fused = torch.cat(maps, 1)  # [B, neck, h, w]
         if not self.training:
             return self.shrink_head(fused)
         return torch.cat([self.shrink_head(fused), self.thresh_head(fused)], 1)
-
-    def fuse(self, features):
-        """Four maps [B, C_i, H/s, W/s] of STRIDES s -> one [B, neck, h, w] (Lin et al. 2017)."""
-        maps = [lateral(f) for lateral, f in zip(self.lateral, features)]
-        for i in (2, 1, 0):
-            maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[2:], mode="nearest")
-        size = maps[0].shape[2:]
-        maps = [smooth(m) for smooth, m in zip(self.smooth, maps)]
-        return torch.cat([F.interpolate(m, size=size, mode="nearest") for m in maps], 1)
 
 
 def make_head(channels, bias):
@@ -69,15 +65,10 @@ def make_head(channels, bias):
     inner = channels // 4
     last = nn.ConvTranspose2d(inner, 1, 2, 2)
     nn.init.constant_(last.bias, bias)
-    return nn.Sequential(
-        nn.Conv2d(channels, inner, 3, padding=1, bias=False),
-        nn.BatchNorm2d(inner),
-        nn.ReLU(inplace=True),
-        nn.ConvTranspose2d(inner, inner, 2, 2, bias=False),
-        nn.BatchNorm2d(inner),
-        nn.ReLU(inplace=True),
-        last,
-    )
+    conv = nn.Conv2d(channels, inner, 3, padding=1, bias=False)
+    up = nn.ConvTranspose2d(inner, inner, 2, 2, bias=False)
+    relu, norms = nn.ReLU(inplace=True), [nn.BatchNorm2d(inner) for _ in range(2)]
+    return nn.Sequential(conv, norms[0], relu, up, norms[1], relu, last)
 
 
 def make_backbone(name, pretrained):
@@ -96,7 +87,7 @@ def make_backbone(name, pretrained):
         raise UsageError(f"backbone {name}", what)
     levels = [max(i for i, s in enumerate(strides) if s == stride) for stride in STRIDES]
     if pretrained == "timm":
-        load_timm_weights(model, name)
+        model = download_backbone(name)
     elif pretrained != "none":
         load_backbone(model, pretrained)
     for module in model.modules():
@@ -106,19 +97,18 @@ def make_backbone(name, pretrained):
     return model, levels, [channels[i] for i in levels]
 
 
-def load_timm_weights(model, name):
-    """Download ImageNet weights into a feature extractor. Raises DataError with the remedies."""
+def download_backbone(name):
+    """timm feature extractor with its ImageNet weights. Raises DataError with the remedies."""
     import timm
 
     print(f"fetching the ImageNet weights of {name} (--no-pretrained does without)", flush=True)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it logs every retry
     try:
-        source = timm.create_model(name, features_only=True, pretrained=True)
+        return timm.create_model(name, features_only=True, pretrained=True)
     except Exception as error:  # noqa: BLE001 (the hub's client raises its own many kinds)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         remedy = "use --pretrained PATH (a state dict on disk) or --no-pretrained (random weights)"
         raise DataError(f"weights of {name}", f"no download ({reason})", remedy) from None
-    model.load_state_dict(source.state_dict())
 
 
 def load_backbone(model, path):
@@ -275,14 +265,11 @@ def check_state(state, size):
     for name in ("model", "ema"):
         if not all(map(torch.is_tensor, (state.get(name) or {}).values())):
             raise TypeError(f"{name} is not a dict of tensors")
-    if origin := state.get("origin"):
-        texts = [text for key in ORIGIN for text in list(origin[key])]
-        if origin.keys() != ORIGIN or not all(isinstance(text, str) for text in texts):
-            raise TypeError("origin is not three lists of texts")
-    scores = state.get("scores") or {}
-    texts = [text for key in ("digests", "groups") for text in list(scores.get(key, ()))]
-    values = (scores.get("hmean", 0), *scores.get("pages", {}).values())
-    if not all(isinstance(t, str) for t in texts) or not all(0 <= v <= 1 for v in values):
+    scores, origin = state.get("scores", {}), state.get("origin") or dict.fromkeys(ORIGIN, ())
+    lists = [*origin.values(), scores.get("digests", ()), scores.get("groups", ())]
+    if origin.keys() != ORIGIN or not all(isinstance(x, str) for texts in lists for x in texts):
+        raise TypeError("origin, digests or groups are not lists of texts")
+    if not all(0 <= v <= 1 for v in (scores.get("hmean", 0), *scores.get("pages", {}).values())):
         raise ValueError("scores are not within 0 to 1, or not of pages")
 
 
@@ -307,8 +294,7 @@ def fold_norms(model):
         logits = model(page)
     folded = copy.deepcopy(model)
     for conv, norm in pairs.items():
-        transpose = isinstance(conv, nn.ConvTranspose2d)
-        folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm, transpose))
+        folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm, conv.transposed))
         folded.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
     same = torch.allclose(folded(page), logits, rtol=1e-3, atol=1e-3)
     return folded if same else model

@@ -25,18 +25,15 @@ def smooth_field(seed, height, width, cells=4):
 
 def multiply(image, factor):
     """uint8 [H, W, 3] times factor [H, W], rounded."""
-    factor = cv2.merge([factor.astype(np.float32, copy=False)] * 3)
-    return cv2.multiply(image, factor, dtype=cv2.CV_8U)
+    return cv2.multiply(image, cv2.merge([np.float32(factor)] * 3), dtype=cv2.CV_8U)
 
 
 def shade(image, seed, depth):
     """Darken one side of a random straight line with a soft edge by up to `depth`."""
-    height, width = image.shape[:2]
     rng = np.random.default_rng(seed)
     angle, offset, softness = rng.uniform((0, -0.3, 0.02), (2 * np.pi, 0.3, 0.3))
-    x = (np.arange(width, dtype=np.float32) / width - 0.5) * np.cos(angle)
-    y = (np.arange(height, dtype=np.float32) / height - 0.5) * np.sin(angle)
-    side = (x + y[:, None] - offset) / softness
+    y, x = (np.arange(n, dtype=np.float32) / n - 0.5 for n in image.shape[:2])
+    side = (x * np.cos(angle) + (y * np.sin(angle))[:, None] - offset) / softness
     return multiply(image, 1 - depth * (side.clip(-1, 1, out=side) + 1) / 2)
 
 
@@ -148,14 +145,6 @@ class Till:
         return self.lines
 
 
-def lay_ink(ink, mask, x, y):
-    """Lay mask [h, w] over ink [H, W] with its top left at (x, y), clipped; the darker stays."""
-    x0, y0 = max(x, 0), max(y, 0)
-    view = ink[y0 : max(y + mask.shape[0], 0), x0 : max(x + mask.shape[1], 0)]
-    if view.size:
-        np.maximum(view, mask[y0 - y :, x0 - x :][: view.shape[0], : view.shape[1]], out=view)
-
-
 class Printer:
     """A type face as a till prints it, its letters at their natural places or apart; coarse ones
     are set small and magnified. Sizes are in pixels; a baseline is row 1.25 s + 2 of a mask."""
@@ -199,7 +188,9 @@ class Printer:
         for (mask, boxes), start in zip(texts, starts):
             if s < 0.9 * size:  # magnified: dots, not a blur
                 mask = cv2.threshold(mask, 90, 255, cv2.THRESH_BINARY)[1]
-            lay_ink(ink, cv2.resize(mask, None, fx=scale * fit, fy=scale), start, top)
+            mask = cv2.resize(mask, None, fx=scale * fit, fy=scale)[max(-top, 0) :]
+            under = ink[max(top, 0) :, start:][: mask.shape[0], : mask.shape[1]]
+            np.maximum(under, mask[: under.shape[0], : under.shape[1]], out=under)  # clipped
             for word, *box in boxes:
                 x0, y0, x1, y1 = np.array(box) * scale * (fit, 1, fit, 1) + (start, top) * 2
                 words.append((word, x0 - pad, y0 - pad, x1 + pad, y1 + pad))
@@ -212,11 +203,9 @@ def draw_sheet(rng, lines, w, h, leading):
     printer, margin = Printer(rng), rng.uniform(0.04, 0.09) * w
     units = sum(height for _, height, _, _ in lines) * leading + 1.6
     width, size = w - 2 * margin, min(h / units, 0.11 * w)
-    lengths = [  # in letters, with two for a Hangul syllable, as in its old two-byte code
-        height * sum(len(text.encode("cp949")) + 1 for _, text in cells)
-        for kind, height, _, cells in lines
-        if kind == "text"
-    ]
+    texts = [(height, cells) for kind, height, _, cells in lines if kind == "text"]
+    # lengths in letters, with two for a Hangul syllable, as in its old two-byte code
+    lengths = [k * sum(len(text.encode("cp949")) + 1 for _, text in cells) for k, cells in texts]
     fit = width / ((0.55 + printer.apart) * size * np.percentile(lengths, 80))
     size, printer.stretch = size * min(1, fit / 0.66), float(np.clip(fit, 0.66, 1))
     ink, found = np.zeros((h, w), np.uint8), []
@@ -230,19 +219,15 @@ def draw_sheet(rng, lines, w, h, leading):
     return ink, found, size
 
 
-def wear_ink(rng, ink, size, level):
-    """Fading and broken dots of a print head: ink mask [h, w] uint8 -> uint8."""
+def draw_paper(rng, ink, size, folds, level):
+    """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours: print that fades and breaks
+    into dots, paper grain, creases."""
     h, w = ink.shape
     faded = 3.5 * smooth_field(rng, h, w, rng.integers(2, 8)) - 2
     grain = 3.5 * smooth_field(rng, h, w, int(max(h, w) / max(size * 0.09, 1.6))) - 2
     gone = faded.clip(0, 1) * rng.uniform(-0.7, 1), grain.clip(0, 1) * rng.uniform(-1, 1)
     keep = 1 - level * np.maximum(gone, 0).sum(0)
-    return cv2.multiply(ink, np.maximum(keep, 0.3), dtype=cv2.CV_8U)
-
-
-def draw_paper(rng, ink, folds, level):
-    """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours, with paper grain, creases."""
-    h, w = ink.shape
+    ink = cv2.multiply(ink, np.maximum(keep, 0.3), dtype=cv2.CV_8U)
     white = 250 - rng.uniform(0, 22) - rng.uniform(0, 12) * np.array([0, 0.5, 2])
     black = rng.uniform(5, 80) + np.array([0, 0, 1]) * rng.uniform(0, 40) * (rng.random() < 0.25)
     sheet = cv2.LUT(cv2.merge([ink] * 3), np.linspace(white, black, 256).astype(np.uint8)[None])
@@ -282,21 +267,12 @@ def displacement(q, bends, w, h):
     return move + sum(kinks * np.abs(y_x[..., :1] - at) for at, kinks in folds)
 
 
-def sheet_to_page(points, matrix, bends, w, h):
-    """Sheet points [N, 2] -> page points [N, 2]: q = u - displacement(q), then the homography."""
-    q = points
-    for _ in range(30):
-        q = points - displacement(q, bends, w, h)
-    return cv2.perspectiveTransform(q[None], matrix)[0]
-
-
 def page_to_sheet(matrix, bends, w, h, page_h, page_w, step=8):
     """Sheet xy under the page's pixels, two float32 [page_h, page_w], linear from step to step."""
     rows, cols = -(-page_h // step) + 2, -(-page_w // step) + 2
     grid = np.stack(np.meshgrid(np.arange(cols) - 0.5, np.arange(rows) - 0.5), -1) * step
     q = cv2.perspectiveTransform(grid.reshape(1, -1, 2), np.linalg.inv(matrix)).reshape(grid.shape)
-    u = (q + displacement(q, bends, w, h)).astype(np.float32)
-    u = cv2.resize(u, (cols * step, rows * step))
+    u = cv2.resize(np.float32(q + displacement(q, bends, w, h)), (cols * step, rows * step))
     return cv2.split(u[step : step + page_h, step : step + page_w])
 
 
@@ -311,18 +287,13 @@ def background(rng, h, w, photo):
     return multiply(np.full((h, w, 3), colour.astype(np.uint8)), light)
 
 
-def compose(rng, sheet, matrix, bends, page_h, page_w, photo, level):
-    """Sheet [h, w, 3] on its ground, in uneven light and a shadow -> uint8 [page_h, page_w, 3]."""
-    x, y = page_to_sheet(matrix, bends, sheet.shape[1], sheet.shape[0], page_h, page_w)
-    page = background(rng, page_h, page_w, photo)
-    cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR, page, cv2.BORDER_TRANSPARENT)
-    light = 1 + (smooth_field(rng, page_h, page_w, 2) - 0.5) * (0.4 if photo else 0.07) * level
-    page, dark = multiply(page, light), rng.uniform(0.15, 0.5) * level
-    return shade(page, rng, dark) if photo and rng.random() < 0.6 else page
-
-
 def photograph(rng, image, size, photo, level):
-    """Blur (it follows the text size), noise, tone and JPEG: image [H, W, 3] uint8 -> uint8."""
+    """Uneven light and a shadow, blur (it follows the text size), noise, tone and JPEG: image
+    [H, W, 3] uint8 -> uint8."""
+    light = 1 + (smooth_field(rng, *image.shape[:2], 2) - 0.5) * (0.4 if photo else 0.07) * level
+    image, dark = multiply(image, light), rng.uniform(0.15, 0.5) * level
+    if photo and rng.random() < 0.6:
+        image = shade(image, rng, dark)
     sigma = rng.uniform(0, 0.075 if photo else 0.04) * size * (0.3 + 0.7 * level)
     image = cv2.GaussianBlur(image, (0, 0), max(0.3, sigma))
     image = add_noise(image, rng, rng.uniform(1, 14) * level)
@@ -350,8 +321,10 @@ def place_labels(rng, lines, unit, matrix, bends, w, h):
     and the transcription: a quad a word, or an upright rectangle a run, as a hand draws it."""
     runs = [run for words in lines for run in (cut_line(words) if unit == "line" else zip(words))]
     boxes = [(*np.min([b[1:3] for b in run], 0), *np.max([b[3:] for b in run], 0)) for run in runs]
-    corners = np.array(boxes)[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
-    quads = sheet_to_page(corners, matrix, bends, w, h).reshape(-1, 4, 2)
+    q = corners = np.array(boxes)[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    for _ in range(30):  # from the sheet's coordinates to the plane's
+        q = corners - displacement(q, bends, w, h)
+    quads = cv2.perspectiveTransform(q, matrix)
     if unit == "line":
         low, high = quads.min(1), quads.max(1)  # [N, 2]
         hand = rng.uniform((-0.06, -0.06, -0.05, -0.05), (0, 0, 0.05, 0.05), (len(quads), 4))
@@ -386,9 +359,11 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
     lines = [("gap", line * rng.uniform(0, 5), 0, None), *Till(rng, words, hangul).write()]
     ink, found, text = draw_sheet(rng, lines, w, h, leading)
     bends = draw_bends(rng, text, difficulty)
-    sheet = draw_paper(rng, wear_ink(rng, ink, text, difficulty), bends[1], difficulty)
+    sheet = draw_paper(rng, ink, text, bends[1], difficulty)
     square = np.float32([[0, 0], [w, 0], [w, h], [0, h]])
     matrix = cv2.getPerspectiveTransform(square, np.float32(corners))
-    page = compose(rng, sheet, matrix, bends, page_h, page_w, photo, difficulty)
+    page = background(rng, page_h, page_w, photo)
+    x, y = page_to_sheet(matrix, bends, w, h, page_h, page_w)
+    cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR, page, cv2.BORDER_TRANSPARENT)
     page = photograph(rng, page, text, photo, difficulty)
     return page, place_labels(rng, found, unit, matrix, bends, w, h)
