@@ -412,14 +412,14 @@ def to_icdar(pages, split, folder):
 
 def to_labelme(pages, split, folder):
     for page in pages:
-        shapes, (width, height) = [], page.size or (None, None)
+        shapes, stem, (width, height) = [], Path(page.name).stem, page.size or (None, None)
         for word_id, points, text, ignore, confidence in page_words(page):
             shape = {"label": "text", "points": points, "group_id": None, "shape_type": "polygon"}
             shape |= {"description": text or "", "flags": {"ignore": True} if ignore else {}}
             shapes.append(shape | {"id": word_id, "confidence": confidence})
         sheet = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": page.name}
         sheet |= {"imageData": None, "imageWidth": width, "imageHeight": height}
-        yield Path(split or "", f"{Path(page.name).stem}.json"), json.dumps(sheet, ensure_ascii=False)
+        yield Path(split or "", f"{stem}.json"), json.dumps(sheet, ensure_ascii=False)
 
 
 FORMATS = {"json": to_json, "icdar": to_icdar, "paddle": to_paddle, "labelme": to_labelme}
