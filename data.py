@@ -568,7 +568,7 @@ def check(data, hp, image_dir=None, pictures=None):
 
     def warn(kind, line):
         said[kind] += 1
-        if said[kind] <= 3:
+        if said[kind] <= 5:
             print(line)
 
     with new_folder(pictures) if pictures else contextlib.nullcontext() as partial:
@@ -600,8 +600,8 @@ def check(data, hp, image_dir=None, pictures=None):
         for group in sorted(g for g, count in splits.items() if count > 1):
             kind = "in more than one split"
             warn(f"warning: groups {kind}", f"warning: group {group} has pages {kind}")
-        for kind in (kind for kind, count in said.items() if count > 3):
-            print(f"{kind}: {said[kind] - 3} more")
+        for kind in (kind for kind, count in said.items() if count > 5):
+            print(f"{kind}: {said[kind] - 5} more")
         if pictures:
             draw_samples(next(iter(pages.values())), hp, partial)
             print(f"{pictures}: samples as training sees them")

@@ -120,14 +120,15 @@ def find_page(places, way, where):
 
 def image_dir_of(label_file, image_dir=None):
     """The folders in which the pictures of a label file may lie, the likeliest first: --image-dir,
-    or images/ beside it or beside its folder (train, jsons, ...), or its own; in each of them a
-    folder of its split's name. Raises UsageError."""
-    label_file, roots = Path(label_file), [Path(image_dir or ""), Path(image_dir or "", "images")]
-    beside, stem = label_file.parent, label_file.stem.removeprefix("instances_")
-    if image_dir is None:
-        inner = beside.name in (*SPLITS, "valid", "jsons", "annotations")
-        roots = [beside / "images", (beside.parent if inner else beside) / "images", beside]
-    elif not roots[0].is_dir():
+    or images/ beside it or beside its folder (train, jsons, ...), or else its own; in each of them
+    a folder of its split's name. Raises UsageError."""
+    beside, stem = Path(label_file).parent, Path(label_file).stem.removeprefix("instances_")
+    inner = beside.name in (*SPLITS, "valid", "jsons", "annotations")
+    roots = [beside / "images", (beside.parent if inner else beside) / "images"]
+    roots = [root for root in roots if root.is_dir()] or [beside]
+    if image_dir is not None:
+        roots = [Path(image_dir), Path(image_dir, "images")]
+    if not roots[0].is_dir():
         raise UsageError(f"--image-dir {image_dir}", "no such folder")
     places = []
     for root in roots:
@@ -411,15 +412,14 @@ def to_icdar(pages, split, folder):
 
 def to_labelme(pages, split, folder):
     for page in pages:
-        shapes, (width, height) = [], page.size or (None, None)
+        shapes, stem, (width, height) = [], Path(page.name).stem, page.size or (None, None)
         for word_id, points, text, ignore, confidence in page_words(page):
             shape = {"label": "text", "points": points, "group_id": None, "shape_type": "polygon"}
             shape |= {"description": text or "", "flags": {"ignore": True} if ignore else {}}
             shapes.append(shape | {"id": word_id, "confidence": confidence})
         sheet = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": page.name}
         sheet |= {"imageData": None, "imageWidth": width, "imageHeight": height}
-        text = json.dumps(sheet, ensure_ascii=False)
-        yield Path(split or "", f"{Path(page.name).stem}.json"), text
+        yield Path(split or "", f"{stem}.json"), json.dumps(sheet, ensure_ascii=False)
 
 
 FORMATS = {"json": to_json, "icdar": to_icdar, "paddle": to_paddle, "labelme": to_labelme}

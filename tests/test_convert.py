@@ -360,6 +360,7 @@ def test_coco_lies_where_the_tools_put_it(tmp_path, file):
     (tmp_path / file).write_text(coco({"segmentation": [FLAT], "bbox": [1, 2, 29, 7]}, name=name))
     (page,) = load_labels(tmp_path / given, "train")
     assert page.path == tmp_path / picture and page.size == (40, 30)
+    assert page.name == "a.jpg"
     assert page.polygons[0].tolist() == QUAD and page.ids == ["1"] and page.ignore == [False]
     data.convert(tmp_path / given, tmp_path / "out", "json")
     assert load_labels(tmp_path / "out", "train")[0].polygons[0].tolist() == QUAD
