@@ -737,7 +737,7 @@ def refuse_idle(args, rules):
     """Raises UsageError on an idle flag. rules: (flags, whether they have an effect, else what)."""
     for flags, effect, what in rules:
         for flag in flags.split() if not effect else ():
-            if vars(args)[flag] not in (None, False):
+            if (value := vars(args)[flag]) is not None and value is not False:
                 raise UsageError(f"--{flag.replace('_', '-')}", what, "leave it out")
 
 

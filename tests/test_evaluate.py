@@ -203,6 +203,7 @@ REFUSED = [
     (2, "a.pt --device cuda:64", "--device cuda:64: not here"),
     (1, "a.pt --images empty --tile 64", "no picture in it"),
     (2, "a.pt --images gone", "no such file"),
+    (2, "a.pt --images s --tile 0", "--tile: at least 32 page pixels"),
     (2, "a.pt --images s --tile 31", "--tile: at least 32 page pixels"),
     (2, "a.pt --images s --data s", "--data: not with --images; leave it out"),
     (2, "a.pt --images s --json", "--json: the pages have no labels"),
