@@ -459,16 +459,6 @@ def test_after_run_8_of_the_published_sweep_the_search_stays_near_it():
 # ---------------------------------------------------------------- stopping
 
 
-def test_hyperbands_table():
-    """Table 1 of Li et al. 2018, and by its formula the one of 243 epochs."""
-    first = [(81, 1), (27, 3), (9, 9), (3, 27), (1, 81)]
-    table = [first, first[1:], first[2:], [(6, 27), (2, 81)], [(5, 81)]]
-    assert sweep.brackets(81, 3) == table
-    longer = [(n * 3, e) for n, e in first] + [(1, 243)]
-    table = [longer, longer[1:], longer[2:], [(18, 27), (6, 81), (2, 243)], [(9, 81), (3, 243)]]
-    assert sweep.brackets(243, 3) == [*table, [(6, 243)]]
-
-
 BANDS = [
     ({"min_iter": 10, "eta": 2, "s": 2}, [10, 20]),
     ({"min_iter": 15, "eta": 3}, [15]),
@@ -522,7 +512,6 @@ def test_preserve_threshold_is_in_the_metrics_units():
 def test_leader_is_never_stopped():
     rng = np.random.default_rng(0)
     rules = [{"type": "hyperband", "min_iter": 4, "eta": 4}, {"type": "pause", "epochs": 8}]
-    rules.append({"type": "brackets", "epochs": 4})
     for rule in rules:
         for _ in range(50):
             curves = list(np.cumsum(rng.random((6, 8)), 1))
@@ -854,15 +843,6 @@ def test_enqueued_configurations_come_first(cli):
     for text, words in (('{"weight_dekay": 1}', "weight_decay"), ('{"lr": "fast"}', "a number")):
         (cli.folder / "typo.json").write_text(text)
         cli.refused("s.json", "--name=t", "--enqueue", "typo.json", words=["typo.json", words])
-
-
-def test_brackets_train_no_epoch_twice(cli):
-    rule = {"type": "brackets", "eta": 2}
-    code, _, err = cli("s.json", sweep_=short(early_terminate=rule, run_cap=8))
-    assert code == 0, err
-    values = {e["trial"]: e["history"] for e in events(cli.runs, "epochs")}
-    assert sorted(map(len, values.values())) == [1, 1, 1, 1, 2, 2, 4, 8]
-    assert max(values.values(), key=len)[0] == max(h[0] for h in values.values())
 
 
 def test_a_stopped_trial_goes_on_from_its_checkpoint(cli):
