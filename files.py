@@ -68,7 +68,7 @@ def read_text(path, limit=MAX_BYTES, encoding="utf-8-sig", other=None):
     raise DataError(path, "not text in UTF-8", "save it as such")
 
 
-def unique_keys(pairs, flat=False):
+def as_dict(pairs, flat=False):
     if flat:
         parts = (x if isinstance(x, dict) else {key.rpartition(".")[2]: x} for key, x in pairs)
         pairs = [pair for part in parts for pair in part.items()]
@@ -84,24 +84,24 @@ def read_json(path, text=None, flat=False):
     keys the last part counts. Raises OSError, DataError, also on a key twice."""
     import yaml  # which timm needs
 
-    def value(node):  # of YAML, with JSON's words: 5e-4 is a number, off a text
+    def value(node):  # of YAML, where 5e-4 is a number and off a text, as in version 1.2
         if node.id == "mapping":
-            return unique_keys([(key.value, value(x)) for key, x in node.value], flat)
+            return as_dict([(key.value, value(x)) for key, x in node.value], flat)
         if node.id == "sequence":
             return [value(x) for x in node.value]
-        with contextlib.suppress(ValueError):
-            return node.value if node.style else json.loads(node.value or "null")
+        for kind in (int, float, json.loads) if not node.style else ():
+            with contextlib.suppress(ValueError):
+                return kind(node.value or "null")
         return node.value
 
     kind = "YAML" if Path(path).suffix in (".yaml", ".yml") else "JSON"
     text = read_text(path, MAX_BYTES if kind == "JSON" else 2**20) if text is None else text
     try:
-        root = yaml.compose(text, yaml.SafeLoader) if kind == "YAML" else None
-        aliases = root and yaml.AliasToken in map(type, yaml.scan(text))
+        top = yaml.compose(text, yaml.SafeLoader) if kind == "YAML" else None
+        aliases = top and yaml.AliasToken in map(type, yaml.scan(text))
         if aliases or text.count("[") + text.count("{") > MAX_NODES:
             raise ValueError(f"aliases, or more than {MAX_NODES} lists and objects")
-        hook = partial(unique_keys, flat=flat)
-        return value(root) if root else json.loads(text, object_pairs_hook=hook)
+        return value(top) if top else json.loads(text, object_pairs_hook=lambda x: as_dict(x, flat))
     except (AttributeError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise DataError(path, f"not a {kind} file ({' '.join(str(error).split())})") from None
 

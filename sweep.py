@@ -633,9 +633,9 @@ def essence(spec, extra):
 
 def resolve(words, ours=()):
     """train.py's flags, none of the keys `ours`, -> Hparams. Raises DataError, UsageError."""
-    import hparams
+    from hparams import Hparams, given_flags, read_hparams, trainer_parser, validate
 
-    parser = hparams.trainer_parser()
+    parser = trainer_parser()
     args, unknown = parser.parse_known_args(words)
     if unknown:
         parser._option_string_actions.update(make_parser()._option_string_actions if ours else {})
@@ -643,9 +643,8 @@ def resolve(words, ours=()):
     for key in ours:
         if vars(args).get(key) != parser.get_default(key):
             raise UsageError(f"--{key.replace('_', '-')}", "is the sweep's to set; leave it out")
-    values = hparams.read_hparams(args.hparams) if args.hparams else {}
-    values |= hparams.given_flags(args)
-    return hparams.validate(hparams.Hparams(**values), args.hparams or "flags")
+    values = read_hparams(args.hparams) if args.hparams else {}
+    return validate(Hparams(**{**values, **given_flags(args)}), args.hparams or "flags")
 
 
 # ---------------------------------------------------------------- trials
@@ -928,7 +927,7 @@ class Findings:
         cube, sign = Cube(parse_space(sweep.spec)), sweep.sign
         self.name, self.method, self.metric = sweep.folder.name, sweep.spec["method"], sweep.metric
         others = [t.number for t in sweep.trials if t.known]
-        self.notes = sweep.notes + [f"Trials {others}: results of another sweep."] * bool(others)
+        self.notes = sweep.notes + [f"Trials {str(others)[1:-1]} ran elsewhere."] * bool(others)
         self.sign, self.epochs, self.names = sign, sweep.epochs, [d.name for d in cube.free]
         share = sweep.metric in ("hmean", "precision", "recall")
         self.points, self.digits = (100, 2) if share else (1, 4)  # as it is shown
@@ -1255,6 +1254,7 @@ def read_enqueued(sweep, paths, known):
     from hparams import read_hparams
 
     queue, dims = [], parse_space(sweep.spec)
+    fixed = {d.name: d.levels[0] for d in dims if len(d.levels) == 1}
     for path in paths:
         past = Path(path).is_dir() or "trials" in (read_json(path) or ())
         other = read_sweep(path) if past else sweep
@@ -1265,19 +1265,20 @@ def read_enqueued(sweep, paths, known):
         runs = runs if past else [Trial(0, read_hparams(path))]
         for t in sorted(runs, key=lambda t: -sweep.sign * sum(t.history[-1:])):
             source = f"{path}: trial {t.number}" if past else str(path)
-            values = t.params if known else {**asdict(sweep.hparams), **t.params}
-            params = {d.name: values.get(d.name) for d in dims}
+            base = fixed | vars(other.hparams or Trial(0, {})) if known else asdict(sweep.hparams)
+            params = {d.name: {**base, **t.params}.get(d.name) for d in dims}
             out = [d for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
             told = ", ".join(f"{d.name} = {params[d.name]}" for d in out)
             if out:
                 more = "left out" if known else "constants stay the sweep's, the others are tried"
                 print(f"{source}: {told} outside the space: {more}")
             if not known:
-                fixed = {d.name: d.levels[0] for d in out if len(d.levels) == 1}
                 queue.append((source, params | fixed))
             elif not out and params not in [x.params for x in sweep.trials if x.known]:
                 result = {k: vars(t)[k] for k in ("state", "history", "recorded")} | {"known": True}
                 sweep.write("new", number=len(sweep.trials) + 1, params=params, known=result)
+    if known:
+        print(f"{sum(t.known for t in sweep.trials)} trials are known")
     return queue
 
 

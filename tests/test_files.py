@@ -31,9 +31,15 @@ def test_yaml_has_the_values_of_json(tmp_path):
     assert files.read_json(a) == files.read_json(b) == VALUES
     assert hparams.read_hparams(a) == hparams.read_hparams(b) == VALUES
     a.write_text(
-        "- [1, -3, 1.5e+3, null, true, x]\n- {a: '1', b: {}, 'c d': []}\n- 2024-01-01\n-\n"
+        "- [1, -3, +2, .5, -.5, 1., 1e3, null, true, x]\n"
+        "- {a: '1', b: {}, 'c d': []}\n- 2024-01-01\n-\n"
     )
-    told = [[1, -3, 1500.0, None, True, "x"], {"a": "1", "b": {}, "c d": []}, "2024-01-01", None]
+    told = [
+        [1, -3, 2, 0.5, -0.5, 1.0, 1e3, None, True, "x"],
+        {"a": "1", "b": {}, "c d": []},
+        "2024-01-01",
+        None,
+    ]
     assert files.read_json(a) == told
 
 

@@ -634,6 +634,20 @@ def test_importance_stands_beside_what_permuted_scores_give():
     assert np.mean([b[0][1] for b in by_chance]) > 0.2
 
 
+def test_a_range_whose_best_runs_lie_at_its_end_is_named():
+    told = "x: the best three runs lie at the {} end of its range; try {}"
+    found = finished((0.9 + 0.002 * np.arange(30)).tolist())
+    assert found.edges == [told.format("upper", "0.5 to 1.5")] and found.notes == found.edges
+    assert told.format("upper", "0.5 to 1.5") in report.markdown(report.sweep_blocks(found))
+    assert finished(0.9 - 0.002 * np.arange(30)).edges == [told.format("lower", "0 to 0.5")]
+    assert finished([0.9, 0.91, 0.92, 0.93, 0.94]).edges == []  # too few runs
+    assert finished(0.9 - 0.001 * np.abs(np.arange(30) - 15.0)).edges == [""]
+    dim = space.parse_dimension("lr", log_range(1e-4, 1e-2))
+    assert sweep.at_edge(dim, [9e-3, 8e-3, 9.5e-3]).endswith("try 0.001 to 0.1")
+    assert sweep.at_edge(dim, [1.1e-4, 1.2e-4, 0.9e-4]).endswith("try 1e-05 to 0.001")
+    assert sweep.at_edge(dim, [9e-3, 8e-3, 1e-3]) == ""
+
+
 def test_intervals_stay_within_0_and_100():
     found = finished([0.9999, 0.999, 0.996, 0.998, 0.9999, 0.9995])
     estimates = [e for row in found.trials for e in (row.expected, row.repeated)]
@@ -657,6 +671,21 @@ def test_replay_of_the_published_sweep(capsys):
     out = capsys.readouterr().out
     assert "hyperband: stopped 5, 9, 10, 11, 12 at epoch 10; 6 at epoch 20. 62 of 264" in out
     assert "best run 8 kept" in out
+
+
+@pytest.mark.parametrize("rule", ['{"type": "hyperband", "min_iter": 15, "eta": 3}', "a.yaml", "b"])
+def test_replay_of_another_rule(rule, cli):
+    (cli.folder / "a.yaml").write_text("early_terminate: {type: hyperband, min_iter: 15, eta: 3}")
+    shutil.copy(ROOT / "hparams/sweep_refined.json", cli.folder / "b")
+    out = cli("--replay", PUBLISHED, "--rule", rule)[1].splitlines()
+    told = "5, 6, 9, 10, 11, 12 at epoch 15. 42 of 264 epochs saved (16%), best run 8 kept"
+    assert out[1:] == [f"{rule}: stopped {told}"]
+    for text, words in (
+        ('{"type": "pause", "preserve_threshold": 96.5}', "0.965"),
+        ("{", "--rule"),
+    ):
+        code = 1 if text == "{" else 2
+        cli.refused("--replay", PUBLISHED, "--rule", text, words=[words], code=code)
 
 
 def test_expected_maximum():
@@ -854,6 +883,68 @@ def test_enqueued_configurations_come_first(cli):
     for text, words in (('{"weight_dekay": 1}', "weight_decay"), ('{"lr": "fast"}', "a number")):
         (cli.folder / "typo.json").write_text(text)
         cli.refused("s.json", "--name=t", "--enqueue", "typo.json", words=["typo.json", words])
+
+
+def test_a_history_is_enqueued_best_first(cli):
+    sweep_ = json.loads((ROOT / "hparams/sweep_lr_wd.json").read_text()) | {"run_cap": 2}
+    sweep_["parameters"]["epochs"] = {"value": 3}
+    sweep_.pop("early_terminate")
+    code, out, _ = cli("s.json", "--enqueue", PUBLISHED, sweep_=sweep_)
+    assert code == 0 and "trial 8: epochs = 22 outside the space: constants stay" in out
+    tried = [e["params"]["lr"] for e in events(cli.runs, "new")]
+    best = sorted(sweep.read_sweep(PUBLISHED).trials, key=lambda t: -t.history[-1])
+    assert tried == [t.params["lr"] for t in best[:2]]
+
+
+def history(n=6, **more):
+    """A history of the trainer above: dotted names, values, and one trial that does not fit."""
+    lrs = [1e-4 * 10 ** (2 * k / n) for k in range(n)] + [0.5]
+    values = [0.96 - 0.02 * (math.log10(lr) + 3.2) ** 2 for lr in lrs]
+    trials = [
+        {"number": k, "params": {"a.lr": lr, "b.T_max": 22}, "value": v, "state": "finished"}
+        | {"epoch": 8}
+        for k, (lr, v) in enumerate(zip(lrs, values), 1)
+    ]
+    return {"sweep": spec(parameters={"a.lr": {"value": 1}}), "epochs": 8, "trials": trials, **more}
+
+
+def test_known_trials_are_results_and_do_not_run(cli):
+    (cli.folder / "h.yaml").write_text(json.dumps(history()))
+    words = ("s.json", "--enqueue", "h.yaml", "--known")
+    code, out, err = cli(*words, sweep_=short(run_cap=2))
+    assert (code, err) == (0, "") and "h.yaml: trial 7: lr = 0.5 outside the space: left out" in out
+    new = events(cli.runs, "new")
+    assert [("known" in e) for e in new] == [True] * 6 + [False] * 2
+    assert {p.name for p in cli.runs.glob("trial-*/")} >= {"trial-007", "trial-008"}
+    assert not (cli.runs / "trial-001").exists()
+    best = 10**-3.2
+    assert abs(math.log10(new[-1]["params"]["lr"] / best)) < 0.5  # it knows where to look
+    assert "\n6 trials are known\n" in out
+    assert "Trials 1, 2, 3, 4, 5, 6 ran elsewhere." in (cli.runs / "report.md").read_text()
+    first = outcome(cli.runs)
+    assert cli(*words)[0] == 0 and outcome(cli.runs) == first
+
+    assert (
+        cli("s.json", "--name=t", "--enqueue", "runs/s", "--known", sweep_=short(run_cap=1))[0] == 0
+    )
+    learnt = events(cli.folder / "runs/t", "new")
+    assert len(learnt) == 9 and len(learnt[0]["known"]["history"]) == 8
+    for text, words in (
+        (history(epochs=9), "h.yaml: has no trials with hmean after 8 epochs"),
+        ({"lr": 1e-3}, "h.yaml: has no trials"),
+    ):
+        (cli.folder / "h.yaml").write_text(json.dumps(text))
+        cli.refused("s.json", "--name=u", "--enqueue", "h.yaml", "--known", words=[words])
+
+
+def test_a_percentage_in_a_history_is_refused(tmp_path):
+    data = history()
+    data["trials"][1]["value"] = 96.6
+    (tmp_path / "h.json").write_text(json.dumps(data))
+    with pytest.raises(
+        files.UsageError, match="trial 2: 96.6 looks like a percentage; write 0.966"
+    ):
+        sweep.read_sweep(tmp_path / "h.json")
 
 
 def test_a_stopped_trial_goes_on_from_its_checkpoint(cli):
@@ -1080,7 +1171,8 @@ def check_page(runs, text):
 
 
 def test_report_of_the_published_sweep(cli):
-    code, out, _ = cli("--report", ROOT / "hparams/history_v5inrfwe.json")
+    code, out, err = cli("--report", ROOT / "hparams/history_v5inrfwe.json")
+    assert err == "written: runs/history_v5inrfwe/report.md\n"
     assert code == 0 and (cli.folder / "runs/history_v5inrfwe/report.md").read_text() == out
     lines = out.splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| all, each")]
@@ -1207,6 +1299,60 @@ def test_wandbs_client_reads_the_shipped_sweep_as_it_is(cli):
     assert load_sweep_config(cli.folder / "form.yaml") == data
 
 
+BASE = "metric: {name: val/hmean, goal: maximize}\n"
+BATCH = "{distribution: q_log_uniform_values, q: 8, min: 8, max: 32}"
+NARROW = "{distribution: normal, mu: 0.01, sigma: 1e-4}"
+STOP = "early_terminate: {type: hyperband, s: 2, eta: 3, max_iter: 27}"
+DOCS = [  # the forms that W&B's pages show
+    ("method: random\nparameters: {optimizer: {parameters: {lr: {values: [.001, 1e-2]}}}}", 2),
+    ("method: grid\nparameters:\n  lr:\n    values: [0.001, 1e-2]\n  seed: {value: 1}", 2),
+    (f"method: bayes\nparameters:\n  lr: {{max: 1e-2, min: 1e-4}}\n  batch: {BATCH}", 1),
+    (f"method: bayes\nparameters: {{lr: {NARROW}}}\n{STOP}", 1),
+]
+
+
+@pytest.mark.parametrize("text, runs", DOCS)
+def test_sweeps_in_yaml_run(text, runs, cli):
+    (cli.folder / "s.yaml").write_text(BASE + f"run_cap: {runs}\n" + text)
+    code, out, err = cli("s.yaml", "--epochs=2", SLOW="0")
+    assert (code, err) == (0, "") and len(events(cli.runs, "finished")) == runs, out
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("method: bayes\nmetric: {name: validation_loss}\nparameters: {lr: {value: 1}}",
+         "train.py writes no validation_loss; but hmean"),
+        (BASE + "method: grid\nparameters: {epochs: {values: [5, 10, 15]}}", "epochs: varies"),
+        (BASE + "method: random\nparameters: {learning_rate: {min: 1e-4, max: 0.1}}",
+         "unrecognized arguments: --learning-rate="),
+        (BASE + "method: random\nparameters: {optimizer: {values: [adam, sgd]}}", "adam, adamw"),
+        (BASE + "method: grid\nparameters: {a.T_Max: {values: [3, 5]}}", "did you mean --T-max?"),
+        (BASE + "method: grid\nmethod: grid", "key method comes twice"),
+        ("- 1", "is no object with a method"),
+    ],
+)  # fmt: skip
+def test_a_yaml_sweep_that_cannot_run_is_refused_with_the_reason(text, words, cli):
+    (cli.folder / "s.yaml").write_text(text)
+    code = 1 if "twice" in words else 2
+    cli.refused("s.yaml", words=[words], code=code)
+    assert not (cli.folder / "runs").exists()
+
+
+def test_no_option_of_the_sweep_hides_one_of_train_py():
+    import hparams
+
+    both = (
+        p._option_string_actions.keys() for p in (sweep.make_parser(), hparams.trainer_parser())
+    )
+    assert set.intersection(*map(set, both)) == {"-h", "--help", "--name"}  # a trial's is given
+
+
+def test_workers_are_the_loaders(cli):
+    assert cli("s.json", "--workers=8", sweep_=short(run_cap=1))[0] == 0
+    assert json.loads((cli.runs / "trial-001/hparams.json").read_text())["workers"] == "8"
+
+
 def test_nested_and_dotted_names_as_wandb_exports_them(cli):
     parameters = {
         "models.optimizer.lr": log_range(1e-4, 1e-2),
@@ -1234,11 +1380,53 @@ def test_what_wandbs_agent_calls_is_what_train_py_takes(name):
         assert {k: got[k] for k in expected} == expected
 
 
+def test_wandbs_agent_runs_a_dotted_sweep(cli, receipts, monkeypatch):
+    """`--wandb` of nested YAML, read and started by wandb's own code, trains by train.py."""
+    from wandb.apis.public.sweeps import _validate_config_and_fill_distribution as validate
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config
+    from wandb.wandb_agent import Agent
+
+    (cli.folder / "s.yaml").write_text(f"""
+method: bayes
+metric: {{name: hmean, goal: maximize}}
+parameters:
+  models:
+    parameters:
+      optimizer: {{parameters: {{lr: {{distribution: log_uniform_values, min: 5e-4, max: 2e-3}}}}}}
+      scheduler: {{parameters: {{T_max: {{values: [1, 2, 3]}}}}}}
+  trainer.pretrained: {{value: none}}
+  trainer.backbone: {{value: mobilenetv3_small_050}}
+  trainer.data: {{value: {receipts}}}
+  size: {{value: 64}}
+  neck: {{value: 64}}
+  epochs: {{value: 1}}
+""")
+    (cli.folder / "form.yaml").write_text(cli("s.yaml", "--wandb")[1])
+    form = validate(load_sweep_config(cli.folder / "form.yaml"))
+    assert form["metric"]["name"] == "val/hmean"
+    dims = [space.parse_dimension(name, entry_) for name, entry_ in form["parameters"].items()]
+    args = dict(zip(form["parameters"], ({"value": d.value(0.5)} for d in dims)))
+    for key, value in {"DIR": str(cli.folder), "MODE": "offline", "SWEEP_ID": "x"}.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    for key in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # which the agent sets
+        monkeypatch.setenv(key, "")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(cli.folder)
+    agent = Agent(None, None, "x")
+    agent._command_run({"program": str(ROOT / "train.py"), "run_id": "run7", "args": args})
+    assert agent._run_processes["run7"].wait(120) == 0
+    hparams = json.loads((cli.folder / "runs/run7/hparams.json").read_text())
+    assert math.isclose(hparams["lr"], 1e-3) and hparams["T_max"] == 2 and hparams["size"] == 64
+    assert list(cli.folder.glob("**/*run7*.wandb"))
+
+
 def test_what_has_no_effect_is_named(cli):
     rule = {"type": "hyperband", "min_iter": 4, "s": 2}
     sweep_ = short(run_cap=1, program="train.py", project="receipts", early_terminate=rule)
     out = cli("s.json", sweep_=sweep_)[1]
-    assert "without effect here: program, project" in out
-    assert "s is ignored beside min_iter" in out
+    assert "without effect here: program, project, early_terminate.s\n" in out
+    rule = {"type": "hyperband", "min_iter": 30}
+    out = cli("s.json", "--name=b", sweep_=short(run_cap=1, early_terminate=rule))[1]
+    assert "without effect here: early_terminate (no band before epoch 8)" in out
     out = cli("s.json", "--name=m", sweep_=short(run_cap=1, metric={"name": "hmean"}))[1]
     assert "metric hmean is minimised" in out
