@@ -1,17 +1,16 @@
 """What does a file promise? One exception and the exit codes, bounded reading, writing whole or not
-at all, locks, and a command line whose errors are one line.
-
-Exit codes of every command: 0 fine; 1 wrong data, or something could not be written; 2 a wrong
-command; 3 out of memory; 4 not finite; 5 a gate did not open; 130, 143 stopped; 137 killed."""
+at all, locks, and a command line whose errors are one line. Exit codes of every command: 0 fine;
+1 wrong data, or something could not be written; 2 a wrong command; 3 out of memory; 4 not finite;
+5 a gate did not open; 130, 143 stopped; 137 killed."""
 
 import argparse
 import contextlib
-import difflib
 import fcntl
 import json
 import os
 import re
 import sys
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -57,22 +56,22 @@ def exit_code(run, say=lambda line: print(f"error: {line}", file=sys.stderr)):
 
 
 def read_text(path, limit=MAX_BYTES, encoding="utf-8-sig", other=None):
-    """A text file of at most `limit` bytes, in UTF-8 or else `other`. Raises DataError."""
-    try:
-        if not Path(path).is_file():
-            raise UsageError(path, "no such file")
-        if os.path.getsize(path) > limit:
-            raise DataError(path, f"larger than {limit >> 20} MiB", "split it into several files")
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})") from None
+    """A text file of at most `limit` bytes, in UTF-8 or else `other`. Raises OSError, DataError."""
+    if not Path(path).is_file():
+        raise UsageError(path, "no such file")
+    if os.path.getsize(path) > limit:
+        raise DataError(path, f"larger than {limit >> 20} MiB", "split it into several files")
+    raw = Path(path).read_bytes()
     for name in (encoding, other or encoding):
         with contextlib.suppress(UnicodeDecodeError):
             return raw.decode(name)
     raise DataError(path, "not text in UTF-8", "save it as such")
 
 
-def unique_keys(pairs):
+def as_dict(pairs, flat=False):
+    if flat:
+        parts = (x if isinstance(x, dict) else {key.rpartition(".")[2]: x} for key, x in pairs)
+        pairs = [pair for part in parts for pair in part.items()]
     value, seen = dict(pairs), set()
     if len(value) < len(pairs):
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
@@ -80,15 +79,31 @@ def unique_keys(pairs):
     return value
 
 
-def read_json(path, text=None):
-    """The value of a JSON file, or of a text from it. Raises DataError, also on a key twice."""
-    text = read_text(path) if text is None else text
-    if text.count("[") + text.count("{") > MAX_NODES:
-        raise DataError(path, f"more than {MAX_NODES} lists and objects", "split it")
+def read_json(path, text=None, flat=False):
+    """The value of a JSON or YAML file, or of a text from it; flat: of nested objects and dotted
+    keys the last part counts. Raises OSError, DataError, also on a key twice."""
+    import yaml  # which timm needs
+
+    def value(node):  # of YAML, where 5e-4 is a number and off a text, as in version 1.2
+        if node.id == "mapping":
+            return as_dict([(key.value, value(x)) for key, x in node.value], flat)
+        if node.id == "sequence":
+            return [value(x) for x in node.value]
+        for kind in (int, float, json.loads) if not node.style else ():
+            with contextlib.suppress(ValueError):
+                return kind(node.value or "null")
+        return node.value
+
+    kind = "YAML" if Path(path).suffix in (".yaml", ".yml") else "JSON"
+    text = read_text(path, MAX_BYTES if kind == "JSON" else 2**20) if text is None else text
     try:
-        return json.loads(text, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise DataError(path, f"not a JSON file ({error})") from None
+        top = yaml.compose(text, yaml.SafeLoader) if kind == "YAML" else None
+        aliases = top and yaml.AliasToken in map(type, yaml.scan(text))
+        if aliases or text.count("[") + text.count("{") > MAX_NODES:
+            raise ValueError(f"aliases, or more than {MAX_NODES} lists and objects")
+        return value(top) if top else json.loads(text, object_pairs_hook=lambda x: as_dict(x, flat))
+    except (AttributeError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise DataError(path, f"not a {kind} file ({' '.join(str(error).split())})") from None
 
 
 def replace_file(path, content):
@@ -121,8 +136,7 @@ def shown(name):
 
 def nearest(name, known):
     """ "; did you mean ...?" where one of the known names is near."""
-    near = difflib.get_close_matches(str(name), known, 1, 0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    return "".join(f"; did you mean {x}?" for x in get_close_matches(str(name), known, 1, 0.6))
 
 
 def lock(path):
@@ -137,23 +151,23 @@ def lock(path):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with _ or - in flags, whose errors are one line with the closest one; code 2."""
+    """argparse that takes --a_b, --x.a-b, --no-a-b; errors are one line with the closest flag."""
 
     def __init__(self, **options):
         layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100)
         super().__init__(formatter_class=layout, allow_abbrev=False, **options)
 
     def parse_known_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else args
+        args = [re.sub("^--([^=]+[.])?", "--", w) for w in (sys.argv[1:] if args is None else args)]
+        args = [re.sub("^--no[-_]([^=]+)$", r"--\1=none", word) for word in args]
         args = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in args]
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        groups = [a.choices.values() for a in self._actions if isinstance(a.choices, dict)]
-        parsers = [self, *(parser for group in groups for parser in group)]
+        groups = ([*a.choices.values()] for a in self._actions if isinstance(a.choices, dict))
         known = re.findall(r"[\w-]+", message.partition("choose from")[2])
-        known = known or [flag for parser in parsers for flag in parser._option_string_actions]
-        wrong = re.search(r"(?:arguments|choice): '?([^ '=]+)", message)
-        hint = nearest(wrong[1], known) if wrong else ""
-        print(f"error: {message}{hint} (see --help)", file=sys.stderr)
-        sys.exit(2)
+        known = known or [flag for p in sum(groups, [self]) for flag in p._option_string_actions]
+        wrong = re.search(r"(?:arguments|choice): '?(?:-m )?([^ '=]+)", message)
+        hydra = re.search(r"arguments: (?:-m )?[+~]*(?:\w+[.])*(\w+=\S+)", message)  # its a.b=c
+        hint = f"; use --{hydra[1]}" if hydra else nearest(wrong[1], known) if wrong else ""
+        self.exit(2, f"error: {message}{hint} (see --help)\n")

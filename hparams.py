@@ -1,10 +1,8 @@
-"""Which values, within which bounds? The one table of hyperparameters, read from JSON and flags."""
+"""Which values, within which bounds? The one table of hyperparameters, read from files, flags."""
 
 import argparse
 import contextlib
 import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
 
 from db_postprocess import MODES, SHRINK_RATIO
 from files import DataError, Parser, UsageError, nearest, read_json, shown
@@ -18,7 +16,7 @@ def value(default, text, low=None, high=None, choices=None, group=None):
     return dataclasses.field(default=default, metadata=meta)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Hparams:
     """Every training default is written here and nowhere else, by its name in sweeps and JSON."""
 
@@ -84,6 +82,7 @@ class Hparams:
 FIELDS = {f.name: f for f in dataclasses.fields(Hparams)}
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a line of text"}
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+BOOLEANS["none"] = False  # of --no-ema
 
 
 def checked(key, raw, where, text=False):
@@ -100,17 +99,18 @@ def checked(key, raw, where, text=False):
         raise UsageError(where, f"{given} is not {KINDS[kind]}")
     low, high, choices = meta["low"], meta["high"], meta["choices"]
     if low is not None and not low <= raw <= high:  # also catches NaN
-        raise UsageError(where, f"{given} is not within {low} to {high}")
+        share = f"a percentage? write {raw / 100:g}" if high <= 1 < raw <= 100 else ""
+        raise UsageError(where, f"{given} is not within {low} to {high}", share)
     if choices and raw not in choices:
         raise UsageError(where, f"{given} is not one of {', '.join(choices)}")
     return raw
 
 
 def read_hparams(path):
-    """{key: value} of a flat JSON file. Raises DataError, UsageError."""
-    values = read_json(path)
+    """{key: value} of a JSON or YAML file, nested or not. Raises DataError, UsageError."""
+    values = read_json(path, flat=True)
     if not isinstance(values, dict):
-        raise DataError(path, "not a JSON object of hyperparameters", "see hparams/run8.json")
+        raise DataError(path, "not a JSON object (or YAML) of values", "see hparams/run8.json")
     return {key: checked(key, raw, path) for key, raw in values.items()}
 
 
@@ -121,13 +121,12 @@ def saved_hparams(values, where):
 
 def validate(hp, where="flags"):
     """hp, if its values go together in training. Raises UsageError."""
-    outside = Path(hp.name).is_absolute() or ".." in Path(hp.name).parts
-    alone = hp.folds == 1 or hp.folds and hp.fold > hp.folds
+    outside = hp.name[:1] == "/" or ".." in hp.name.split("/")
     for wrong, what in (
         (hp.size % 32, f"size = {hp.size} is not a multiple of 32"),
         (hp.neck % 4, f"neck = {hp.neck} is not a multiple of 4"),
         (hp.eta_min > hp.lr, f"eta_min = {hp.eta_min} is above lr = {hp.lr}"),
-        (alone, f"fold = {hp.fold} of folds = {hp.folds} (0, or at least 2 and at least fold)"),
+        (0 < hp.folds < max(2, hp.fold), f"fold = {hp.fold} of folds = {hp.folds} (0 or 2 to 100)"),
         (outside, f"name = {hp.name!r} leads out of runs/"),
     ):
         if wrong:
@@ -139,15 +138,12 @@ def add_flags(parser, keys=FIELDS, title=None):
     """A flag for each key, its help from the table; under title, or in the table's groups."""
     group = parser.add_argument_group(title)
     for key in keys:
-        meta, boolean, flag = FIELDS[key].metadata, FIELDS[key].type is bool, key.replace("_", "-")
+        meta, flag = FIELDS[key].metadata, f"--{key.replace('_', '-')}"
         if not title and meta["group"]:
             group = parser.add_argument_group(meta["group"])
-        shape = {"nargs": "?", "const": "true"} if boolean else {}
+        shape = {"nargs": "?", "const": "true"} if FIELDS[key].type is bool else {}
         metavar = str(FIELDS[key].default) or "''"
-        group.add_argument(f"--{flag}", dest=key, metavar=metavar, help=meta["help"], **shape)
-        if boolean:
-            never = {"action": "store_const", "const": "false", "help": HIDE}
-            group.add_argument(f"--no-{flag}", dest=key, **never)
+        group.add_argument(flag, dest=key, metavar=metavar, help=meta["help"], **shape)
 
 
 def given_flags(args, keys=FIELDS):
@@ -158,9 +154,9 @@ def given_flags(args, keys=FIELDS):
 
 def trainer_parser(doc=None):
     """train.py's command line; here, so that a sweep knows its flags without torch."""
-    parser = Parser(description=doc, usage="python train.py [--hparams JSON] [--key value ...]")
+    parser = Parser(description=doc, usage="python train.py [--hparams FILE] [--key value ...]")
     add, mirrors = parser.add_argument, ("wandb", "tensorboard")
-    add("--hparams", metavar="JSON", help="values to start from")
+    add("--hparams", metavar="FILE", help="values to start from, JSON or YAML")
     add("--resume", action="store_true", help="go on with the run that --name names")
     add("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
     add("--baseline", metavar="RUN", help="run folder to print the difference to, by epoch")
@@ -169,11 +165,4 @@ def trainer_parser(doc=None):
     add("--artifact", action="store_true", help="best.pt as an artifact of --log wandb")
     add("--print-hparams", action="store_true", help="print the resolved JSON and stop")
     add_flags(parser)
-    add("--no-pretrained", dest="pretrained", action="store_const", const="none", help=HIDE)
     return parser
-
-
-def resolve_hparams(args):
-    """Hparams of default < --hparams < flags. Raises DataError, UsageError."""
-    values = read_hparams(args.hparams) if args.hparams else {}
-    return validate(Hparams(**{**values, **given_flags(args)}), args.hparams or "flags")

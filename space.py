@@ -3,13 +3,13 @@
 import itertools
 import json
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+import re
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
-from files import UsageError, nearest, read_json, shown
+from files import UsageError, nearest, shown
 
 # distribution -> the keys it takes, as in the schema of W&B's sweeps 0.3.0
 LAWS = {"normal": "mu sigma", "log_normal": "mu sigma"}
@@ -37,10 +37,6 @@ class Dimension:
     coords: np.ndarray = None  # [levels]
     category: bool = False
 
-    @property
-    def key(self):
-        return leaf(self.name)
-
     def index(self, u):
         u = np.clip(u, 0, 1 - 1e-12)  # 1 belongs to the last level that has a share
         return np.minimum(np.searchsorted(self.edges, u, side="right"), len(self.levels)) - 1
@@ -55,8 +51,8 @@ class Dimension:
     def feature(self, u):
         """u [n] -> coordinates the kernel sees [n]: values are rounded before it, not after; runs
         alike but for their seed are replicas, of one point."""
-        if not self.levels or self.key == "seed":
-            return u * (self.key != "seed")
+        if not self.levels or self.name == "seed":
+            return u * (self.name != "seed")
         return np.where((u < 0) | (u > 1), u, self.coords[self.index(u)])
 
     def encode(self, value):
@@ -69,8 +65,12 @@ class Dimension:
 
 
 def leaf(name):
-    """The last part of a dotted name, which is the hyperparameter's."""
-    return name.rsplit(".", 1)[-1]
+    """The last part of a dotted name (of a metric's, val/hmean too), by which it counts here."""
+    return re.split("[./]", name)[-1]
+
+
+def plain(params):
+    return {leaf(name): value for name, value in params.items()}
 
 
 def is_number(x):
@@ -141,7 +141,7 @@ def check_keys(where, given, known):
 
 def parse_dimension(name, spec):
     """One entry of `parameters` -> Dimension. Raises UsageError naming parameter and key."""
-    where = f"parameters: {shown(name)}"
+    where, name = f"parameters: {shown(name)}", leaf(name)
     if not isinstance(spec, dict):
         raise UsageError(where, f"is {spec!r:.80}", 'for a constant write {"value": ...}')
     kind = spec.get("distribution") or guess_distribution(where, spec)
@@ -207,18 +207,20 @@ def with_steps(where, name, law, q, integer):
     return Dimension(name, law, q, levels, edges, (edges[1:] + edges[:-1]) / 2)
 
 
-def parse_space(space):
-    """W&B sweep dict -> list of Dimension, nested parameters joined by dots. Raises UsageError."""
-    parameters = space.get("parameters")
+def entries(parameters, before=""):
+    """(dotted name, entry) of each of W&B's nested parameters. Raises UsageError."""
     if not isinstance(parameters, dict) or not parameters:
         raise UsageError("parameters", "is missing or empty", "name at least one hyperparameter")
-    dims = []
     for name, spec in parameters.items():
         if isinstance(spec, dict) and set(spec) == {"parameters"}:
-            dims += [replace(d, name=f"{name}.{d.name}") for d in parse_space(spec)]
+            yield from entries(spec["parameters"], f"{before}{name}.")
         else:
-            dims.append(parse_dimension(name, spec))
-    return dims
+            yield before + name, spec
+
+
+def parse_space(space):
+    """W&B sweep dict -> list of Dimension. Raises UsageError."""
+    return [parse_dimension(name, spec) for name, spec in entries(space.get("parameters"))]
 
 
 class Cube:
@@ -254,13 +256,23 @@ def maximised(space):
 
 # ---------------------------------------------------------------- sweep file
 
-RULE_KEYS = {"brackets": {"eta"}, "pause": {"bands", "eta"}}
-RULE_KEYS["hyperband"] = {"min_iter", "max_iter", "eta", "s", "strict"}
+RULE_KEYS = {"hyperband": {"min_iter", "max_iter", "eta", "s", "strict"}, "pause": {"bands", "eta"}}
 GUARDS = {"type", "epochs", "preserve_threshold", "revive"}
 BOUNDS = {"eta": (1.01, 1e6), "min_iter": (1, 1e6), "max_iter": (1, 1e6), "s": (0, 50)}
+SHARES = ("hmean", "precision", "recall")
+# what train.py writes after each epoch, and what stands before it in W&B
+LOGGED = dict.fromkeys((*SHARES, "hmean_lo", "hmean_hi"), "val/")
+LOGGED |= dict.fromkeys(("lr", "loss", "loss_shrink", "loss_thresh", "loss_binary"), "train/")
+LOGGED |= dict.fromkeys(("seconds", "images_s", "wait", "peak_gib", "val_seconds"), "train/")
 
 
-def check_rule(rule):
+def check_share(where, metric, value):
+    """Raises UsageError for a percentage where the metric is a share."""
+    if leaf(metric) in SHARES and 1 < value <= 100:
+        raise UsageError(where, f"{value} looks like a percentage", f"write {value / 100:g}")
+
+
+def check_rule(rule, metric=""):
     """Raises UsageError for an early_terminate that is none, naming the key."""
     where, kind = "early_terminate", rule.get("type") if isinstance(rule, dict) else None
     if str(kind) not in RULE_KEYS:
@@ -274,6 +286,7 @@ def check_rule(rule):
             remedy = "give a list of epochs"
         if not sound and key not in ("type", "strict"):
             raise UsageError(where, f"{key} is {x!r:.80}", remedy)
+    check_share(f"{where}: preserve_threshold", metric, rule.get("preserve_threshold", 0))
     if kind == "hyperband" and not ("min_iter" in rule or {"max_iter", "s"} <= set(rule)):
         raise UsageError(where, "hyperband has no bands", "give min_iter, or max_iter and s")
 
@@ -284,26 +297,10 @@ NO_EFFECT = {"program", "project", "name", "description", "entity", "apiVersion"
 NO_EFFECT |= {"controller", "job", "image_uri", "metrics", "scheduler", "command"}
 
 
-def load_spec(path):
-    """Sweep file -> its dict, with defaults. Raises DataError, UsageError naming file and key."""
-    if Path(path).suffix in (".yaml", ".yml"):
-        raise UsageError(path, "is YAML", "export the sweep as JSON")
-    spec = read_json(path)
-    if isinstance(spec, dict) and not {"method", "parameters"} & set(spec):
-        raise UsageError(path, "has no method", f"one run is: train.py --hparams {path}")
-    if isinstance(spec, dict) and "command" in spec:
-        raise UsageError(path, "command: is not used", "give its flags on the command line")
-    try:
-        return check_spec(spec)
-    except UsageError as error:
-        where, *rest = error.args
-        raise UsageError(f"{path}: {where}", *rest) from None
-
-
 def check_spec(spec):
     """A sweep dict -> itself, with defaults. Raises UsageError naming the first wrong key."""
     if not isinstance(spec, dict):
-        raise UsageError("sweep", "is not a JSON object", "see hparams/sweep_lr_wd.json")
+        raise UsageError("sweep", "is no object with a method", "see hparams/sweep_lr_wd.json")
     metric = spec.get("metric", METRIC)
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         raise UsageError("metric", f"is {metric!r:.80}", "give name and goal")
@@ -320,29 +317,32 @@ def check_spec(spec):
     ):
         if not sound:
             raise UsageError(where, f"is {value!r:.80}", remedy)
+    check_share("metric: target", metric["name"], target)
     if spec.get("early_terminate") is not None:
-        check_rule(spec["early_terminate"])
+        check_rule(spec["early_terminate"], metric["name"])
     cube = Cube(parse_space(spec))
-    keys = [d.key for d in cube.dims]
-    if twice := [key for key in keys if keys.count(key) > 1]:
+    names = [d.name for d in cube.dims]
+    if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError("parameters", f"{shown(twice[0])} comes twice (dots aside)", "remove one")
-    if "epochs" in [d.key for d in cube.free]:
+    if "epochs" in [d.name for d in cube.free]:
         raise UsageError("parameters: epochs", "varies", "trials need one length: give a value")
     return {**spec, "metric": metric}
 
 
 def flags(params):
-    """Params -> train.py flags; of a dotted name the last part counts."""
-    texts = [x if isinstance(x, str) else json.dumps(x) for x in params.values()]
-    return [f"--{leaf(name)}={text}" for name, text in zip(params, texts)]
+    """Params -> train.py's flags."""
+    return [f"--{k}={x if isinstance(x, str) else json.dumps(x)}" for k, x in params.items()]
 
 
 def wandb_form(spec):
-    """The sweep without what W&B's schema refuses, and what was dropped."""
+    """The sweep as W&B's schema and agent and train.py have it, and what was dropped."""
     form = {k: v for k, v in spec.items() if k != "seed" and v is not None}
+    name = leaf(spec["metric"]["name"])
+    form |= {"metric": {**spec["metric"], "name": LOGGED[name] + name}, "program": "train.py"}
+    form["parameters"] = dict(entries(spec["parameters"]))  # nested ones reach train.py as a dict
     rule, dropped = form.pop("early_terminate", {}), ["seed"] * ("seed" in spec)
     known = {"type", *RULE_KEYS["hyperband"]} if rule.get("type") == "hyperband" else ()
     if known:
         form["early_terminate"] = {k: v for k, v in rule.items() if k in known}
     dropped += [f"early_terminate.{k} = {v}" for k, v in rule.items() if k not in known]
-    return {**form, "program": "train.py"}, dropped
+    return form, dropped

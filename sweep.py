@@ -3,12 +3,13 @@
 python sweep.py                                        quick sweep on synthetic receipts, CPU
 python sweep.py hparams/sweep_lr_wd.json --data DATA   a sweep; further flags go to train.py
 python sweep.py hparams/sweep_lr_wd.json --devices 0,1 --enqueue hparams/run8.json
-python sweep.py hparams/sweep_lr_wd.json --workers 8 --launcher "srun --gpus=1"
+python sweep.py hparams/sweep_lr_wd.json --parallel 8 --launcher "srun --gpus=1"
+python sweep.py hparams/sweep_refined.json --enqueue runs/sweep_lr_wd --known   learns from another
 python sweep.py --report runs/sweep_lr_wd --html report.html
 
-The file has W&B's sweep schema in JSON. A trial is runs/<sweep>/trial-003/, made by train.py up to
-its next band (--stop-epoch) and from there on by --resume: what is decided depends on whole epochs
-only, never on when somebody looked, so a sweep killed at any moment ends like one that was not.
+The file has W&B's sweep schema, in JSON or YAML. A trial is runs/<sweep>/trial-003/, made by
+train.py up to its next band (--stop-epoch) and from there on by --resume: decisions depend on whole
+epochs only, never on when somebody looked, so a sweep that is killed ends like one that was not.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ import files
 import space
 from files import KEPT, DataError, Parser, UsageError, exit_code, lock, nearest, read_json
 from report import markdown, page, sweep_blocks
-from space import Cube, flags, identity, is_number, leaf, maximised, normal_cdf, parse_space
+from space import Cube, flags, identity, is_number, leaf, maximised, normal_cdf, parse_space, plain
 
 # ---------------------------------------------------------------- Gaussian process
 
@@ -236,6 +237,7 @@ def suggest(space, history, rng):
     a whole run has; where finished ones have `history` too, the stopped are extrapolated by it.
     Raises UsageError for a space that is not one."""
     cube = Cube(parse_space(space))
+    history = [{**h, "params": plain(h["params"])} for h in history]
     seen = {cube.key(h["params"]) for h in history}
     finite = bool(cube.stepped.all())
     count = math.prod(len(d.levels) for d in cube.free) if finite else math.inf
@@ -348,8 +350,6 @@ def eta_of(rule):
 def bands_of(rule, epochs):
     """early_terminate -> epochs, ascending, at which runs are judged."""
     eta = eta_of(rule)
-    if rule["type"] == "brackets":
-        return sorted({rung for rungs in brackets(epochs, eta) for _, rung in rungs})
     if rule["type"] == "pause":
         return sorted(rule.get("bands") or {max(1, int(share * epochs)) for share in SHARES})
     if "max_iter" in rule:
@@ -361,18 +361,6 @@ def bands_of(rule, epochs):
     return [int(b) for b in bands]
 
 
-def brackets(max_iter, eta):
-    """Hyperband's table (Li et al. 2018, table 1): brackets, the most eager to stop first, each
-    its rungs as (runs, epochs each run has had by then)."""
-    deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
-    table = []
-    for s in range(deepest, -1, -1):
-        runs = (deepest + 1) // (s + 1) * eta**s
-        rungs = [(runs / eta**i, max_iter / eta ** (s - i)) for i in range(s + 1)]
-        table.append([tuple(max(1, int(x + 1e-9)) for x in rung) for rung in rungs])
-    return table
-
-
 def judge(values, others, rule, epochs):
     """values [e]: a run's, larger is better; others: curves of the other runs; rule:
     early_terminate -> None before the first band, else {rule, epoch: the band, value, rank, of:
@@ -381,8 +369,7 @@ def judge(values, others, rule, epochs):
     if band is None:
         return None
     field = sorted([c[band - 1] for c in others if len(c) >= band] + [values[band - 1]])[::-1]
-    place = int(len(field) / eta_of(rule))
-    bar = field[place - (rule["type"] == "brackets" and len(field) >= eta_of(rule))]
+    bar = field[int(len(field) / eta_of(rule))]
     value = values[band - 1] if rule.get("strict", True) else max(values)
     young = rule["type"] == "pause" and sum(len(c) >= epochs for c in others) < 3
     why = "fewer than 3 finished runs" if young else ""
@@ -391,19 +378,6 @@ def judge(values, others, rule, epochs):
     verdict = {"rule": rule["type"], "epoch": band, "value": value, "bar": bar, "of": len(field)}
     verdict |= {"rank": 1 + sum(v > value for v in field), "stop": bool(value < bar and not why)}
     return verdict | ({"why": why} if why and value < bar else {})
-
-
-def should_stop(values, others, early_terminate):
-    """values [e]: a value an epoch, larger is better; others: the same of every other run;
-    early_terminate as in the sweep file, `epochs` in it (default: the longest curve) being the
-    length of a whole run -> whether the run is to be stopped, that is paused, now. hyperband is
-    W&B's rule to the letter (sweeps 0.3.0, hyperband_stopping.py). Raises UsageError."""
-    if not early_terminate:
-        return False
-    space.check_rule(early_terminate)
-    longest = max([len(values)] + [len(c) for c in others])
-    verdict = judge(values, others, early_terminate, early_terminate.get("epochs", longest))
-    return bool(verdict and verdict["stop"])
 
 
 def ruined(values):
@@ -453,7 +427,6 @@ def chance_to_win(history, curves, epochs):
 
 ROOT = Path(__file__).resolve().parent
 TRAINER = [sys.executable, str(ROOT / "train.py")]
-ROOM = "make room and start the sweep again; nothing is lost"
 
 
 @dataclass(eq=False)
@@ -470,6 +443,10 @@ class Trial:
     why: str = ""
     said: int = 0  # bytes in its log before the process that runs now
     recorded: bool = True  # its curve; a history file may know no more than the last value
+    known: bool = False  # from another sweep
+
+    def __post_init__(self):
+        self.params = plain(self.params)
 
     @property
     def name(self):
@@ -487,7 +464,7 @@ class Sweep:
     trials: list
     extra: list = ()  # flags of every trial
     hparams: object = None  # Hparams of the space's middle, for what the sweep does not vary
-    notes: list = ()  # sentences of a history file about its record
+    notes: list = field(default_factory=list)  # sentences of a history file
 
     def __post_init__(self):
         self.sign = 1 if maximised(self.spec) else -1
@@ -495,19 +472,23 @@ class Sweep:
         self.rule = {"type": ""} | (self.spec.get("early_terminate") or {})
         if "preserve_threshold" in self.rule:  # in the metric's units; values judged are maximised
             self.rule["preserve_threshold"] *= self.sign
-        self.metric = leaf(self.spec["metric"]["name"].replace("/", "."))
+        self.metric = leaf(self.spec["metric"]["name"])
 
     def write(self, event, trial=None, **more):
-        """Apply an event, once it is on the disk (where there is a folder). Raises DataError."""
+        """Apply an event, once it is on the disk (where there is a folder). Raises OSError."""
         data = {"event": event, "trial": trial.number if trial else 0, **more}
         if self.folder:
-            append_line(self.folder / "state.jsonl", json.dumps(data))
+            with open(self.folder / "state.jsonl", "a") as file:
+                file.write(json.dumps(data) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.apply(data)
 
     def apply(self, event):
         kind = event["event"]
         if kind == "new":
-            self.trials.append(Trial(event["number"], event["params"]))
+            self.trials.append(Trial(event["number"], event["params"], **event.get("known", {})))
+            self.cap += "known" in event
             if event["number"] != len(self.trials):
                 raise ValueError("a trial is missing, or there twice")
             return
@@ -528,8 +509,10 @@ class Sweep:
     def history(self):
         """The trials as suggest() wants them."""
         return [
-            {"params": t.params, "state": t.state, "history": list(t.history) * t.recorded}
-            | {"epochs": self.epochs, "value": t.history[-1] if t.history else None}
+            {"params": t.params, "state": t.state, "value": t.history[-1] if t.history else None}
+            # a projection takes no more of a stopped run than its last values and how many it has
+            | {"history": list(t.history) * (t.recorded or t.state == "stopped")}
+            | {"epochs": self.epochs}
             for t in self.trials
         ]
 
@@ -538,28 +521,31 @@ class Sweep:
         return [self.sign * v for v in trial.history]
 
     def curves(self, least=1, without=None):
-        alive = [t for t in self.trials if t is not without and t.state != "failed"]
+        alive = [t for t in self.trials if t is not without and t.state != "failed" and t.recorded]
         return [self.curve(t) for t in alive if len(t.history) >= least]
 
 
-def append_line(path, line):
-    """Append a line to a file, or leave the file as it was. Raises DataError."""
-    size = path.stat().st_size if path.exists() else 0
+def load_spec(path):
+    """Sweep file -> its dict, with defaults. Raises DataError, UsageError naming file and key."""
+    spec = read_json(path)
+    if isinstance(spec, dict) and not {"method", "parameters"} & set(spec):
+        raise UsageError(path, "has no method", f"one run is: train.py --hparams {path}")
     try:
-        with open(path, "ab") as file:
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        if path.exists():
-            os.truncate(path, size)
-        raise DataError(path, f"cannot be written ({error.strerror})", ROOM) from None
+        spec = space.check_spec(spec)
+        name, command = spec["metric"]["name"], map(str, spec.get("command") or ())
+        if leaf(name) not in space.LOGGED or "test" in name:
+            known = f"but {', '.join(space.LOGGED)}{nearest(leaf(name), space.LOGGED)}"
+            raise UsageError("metric", f"train.py writes no {files.shown(name)}", known)
+        if given := [word for word in command if word[:1] == "-" or "=" in word]:
+            raise UsageError("command", f"{given[0]} is not used", "give it on the command line")
+        return spec
+    except UsageError as error:
+        where, *rest = error.args
+        raise UsageError(f"{path}: {where}", *rest) from None
 
 
 def read_sweep(path):
-    """A sweep folder, or a history JSON {sweep, epochs, extra: flags of every trial, notes:
-    sentences, trials: [{number, params, value, state, epoch}]}, -> Sweep. Raises DataError,
-    UsageError."""
+    """A sweep folder, or a history (see --help), -> Sweep. Raises DataError, UsageError."""
     from hparams import saved_hparams  # here: it brings OpenCV, which suggest() does without
 
     path = Path(path)
@@ -590,9 +576,11 @@ def read_history(path, data):
     names = {d.name for d in parse_space(spec)}
     for number, r in enumerate(data["trials"], 1):
         sound = r["number"] == number and r["state"] in ("finished", "stopped", "failed")
-        sound = sound and names <= set(r["params"]) and is_number(r["value"])
+        sound = sound and is_number(r["value"]) and isinstance(r["params"], dict)
+        sound = sound and names <= plain(r["params"]).keys()
         if not sound or not 0 < int(r["epoch"]) <= epochs <= 1e5:
             raise DataError(f"{path}: trial {number}", f"is {r!r:.200}", "see hparams/history_*")
+        space.check_share(f"{path}: trial {number}", spec["metric"]["name"], r["value"])
         values = [r["value"]] * int(r["epoch"])
         trials.append(Trial(number, dict(r["params"]), r["state"], values, recorded=False))
     extra, notes = ([str(word) for word in data.get(key, [])] for key in ("extra", "notes"))
@@ -613,43 +601,50 @@ def open_locked(folder):
 
 
 def open_sweep(folder, spec, extra):
-    """(Sweep, lock) of a folder, made if it is not there. Raises UsageError if it is another's."""
-    path = folder / "sweep.json"
-    if not path.exists():  # refused: no folder is left behind
-        cube = Cube(parse_space(spec))
-        for u in (0.0, 1.0, 0.5):  # the lowest, the highest and the middle point
-            hparams = resolve(extra + flags(cube.decode(np.full(len(cube.free), u))))
-        if (folder / "hparams.json").exists():
-            raise UsageError(folder, "is a run of train.py's", "give --name NEW")
+    """(Sweep, lock) of a folder: made if it is not there, or its own, going on with this file where
+    its trials stay comparable. Raises UsageError naming the key where they do not."""
+    cube = Cube(parse_space(spec))
+    for u in (0.0, 1.0, 0.5):  # the lowest, the highest and the middle point
+        hparams = resolve(extra + flags(cube.decode(np.full(len(cube.free), u))))
+    if (folder / "hparams.json").exists():  # refused: no folder is left behind
+        raise UsageError(folder, "is a run of train.py's", "give --name NEW")
     folder.mkdir(parents=True, exist_ok=True)
     sweep, held = open_locked(folder)
-    for key in ("method", "metric", "parameters", "early_terminate", "seed", "flags"):
-        had, given = sweep and {**sweep.spec, "flags": sweep.extra}, {**spec, "flags": extra}
-        if had and had.get(key) != given.get(key):
-            told = f"holds a sweep with other {key}: {json.dumps(had.get(key))[:150]}"
-            raise UsageError(folder, told, "give the same, or --name NEW")
-    if sweep is None or sweep.spec != spec:
-        hparams = asdict(sweep.hparams if sweep else hparams)
-        made = {"sweep": spec, "extra": extra, "hparams": hparams}
-        files.replace_file(path, json.dumps(made, indent=1))
+    if sweep and sweep.trials:
+        had, given = (essence(*known) for known in ((sweep.spec, sweep.extra), (spec, extra)))
+        for key in {**had, **given}:
+            if had.get(key) != given.get(key):
+                told = f"holds trials with {key} {had.get(key, 'unset')}, which would not compare"
+                raise UsageError(folder, told, "give the same, or --name NEW")
+        keys = [k for k in sorted({*spec, *sweep.spec}) if spec.get(k) != sweep.spec.get(k)]
+        print(f"{folder} goes on with another {', '.join(keys)}\n" * bool(keys), end="")
+    if sweep is None or sweep.spec != spec or sweep.extra != extra:
+        made = {"sweep": spec, "extra": extra, "hparams": asdict(hparams)}
+        files.replace_file(folder / "sweep.json", json.dumps(made, indent=1))
         sweep = read_sweep(folder)
     return sweep, held
 
 
+def essence(spec, extra):
+    """What trials share that compare: the metric, constants, what varies and train.py's flags."""
+    dims = {d.name: d.levels[0] if len(d.levels) == 1 else "varying" for d in parse_space(spec)}
+    return {"metric": leaf(spec["metric"]["name"]), "flags": " ".join(extra), **dims}
+
+
 def resolve(words, ours=()):
     """train.py's flags, none of the keys `ours`, -> Hparams. Raises DataError, UsageError."""
-    from hparams import resolve_hparams, trainer_parser
+    from hparams import Hparams, given_flags, read_hparams, trainer_parser, validate
 
     parser = trainer_parser()
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        known = [*parser._option_string_actions, *make_parser()._option_string_actions]
-        raise UsageError(flag, f"is no flag of sweep.py or train.py{nearest(flag, known)}")
+        parser._option_string_actions.update(make_parser()._option_string_actions if ours else {})
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for key in ours:
         if vars(args).get(key) != parser.get_default(key):
             raise UsageError(f"--{key.replace('_', '-')}", "is the sweep's to set; leave it out")
-    return resolve_hparams(args)
+    values = read_hparams(args.hparams) if args.hparams else {}
+    return validate(Hparams(**{**values, **given_flags(args)}), args.hparams or "flags")
 
 
 # ---------------------------------------------------------------- trials
@@ -667,11 +662,11 @@ def run_sweep(sweep, options, queue=(), only=None):
             busy |= adopt(sweep, trial)
     try:
         while True:
-            while len(busy) < options.workers:
+            while len(busy) < options.parallel:
                 job = next_job(sweep, queue, only, [b[0] for b in busy.values()])
                 if job is None:
                     break
-                slot = min(set(range(options.workers)) - {b[3] for b in busy.values()})
+                slot = min(set(range(options.parallel)) - {b[3] for b in busy.values()})
                 process = start(sweep, *job, slot, options)
                 busy[process.pid] = job[0], process, job[1], slot
             if not busy:
@@ -712,13 +707,11 @@ def next_job(sweep, queue, only, running):
     sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
     trial = sweep.trials[-1]
     print(f"trial {trial.number}: {' '.join(flags(params))}")
-    return trial, job[1] or next_target(sweep, trial)
+    return trial, next_target(sweep, trial)
 
 
 def choose(sweep, busy):
-    """(trial, epochs to train it to) to run next; (None, 0) for a new one; None for nothing now."""
-    if sweep.rule["type"] == "brackets":
-        return choose_bracket(sweep, busy)
+    """(trial, epochs to train it to) to run next; (None, 0): a new one; None: nothing now."""
     for trial in sweep.trials:
         if trial.state == "pending" and trial not in busy:
             return trial, next_target(sweep, trial)
@@ -747,41 +740,6 @@ def revive(sweep):
     told = f"goes on from epoch {len(trial.history)}: chance to beat the best"
     print(f"trial {trial.number} {told} {chances[trial]:.0%}")
     return trial, next_target(sweep, trial)
-
-
-def choose_bracket(sweep, busy):
-    """The same for type brackets, whose trials are numbered through its brackets in turn."""
-    first = 0
-    for rungs in itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule))):
-        size = min(rungs[0][0], sweep.cap - first)
-        if size <= 0:
-            return None
-        group = sweep.trials[first : first + size]
-        job = in_bracket(sweep, group, [r for _, r in rungs], busy, len(group) == size)
-        if job or len(group) < size:
-            return job or (None, rungs[0][1])
-        first += size
-
-
-def in_bracket(sweep, group, rungs, busy, full):
-    """Next (trial, rung) of one bracket; when all its runs have reached a rung the best 1/eta are
-    promoted and the others wait, paused, with their checkpoints."""
-    for rung in rungs:
-        group = [t for t in group if t.state != "failed"]
-        late = [t for t in group if len(t.history) < rung]
-        ready = [t for t in late if t not in busy]
-        if late or not full or not group or rung >= sweep.epochs:
-            return (ready[0], rung) if ready else None
-        group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
-        keep = max(1, int(len(group) / eta_of(sweep.rule)))
-        bar = group[keep - 1].history[rung - 1]
-        for rank, trial in enumerate(group, 1):
-            if rung not in [v["epoch"] for v in trial.judged]:
-                verdict = {"rule": "brackets", "epoch": rung, "value": trial.history[rung - 1]}
-                verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
-                sweep.write("judged", trial, verdict=verdict)
-        group = group[:keep]
-    return None
 
 
 def propose(sweep, queue):
@@ -843,7 +801,8 @@ def collect(sweep, trial, target, code):
     words = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
     full = any(word in line for word in words for line in tail)
     if code and (full or shutil.disk_usage(sweep.folder).free < 1 << 20):  # no crash of the trial's
-        raise DataError(sweep.folder, f"trial {trial.number}: {os.strerror(errno.ENOSPC)}", ROOM)
+        told = f"trial {trial.number}: {os.strerror(errno.ENOSPC)}"
+        raise DataError(sweep.folder, told, "make room and start again; nothing is lost")
     why = ""
     if code == 2 or code == 1 and told:  # tracebacks and OSErrors end with 1 too, and are crashes
         why = refused(sweep, trial, code, (told or tail or ["no message"])[-1])
@@ -882,7 +841,7 @@ def refused(sweep, trial, code, line):
 
 
 def read_rows(sweep, trial):
-    """Metric and [seconds, low, high] of each epoch in log.csv. Raises DataError, UsageError."""
+    """Metric and [seconds, low, high] of each epoch in log.csv. Raises DataError."""
     path = sweep.folder / trial.name / "log.csv"
     if not path.exists():
         return [], []
@@ -891,18 +850,14 @@ def read_rows(sweep, trial):
         values = [float(row[sweep.metric]) for row in rows]
         columns = ("seconds", f"{sweep.metric}_lo", f"{sweep.metric}_hi")
         return values, [[float(row.get(c) or "nan") for c in columns] for row in rows]
-    except KeyError:
-        what = f"is no column of {path}, only {', '.join(rows[0])}"
-        raise UsageError(f"metric {sweep.metric}", what, "name one of them") from None
-    except (ValueError, TypeError, csv.Error) as error:
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise DataError(path, f"is damaged ({error})", "remove it: last.pt has it too") from None
 
 
 def settle(sweep, trial):
     """What follows from the epochs a pending trial has: finished, judged, or on to the next."""
     rule, done = sweep.rule, len(trial.history)
-    banded = rule["type"] not in ("", "brackets") and not trial.whole
-    bands = set(bands_of(rule, sweep.epochs) if banded else ())
+    bands = set(bands_of(rule, sweep.epochs) if rule["type"] and not trial.whole else ())
     if done >= sweep.epochs:
         sweep.write("finished", trial)
     elif done not in bands - {v["epoch"] for v in trial.judged}:
@@ -915,11 +870,8 @@ def settle(sweep, trial):
         sweep.write("judged", trial, verdict=verdict)
         why = f" (kept: {verdict['why']})" if "why" in verdict else ""
         word = "paused" if verdict["stop"] else "goes on"
-        print(f"trial {trial.number} {word} at epoch {done}: {explain(verdict)}{why}")
-
-
-def explain(v):
-    return f"{v['value']:.4f} is rank {v['rank']} of {v['of']}, bar {v['bar']:.4f}"
+        told = "{value:.4f} is rank {rank} of {of}, bar {bar:.4f}".format(**verdict)
+        print(f"trial {trial.number} {word} at epoch {done}: {told}{why}")
 
 
 def spearman(a, b):
@@ -974,8 +926,9 @@ class Findings:
     def __init__(self, sweep):
         cube, sign = Cube(parse_space(sweep.spec)), sweep.sign
         self.name, self.method, self.metric = sweep.folder.name, sweep.spec["method"], sweep.metric
-        self.notes = sweep.notes
-        self.sign, self.epochs, self.names = sign, sweep.epochs, [d.key for d in cube.free]
+        others = [t.number for t in sweep.trials if t.known]
+        self.notes = sweep.notes + [f"Trials {str(others)[1:-1]} ran elsewhere."] * bool(others)
+        self.sign, self.epochs, self.names = sign, sweep.epochs, [d.name for d in cube.free]
         share = sweep.metric in ("hmean", "precision", "recall")
         self.points, self.digits = (100, 2) if share else (1, 4)  # as it is shown
         limits = (0, 1) if share else (-math.inf, math.inf)
@@ -998,8 +951,8 @@ class Findings:
 
         seconds = [row[0] for t in sweep.trials for row in t.rows]
         self.hours = sum(seconds) / 3600 if seconds else math.nan
-        self.spent = sum(r.epochs for r in self.trials)
-        self.saved = sum(sweep.epochs - r.epochs for r in self.stopped)
+        self.spent = sum(r.epochs for r in self.trials if r.number not in others)
+        self.saved = sum(sweep.epochs - r.epochs for r in self.stopped if r.number not in others)
 
         model = Worth(sweep, cube, self.sound) if len(self.sound) > 2 and cube.free else None
         self.importance = model.importance() if model else []
@@ -1026,9 +979,11 @@ class Findings:
         self.luck = luck(self.fair, sign)
         known = self.fair, self.first, model, limits
         self.parameters = [facts(d, i, *known) for i, d in enumerate(cube.free)]
-        params = self.first.params if self.first else {}
-        self.command = shlex.join(["python", "train.py", *sweep.extra, *flags(params)])
-        self.params = {leaf(name): value for name, value in params.items()}
+        self.params = self.first.params if self.first else {}
+        self.command = shlex.join(["python", "train.py", *sweep.extra, *flags(self.params)])
+        best = sorted(self.fair, key=lambda r: -sign * r.last)[: 3 * (len(self.fair) > 5)]
+        self.edges = [at_edge(d, [r.params[d.name] for r in best]) for d in cube.free if best]
+        self.notes += filter(None, self.edges)
 
 
 def estimate(mean, sd, limits, wide=1.96):
@@ -1153,8 +1108,19 @@ def facts(d, i, rows, first, model, limits):
         (ends, len(v), estimate(*mean_interval(v), limits, 1), np.median(v))
         for ends, v in (groups_of(d, values, rows) if len(rows) > 2 else ())
     ]
-    told = {"key": d.key, "ticks": ticks, "along": along, "groups": groups}
+    told = {"key": d.name, "ticks": ticks, "along": along, "groups": groups}
     return told | {"rho": rho, "chance": 1.96 / math.sqrt(max(len(rows) - 1, 1))}
+
+
+def at_edge(d, best):
+    """The remark that the best runs lie at one end of Dimension d's range, with the one to try."""
+    u = [d.encode(value) for value in best]
+    side = (min(u) > 0.9) - (max(u) < 0.1)
+    if not side or not d.law or "normal" in d.law[0]:
+        return ""
+    low, high = (max(space.quantile(d.law, x + side / 2), 0) for x in (0, 1))
+    told = f"the best three runs lie at the {'upper' if side > 0 else 'lower'} end of its range"
+    return f"{d.name}: {told}; try {low:.3g} to {high:.3g}"
 
 
 def groups_of(d, values, rows):
@@ -1172,26 +1138,36 @@ def groups_of(d, values, rows):
 # ---------------------------------------------------------------- command line
 
 QUICK = ROOT / "hparams" / "sweep_quick.json"
+HISTORY = """{sweep: as in its file, epochs: of a whole run, trials: [{number: from 1, params: {},
+value: at its last epoch, epoch: that, state: finished | stopped | failed}, ...]} and, if wanted,
+extra: [flags of every trial], notes: [sentences]; JSON or YAML"""
 OURS = {"stop_epoch", "resume", "name", "seeds", "print_hparams"}  # flags that a sweep gives itself
+# what each way to call it takes besides
+MODES = {"report": "html json", "replay": "rule", "status": "", "wandb": "sweep"}
+MODES |= {"continue_trial": "sweep parallel devices launcher"}
+MODES["a run"] = "sweep name parallel devices launcher"
+MODES["enqueue"] = MODES["a run"] + " known"
 
 
 def make_parser():
     parser = Parser(usage="sweep.py [SWEEP] [flags]", description=__doc__)
-    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="JSON (default: a quick sweep)")
+    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="file (default: a quick sweep)")
     add = parser.add_argument_group("run").add_argument
     add("--name", help="folder under runs/ (default: the file's stem)")
-    add("--enqueue", nargs="+", default=[], metavar="JSON", help="hparams to try first")
-    add("--workers", type=int, metavar="N", help="trials side by side (default: one a device)")
+    add("--enqueue", nargs="+", default=[], metavar="FILE|DIR", help="hparams, sweeps to try first")
+    add("--known", action="store_true", help="--enqueue a sweep's trials as results, not to be run")
+    add("--parallel", type=int, metavar="N", help="trials side by side (default: one a device)")
     add("--devices", type=lambda s: s.split(","), default=[], metavar="0,1", help="GPUs to use")
     add("--launcher", type=shlex.split, default=[], metavar="CMD", help='as "srun --gpus=1"')
     add("--continue-trial", type=int, metavar="N", help="of folder SWEEP, to its last epoch")
-    title = "look; DIR is a sweep's folder, FILE a history (hparams/history_*)"
-    add = parser.add_argument_group(title).add_argument
+    title = "look; DIR is a sweep's folder, FILE a history as hparams/history_v5inrfwe.json"
+    add = parser.add_argument_group(title, HISTORY).add_argument
     add("--status", metavar="DIR", help="its trials, one a line")
     add("--report", metavar="DIR|FILE", help="print and write report.md: ranking, importance, luck")
     add("--html", metavar="FILE", help="with --report: the same with plots, one page")
     add("--json", action="store_true", help="with --report: print its numbers, one JSON object")
     add("--replay", metavar="DIR|FILE", help="what each stopping rule would have done")
+    add("--rule", metavar="JSON|SWEEP", help="with --replay: what this early_terminate would have")
     add("--wandb", action="store_true", help="print SWEEP as W&B's schema has it")
     return parser
 
@@ -1200,31 +1176,33 @@ def parse(words):
     """(options, flags for train.py). Raises UsageError."""
     parser = make_parser()
     options, extra = parser.parse_known_args(words)
-    looks = (options.report, options.replay, options.status, options.wandb, options.continue_trial)
-    if extra and any(looks):
-        hint = nearest(extra[0].partition("=")[0], parser._option_string_actions)
-        raise UsageError(extra[0], f"is not known here{hint}", "see --help")
-    before = words[words.index(options.sweep) - 1] if options.sweep in words[1:] else ""
-    if (flag := before.replace("_", "-")) in extra and flag.startswith("--"):
-        resolve([flag])  # argparse refuses it where it is unknown, or the file would be its value
-    if (options.html or options.json) and not options.report:
-        raise UsageError("--html, --json", "belong to --report", "give --report DIR --html FILE")
-    options.workers = len(options.devices) or 1 if options.workers is None else options.workers
-    if not 1 <= options.workers <= (len(options.devices) or options.workers):
-        raise UsageError("--workers", f"is {options.workers}", "give 1 or more, one a device")
+    given = [key for key, value in vars(options).items() if value != parser.get_default(key)]
+    mode = next((key for key in MODES if key in given), "a run")
+    alone = mode not in ("a run", "enqueue")
+    if alone and extra or "=" in (options.sweep or "") and not Path(options.sweep).exists():
+        parser.error(f"unrecognized arguments: {' '.join(extra) or options.sweep}")
+    if wrong := [key for key in given if key not in (mode, *MODES[mode].split())]:
+        homes = ", ".join(key for key in MODES if wrong[0] in MODES[key].split()) or "nothing else"
+        what = f"has no effect with {mode}, it belongs to {homes}"
+        raise UsageError(f"--{wrong[0]}".replace("_", "-"), what.replace("_", "-"))
+    options.parallel = len(options.devices) or 1 if options.parallel is None else options.parallel
+    if not 1 <= options.parallel <= (len(options.devices) or options.parallel):
+        raise UsageError("--parallel", f"is {options.parallel}", "give 1 or more, one a device")
     return options, extra
 
 
 def run(words):
     options, extra = parse(words)
     if options.report:
-        print(write_report(read_sweep(options.report), options.html, options.json), end="")
+        sweep = read_sweep(options.report)
+        print(write_report(sweep, options.html, options.json)[0], end="")
+        print(f"written: {sweep.folder}/report.md", file=sys.stderr)
     elif options.replay:
-        print_replay(read_sweep(options.replay))
+        print_replay(read_sweep(options.replay), options.rule)
     elif options.status:
         print_status(read_sweep(options.status))
     elif options.wandb:
-        form, dropped = space.wandb_form(space.load_spec(options.sweep or QUICK))
+        form, dropped = space.wandb_form(load_spec(options.sweep or QUICK))
         # YAML, which W&B reads, takes 5e-05 for a word and 5.0e-05 for a number
         print(re.sub(r"(?<=[ -])(\d+)e", r"\1.0e", json.dumps(form, indent=1)))
         if dropped:
@@ -1236,16 +1214,17 @@ def run(words):
 
 
 def start_sweep(options, extra):
-    spec = space.load_spec(options.sweep or QUICK)
+    resolve(extra, OURS)  # first: the value that a flag lacks would be the file
+    spec = load_spec(options.sweep or QUICK)
     name = options.name or (Path(options.sweep).stem if options.sweep else "quick")
     if Path(name).name != name or name == "..":
         raise UsageError("--name", f"{name} is no folder's name", "give one without /")
-    resolve(extra, OURS | {d.key for d in parse_space(spec)})
-    say_what_has_no_effect(spec)
+    resolve(extra, {d.name for d in parse_space(spec)})
     sweep, held = open_sweep(Path("runs") / name, spec, extra)
+    say_what_has_no_effect(spec, sweep.epochs)
     with held:
-        run_sweep(sweep, options, read_enqueued(sweep, options.enqueue))
-        write_report(sweep)
+        run_sweep(sweep, options, read_enqueued(sweep, options.enqueue, options.known))
+        print("".join(f"{line}\n" for line in write_report(sweep)[1].edges if line), end="")
     print(f"{sweep.folder}/report.md")
     if whole := [t for t in sweep.trials if t.state == "finished"]:
         best = max(whole, key=lambda t: sweep.curve(t)[-1])
@@ -1255,35 +1234,51 @@ def start_sweep(options, extra):
         print("no trial finished")
 
 
-def say_what_has_no_effect(spec):
+def say_what_has_no_effect(spec, epochs):
+    rule = spec.get("early_terminate") or {}
+    idle = "min_iter" if "max_iter" in rule else "s"  # as by W&B
     keys = sorted(space.NO_EFFECT & {*spec}) + [f"metric.{k}" for k in spec["metric"] if "imp" in k]
+    keys += [f"early_terminate.{idle}"] * (idle in rule)
+    if rule and min(bands_of(rule, epochs), default=epochs) >= epochs:
+        keys.append(f"early_terminate (no band before epoch {epochs})")
     if keys:
         print(f"without effect here: {', '.join(keys)}")
     if not maximised(spec) and "hmean" in spec["metric"]["name"]:
         print("warning: metric hmean is minimised; for the best give goal maximize")
-    rule = spec.get("early_terminate") or {}
-    idle, beside = ("min_iter", "max_iter") if "max_iter" in rule else ("s", "min_iter")
-    if rule.get("type") == "hyperband" and idle in rule:
-        print(f"early_terminate: {idle} is ignored beside {beside}, as by W&B")
 
 
-def read_enqueued(sweep, paths):
-    """hparams files -> [(path, params of the sweep's parameters)], missing ones from the resolved
-    hparams; warns where the space leaves one out. Raises DataError, UsageError."""
+def read_enqueued(sweep, paths, known):
+    """Hparams files and, best first, the trials of histories and folders -> [(source, params)] to
+    try, missing ones from the sweep's hparams; known: trials that lie in the space become its own,
+    with their results. Says what lies outside. Raises DataError, UsageError."""
     from hparams import read_hparams
 
-    queue = []
+    queue, dims = [], parse_space(sweep.spec)
+    fixed = {d.name: d.levels[0] for d in dims if len(d.levels) == 1}
     for path in paths:
-        values, params = {**asdict(sweep.hparams), **read_hparams(path)}, {}
-        for d in parse_space(sweep.spec):
-            value = params[d.name] = values[d.key]
-            if len(d.levels) == 1 and identity(value) != identity(d.levels[0]):
-                print(f"{path}: {d.key} = {value}: the sweep's is {d.levels[0]}")
-                params[d.name] = d.levels[0]
-            elif not 0 <= d.encode(value) <= 1:
-                outside = f"{d.name} = {value} lies outside the space"
-                print(f"warning: {path}: {outside}; the search cannot come back to it")
-        queue.append((str(path), params))
+        past = Path(path).is_dir() or "trials" in (read_json(path) or ())
+        other = read_sweep(path) if past else sweep
+        if known and (not past or (other.metric, other.epochs) != (sweep.metric, sweep.epochs)):
+            what = f"has no trials with {sweep.metric} after {sweep.epochs} epochs"
+            raise UsageError(path, what, "enqueue it without --known")
+        runs = [t for t in other.trials if t.state in ("finished", "stopped")]
+        runs = runs if past else [Trial(0, read_hparams(path))]
+        for t in sorted(runs, key=lambda t: -sweep.sign * sum(t.history[-1:])):
+            source = f"{path}: trial {t.number}" if past else str(path)
+            base = fixed | vars(other.hparams or Trial(0, {})) if known else asdict(sweep.hparams)
+            params = {d.name: {**base, **t.params}.get(d.name) for d in dims}
+            out = [d for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
+            told = ", ".join(f"{d.name} = {params[d.name]}" for d in out)
+            if out:
+                more = "left out" if known else "constants stay the sweep's, the others are tried"
+                print(f"{source}: {told} outside the space: {more}")
+            if not known:
+                queue.append((source, params | fixed))
+            elif not out and params not in [x.params for x in sweep.trials if x.known]:
+                result = {k: vars(t)[k] for k in ("state", "history", "recorded")} | {"known": True}
+                sweep.write("new", number=len(sweep.trials) + 1, params=params, known=result)
+    if known:
+        print(f"{sum(t.known for t in sweep.trials)} trials are known")
     return queue
 
 
@@ -1293,11 +1288,8 @@ def continue_trial(options):
         raise UsageError(folder, "is no sweep's folder in ./runs", "give runs/NAME")
     sweep, held = open_locked(folder)
     trial = next((t for t in sweep.trials if t.number == options.continue_trial), None)
-    if trial is None:
-        raise UsageError(folder, f"has no trial {options.continue_trial}, only {len(sweep.trials)}")
-    if trial.state == "finished":
-        print(f"trial {trial.number} is finished: {trial.history[-1]:.4f}")
-        return
+    if trial is None or trial.state == "finished":
+        raise UsageError(folder, f"has no trial {options.continue_trial} that is not finished")
     with held:
         sweep.write("continued", trial, whole=True, why="--continue-trial")
         run_sweep(sweep, options, only=trial)
@@ -1305,8 +1297,8 @@ def continue_trial(options):
 
 
 def write_report(sweep, path=None, as_json=False):
-    """Write report.md, and the page where a path is given; returns the former's text, or what it
-    says as JSON, null being what is not known."""
+    """Write report.md, and the page where a path is given -> (its text, or what it says as JSON,
+    null being what is not known; Findings)."""
     found = Findings(sweep)
     blocks = list(sweep_blocks(found))
     text = markdown(blocks)
@@ -1318,10 +1310,11 @@ def write_report(sweep, path=None, as_json=False):
         told = {key: x for key, x in vars(found).items() if key not in twice}
         text = json.dumps(told, default=lambda x: x.tolist() if hasattr(x, "tolist") else vars(x))
         text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1) + "\n"
-    return text
+    return text, found
 
 
-def print_replay(sweep):
+def print_replay(sweep, given=None):
+    """What the usual rules, or the given one (JSON, or a sweep's file), would have done."""
     epochs, alive = sweep.epochs, [t for t in sweep.trials if t.history and t.state != "failed"]
     whole, curves = [sweep.curve(t) for t in alive if t.state == "finished"], []
     if not alive:
@@ -1334,9 +1327,14 @@ def print_replay(sweep):
         told = "curves are not known: their epochs stand at the recorded value where there is only"
         print(f"{made_up} of {len(curves)} {told} one, else from their end on at the projected one")
     hyperband = {"type": "hyperband", "min_iter": max(1, epochs * 10 // 22), "eta": 2}
-    rules = {"hyperband": hyperband, "pause": {"type": "pause"}, "brackets": {"type": "brackets"}}
+    rules = {"hyperband": hyperband, "pause": {"type": "pause"}}
     rules |= {sweep.rule["type"]: sweep.rule} if sweep.rule["type"] else {}
     rules["hyperband, strict false"] = {**hyperband, "strict": False}
+    if given:
+        rule = read_json(*(("--rule", given) if given.lstrip()[:1] == "{" else (given,)))
+        rule = rule.get("early_terminate", rule) if isinstance(rule, dict) else rule
+        space.check_rule(rule, sweep.metric)
+        rules = {given: rule}
     best, total = int(np.argmax([c[-1] for c in curves])), len(curves) * epochs
     numbers = np.array([str(t.number) for t in alive])
     for name, rule in rules.items():
@@ -1360,7 +1358,7 @@ def print_status(sweep):
         value = f"{t.history[-1]:.4f}" if t.history else "-"
         given = " ".join(f[2:] for f in flags(t.params))
         notes = [t.why] * bool(t.why)
-        notes += [f"{v['rule']} at {v['epoch']}: {explain(v)}" for v in t.judged[-1:]]
+        notes += ["{rule} at {epoch}: rank {rank} of {of}".format(**v) for v in t.judged[-1:]]
         at = f"{t.number:3d} {t.state:8s} epoch {len(t.history):3d}/{sweep.epochs}"
         print(f"  {at}  {value}  {given}  {'; '.join(notes)}")
 
