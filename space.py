@@ -256,7 +256,8 @@ def maximised(space):
 
 # ---------------------------------------------------------------- sweep file
 
-RULE_KEYS = {"hyperband": {"min_iter", "max_iter", "eta", "s", "strict"}, "pause": {"bands", "eta"}}
+RULE_KEYS = {"brackets": {"eta"}, "pause": {"bands", "eta"}}
+RULE_KEYS["hyperband"] = {"min_iter", "max_iter", "eta", "s", "strict"}
 GUARDS = {"type", "epochs", "preserve_threshold", "revive"}
 BOUNDS = {"eta": (1.01, 1e6), "min_iter": (1, 1e6), "max_iter": (1, 1e6), "s": (0, 50)}
 SHARES = ("hmean", "precision", "recall")

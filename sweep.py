@@ -350,6 +350,8 @@ def eta_of(rule):
 def bands_of(rule, epochs):
     """early_terminate -> epochs, ascending, at which runs are judged."""
     eta = eta_of(rule)
+    if rule["type"] == "brackets":
+        return sorted({rung for rungs in brackets(epochs, eta) for _, rung in rungs})
     if rule["type"] == "pause":
         return sorted(rule.get("bands") or {max(1, int(share * epochs)) for share in SHARES})
     if "max_iter" in rule:
@@ -361,6 +363,18 @@ def bands_of(rule, epochs):
     return [int(b) for b in bands]
 
 
+def brackets(max_iter, eta):
+    """Hyperband's table (Li et al. 2018, table 1): brackets, the most eager to stop first, each
+    its rungs as (runs, epochs each run has had by then)."""
+    deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
+    table = []
+    for s in range(deepest, -1, -1):
+        runs = (deepest + 1) // (s + 1) * eta**s
+        rungs = [(runs / eta**i, max_iter / eta ** (s - i)) for i in range(s + 1)]
+        table.append([tuple(max(1, int(x + 1e-9)) for x in rung) for rung in rungs])
+    return table
+
+
 def judge(values, others, rule, epochs):
     """values [e]: a run's, larger is better; others: curves of the other runs; rule:
     early_terminate -> None before the first band, else {rule, epoch: the band, value, rank, of:
@@ -369,7 +383,8 @@ def judge(values, others, rule, epochs):
     if band is None:
         return None
     field = sorted([c[band - 1] for c in others if len(c) >= band] + [values[band - 1]])[::-1]
-    bar = field[int(len(field) / eta_of(rule))]
+    place = int(len(field) / eta_of(rule))
+    bar = field[place - (rule["type"] == "brackets" and len(field) >= eta_of(rule))]
     value = values[band - 1] if rule.get("strict", True) else max(values)
     young = rule["type"] == "pause" and sum(len(c) >= epochs for c in others) < 3
     why = "fewer than 3 finished runs" if young else ""
@@ -378,6 +393,19 @@ def judge(values, others, rule, epochs):
     verdict = {"rule": rule["type"], "epoch": band, "value": value, "bar": bar, "of": len(field)}
     verdict |= {"rank": 1 + sum(v > value for v in field), "stop": bool(value < bar and not why)}
     return verdict | ({"why": why} if why and value < bar else {})
+
+
+def should_stop(values, others, early_terminate):
+    """values [e]: a value an epoch, larger is better; others: the same of every other run;
+    early_terminate as in the sweep file, `epochs` in it (default: the longest curve) being the
+    length of a whole run -> whether the run is to be stopped, that is paused, now. hyperband is
+    W&B's rule to the letter (sweeps 0.3.0, hyperband_stopping.py). Raises UsageError."""
+    if not early_terminate:
+        return False
+    space.check_rule(early_terminate)
+    longest = max(map(len, [values, *others]))
+    verdict = judge(values, others, early_terminate, early_terminate.get("epochs", longest))
+    return bool(verdict and verdict["stop"])
 
 
 def ruined(values):
@@ -707,11 +735,13 @@ def next_job(sweep, queue, only, running):
     sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
     trial = sweep.trials[-1]
     print(f"trial {trial.number}: {' '.join(flags(params))}")
-    return trial, next_target(sweep, trial)
+    return trial, job[1] or next_target(sweep, trial)
 
 
 def choose(sweep, busy):
     """(trial, epochs to train it to) to run next; (None, 0): a new one; None: nothing now."""
+    if sweep.rule["type"] == "brackets":
+        return choose_bracket(sweep, busy)
     for trial in sweep.trials:
         if trial.state == "pending" and trial not in busy:
             return trial, next_target(sweep, trial)
@@ -740,6 +770,41 @@ def revive(sweep):
     told = f"goes on from epoch {len(trial.history)}: chance to beat the best"
     print(f"trial {trial.number} {told} {chances[trial]:.0%}")
     return trial, next_target(sweep, trial)
+
+
+def choose_bracket(sweep, busy):
+    """The same for type brackets, whose trials are numbered through its brackets in turn."""
+    first = 0
+    for rungs in itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule))):
+        size = min(rungs[0][0], sweep.cap - first)
+        if size <= 0:
+            return None
+        group = sweep.trials[first : first + size]
+        job = in_bracket(sweep, group, [r for _, r in rungs], busy, len(group) == size)
+        if job or len(group) < size:
+            return job or (None, rungs[0][1])
+        first += size
+
+
+def in_bracket(sweep, group, rungs, busy, full):
+    """Next (trial, rung) of one bracket; when all its runs have reached a rung the best 1/eta are
+    promoted and the others wait, paused, with their checkpoints."""
+    for rung in rungs:
+        group = [t for t in group if t.state != "failed"]
+        late = [t for t in group if len(t.history) < rung]
+        ready = [t for t in late if t not in busy]
+        if late or not full or not group or rung >= sweep.epochs:
+            return (ready[0], rung) if ready else None
+        group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
+        keep = max(1, int(len(group) / eta_of(sweep.rule)))
+        bar = group[keep - 1].history[rung - 1]
+        for rank, trial in enumerate(group, 1):
+            if rung not in [v["epoch"] for v in trial.judged]:
+                verdict = {"rule": "brackets", "epoch": rung, "value": trial.history[rung - 1]}
+                verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
+                sweep.write("judged", trial, verdict=verdict)
+        group = group[:keep]
+    return None
 
 
 def propose(sweep, queue):
@@ -857,7 +922,8 @@ def read_rows(sweep, trial):
 def settle(sweep, trial):
     """What follows from the epochs a pending trial has: finished, judged, or on to the next."""
     rule, done = sweep.rule, len(trial.history)
-    bands = set(bands_of(rule, sweep.epochs) if rule["type"] and not trial.whole else ())
+    banded = rule["type"] not in ("", "brackets") and not trial.whole
+    bands = set(bands_of(rule, sweep.epochs) if banded else ())
     if done >= sweep.epochs:
         sweep.write("finished", trial)
     elif done not in bands - {v["epoch"] for v in trial.judged}:
@@ -1327,7 +1393,7 @@ def print_replay(sweep, given=None):
         told = "curves are not known: their epochs stand at the recorded value where there is only"
         print(f"{made_up} of {len(curves)} {told} one, else from their end on at the projected one")
     hyperband = {"type": "hyperband", "min_iter": max(1, epochs * 10 // 22), "eta": 2}
-    rules = {"hyperband": hyperband, "pause": {"type": "pause"}}
+    rules = {"hyperband": hyperband, "pause": {"type": "pause"}, "brackets": {"type": "brackets"}}
     rules |= {sweep.rule["type"]: sweep.rule} if sweep.rule["type"] else {}
     rules["hyperband, strict false"] = {**hyperband, "strict": False}
     if given:

@@ -463,12 +463,14 @@ def test_after_run_8_of_the_published_sweep_the_search_stays_near_it():
 # ---------------------------------------------------------------- stopping
 
 
-def should_stop(values, others, rule):
-    """Whether a run is stopped at its last band; whole runs have the rule's epochs or the most."""
-    space.check_rule(rule)
-    longest = max(map(len, [values, *others]))
-    verdict = sweep.judge(values, others, rule, rule.get("epochs", longest))
-    return bool(verdict and verdict["stop"])
+def test_hyperbands_table():
+    """Table 1 of Li et al. 2018, and by its formula the one of 243 epochs."""
+    first = [(81, 1), (27, 3), (9, 9), (3, 27), (1, 81)]
+    table = [first, first[1:], first[2:], [(6, 27), (2, 81)], [(5, 81)]]
+    assert sweep.brackets(81, 3) == table
+    longer = [(n * 3, e) for n, e in first] + [(1, 243)]
+    table = [longer, longer[1:], longer[2:], [(18, 27), (6, 81), (2, 243)], [(9, 81), (3, 243)]]
+    assert sweep.brackets(243, 3) == [*table, [(6, 243)]]
 
 
 BANDS = [
@@ -489,13 +491,13 @@ def test_wandbs_rule_by_hand():
     """With 4, 3, 2 and its own value at the band, eta 2 sets the bar at place 2, counted from 0."""
     rule = {"type": "hyperband", "min_iter": 2, "eta": 2}
     others = [[0, 4], [0, 3], [0, 2], [9]]
-    assert not should_stop([0, 2.5], others, rule)
-    assert not should_stop([0, 2], others, rule)
-    assert should_stop([0, 1.5], others, rule)
-    assert should_stop([5, 1.5], others, rule)
-    assert not should_stop([5, 1.5], others, {**rule, "strict": False})
-    assert not should_stop([1], others, rule)
-    assert not should_stop([0, 1.5], others, {**rule, "preserve_threshold": 1.5})
+    assert not sweep.should_stop([0, 2.5], others, rule)
+    assert not sweep.should_stop([0, 2], others, rule)
+    assert sweep.should_stop([0, 1.5], others, rule)
+    assert sweep.should_stop([5, 1.5], others, rule)
+    assert not sweep.should_stop([5, 1.5], others, {**rule, "strict": False})
+    assert not sweep.should_stop([1], others, rule)
+    assert not sweep.should_stop([0, 1.5], others, {**rule, "preserve_threshold": 1.5})
 
 
 def test_wandbs_rule_against_the_package():
@@ -503,7 +505,7 @@ def test_wandbs_rule_against_the_package():
     for case in cases:
         curves, rule = case["curves"], case["rule"]
         others = [curves[:i] + curves[i + 1 :] for i in range(len(curves))]
-        stopped = [should_stop(c, o, rule) for c, o in zip(curves, others)]
+        stopped = [sweep.should_stop(c, o, rule) for c, o in zip(curves, others)]
         assert np.flatnonzero(stopped).tolist() == case["stopped"], rule
     assert sum(len(case["stopped"]) for case in cases) == 226
 
@@ -523,12 +525,13 @@ def test_preserve_threshold_is_in_the_metrics_units():
 def test_leader_is_never_stopped():
     rng = np.random.default_rng(0)
     rules = [{"type": "hyperband", "min_iter": 4, "eta": 4}, {"type": "pause", "epochs": 8}]
+    rules.append({"type": "brackets", "epochs": 4})
     for rule in rules:
         for _ in range(50):
             curves = list(np.cumsum(rng.random((6, 8)), 1))
             lead = int(np.argmax([c[3] for c in curves]))
             others = [list(c) for i, c in enumerate(curves) if i != lead]
-            assert not should_stop(list(curves[lead][:4]), others, rule)
+            assert not sweep.should_stop(list(curves[lead][:4]), others, rule)
 
 
 def simulated(rng, n=20, epochs=22):
@@ -945,6 +948,15 @@ def test_a_percentage_in_a_history_is_refused(tmp_path):
         files.UsageError, match="trial 2: 96.6 looks like a percentage; write 0.966"
     ):
         sweep.read_sweep(tmp_path / "h.json")
+
+
+def test_brackets_train_no_epoch_twice(cli):
+    rule = {"type": "brackets", "eta": 2}
+    code, _, err = cli("s.json", sweep_=short(early_terminate=rule, run_cap=8))
+    assert code == 0, err
+    values = {e["trial"]: e["history"] for e in events(cli.runs, "epochs")}
+    assert sorted(map(len, values.values())) == [1, 1, 1, 1, 2, 2, 4, 8]
+    assert max(values.values(), key=len)[0] == max(h[0] for h in values.values())
 
 
 def test_a_stopped_trial_goes_on_from_its_checkpoint(cli):
