@@ -166,3 +166,9 @@ def trainer_parser(doc=None):
     add("--print-hparams", action="store_true", help="print the resolved JSON and stop")
     add_flags(parser)
     return parser
+
+
+def resolve_hparams(args):
+    """Hparams of default < --hparams < flags. Raises DataError, UsageError."""
+    values = read_hparams(args.hparams) if args.hparams else {}
+    return validate(Hparams(**{**values, **given_flags(args)}), args.hparams or "flags")
