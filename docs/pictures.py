@@ -61,7 +61,8 @@ def sweep(folder):
     run("sweep.py", "--report", ROOT / "hparams" / "history_v5inrfwe.json", "--html", page)
     text, (figure, count, height) = page.read_text(), PLOTS
     figures = re.findall(figure, text, re.DOTALL)[:count]
-    page.write_text(text[: text.index("</style>") + len("</style>")] + "".join(figures))
+    style = text[: text.index("</style>")] + "svg { font-size: 15px }</style>"  # as on phones
+    page.write_text(style + "".join(figures))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     flags += [f"--user-data-dir={folder / 'user'}", f"--window-size={WIDTH},{height}"]
     command = [browser, *flags, f"--screenshot={shot}", page.as_uri()]
