@@ -32,7 +32,7 @@ import data
 from files import Parser
 
 FULL = {"pages": {"train": 3272, "val": 404, "test": 413}, "words": 382_462, "kinds": 48}
-FULL |= {"side": 640, "size": 192, "part": (40, 16, 5), "folds": 5}
+FULL |= {"side": 640, "size": 160, "part": (32, 12, 5), "folds": 5}
 FULL |= {"runs": 12, "epochs": 22, "min_iter": 10}
 SMALL = {"pages": {"train": 24, "val": 8, "test": 8}, "words": 240, "kinds": 4, "side": 128}
 SMALL |= {"size": 64, "part": (12, 4, 2), "folds": 2, "runs": 2, "epochs": 2, "min_iter": 1}
@@ -154,7 +154,7 @@ def step(name, command, folder, accepted=(0,)):
 
 def walk(folder, plan):
     """All steps; returns whether each worked."""
-    whole = [*NETWORK, "--data=DATA", "--size=96", "--batch=16", "--epochs=1", "--T_max=1"]
+    whole = [*NETWORK, "--data=DATA", "--size=96", "--batch=16", "--workers=2"]
     part = [*NETWORK, "--data=PART", f"--size={plan['size']}", "--batch=4"]
     length = [f"--epochs={plan['epochs']}", f"--T_max={plan['epochs']}", "--lr=3e-3"]
     folds = [f"--folds={plan['folds']}", "--fold=all", "--name=r8"]
@@ -163,7 +163,7 @@ def walk(folder, plan):
     (folder / "report.yaml").write_text(SWEEP.format(**plan))
     steps = {
         "check": ["data.py", "check", "DATA"],
-        "train": ["train.py", *whole, "--name=whole"],
+        "train": ["train.py", *whole, "--epochs=1", "--T_max=1", "--name=whole"],
         "folds": ["train.py", *part, *length, *folds],
         "sweep": ["sweep.py", "report.yaml", *part],
         "report": ["sweep.py", "--report", "runs/report", "--html", "sweep.html"],
