@@ -165,7 +165,7 @@ def walk(folder, plan):
         "check": ["data.py", "check", "DATA"],
         "train": ["train.py", *whole, "--epochs=1", "--T_max=1", "--name=whole"],
         "folds": ["train.py", *part, *length, *folds],
-        "sweep": ["sweep.py", "report.yaml", *part],
+        "sweep": ["sweep.py", "report.yaml", *part, f"--init={runs[0]}"],
         "report": ["sweep.py", "--report", "runs/report", "--html", "sweep.html"],
         "replay": ["sweep.py", "--replay", "runs/report"],
         "tune": ["evaluate.py", *runs, "--tune", "--write", "tuned.json"],
