@@ -1259,14 +1259,14 @@ def read_enqueued(sweep, paths, known):
         past = Path(path).is_dir() or isinstance(x := read_json(path), dict) and "trials" in x
         other = read_sweep(path) if past else sweep
         if known and (not past or (other.metric, other.epochs) != (sweep.metric, sweep.epochs)):
-            what = f"has no trials with {sweep.metric} after {sweep.epochs} epochs"
-            raise UsageError(path, what, "enqueue it without --known")
+            raise UsageError(path, f"no {sweep.metric} of {sweep.epochs} epochs", "drop --known")
         runs = [t for t in other.trials if t.state in ("finished", "stopped")]
         runs = runs if past else [Trial(0, read_hparams(path))]
+        own = fixed | (asdict(other.hparams) if other.hparams else {})
         for t in sorted(runs, key=lambda t: -sweep.sign * sum(t.history[-1:])):
             source = f"{path}: trial {t.number}" if past else str(path)
-            base = fixed | vars(other.hparams or Trial(0, {})) if known else asdict(sweep.hparams)
-            params = {d.name: {**base, **t.params}.get(d.name) for d in dims}
+            values = {**(own if known else asdict(sweep.hparams)), **t.params}
+            params = {d.name: values.get(d.name) for d in dims}
             out = [d for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
             told = ", ".join(f"{d.name} = {params[d.name]}" for d in out)
             if out:
