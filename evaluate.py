@@ -709,11 +709,11 @@ def picture_pages(path):
     """Pages without known labels (None) of a picture, or of all pictures in a folder and below."""
     path, files = Path(path), [Path(path)]
     if not path.exists():
-        raise UsageError(f"--images {path}", "no such file or folder")
+        raise UsageError(path, "no such file or folder")
     if path.is_dir():
         files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES and p.is_file()]
     if not files:
-        raise DataError(f"--images {path}", f"no picture in it ({' '.join(PICTURES)})")
+        raise DataError(path, f"no picture in it ({' '.join(PICTURES)})")
     folder = path if path.is_dir() else path.parent
     # names whose bytes are no UTF-8 could not be written into a JSON file
     names = [os.fsencode(p.relative_to(folder)).decode("utf-8", "replace") for p in files]
