@@ -168,7 +168,7 @@ def trainer_parser(doc=None):
     return parser
 
 
-def resolve_hparams(args):
-    """Hparams of default < --hparams < flags. Raises DataError, UsageError."""
-    values = read_hparams(args.hparams) if args.hparams else {}
+def resolve_hparams(args, saved=()):
+    """Hparams of default < saved ones < --hparams < flags. Raises DataError, UsageError."""
+    values = dict(saved) | (read_hparams(args.hparams) if args.hparams else {})
     return validate(Hparams(**{**values, **given_flags(args)}), args.hparams or "flags")

@@ -41,15 +41,7 @@ import evaluate
 from cleval import bootstrap_groups, mean_scores, page_row, paired_difference, summary
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
-from hparams import (
-    FIELDS,
-    Hparams,
-    given_flags,
-    read_hparams,
-    resolve_hparams,
-    trainer_parser,
-    validate,
-)
+from hparams import FIELDS, given_flags, read_hparams, resolve_hparams, trainer_parser
 from report import progress
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -77,14 +69,14 @@ def resolve(args):
         raise UsageError("--resume", "names no run", "add --name or the run's folder")
     path = Path("runs", given["name"], "hparams.json")
     if path.parent.is_dir() and not path.exists():  # killed before it was written
-        return validate(Hparams(**given))
+        return resolve_hparams(args)
     saved = read_hparams(path)
     for key, new in given.items():
         if key not in MAY_CHANGE and saved.get(key, FIELDS[key].default) != new:
             what = f"{key} is {saved.get(key)!r} in run {given['name']} and cannot become {new!r}"
             remedy = f"start a new run; --init {path.parent}/last.pt begins with its weights"
             raise UsageError("--resume", what, remedy)
-    return validate(Hparams(**{**saved, "stop_epoch": 0, **given}))
+    return resolve_hparams(args, {**saved, "stop_epoch": 0})
 
 
 def choose_run_folder(hp, stem):
