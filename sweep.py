@@ -197,8 +197,8 @@ def observations(history, sign):
             value[i] = sign * h["value"]
         elif h["state"] == "stopped":
             curve = sign * np.array(h.get("history") or [h["value"]], float)
-            mean, sd = project(curve, curves, h.get("epochs", 0))
-            value[i], variance[i] = mean, sd * sd
+            value[i], sd = project(curve, curves, h.get("epochs", 0))
+            variance[i] = sd * sd
     value[~np.isfinite(value)] = np.nan
     return value, variance
 
@@ -239,33 +239,26 @@ def suggest(space, history, rng):
     cube = Cube(parse_space(space))
     history = [{**h, "params": plain(h["params"])} for h in history]
     seen = {cube.key(h["params"]) for h in history}
-    finite = bool(cube.stepped.all())
-    count = math.prod(len(d.levels) for d in cube.free) if finite else math.inf
-    if space.get("method") == "grid":
-        if not finite:
-            raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
-        return first_new(cube, cube.combinations(), seen)
-    if count <= SMALL_SPACE:
-        draws = rng.permutation(np.array(list(cube.combinations())))
-    else:
-        draws = rng.random((512, len(cube.free)))
-    u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), len(cube.free))
+    method, count = space.get("method", "bayes"), math.prod(len(d.levels) for d in cube.free)
+    if method == "grid" and not count:
+        raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
+    small = 0 < count <= SMALL_SPACE  # 0: one without levels
+    d = len(cube.free)
+    draws = rng.permutation(list(cube.combinations())) if small else rng.random((512, d))
+    u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), d)
     value, variance = observations(history, 1 if maximised(space) else -1)
     waiting = np.array([h["state"] == "pending" for h in history], bool)
     known = np.isfinite(value)
-    if space.get("method", "bayes") == "random" or not len(cube.free):
+    if method == "grid":
+        ranked = cube.combinations()
+    elif method == "random" or not cube.free:
         ranked = draws
-    elif (known | waiting).sum() < max(4, len(cube.free)) or known.sum() < 2:
+    elif (known | waiting).sum() < max(4, d) or known.sum() < 2:
         ranked = spread_out(np.clip(u, 0, 1), draws)
     else:
-        ranked = by_improvement(cube, u, value, variance, waiting, draws, rng, count <= SMALL_SPACE)
-    more = cube.combinations() if finite else (rng.random(len(cube.free)) for _ in range(1000))
-    return first_new(cube, itertools.chain(ranked, draws, more), seen)
-
-
-def first_new(cube, points, seen):
-    """The first of the points whose params nobody tried."""
-    candidates = (cube.decode(u) for u in points)
+        ranked = by_improvement(cube, u, value, variance, waiting, draws, rng, small)
+    more = cube.combinations() if count else (rng.random(d) for _ in range(1000))
+    candidates = map(cube.decode, itertools.chain(ranked, draws, more))
     return next((params for params in candidates if cube.key(params) not in seen), None)
 
 
@@ -679,29 +672,30 @@ def resolve(words, ours=()):
 
 RETRIES = 2  # of a trial whose process or machine died, from its last checkpoint
 AGAIN = 30  # seconds until a trial is started again that crashed or still runs on another host
+NEW = "a new trial"
 
 
 def run_sweep(sweep, options, queue=(), only=None):
     """Run trials, or the one `only`, until the cap, then revive. Raises DataError, UsageError."""
-    busy, failures = {}, 0
+    busy, failures = [], 0  # (trial, process, epochs to train it to, slot)
     for trial in [only] if only else sweep.trials:
         if trial.state == "pending":
             settle(sweep, trial)
-            busy |= adopt(sweep, trial)
+            busy += adopt(sweep, trial)
     try:
         while True:
             while len(busy) < options.parallel:
-                job = next_job(sweep, queue, only, [b[0] for b in busy.values()])
+                job = next_job(sweep, queue, only, [trial for trial, *_ in busy])
                 if job is None:
                     break
-                slot = min(set(range(options.parallel)) - {b[3] for b in busy.values()})
-                process = start(sweep, *job, slot, options)
-                busy[process.pid] = job[0], process, job[1], slot
+                slot = min(set(range(options.parallel)) - {b[3] for b in busy})
+                busy.append((job[0], start(sweep, *job, slot, options), job[1], slot))
             if not busy:
                 return
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-            for pid in [p for p, b in busy.items() if b[1].poll() is not None]:
-                trial, process, target, _ = busy.pop(pid)
+            for ended in [b for b in busy if b[1].poll() is not None]:
+                busy.remove(ended)
+                trial, process, target, _ = ended
                 if target:
                     collect(sweep, trial, target, process.returncode)
                 if trial.state != "pending":
@@ -710,14 +704,14 @@ def run_sweep(sweep, options, queue=(), only=None):
                 what = f"three trials failed in a row, the last one: {trial.why}"
                 raise DataError(sweep.folder, what, "see the .log files, then start it again")
     finally:
-        for _, process, *_ in busy.values():
+        for _, process, *_ in busy:
             # train.py saves exactly (srun kills it: the epoch is lost); the trial stays pending
             process.send_signal(signal.SIGTERM)
-        for _, process, *_ in busy.values():
+        for _, process, *_ in busy:
             process.wait()
 
 
-def next_job(sweep, queue, only, running):
+def next_job(sweep, queue=(), only=None, running=()):
     """(trial, epochs to train it to), the trial a new one where it is time; None: nothing now."""
     if only:
         return (only, sweep.epochs) if only.state == "pending" and not running else None
@@ -725,28 +719,27 @@ def next_job(sweep, queue, only, running):
     if any(c[-1] >= sweep.sign * goal for c in sweep.curves(sweep.epochs)):
         return None
     job = choose(sweep, running)
-    if job is None or job[0]:
+    if job != NEW:
         return job
     params, source = propose(sweep, queue)
     if params is None:
         print(f"every combination was tried: {len(sweep.trials)} trials")
         sweep.cap = len(sweep.trials)
-        return next_job(sweep, queue, only, running)
-    sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
-    trial = sweep.trials[-1]
-    print(f"trial {trial.number}: {' '.join(flags(params))}")
-    return trial, job[1] or next_target(sweep, trial)
+    else:
+        sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
+        print(f"trial {len(sweep.trials)}: {' '.join(flags(params))}")
+    return choose(sweep, running)
 
 
 def choose(sweep, busy):
-    """(trial, epochs to train it to) to run next; (None, 0): a new one; None: nothing now."""
+    """(trial, epochs to train it to) to run next; NEW: one to propose; None: nothing now."""
     if sweep.rule["type"] == "brackets":
         return choose_bracket(sweep, busy)
     for trial in sweep.trials:
         if trial.state == "pending" and trial not in busy:
             return trial, next_target(sweep, trial)
     if len(sweep.trials) < sweep.cap:
-        return None, 0
+        return NEW
     return None if busy else revive(sweep)
 
 
@@ -782,7 +775,7 @@ def choose_bracket(sweep, busy):
         group = sweep.trials[first : first + size]
         job = in_bracket(sweep, group, [r for _, r in rungs], busy, len(group) == size)
         if job or len(group) < size:
-            return job or (None, rungs[0][1])
+            return job or NEW
         first += size
 
 
@@ -804,7 +797,6 @@ def in_bracket(sweep, group, rungs, busy, full):
                 verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
                 sweep.write("judged", trial, verdict=verdict)
         group = group[:keep]
-    return None
 
 
 def propose(sweep, queue):
@@ -844,15 +836,15 @@ def start(sweep, trial, target, slot, options):
 
 
 def adopt(sweep, trial):
-    """{pid: (trial, process, 0, slot)} to wait for the trainer that a killed sweep left, if any."""
+    """[(trial, process, 0, slot)] to wait for the trainer that a killed sweep left, if any."""
     path = sweep.folder / f"{trial.name}.lock"
     if held := lock(path):
         held.close()
-        return {}
+        return []
     print(f"trial {trial.number} still runs from before; waiting for it")
     wait = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
     process = subprocess.Popen([sys.executable, "-c", wait, path])
-    return {process.pid: (trial, process, 0, int(path.read_text() or 0))}
+    return [(trial, process, 0, int(path.read_text() or 0))]
 
 
 def collect(sweep, trial, target, code):
@@ -951,14 +943,12 @@ def simulate(curves, early_terminate):
     """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep would train
     each: what it itself decides, one trial after the other, in memory."""
     spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": early_terminate}
+    spec |= {"method": "grid", "parameters": {"run": {"values": list(range(len(curves)))}}}
     sweep = Sweep(None, spec, len(curves[0]), [])
     with contextlib.redirect_stdout(None):
-        while job := choose(sweep, ()):
+        while job := next_job(sweep):
             trial, target = job
-            if trial is None:
-                sweep.write("new", number=len(sweep.trials) + 1, params={})
-                trial = sweep.trials[-1]
-            curve = curves[trial.number - 1][: target or next_target(sweep, trial)]
+            curve = curves[trial.number - 1][:target]
             sweep.write("epochs", trial, history=list(map(float, curve)), rows=[])
             settle(sweep, trial)
     return np.array([len(t.history) for t in sweep.trials])
@@ -1406,11 +1396,10 @@ def print_replay(sweep, given=None):
     for name, rule in rules.items():
         trained = simulate(curves, rule)
         early = np.unique(trained[trained < epochs])
-        stops = [f"{', '.join(numbers[trained == k])} at epoch {k}" for k in early]
+        stops = [f"{', '.join(numbers[trained == k])} at epoch {k}" for k in early] or ["none"]
         saved, kept = total - trained.sum(), "kept" if trained[best] == epochs else "lost"
         told = f"{saved} of {total} epochs saved ({saved / total:.0%})"
-        stops = "; ".join(stops) or "none"
-        print(f"{name}: stopped {stops}. {told}, best run {numbers[best]} {kept}")
+        print(f"{name}: stopped {'; '.join(stops)}. {told}, best run {numbers[best]} {kept}")
 
 
 def print_status(sweep):
@@ -1423,10 +1412,9 @@ def print_status(sweep):
     for t in sweep.trials:
         value = f"{t.history[-1]:.4f}" if t.history else "-"
         given = " ".join(f[2:] for f in flags(t.params))
-        notes = [t.why] * bool(t.why)
-        notes += ["{rule} at {epoch}: rank {rank} of {of}".format(**v) for v in t.judged[-1:]]
+        judged = ["{rule} at {epoch}: rank {rank} of {of}".format(**v) for v in t.judged[-1:]]
         at = f"{t.number:3d} {t.state:8s} epoch {len(t.history):3d}/{sweep.epochs}"
-        print(f"  {at}  {value}  {given}  {'; '.join(notes)}")
+        print(f"  {at}  {value}  {given}  {'; '.join(filter(None, [t.why, *judged]))}")
 
 
 def main(argv=None):
