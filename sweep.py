@@ -101,8 +101,7 @@ def minimise(f, x, evaluations, memory=8):
         for s, t in reversed(pairs):
             kept.append((s @ step) / (s @ t))
             step = step - kept[-1] * t
-        if pairs:
-            s, t = pairs[-1]
+        for s, t in pairs[-1:]:
             step = step * (s @ t) / (t @ t)
         for (s, t), a in zip(pairs, reversed(kept)):
             step = step + s * (a - (t @ step) / (s @ t))
@@ -145,9 +144,8 @@ def sample(x, y, variance, category, noise):
 
 
 class Posterior:
-    """GP posterior at points [m, d] given x [n, d], y [n], averaged over thetas [k, d + 2] by
-    weights [k]: called, gives mean and sd [m] of the noise-free function (Rasmussen & Williams
-    2006, algorithm 2.1)."""
+    """GP given x [n, d], y [n], averaged over thetas [k, d + 2] by weights [k]; of points [m, d] it
+    gives mean and sd [m] of the noise-free function (Rasmussen & Williams 2006, algorithm 2.1)."""
 
     def __init__(self, x, y, variance, category, thetas, weights=(1.0,)):
         d, n = x.shape[1], np.arange(len(x))
@@ -172,8 +170,7 @@ class Posterior:
 
 
 def log_ei(mean, sd, best):
-    """Log of E[max(f - best, 0)] for f ~ N(mean, sd^2), exact far below best too, where EI itself
-    is 0 in float64 (Ament et al. 2023)."""
+    """Log E[max(f - best, 0)] for f ~ N(mean, sd^2), far below best too (Ament et al. 2023)."""
     z = (mean - best) / sd
     cdf = np.frompyfunc(normal_cdf, 1, 1)(z).astype(float)
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
@@ -239,11 +236,11 @@ def suggest(space, history, rng):
     cube = Cube(parse_space(space))
     history = [{**h, "params": plain(h["params"])} for h in history]
     seen = {cube.key(h["params"]) for h in history}
-    method, count = space.get("method", "bayes"), math.prod(len(d.levels) for d in cube.free)
+    method, d = space.get("method", "bayes"), len(cube.free)
+    count = math.prod(len(d.levels) for d in cube.free)  # 0 where one has no levels
     if method == "grid" and not count:
         raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
-    small = 0 < count <= SMALL_SPACE  # 0: one without levels
-    d = len(cube.free)
+    small = 0 < count <= SMALL_SPACE
     draws = rng.permutation(list(cube.combinations())) if small else rng.random((512, d))
     u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), d)
     value, variance = observations(history, 1 if maximised(space) else -1)
@@ -297,8 +294,7 @@ def by_improvement(cube, u, value, variance, waiting, draws, rng, small):
 
 
 def log_feasible(cube, z, x, failed):
-    """Log probability, squared, that a run at z [m, d] does not fail: a vote of the runs nearby,
-    so that a failure repels near its point and nowhere else."""
+    """Log probability [m], squared, that runs at z [m, d] do not fail: a vote of those nearby."""
     if not len(failed):
         return 0.0
     gaps = squared_gaps(z, np.concatenate([x, failed]), cube.category).sum(0).reshape(len(z), -1)
@@ -357,8 +353,7 @@ def bands_of(rule, epochs):
 
 
 def brackets(max_iter, eta):
-    """Hyperband's table (Li et al. 2018, table 1): brackets, the most eager to stop first, each
-    its rungs as (runs, epochs each run has had by then)."""
+    """Hyperband's table (Li et al. 2018): brackets, most eager first, of rungs (runs, epochs)."""
     deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
     table = []
     for s in range(deepest, -1, -1):
@@ -467,11 +462,7 @@ class Trial:
     known: bool = False  # from another sweep
 
     def __post_init__(self):
-        self.params = plain(self.params)
-
-    @property
-    def name(self):
-        return f"trial-{self.number:03d}"
+        self.params, self.name = plain(self.params), f"trial-{self.number:03d}"
 
 
 @dataclass
@@ -766,37 +757,35 @@ def revive(sweep):
 
 
 def choose_bracket(sweep, busy):
-    """The same for type brackets, whose trials are numbered through its brackets in turn."""
+    """The same for type brackets, whose trials are numbered through its brackets in turn: when all
+    of one's runs have reached a rung the best 1/eta are promoted, the others wait, paused."""
     first = 0
     for rungs in itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule))):
         size = min(rungs[0][0], sweep.cap - first)
         if size <= 0:
             return None
         group = sweep.trials[first : first + size]
-        job = in_bracket(sweep, group, [r for _, r in rungs], busy, len(group) == size)
-        if job or len(group) < size:
-            return job or NEW
         first += size
-
-
-def in_bracket(sweep, group, rungs, busy, full):
-    """Next (trial, rung) of one bracket; when all its runs have reached a rung the best 1/eta are
-    promoted and the others wait, paused, with their checkpoints."""
-    for rung in rungs:
-        group = [t for t in group if t.state != "failed"]
-        late = [t for t in group if len(t.history) < rung]
-        ready = [t for t in late if t not in busy]
-        if late or not full or not group or rung >= sweep.epochs:
-            return (ready[0], rung) if ready else None
-        group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
-        keep = max(1, int(len(group) / eta_of(sweep.rule)))
-        bar = group[keep - 1].history[rung - 1]
-        for rank, trial in enumerate(group, 1):
-            if rung not in [v["epoch"] for v in trial.judged]:
-                verdict = {"rule": "brackets", "epoch": rung, "value": trial.history[rung - 1]}
-                verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
-                sweep.write("judged", trial, verdict=verdict)
-        group = group[:keep]
+        full = len(group) == size
+        for _, rung in rungs:
+            group = [t for t in group if t.state != "failed"]
+            late = [t for t in group if len(t.history) < rung]
+            for trial in late:
+                if trial not in busy:
+                    return trial, rung
+            if late or not full or not group or rung >= sweep.epochs:
+                break
+            group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
+            keep = max(1, int(len(group) / eta_of(sweep.rule)))
+            bar = group[keep - 1].history[rung - 1]
+            for rank, trial in enumerate(group, 1):
+                if rung not in [v["epoch"] for v in trial.judged]:
+                    verdict = {"rule": "brackets", "epoch": rung, "value": trial.history[rung - 1]}
+                    verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
+                    sweep.write("judged", trial, verdict=verdict)
+            group = group[:keep]
+        if not full:
+            return NEW
 
 
 def propose(sweep, queue):
@@ -824,10 +813,9 @@ def start(sweep, trial, target, slot, options):
     command += [f"--stop-epoch={target if target < sweep.epochs else 0}"]
     device = {"CUDA_VISIBLE_DEVICES": options.devices[slot]} if options.devices else {}
     pipes = {"stdin": subprocess.DEVNULL, "env": os.environ | device, "start_new_session": True}
-    held = lock(sweep.folder / f"{trial.name}.lock")
-    pipes["pass_fds"] = [held.fileno()]
-    Path(held.name).write_text(str(slot))
-    with held, open(sweep.folder / f"{trial.name}.log", "ab") as log:
+    with lock(Path(f"{folder}.lock")) as held, open(f"{folder}.log", "ab") as log:
+        Path(held.name).write_text(str(slot))
+        pipes["pass_fds"] = [held.fileno()]
         trial.said = log.tell()
         try:
             return subprocess.Popen(command, stdout=log, stderr=log, **pipes)
@@ -985,7 +973,7 @@ class Findings:
         others = [t.number for t in sweep.trials if t.known]
         self.notes = sweep.notes + [f"Trials {str(others)[1:-1]} ran elsewhere."] * bool(others)
         self.sign, self.epochs, self.names = sign, sweep.epochs, [d.name for d in cube.free]
-        share = sweep.metric in ("hmean", "precision", "recall")
+        share = sweep.metric in space.SHARES
         self.points, self.digits = (100, 2) if share else (1, 4)  # as it is shown
         limits = (0, 1) if share else (-math.inf, math.inf)
         self.trials = [Row(t, cube) for t in sweep.trials]
@@ -1097,8 +1085,7 @@ class Worth:
 
 
 def luck(rows, sign):
-    """n, expected and found distance of the best value from the mean in sd, its 5 % limit, best
-    row of sound rows; empty for too few."""
+    """n, expected and found distance of the best row from the mean in sd, its 5 % limit, row."""
     n, value = len(rows), sign * last(rows)
     if n < 3:
         return {}
@@ -1108,8 +1095,7 @@ def luck(rows, sign):
 
 
 def expected_maximum(n):
-    """Expected largest of n standard normal values: the integral of 1 - Phi^n above 0 less that
-    of Phi^n below, by the midpoint rule."""
+    """Expected largest of n standard normal values: integral of (x > 0) - Phi^n, by midpoints."""
     x = np.arange(-8, 8, 0.01) + 0.005
     return float(((x > 0) - np.array([normal_cdf(v) for v in x]) ** n).sum()) / 100
 
