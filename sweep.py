@@ -196,31 +196,26 @@ def observations(history, sign):
             curve = sign * np.array(h.get("history") or [h["value"]], float)
             value[i], sd = project(curve, curves, h.get("epochs", 0))
             variance[i] = sd * sd
-    value[~np.isfinite(value)] = np.nan
     return value, variance
 
 
-def warps(y, variance):
-    """y [n] to maximise -> candidates (standardised warped y, its variance, -log Jacobian).
-    Box-Cox powers of the distance to the best value; power 1 leaves y as it is, 0 is the log.
-    A tail far below the rest is first drawn in, or one ruined run would flatten all others."""
+def fit_warped(x, y, variance, category):
+    """x [n, d], y [n] to maximise, variance [n] -> standardised warped y, its variance and theta of
+    the warp with the largest posterior density, of Box-Cox powers of the distance to the best
+    value; power 1 leaves y as it is, 0 is the log. A tail far below the rest is first drawn in, or
+    one ruined run would flatten all others."""
     below = y.max() - y
     unit = max(np.median(below), 1e-12)
     slope = np.where(below > 6 * unit, 6 * unit / np.maximum(below, unit), 1.0)
     below = np.where(below > 6 * unit, 6 * unit * (1 - np.log(slope)), below)
+    fits, starts = [], None
     for power in (0.3, 1.0, 0.0):
         t = 1 + 2 * below / unit
         z = -(t**power - 1) / power if power else -np.log(t)
         rate = 2 / unit * t ** (power - 1)
         scale = max(z.std(), 1e-12)
-        cost = len(y) * math.log(scale) - np.log(rate).sum()
-        yield (z - z.mean()) / scale, variance * (rate * slope / scale) ** 2, cost
-
-
-def fit_best(x, y, variance, category):
-    """Warped y and variance, and theta, of the warp with the largest posterior density."""
-    fits, starts = [], None
-    for z, own, cost in warps(y, variance):
+        cost = len(y) * math.log(scale) - np.log(rate).sum()  # -log Jacobian
+        z, own = (z - z.mean()) / scale, variance * (rate * slope / scale) ** 2
         theta, loss, _ = fit(x, z, own, category, starts)
         fits.append((loss + cost, z, own, theta))
         starts = [theta]
@@ -230,9 +225,8 @@ def fit_best(x, y, variance, category):
 def suggest(space, history, rng):
     """space (W&B sweep dict), history [{params, value, state: finished | stopped | failed |
     pending}, ...], rng (numpy Generator) -> params of the next run, none that was tried before;
-    None when all were. Stopped entries have `history`, a value an epoch, and `epochs`, the number
-    a whole run has; where finished ones have `history` too, the stopped are extrapolated by it.
-    Raises UsageError for a space that is not one."""
+    None when all were. Stopped entries have `history`, a value an epoch, and `epochs`, those of a
+    whole run; the `history` of finished ones, if any, extrapolates them. Raises UsageError."""
     cube = Cube(parse_space(space))
     history = [{**h, "params": plain(h["params"])} for h in history]
     seen = {cube.key(h["params"]) for h in history}
@@ -251,7 +245,11 @@ def suggest(space, history, rng):
     elif method == "random" or not cube.free:
         ranked = draws
     elif (known | waiting).sum() < max(4, d) or known.sum() < 2:
-        ranked = spread_out(np.clip(u, 0, 1), draws)
+        # quasi-random starts that fill the gaps between what is known: the first keeps the
+        # wrap-around L2 discrepancy of it and them lowest (Hickernell 1998)
+        gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
+        discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
+        ranked = draws[np.argsort(discrepancy, kind="stable")]
     else:
         ranked = by_improvement(cube, u, value, variance, waiting, draws, rng, small)
     more = cube.combinations() if count else (rng.random(d) for _ in range(1000))
@@ -259,20 +257,12 @@ def suggest(space, history, rng):
     return next((params for params in candidates if cube.key(params) not in seen), None)
 
 
-def spread_out(u, draws):
-    """draws [m, d], the one first that keeps the wrap-around L2 discrepancy of u [n, d] and it
-    lowest (Hickernell 1998): quasi-random starts that fill the gaps between what is known."""
-    gap = np.abs(draws[:, None] - u[None])
-    discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
-    return draws[np.argsort(discrepancy, kind="stable")]
-
-
 def by_improvement(cube, u, value, variance, waiting, draws, rng, small):
     """Points [m, d] by log expected improvement, the best first. The incumbent is the best
     posterior mean; pending runs are believed to give their posterior mean; failures repel."""
     known, x = np.isfinite(value), cube.features(u)
     failed = x[~known & ~waiting]
-    z, own, theta = fit_best(x[known], value[known], variance[known], cube.category)
+    z, own, theta = fit_warped(x[known], value[known], variance[known], cube.category)
     posterior = Posterior(x[known], z, own, cube.category, theta)
     means = posterior(x[known])[0]
     if waiting.any():
@@ -405,9 +395,8 @@ def ruined(values):
 
 
 def project(history, curves, epochs):
-    """history [e] of a stopped run, curves of finished ones [epochs each] -> its final value and
-    that value's sd: ridge regression of what the finished gained from epoch e on by the value they
-    had there, since those that lag have more to gain."""
+    """history [e] of a stopped run, curves of finished ones [epochs each] -> its final value, sd:
+    ridge regression of their gains from epoch e on by their values there: who lags gains more."""
     e, here = len(history), float(np.mean(history[-2:]))  # a single value is noisy
     whole = np.array([c for c in curves if len(c) >= epochs > e])
     if not len(whole):
@@ -418,7 +407,6 @@ def project(history, curves, epochs):
     off = np.abs(gain - np.median(gain))
     keep = off <= 5 * max(np.median(off), spread / 2)
     level, gain, n = level[keep], gain[keep], keep.sum()
-
     unit = max(float(level.std()), 1e-9)
     x, at = (level - level.mean()) / unit, np.clip((here - level.mean()) / unit, -3, 3)
     slope = x @ gain / (x @ x + 2)  # the penalty is worth two runs
@@ -668,25 +656,22 @@ NEW = "a new trial"
 
 def run_sweep(sweep, options, queue=(), only=None):
     """Run trials, or the one `only`, until the cap, then revive. Raises DataError, UsageError."""
-    busy, failures = [], 0  # (trial, process, epochs to train it to, slot)
+    busy, failures = {}, 0  # trial: (process, epochs to train it to, slot)
     for trial in [only] if only else sweep.trials:
         if trial.state == "pending":
             settle(sweep, trial)
-            busy += adopt(sweep, trial)
+            busy |= adopt(sweep, trial)
     try:
         while True:
-            while len(busy) < options.parallel:
-                job = next_job(sweep, queue, only, [trial for trial, *_ in busy])
-                if job is None:
-                    break
-                slot = min(set(range(options.parallel)) - {b[3] for b in busy})
-                busy.append((job[0], start(sweep, *job, slot, options), job[1], slot))
+            while len(busy) < options.parallel and (job := next_job(sweep, queue, only, busy)):
+                trial, target = job
+                slot = min(set(range(options.parallel)) - {b[2] for b in busy.values()})
+                busy[trial] = start(sweep, trial, target, slot, options), target, slot
             if not busy:
                 return
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-            for ended in [b for b in busy if b[1].poll() is not None]:
-                busy.remove(ended)
-                trial, process, target, _ = ended
+            for trial in [t for t, b in busy.items() if b[0].poll() is not None]:
+                process, target, _ = busy.pop(trial)
                 if target:
                     collect(sweep, trial, target, process.returncode)
                 if trial.state != "pending":
@@ -695,21 +680,21 @@ def run_sweep(sweep, options, queue=(), only=None):
                 what = f"three trials failed in a row, the last one: {trial.why}"
                 raise DataError(sweep.folder, what, "see the .log files, then start it again")
     finally:
-        for _, process, *_ in busy:
+        for process, *_ in busy.values():
             # train.py saves exactly (srun kills it: the epoch is lost); the trial stays pending
             process.send_signal(signal.SIGTERM)
-        for _, process, *_ in busy:
+        for process, *_ in busy.values():
             process.wait()
 
 
-def next_job(sweep, queue=(), only=None, running=()):
+def next_job(sweep, queue=(), only=None, busy=()):
     """(trial, epochs to train it to), the trial a new one where it is time; None: nothing now."""
     if only:
-        return (only, sweep.epochs) if only.state == "pending" and not running else None
+        return (only, sweep.epochs) if only.state == "pending" and not busy else None
     goal = sweep.spec["metric"].get("target", math.inf * sweep.sign)
     if any(c[-1] >= sweep.sign * goal for c in sweep.curves(sweep.epochs)):
         return None
-    job = choose(sweep, running)
+    job = choose(sweep, busy)
     if job != NEW:
         return job
     params, source = propose(sweep, queue)
@@ -719,7 +704,7 @@ def next_job(sweep, queue=(), only=None, running=()):
     else:
         sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
         print(f"trial {len(sweep.trials)}: {' '.join(flags(params))}")
-    return choose(sweep, running)
+    return choose(sweep, busy)
 
 
 def choose(sweep, busy):
@@ -766,14 +751,13 @@ def choose_bracket(sweep, busy):
             return None
         group = sweep.trials[first : first + size]
         first += size
-        full = len(group) == size
         for _, rung in rungs:
             group = [t for t in group if t.state != "failed"]
             late = [t for t in group if len(t.history) < rung]
             for trial in late:
                 if trial not in busy:
                     return trial, rung
-            if late or not full or not group or rung >= sweep.epochs:
+            if late or len(sweep.trials) < first or not group or rung >= sweep.epochs:
                 break
             group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
             keep = max(1, int(len(group) / eta_of(sweep.rule)))
@@ -784,7 +768,7 @@ def choose_bracket(sweep, busy):
                     verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
                     sweep.write("judged", trial, verdict=verdict)
             group = group[:keep]
-        if not full:
+        if len(sweep.trials) < first:
             return NEW
 
 
@@ -824,15 +808,15 @@ def start(sweep, trial, target, slot, options):
 
 
 def adopt(sweep, trial):
-    """[(trial, process, 0, slot)] to wait for the trainer that a killed sweep left, if any."""
+    """{trial: (process, 0, slot)} to wait for the trainer that a killed sweep left, if any."""
     path = sweep.folder / f"{trial.name}.lock"
     if held := lock(path):
         held.close()
-        return []
+        return {}
     print(f"trial {trial.number} still runs from before; waiting for it")
     wait = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
     process = subprocess.Popen([sys.executable, "-c", wait, path])
-    return [(trial, process, 0, int(path.read_text() or 0))]
+    return {trial: (process, 0, int(path.read_text() or 0))}
 
 
 def collect(sweep, trial, target, code):
@@ -928,8 +912,7 @@ def spearman(a, b):
 
 
 def simulate(curves, early_terminate):
-    """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep would train
-    each: what it itself decides, one trial after the other, in memory."""
+    """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep trains each."""
     spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": early_terminate}
     spec |= {"method": "grid", "parameters": {"run": {"values": list(range(len(curves)))}}}
     sweep = Sweep(None, spec, len(curves[0]), [])
@@ -1045,10 +1028,9 @@ def paired(row):
 
 
 class Worth:
-    """GP of the metric itself, of sound rows: mean and sd [m], in its units, of a configuration's
-    worth at u. What the pages' intervals say of a comparison's noise is given; what the seed adds
-    (noise, the sd of one run) is learnt: from replicas, runs alike but for their `seed`, where
-    there are any, else under a prior that expects much of it."""
+    """GP of the metric itself, of sound rows: mean and sd [m], in its units, of the worth at u.
+    What the pages' intervals say of a comparison's noise is given; what the seed adds (noise, the
+    sd of one run) is learnt: from replicas, alike but for `seed`, else by a prior of much of it."""
 
     def __init__(self, sweep, cube, rows):
         history = sweep.history()
@@ -1173,8 +1155,7 @@ def groups_of(d, values, rows):
         order, x = sorted(values), np.array(values)
         a, b, c, e = (order[k * len(order) // 3 - (k == 3)] for k in range(4))
         groups = [([a, b], x < b), ([b, c], (b <= x) & (x < c)), ([c, e], c <= x)]
-    chosen = [(ends, last(rows)[np.array(member)]) for ends, member in groups]
-    return [(ends, v) for ends, v in chosen if len(v)]
+    return [(ends, last(rows)[np.array(member)]) for ends, member in groups if any(member)]
 
 
 # ---------------------------------------------------------------- command line
@@ -1185,10 +1166,9 @@ value: at its last epoch, epoch: that, state: finished | stopped | failed}, ...]
 extra: [flags of every trial], notes: [sentences]; JSON or YAML"""
 OURS = {"stop_epoch", "resume", "name", "seeds", "print_hparams"}  # flags that a sweep gives itself
 # what each way to call it takes besides
+TRAIN = "sweep parallel devices launcher"
 MODES = {"report": "html json", "replay": "rule", "status": "", "wandb": "sweep"}
-MODES |= {"continue_trial": "sweep parallel devices launcher"}
-MODES["a run"] = "sweep name parallel devices launcher"
-MODES["enqueue"] = MODES["a run"] + " known"
+MODES |= {"continue_trial": TRAIN, "a run": f"{TRAIN} name", "enqueue": f"{TRAIN} name known"}
 
 
 def make_parser():
@@ -1339,8 +1319,7 @@ def continue_trial(options):
 
 
 def write_report(sweep, path=None, as_json=False):
-    """Write report.md, and the page where a path is given -> (its text, or what it says as JSON,
-    null being what is not known; Findings)."""
+    """Write report.md, and the page to path -> (its text, or JSON, null if not known; Findings)."""
     found = Findings(sweep)
     blocks = list(sweep_blocks(found))
     text = markdown(blocks)
