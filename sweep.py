@@ -101,8 +101,7 @@ def minimise(f, x, evaluations, memory=8):
         for s, t in reversed(pairs):
             kept.append((s @ step) / (s @ t))
             step = step - kept[-1] * t
-        if pairs:
-            s, t = pairs[-1]
+        for s, t in pairs[-1:]:
             step = step * (s @ t) / (t @ t)
         for (s, t), a in zip(pairs, reversed(kept)):
             step = step + s * (a - (t @ step) / (s @ t))
@@ -145,9 +144,8 @@ def sample(x, y, variance, category, noise):
 
 
 class Posterior:
-    """GP posterior at points [m, d] given x [n, d], y [n], averaged over thetas [k, d + 2] by
-    weights [k]: called, gives mean and sd [m] of the noise-free function (Rasmussen & Williams
-    2006, algorithm 2.1)."""
+    """GP given x [n, d], y [n], averaged over thetas [k, d + 2] by weights [k]; of points [m, d] it
+    gives mean and sd [m] of the noise-free function (Rasmussen & Williams 2006, algorithm 2.1)."""
 
     def __init__(self, x, y, variance, category, thetas, weights=(1.0,)):
         d, n = x.shape[1], np.arange(len(x))
@@ -172,8 +170,7 @@ class Posterior:
 
 
 def log_ei(mean, sd, best):
-    """Log of E[max(f - best, 0)] for f ~ N(mean, sd^2), exact far below best too, where EI itself
-    is 0 in float64 (Ament et al. 2023)."""
+    """Log E[max(f - best, 0)] for f ~ N(mean, sd^2), far below best too (Ament et al. 2023)."""
     z = (mean - best) / sd
     cdf = np.frompyfunc(normal_cdf, 1, 1)(z).astype(float)
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
@@ -197,33 +194,28 @@ def observations(history, sign):
             value[i] = sign * h["value"]
         elif h["state"] == "stopped":
             curve = sign * np.array(h.get("history") or [h["value"]], float)
-            mean, sd = project(curve, curves, h.get("epochs", 0))
-            value[i], variance[i] = mean, sd * sd
-    value[~np.isfinite(value)] = np.nan
+            value[i], sd = project(curve, curves, h.get("epochs", 0))
+            variance[i] = sd * sd
     return value, variance
 
 
-def warps(y, variance):
-    """y [n] to maximise -> candidates (standardised warped y, its variance, -log Jacobian).
-    Box-Cox powers of the distance to the best value; power 1 leaves y as it is, 0 is the log.
-    A tail far below the rest is first drawn in, or one ruined run would flatten all others."""
+def fit_warped(x, y, variance, category):
+    """x [n, d], y [n] to maximise, variance [n] -> standardised warped y, its variance and theta of
+    the warp with the largest posterior density, of Box-Cox powers of the distance to the best
+    value; power 1 leaves y as it is, 0 is the log. A tail far below the rest is first drawn in, or
+    one ruined run would flatten all others."""
     below = y.max() - y
     unit = max(np.median(below), 1e-12)
     slope = np.where(below > 6 * unit, 6 * unit / np.maximum(below, unit), 1.0)
     below = np.where(below > 6 * unit, 6 * unit * (1 - np.log(slope)), below)
+    fits, starts = [], None
     for power in (0.3, 1.0, 0.0):
         t = 1 + 2 * below / unit
         z = -(t**power - 1) / power if power else -np.log(t)
         rate = 2 / unit * t ** (power - 1)
         scale = max(z.std(), 1e-12)
-        cost = len(y) * math.log(scale) - np.log(rate).sum()
-        yield (z - z.mean()) / scale, variance * (rate * slope / scale) ** 2, cost
-
-
-def fit_best(x, y, variance, category):
-    """Warped y and variance, and theta, of the warp with the largest posterior density."""
-    fits, starts = [], None
-    for z, own, cost in warps(y, variance):
+        cost = len(y) * math.log(scale) - np.log(rate).sum()  # -log Jacobian
+        z, own = (z - z.mean()) / scale, variance * (rate * slope / scale) ** 2
         theta, loss, _ = fit(x, z, own, category, starts)
         fits.append((loss + cost, z, own, theta))
         starts = [theta]
@@ -233,48 +225,36 @@ def fit_best(x, y, variance, category):
 def suggest(space, history, rng):
     """space (W&B sweep dict), history [{params, value, state: finished | stopped | failed |
     pending}, ...], rng (numpy Generator) -> params of the next run, none that was tried before;
-    None when all were. Stopped entries have `history`, a value an epoch, and `epochs`, the number
-    a whole run has; where finished ones have `history` too, the stopped are extrapolated by it.
-    Raises UsageError for a space that is not one."""
+    None when all were. Stopped entries have `history`, a value an epoch, and `epochs`, those of a
+    whole run; the `history` of finished ones, if any, extrapolates them. Raises UsageError."""
     cube = Cube(parse_space(space))
     history = [{**h, "params": plain(h["params"])} for h in history]
     seen = {cube.key(h["params"]) for h in history}
-    finite = bool(cube.stepped.all())
-    count = math.prod(len(d.levels) for d in cube.free) if finite else math.inf
-    if space.get("method") == "grid":
-        if not finite:
-            raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
-        return first_new(cube, cube.combinations(), seen)
-    if count <= SMALL_SPACE:
-        draws = rng.permutation(np.array(list(cube.combinations())))
-    else:
-        draws = rng.random((512, len(cube.free)))
-    u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), len(cube.free))
+    method, d = space.get("method", "bayes"), len(cube.free)
+    count = math.prod(len(d.levels) for d in cube.free)  # 0 where one has no levels
+    if method == "grid" and not count:
+        raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
+    small = 0 < count <= SMALL_SPACE
+    draws = rng.permutation(list(cube.combinations())) if small else rng.random((512, d))
+    u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), d)
     value, variance = observations(history, 1 if maximised(space) else -1)
     waiting = np.array([h["state"] == "pending" for h in history], bool)
     known = np.isfinite(value)
-    if space.get("method", "bayes") == "random" or not len(cube.free):
+    if method == "grid":
+        ranked = cube.combinations()
+    elif method == "random" or not cube.free:
         ranked = draws
-    elif (known | waiting).sum() < max(4, len(cube.free)) or known.sum() < 2:
-        ranked = spread_out(np.clip(u, 0, 1), draws)
+    elif (known | waiting).sum() < max(4, d) or known.sum() < 2:
+        # quasi-random starts that fill the gaps between what is known: the first keeps the
+        # wrap-around L2 discrepancy of it and them lowest (Hickernell 1998)
+        gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
+        discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
+        ranked = draws[np.argsort(discrepancy, kind="stable")]
     else:
-        ranked = by_improvement(cube, u, value, variance, waiting, draws, rng, count <= SMALL_SPACE)
-    more = cube.combinations() if finite else (rng.random(len(cube.free)) for _ in range(1000))
-    return first_new(cube, itertools.chain(ranked, draws, more), seen)
-
-
-def first_new(cube, points, seen):
-    """The first of the points whose params nobody tried."""
-    candidates = (cube.decode(u) for u in points)
+        ranked = by_improvement(cube, u, value, variance, waiting, draws, rng, small)
+    more = cube.combinations() if count else (rng.random(d) for _ in range(1000))
+    candidates = map(cube.decode, itertools.chain(ranked, draws, more))
     return next((params for params in candidates if cube.key(params) not in seen), None)
-
-
-def spread_out(u, draws):
-    """draws [m, d], the one first that keeps the wrap-around L2 discrepancy of u [n, d] and it
-    lowest (Hickernell 1998): quasi-random starts that fill the gaps between what is known."""
-    gap = np.abs(draws[:, None] - u[None])
-    discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
-    return draws[np.argsort(discrepancy, kind="stable")]
 
 
 def by_improvement(cube, u, value, variance, waiting, draws, rng, small):
@@ -282,7 +262,7 @@ def by_improvement(cube, u, value, variance, waiting, draws, rng, small):
     posterior mean; pending runs are believed to give their posterior mean; failures repel."""
     known, x = np.isfinite(value), cube.features(u)
     failed = x[~known & ~waiting]
-    z, own, theta = fit_best(x[known], value[known], variance[known], cube.category)
+    z, own, theta = fit_warped(x[known], value[known], variance[known], cube.category)
     posterior = Posterior(x[known], z, own, cube.category, theta)
     means = posterior(x[known])[0]
     if waiting.any():
@@ -304,8 +284,7 @@ def by_improvement(cube, u, value, variance, waiting, draws, rng, small):
 
 
 def log_feasible(cube, z, x, failed):
-    """Log probability, squared, that a run at z [m, d] does not fail: a vote of the runs nearby,
-    so that a failure repels near its point and nowhere else."""
+    """Log probability [m], squared, that runs at z [m, d] do not fail: a vote of those nearby."""
     if not len(failed):
         return 0.0
     gaps = squared_gaps(z, np.concatenate([x, failed]), cube.category).sum(0).reshape(len(z), -1)
@@ -364,8 +343,7 @@ def bands_of(rule, epochs):
 
 
 def brackets(max_iter, eta):
-    """Hyperband's table (Li et al. 2018, table 1): brackets, the most eager to stop first, each
-    its rungs as (runs, epochs each run has had by then)."""
+    """Hyperband's table (Li et al. 2018): brackets, most eager first, of rungs (runs, epochs)."""
     deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
     table = []
     for s in range(deepest, -1, -1):
@@ -417,9 +395,8 @@ def ruined(values):
 
 
 def project(history, curves, epochs):
-    """history [e] of a stopped run, curves of finished ones [epochs each] -> its final value and
-    that value's sd: ridge regression of what the finished gained from epoch e on by the value they
-    had there, since those that lag have more to gain."""
+    """history [e] of a stopped run, curves of finished ones [epochs each] -> its final value, sd:
+    ridge regression of their gains from epoch e on by their values there: who lags gains more."""
     e, here = len(history), float(np.mean(history[-2:]))  # a single value is noisy
     whole = np.array([c for c in curves if len(c) >= epochs > e])
     if not len(whole):
@@ -430,7 +407,6 @@ def project(history, curves, epochs):
     off = np.abs(gain - np.median(gain))
     keep = off <= 5 * max(np.median(off), spread / 2)
     level, gain, n = level[keep], gain[keep], keep.sum()
-
     unit = max(float(level.std()), 1e-9)
     x, at = (level - level.mean()) / unit, np.clip((here - level.mean()) / unit, -3, 3)
     slope = x @ gain / (x @ x + 2)  # the penalty is worth two runs
@@ -474,11 +450,7 @@ class Trial:
     known: bool = False  # from another sweep
 
     def __post_init__(self):
-        self.params = plain(self.params)
-
-    @property
-    def name(self):
-        return f"trial-{self.number:03d}"
+        self.params, self.name = plain(self.params), f"trial-{self.number:03d}"
 
 
 @dataclass
@@ -679,29 +651,27 @@ def resolve(words, ours=()):
 
 RETRIES = 2  # of a trial whose process or machine died, from its last checkpoint
 AGAIN = 30  # seconds until a trial is started again that crashed or still runs on another host
+NEW = "a new trial"
 
 
 def run_sweep(sweep, options, queue=(), only=None):
     """Run trials, or the one `only`, until the cap, then revive. Raises DataError, UsageError."""
-    busy, failures = {}, 0
+    busy, failures = {}, 0  # trial: (process, epochs to train it to, slot)
     for trial in [only] if only else sweep.trials:
         if trial.state == "pending":
             settle(sweep, trial)
             busy |= adopt(sweep, trial)
     try:
         while True:
-            while len(busy) < options.parallel:
-                job = next_job(sweep, queue, only, [b[0] for b in busy.values()])
-                if job is None:
-                    break
-                slot = min(set(range(options.parallel)) - {b[3] for b in busy.values()})
-                process = start(sweep, *job, slot, options)
-                busy[process.pid] = job[0], process, job[1], slot
+            while len(busy) < options.parallel and (job := next_job(sweep, queue, only, busy)):
+                trial, target = job
+                slot = min(set(range(options.parallel)) - {b[2] for b in busy.values()})
+                busy[trial] = start(sweep, trial, target, slot, options), target, slot
             if not busy:
                 return
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-            for pid in [p for p, b in busy.items() if b[1].poll() is not None]:
-                trial, process, target, _ = busy.pop(pid)
+            for trial in [t for t, b in busy.items() if b[0].poll() is not None]:
+                process, target, _ = busy.pop(trial)
                 if target:
                     collect(sweep, trial, target, process.returncode)
                 if trial.state != "pending":
@@ -710,43 +680,42 @@ def run_sweep(sweep, options, queue=(), only=None):
                 what = f"three trials failed in a row, the last one: {trial.why}"
                 raise DataError(sweep.folder, what, "see the .log files, then start it again")
     finally:
-        for _, process, *_ in busy.values():
+        for process, *_ in busy.values():
             # train.py saves exactly (srun kills it: the epoch is lost); the trial stays pending
             process.send_signal(signal.SIGTERM)
-        for _, process, *_ in busy.values():
+        for process, *_ in busy.values():
             process.wait()
 
 
-def next_job(sweep, queue, only, running):
+def next_job(sweep, queue=(), only=None, busy=()):
     """(trial, epochs to train it to), the trial a new one where it is time; None: nothing now."""
     if only:
-        return (only, sweep.epochs) if only.state == "pending" and not running else None
+        return (only, sweep.epochs) if only.state == "pending" and not busy else None
     goal = sweep.spec["metric"].get("target", math.inf * sweep.sign)
     if any(c[-1] >= sweep.sign * goal for c in sweep.curves(sweep.epochs)):
         return None
-    job = choose(sweep, running)
-    if job is None or job[0]:
+    job = choose(sweep, busy)
+    if job != NEW:
         return job
     params, source = propose(sweep, queue)
     if params is None:
         print(f"every combination was tried: {len(sweep.trials)} trials")
         sweep.cap = len(sweep.trials)
-        return next_job(sweep, queue, only, running)
-    sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
-    trial = sweep.trials[-1]
-    print(f"trial {trial.number}: {' '.join(flags(params))}")
-    return trial, job[1] or next_target(sweep, trial)
+    else:
+        sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
+        print(f"trial {len(sweep.trials)}: {' '.join(flags(params))}")
+    return choose(sweep, busy)
 
 
 def choose(sweep, busy):
-    """(trial, epochs to train it to) to run next; (None, 0): a new one; None: nothing now."""
+    """(trial, epochs to train it to) to run next; NEW: one to propose; None: nothing now."""
     if sweep.rule["type"] == "brackets":
         return choose_bracket(sweep, busy)
     for trial in sweep.trials:
         if trial.state == "pending" and trial not in busy:
             return trial, next_target(sweep, trial)
     if len(sweep.trials) < sweep.cap:
-        return None, 0
+        return NEW
     return None if busy else revive(sweep)
 
 
@@ -773,38 +742,34 @@ def revive(sweep):
 
 
 def choose_bracket(sweep, busy):
-    """The same for type brackets, whose trials are numbered through its brackets in turn."""
+    """The same for type brackets, whose trials are numbered through its brackets in turn: when all
+    of one's runs have reached a rung the best 1/eta are promoted, the others wait, paused."""
     first = 0
     for rungs in itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule))):
         size = min(rungs[0][0], sweep.cap - first)
         if size <= 0:
             return None
         group = sweep.trials[first : first + size]
-        job = in_bracket(sweep, group, [r for _, r in rungs], busy, len(group) == size)
-        if job or len(group) < size:
-            return job or (None, rungs[0][1])
         first += size
-
-
-def in_bracket(sweep, group, rungs, busy, full):
-    """Next (trial, rung) of one bracket; when all its runs have reached a rung the best 1/eta are
-    promoted and the others wait, paused, with their checkpoints."""
-    for rung in rungs:
-        group = [t for t in group if t.state != "failed"]
-        late = [t for t in group if len(t.history) < rung]
-        ready = [t for t in late if t not in busy]
-        if late or not full or not group or rung >= sweep.epochs:
-            return (ready[0], rung) if ready else None
-        group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
-        keep = max(1, int(len(group) / eta_of(sweep.rule)))
-        bar = group[keep - 1].history[rung - 1]
-        for rank, trial in enumerate(group, 1):
-            if rung not in [v["epoch"] for v in trial.judged]:
-                verdict = {"rule": "brackets", "epoch": rung, "value": trial.history[rung - 1]}
-                verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
-                sweep.write("judged", trial, verdict=verdict)
-        group = group[:keep]
-    return None
+        for _, rung in rungs:
+            group = [t for t in group if t.state != "failed"]
+            late = [t for t in group if len(t.history) < rung]
+            for trial in late:
+                if trial not in busy:
+                    return trial, rung
+            if late or len(sweep.trials) < first or not group or rung >= sweep.epochs:
+                break
+            group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
+            keep = max(1, int(len(group) / eta_of(sweep.rule)))
+            bar = group[keep - 1].history[rung - 1]
+            for rank, trial in enumerate(group, 1):
+                if rung not in [v["epoch"] for v in trial.judged]:
+                    verdict = {"rule": "brackets", "epoch": rung, "value": trial.history[rung - 1]}
+                    verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
+                    sweep.write("judged", trial, verdict=verdict)
+            group = group[:keep]
+        if len(sweep.trials) < first:
+            return NEW
 
 
 def propose(sweep, queue):
@@ -832,10 +797,9 @@ def start(sweep, trial, target, slot, options):
     command += [f"--stop-epoch={target if target < sweep.epochs else 0}"]
     device = {"CUDA_VISIBLE_DEVICES": options.devices[slot]} if options.devices else {}
     pipes = {"stdin": subprocess.DEVNULL, "env": os.environ | device, "start_new_session": True}
-    held = lock(sweep.folder / f"{trial.name}.lock")
-    pipes["pass_fds"] = [held.fileno()]
-    Path(held.name).write_text(str(slot))
-    with held, open(sweep.folder / f"{trial.name}.log", "ab") as log:
+    with lock(Path(f"{folder}.lock")) as held, open(f"{folder}.log", "ab") as log:
+        Path(held.name).write_text(str(slot))
+        pipes["pass_fds"] = [held.fileno()]
         trial.said = log.tell()
         try:
             return subprocess.Popen(command, stdout=log, stderr=log, **pipes)
@@ -844,7 +808,7 @@ def start(sweep, trial, target, slot, options):
 
 
 def adopt(sweep, trial):
-    """{pid: (trial, process, 0, slot)} to wait for the trainer that a killed sweep left, if any."""
+    """{trial: (process, 0, slot)} to wait for the trainer that a killed sweep left, if any."""
     path = sweep.folder / f"{trial.name}.lock"
     if held := lock(path):
         held.close()
@@ -852,7 +816,7 @@ def adopt(sweep, trial):
     print(f"trial {trial.number} still runs from before; waiting for it")
     wait = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
     process = subprocess.Popen([sys.executable, "-c", wait, path])
-    return {process.pid: (trial, process, 0, int(path.read_text() or 0))}
+    return {trial: (process, 0, int(path.read_text() or 0))}
 
 
 def collect(sweep, trial, target, code):
@@ -948,17 +912,14 @@ def spearman(a, b):
 
 
 def simulate(curves, early_terminate):
-    """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep would train
-    each: what it itself decides, one trial after the other, in memory."""
+    """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep trains each."""
     spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": early_terminate}
+    spec |= {"method": "grid", "parameters": {"run": {"values": list(range(len(curves)))}}}
     sweep = Sweep(None, spec, len(curves[0]), [])
     with contextlib.redirect_stdout(None):
-        while job := choose(sweep, ()):
+        while job := next_job(sweep):
             trial, target = job
-            if trial is None:
-                sweep.write("new", number=len(sweep.trials) + 1, params={})
-                trial = sweep.trials[-1]
-            curve = curves[trial.number - 1][: target or next_target(sweep, trial)]
+            curve = curves[trial.number - 1][:target]
             sweep.write("epochs", trial, history=list(map(float, curve)), rows=[])
             settle(sweep, trial)
     return np.array([len(t.history) for t in sweep.trials])
@@ -995,7 +956,7 @@ class Findings:
         others = [t.number for t in sweep.trials if t.known]
         self.notes = sweep.notes + [f"Trials {str(others)[1:-1]} ran elsewhere."] * bool(others)
         self.sign, self.epochs, self.names = sign, sweep.epochs, [d.name for d in cube.free]
-        share = sweep.metric in ("hmean", "precision", "recall")
+        share = sweep.metric in space.SHARES
         self.points, self.digits = (100, 2) if share else (1, 4)  # as it is shown
         limits = (0, 1) if share else (-math.inf, math.inf)
         self.trials = [Row(t, cube) for t in sweep.trials]
@@ -1067,10 +1028,9 @@ def paired(row):
 
 
 class Worth:
-    """GP of the metric itself, of sound rows: mean and sd [m], in its units, of a configuration's
-    worth at u. What the pages' intervals say of a comparison's noise is given; what the seed adds
-    (noise, the sd of one run) is learnt: from replicas, runs alike but for their `seed`, where
-    there are any, else under a prior that expects much of it."""
+    """GP of the metric itself, of sound rows: mean and sd [m], in its units, of the worth at u.
+    What the pages' intervals say of a comparison's noise is given; what the seed adds (noise, the
+    sd of one run) is learnt: from replicas, alike but for `seed`, else by a prior of much of it."""
 
     def __init__(self, sweep, cube, rows):
         history = sweep.history()
@@ -1107,8 +1067,7 @@ class Worth:
 
 
 def luck(rows, sign):
-    """n, expected and found distance of the best value from the mean in sd, its 5 % limit, best
-    row of sound rows; empty for too few."""
+    """n, expected and found distance of the best row from the mean in sd, its 5 % limit, row."""
     n, value = len(rows), sign * last(rows)
     if n < 3:
         return {}
@@ -1118,8 +1077,7 @@ def luck(rows, sign):
 
 
 def expected_maximum(n):
-    """Expected largest of n standard normal values: the integral of 1 - Phi^n above 0 less that
-    of Phi^n below, by the midpoint rule."""
+    """Expected largest of n standard normal values: integral of (x > 0) - Phi^n, by midpoints."""
     x = np.arange(-8, 8, 0.01) + 0.005
     return float(((x > 0) - np.array([normal_cdf(v) for v in x]) ** n).sum()) / 100
 
@@ -1197,8 +1155,7 @@ def groups_of(d, values, rows):
         order, x = sorted(values), np.array(values)
         a, b, c, e = (order[k * len(order) // 3 - (k == 3)] for k in range(4))
         groups = [([a, b], x < b), ([b, c], (b <= x) & (x < c)), ([c, e], c <= x)]
-    chosen = [(ends, last(rows)[np.array(member)]) for ends, member in groups]
-    return [(ends, v) for ends, v in chosen if len(v)]
+    return [(ends, last(rows)[np.array(member)]) for ends, member in groups if any(member)]
 
 
 # ---------------------------------------------------------------- command line
@@ -1209,10 +1166,9 @@ value: at its last epoch, epoch: that, state: finished | stopped | failed}, ...]
 extra: [flags of every trial], notes: [sentences]; JSON or YAML"""
 OURS = {"stop_epoch", "resume", "name", "seeds", "print_hparams"}  # flags that a sweep gives itself
 # what each way to call it takes besides
+TRAIN = "sweep parallel devices launcher"
 MODES = {"report": "html json", "replay": "rule", "status": "", "wandb": "sweep"}
-MODES |= {"continue_trial": "sweep parallel devices launcher"}
-MODES["a run"] = "sweep name parallel devices launcher"
-MODES["enqueue"] = MODES["a run"] + " known"
+MODES |= {"continue_trial": TRAIN, "a run": f"{TRAIN} name", "enqueue": f"{TRAIN} name known"}
 
 
 def make_parser():
@@ -1363,8 +1319,7 @@ def continue_trial(options):
 
 
 def write_report(sweep, path=None, as_json=False):
-    """Write report.md, and the page where a path is given -> (its text, or what it says as JSON,
-    null being what is not known; Findings)."""
+    """Write report.md, and the page to path -> (its text, or JSON, null if not known; Findings)."""
     found = Findings(sweep)
     blocks = list(sweep_blocks(found))
     text = markdown(blocks)
@@ -1406,11 +1361,10 @@ def print_replay(sweep, given=None):
     for name, rule in rules.items():
         trained = simulate(curves, rule)
         early = np.unique(trained[trained < epochs])
-        stops = [f"{', '.join(numbers[trained == k])} at epoch {k}" for k in early]
+        stops = [f"{', '.join(numbers[trained == k])} at epoch {k}" for k in early] or ["none"]
         saved, kept = total - trained.sum(), "kept" if trained[best] == epochs else "lost"
         told = f"{saved} of {total} epochs saved ({saved / total:.0%})"
-        stops = "; ".join(stops) or "none"
-        print(f"{name}: stopped {stops}. {told}, best run {numbers[best]} {kept}")
+        print(f"{name}: stopped {'; '.join(stops)}. {told}, best run {numbers[best]} {kept}")
 
 
 def print_status(sweep):
@@ -1423,10 +1377,9 @@ def print_status(sweep):
     for t in sweep.trials:
         value = f"{t.history[-1]:.4f}" if t.history else "-"
         given = " ".join(f[2:] for f in flags(t.params))
-        notes = [t.why] * bool(t.why)
-        notes += ["{rule} at {epoch}: rank {rank} of {of}".format(**v) for v in t.judged[-1:]]
+        judged = ["{rule} at {epoch}: rank {rank} of {of}".format(**v) for v in t.judged[-1:]]
         at = f"{t.number:3d} {t.state:8s} epoch {len(t.history):3d}/{sweep.epochs}"
-        print(f"  {at}  {value}  {given}  {'; '.join(notes)}")
+        print(f"  {at}  {value}  {given}  {'; '.join(filter(None, [t.why, *judged]))}")
 
 
 def main(argv=None):
