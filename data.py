@@ -36,7 +36,7 @@ from tqdm import tqdm
 import labels
 from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
 from files import DataError, Parser, UsageError, exit_code, read_json, replace_file, write_json
-from hparams import FITS, Hparams, given_flags, read_hparams, validate
+from hparams import FITS, Hparams, resolve_hparams
 from synth import add_noise, shade, smooth_field, synthetic_page
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
@@ -763,9 +763,7 @@ def parse_args(argv):
 
 
 def run_check(args):
-    given = {**(read_hparams(args.hparams) if args.hparams else {}), **given_flags(args)}
-    hp = validate(Hparams(**given), args.hparams or "flags")
-    check(resolve_data(args.data), hp, args.image_dir, args.pictures)
+    check(resolve_data(args.data), resolve_hparams(args), args.image_dir, args.pictures)
 
 
 def run_synth(args):
