@@ -550,7 +550,7 @@ def check_flags(args):
     rules = [
         (others, not args.validate, "not with --validate"),
         ("votes", args.method == "voting", "only with --method voting"),
-        (decoding, networks, "predictions are decoded"),
+        (decoding, networks, "only with a checkpoint"),
         ("drop_worst", args.best is None, "not with --best"),
         ("split image_dir", args.data, "only with --data"),
         ("sample", args.submission or args.validate, "only with --submission"),

@@ -709,11 +709,11 @@ def picture_pages(path):
     """Pages without known labels (None) of a picture, or of all pictures in a folder and below."""
     path, files = Path(path), [Path(path)]
     if not path.exists():
-        raise UsageError(f"--images {path}", "no such file or folder")
+        raise UsageError(path, "no such file or folder")
     if path.is_dir():
         files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES and p.is_file()]
     if not files:
-        raise DataError(f"--images {path}", f"no picture in it ({' '.join(PICTURES)})")
+        raise DataError(path, f"no picture in it ({' '.join(PICTURES)})")
     folder = path if path.is_dir() else path.parent
     # names whose bytes are no UTF-8 could not be written into a JSON file
     names = [os.fsencode(p.relative_to(folder)).decode("utf-8", "replace") for p in files]
@@ -749,7 +749,7 @@ def check_flags(args):
         ("compare images tile rank out html pictures", score, "not with --tune or --export"),
         ("export hparams", not args.tune, "not with --tune"),
         ("data split image_dir json", not args.export, "not with --export"),
-        (f"images export tile {decoding}", args.source[-5:] != ".json", "predictions are decoded"),
+        (f"images export tile {decoding}", args.source[-5:] != ".json", "only with a checkpoint"),
         ("data", not args.images, "not with --images"),
         ("split", not args.sources[1:], "not with folds, each on what it held out"),
         ("split image_dir", args.data or args.sources[1:], "only with --data"),
@@ -777,11 +777,11 @@ def overridden(source, hp, overrides):
 
 
 def print_found(found, args):
-    """Of pages without labels, [(least confidence, words, name)]: all with --rank, those to label
-    next first (Lewis and Gale 1994); else the first 20, where nothing keeps what was found."""
+    """Of pages without labels, [(confidence that 90 % reach, words, name)]: with --rank all, those
+    to label next first (Lewis and Gale 1994), else the first 20, where nothing keeps them."""
     kept = args.out or args.pictures
     for least, words, name in sorted(found) if args.rank else [] if kept else found[:20]:
-        print(f"least confidence {least:.4f}  {words:4d} words  {name}")
+        print(f"{words:4d} words, 90 % of them from {least:.4f}  {name}")
     if not kept:
         print("not kept: add --out predictions.json, or --pictures DIR to look")
 

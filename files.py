@@ -21,9 +21,11 @@ KEPT = "what was written before is whole"
 
 class DataError(ValueError):
     """DataError(where, what, remedy): what is wrong with the user's data, where (file, image, word,
-    key) and what to do about it, as one line."""
+    key) and what to do about it, as one line; a fourth part is an exit code other than 1."""
 
-    code = 1
+    @property
+    def code(self):
+        return self.args[3] if len(self.args) > 3 else 1
 
     def __str__(self):
         where, what, remedy = (*map(str, self.args), "", "", "")[:3]

@@ -157,7 +157,7 @@ def trainer_parser(doc=None):
     parser = Parser(description=doc, usage="python train.py [--hparams FILE] [--key value ...]")
     add, mirrors = parser.add_argument, ("wandb", "tensorboard")
     add("--hparams", metavar="FILE", help="values to start from, JSON or YAML")
-    add("--resume", action="store_true", help="go on with the run that --name names")
+    add("--resume", action="store_true", help="go on with a run: --name NAME, or its folder")
     add("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
     add("--baseline", metavar="RUN", help="run folder to print the difference to, by epoch")
     add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
@@ -166,3 +166,9 @@ def trainer_parser(doc=None):
     add("--print-hparams", action="store_true", help="print the resolved JSON and stop")
     add_flags(parser)
     return parser
+
+
+def resolve_hparams(args):
+    """Hparams of default < --hparams < flags. Raises DataError, UsageError."""
+    values = read_hparams(args.hparams) if args.hparams else {}
+    return validate(Hparams(**{**values, **given_flags(args)}), args.hparams or "flags")

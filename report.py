@@ -56,7 +56,7 @@ def progress(items=None, desc="", total=None):
     if sys.stderr.isatty():
         return tqdm(items, desc, total, leave=False)
     layout = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left"
-    pace = dict.fromkeys(("delay", "mininterval", "maxinterval"), EVERY)
+    pace = {"delay": EVERY, "mininterval": EVERY, "miniters": 1}
     return Lines(items, desc, total, leave=False, bar_format=layout, **pace)
 
 

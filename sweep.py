@@ -656,7 +656,7 @@ def open_sweep(folder, spec, extra):
 def essence(spec, extra):
     """What trials share that compare: the metric, constants, what varies and train.py's flags."""
     dims = {d.name: d.levels[0] if len(d.levels) == 1 else "varying" for d in parse_space(spec)}
-    return {"metric": leaf(spec["metric"]["name"]), "flags": " ".join(extra), **dims}
+    return {"metric": leaf(spec["metric"]["name"]), "flags": " ".join(extra) or "none", **dims}
 
 
 def resolve(words, ours=()):
@@ -1322,17 +1322,17 @@ def read_enqueued(sweep, paths, known):
     queue, dims = [], parse_space(sweep.spec)
     fixed = {d.name: d.levels[0] for d in dims if len(d.levels) == 1}
     for path in paths:
-        past = Path(path).is_dir() or "trials" in (read_json(path) or ())
+        past = Path(path).is_dir() or isinstance(x := read_json(path), dict) and "trials" in x
         other = read_sweep(path) if past else sweep
         if known and (not past or (other.metric, other.epochs) != (sweep.metric, sweep.epochs)):
-            what = f"has no trials with {sweep.metric} after {sweep.epochs} epochs"
-            raise UsageError(path, what, "enqueue it without --known")
+            raise UsageError(path, f"no {sweep.metric} of {sweep.epochs} epochs", "drop --known")
         runs = [t for t in other.trials if t.state in ("finished", "stopped")]
         runs = runs if past else [Trial(0, read_hparams(path))]
+        own = fixed | (asdict(other.hparams) if other.hparams else {})
         for t in sorted(runs, key=lambda t: -sweep.sign * sum(t.history[-1:])):
             source = f"{path}: trial {t.number}" if past else str(path)
-            base = fixed | vars(other.hparams or Trial(0, {})) if known else asdict(sweep.hparams)
-            params = {d.name: {**base, **t.params}.get(d.name) for d in dims}
+            values = {**(own if known else asdict(sweep.hparams)), **t.params}
+            params = {d.name: values.get(d.name) for d in dims}
             out = [d for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
             told = ", ".join(f"{d.name} = {params[d.name]}" for d in out)
             if out:
@@ -1417,7 +1417,7 @@ def print_status(sweep):
     path = sweep.folder / "lock"
     running = "a" if path.exists() and lock(path) is None else "no"
     states = [t.state for t in sweep.trials]
-    told = [f"{len(states)} trials of {sweep.spec.get('run_cap', 'no cap')}"]
+    told = [f"{len(states)} trials of {str(sweep.cap).replace('inf', 'no cap')}"]
     told += [f"{states.count(s)} {s}" for s in ("finished", "stopped", "failed", "pending")]
     print(f"{sweep.folder}: {', '.join(told)}, {running} sweep is running")
     for t in sweep.trials:

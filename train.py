@@ -41,7 +41,15 @@ import evaluate
 from cleval import bootstrap_groups, mean_scores, page_row, paired_difference, summary
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
-from hparams import FIELDS, Hparams, given_flags, read_hparams, trainer_parser, validate
+from hparams import (
+    FIELDS,
+    Hparams,
+    given_flags,
+    read_hparams,
+    resolve_hparams,
+    trainer_parser,
+    validate,
+)
 from report import progress
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -56,22 +64,15 @@ COLUMNS = ("epoch", "lr", *LOSSES, *SCORES)
 COLUMNS += ("seconds", "images_s", "wait", "peak_gib", "val_seconds")
 
 
-def failure(code, *parts):
-    """A DataError with an exit code of its own: 4 not finite, 137 a process is gone."""
-    error = DataError(*parts)
-    error.code = code
-    return error
-
-
 # ---------------------------------------------------------------- configuration
 
 
 def resolve(args):
     """Hparams of default < --hparams < flags, or on --resume those of the run folder < flags that
     may change. Raises DataError, UsageError."""
-    given = {**(read_hparams(args.hparams) if args.hparams else {}), **given_flags(args)}
     if not args.resume:
-        return validate(Hparams(**given), args.hparams or "flags")
+        return resolve_hparams(args)
+    given = {**(read_hparams(args.hparams) if args.hparams else {}), **given_flags(args)}
     if not given.get("name"):
         raise UsageError("--resume", "names no run", "add --name or the run's folder")
     path = Path("runs", given["name"], "hparams.json")
@@ -278,6 +279,8 @@ def make_loader(train, hp, device, start_epoch, start_step, cache=None):
     ahead = 2**31 // (max(workers, 1) * hp.batch * hp.size**2 * 7)  # in /dev/shm, at most 2 GiB
     # not fork: OpenCV's and OpenMP's threads do not survive it, and the workers would wait for them
     context = torch.multiprocessing.get_context("forkserver") if workers else None
+    if workers:  # imported once, in memory that the loader processes share
+        context.set_forkserver_preload(["cv2", "shapely", "torch"])
     return torch.utils.data.DataLoader(
         data.Receipts(train, hp, cache),
         batch_sampler=batches,
@@ -654,7 +657,8 @@ def fetch_losses(trainer, pending, steps):
         trainer.losses.append(row)
         number, epoch = len(trainer.losses), trainer.epoch + 1
         if not all(map(math.isfinite, row)):
-            raise failure(4, f"epoch {epoch}, step {number} of {steps}", f"loss is {row[0]}", CALM)
+            where = f"epoch {epoch}, step {number} of {steps}"
+            raise DataError(where, f"loss is {row[0]}", CALM, 4)
         recent = [r[0] for r in trainer.losses[-50:-1]]
         if len(recent) >= 10 and row[0] > 3 * statistics.median(recent):
             where = f"in epoch {epoch}, step {number}"
@@ -718,7 +722,7 @@ def finish_epoch(trainer, val, others, steps):
     """Validate, append the epoch's row, advance. Returns (row, whether it is the best so far)."""
     hp, begin = trainer.hp, time.perf_counter()
     if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
-        raise failure(4, f"epoch {trainer.epoch + 1}", "weights are not finite", CALM)
+        raise DataError(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM, 4)
     rows, row = score_pages(trainer, val)
     beside = {name: score_pages(trainer, pages)[1] for name, pages in others.items()}
     known = evaluate.seen_digests(trainer.origin, hp).items()
@@ -884,30 +888,21 @@ def members(args, stem):
     return result
 
 
-def is_finished(hp, folder):
-    """Whether a run folder holds all epochs. Raises UsageError when it is a run of other values."""
-    saved = Hparams(**read_hparams(folder / "hparams.json"))
-    for key in FIELDS.keys() - {*MAY_CHANGE, "split"}:
-        if (old := getattr(saved, key)) != (new := getattr(hp, key)):
-            raise UsageError(folder, f"{key} is {old!r}, not {new!r}")
-    return (folder / "log.csv").exists() and hp.epochs in read_log(folder)
-
-
 def run_members(runs, args):
     """Train runs in turn; a failure is named and the others go on. Returns the exit code."""
-    by_name = {hp.name: hp for hp in runs}
-    made = [name for name in by_name if Path("runs", name, "hparams.json").exists()]
+    made = [hp for hp in runs if Path("runs", hp.name, "hparams.json").exists()]
     if made and not args.resume:
-        raise UsageError(f"runs/{made[0]}", "exists", "choose another name, or --resume to go on")
-    finished = {name for name in made if is_finished(by_name[name], Path("runs", name))}
+        what = "exists", "choose another name, or --resume to go on"
+        raise UsageError(f"runs/{made[0].name}", *what)
+    for hp in made:  # each goes on with its own values, as a single run does
+        own = {"name": hp.name, "fold": str(hp.fold), "seed": str(hp.seed)}
+        runs[runs.index(hp)] = resolve(argparse.Namespace(**vars(args) | own))
     stop, failed = Stop(), []
     for hp in runs:
         folder = Path("runs", hp.name)
-        if hp.name in finished:
+        if (folder / "log.csv").exists() and hp.epochs in read_log(folder):
             print(f"{folder} is finished")
             continue
-        split = read_hparams(folder / "hparams.json")["split"] if hp.name in made else ""
-        hp = dataclasses.replace(hp, split=split)
         work = partial(run, hp, folder, folder.exists(), args, stop)
         code = exit_code(partial(explaining, work))
         if code > 128:
@@ -1034,17 +1029,17 @@ def explaining(work, store=None):
     """work(), and what a RuntimeError of PyTorch means in its users' words; any other as it is."""
     try:
         return work()
-    except RuntimeError as error:
-        text = str(error)
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text, torn = str(error), not isinstance(error, RuntimeError)  # in the middle of a batch
         if "shared memory" in text and "No space left" in text:
             remedy = "lower --workers, or raise its size (Docker: --shm-size=8g)"
             raise DataError("/dev/shm", "is full", remedy) from None
-        if "DataLoader worker" in text and not text.startswith("Caught"):
+        if torn or "DataLoader worker" in text and not text.startswith("Caught"):
             remedy = "was memory or /dev/shm full? lower --workers"
-            raise failure(137, "a loader process", "was killed", remedy) from None
+            raise DataError("a loader process", "was killed", remedy, 137) from None
         if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
             kept = "the run folder keeps the last whole epoch"
-            raise failure(137, "a process of the group", "was lost", kept) from None
+            raise DataError("a process of the group", "was lost", kept, 137) from None
         raise
 
 

@@ -152,11 +152,11 @@ def test_pages_without_any_word_are_predicted_ranked_and_not_scored(work, run):
     found = [([square + k for k in range(len(s))], np.array(s)) for s in sure.values()]
     write_predictions("p.json", [Page(name, None, size=(70, 90)) for name in sure], found)
     out = run("p.json", "--data", "s/blank.json", "--rank").out
-    lines = [line for line in out.splitlines() if line.startswith("least confidence ")]
+    lines = [line for line in out.splitlines() if " words, 90 % of them from " in line]
     names = [line.split()[-1] for line in lines]
     assert names == ["synth_00002.jpg", "synth_00001.jpg", "synth_00000.jpg"]
-    assert lines[0] == "least confidence 0.0000     0 words  synth_00002.jpg"
-    assert lines[1] == "least confidence 0.7600     9 words  synth_00001.jpg"
+    assert lines[0] == "   0 words, 90 % of them from 0.0000  synth_00002.jpg"
+    assert lines[1] == "   9 words, 90 % of them from 0.7600  synth_00001.jpg"
     assert "3 pages without labels, nothing to score, 18 words found\n" in out
     assert "hmean" not in out and "not kept: add --out predictions.json" in out
     out = run(checkpoint(), "--data", "s/blank.json", "--out", "o.json").out
@@ -187,9 +187,9 @@ def test_a_cpu_computes_in_bf16_only_when_told(run):
 REFUSED = [
     (2, "p.json", "needs labels to be scored; add --data"),
     (1, "p.json --data s --compare less.json", "less.json: 1 of 2 pages are not in it"),
-    (2, "p.json --data s --thresh 0.5", "predictions are decoded"),
-    (2, "p.json --data s --box-thresh 0", "predictions are decoded"),
-    (2, "p.json --data s --tile 64", "predictions are decoded"),
+    (2, "p.json --data s --thresh 0.5", "only with a checkpoint"),
+    (2, "p.json --data s --box-thresh 0", "only with a checkpoint"),
+    (2, "p.json --data s --tile 64", "only with a checkpoint"),
     (2, "p.json --data nowhere", "nowhere: no such file"),
     (2, "p.json --data s --device abacus", "not a device"),
     (1, "p.json --data s --out p.json/o.json", "error: p.json: File exists; what was written"),
@@ -212,7 +212,7 @@ REFUSED = [
     (2, "a.pt b.pt --tune --split test --data s", "--split: not with folds"),
     (2, "a.pt --tune --hparams h.json", "--hparams: not with --tune"),
     (2, "a.pt --export x.onnx --out o.json", "--out: not with --tune or --export"),
-    (2, "p.json --data s --hparams h.json", "--hparams: predictions are decoded"),
+    (2, "p.json --data s --hparams h.json", "--hparams: only with a checkpoint"),
     (2, "a.pt --hparams h.json", "h.json: unknown key 'box_tresh'; did you mean box_thresh"),
     (1, "large.pt --images wide.png --tile 32", "wide.png: size 960, --tile 32: over 128 M pixels"),
 ]

@@ -933,8 +933,8 @@ def test_known_trials_are_results_and_do_not_run(cli):
     learnt = events(cli.folder / "runs/t", "new")
     assert len(learnt) == 9 and len(learnt[0]["known"]["history"]) == 8
     for text, words in (
-        (history(epochs=9), "h.yaml: has no trials with hmean after 8 epochs"),
-        ({"lr": 1e-3}, "h.yaml: has no trials"),
+        (history(epochs=9), "h.yaml: no hmean of 8 epochs; drop --known"),
+        ({"lr": 1e-3}, "h.yaml: no hmean of 8"),
     ):
         (cli.folder / "h.yaml").write_text(json.dumps(text))
         cli.refused("s.json", "--name=u", "--enqueue", "h.yaml", "--known", words=[words])

@@ -679,7 +679,7 @@ def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeyp
     split = files.read_json(f"runs/split-{digest}.json")["images"]
     assert all(name in held[split[name]["fold"] - 1] for name in images)
     assert run("--name=cv", *flags, "--resume", "--lr=0.1") == 2
-    error_line(capsys.readouterr().err, "lr is 0.003, not 0.1")
+    error_line(capsys.readouterr().err, "lr is 0.003 in run cv-fold1 and cannot become 0.1")
     images.popitem()
     write_labels(work, images)
     assert resume("cv-fold1") == 1

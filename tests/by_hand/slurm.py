@@ -2,7 +2,7 @@
 
 Starts munged, slurmctld and slurmd of its own (Debian: apt-get install slurm-wlm munge) with all
 their files in a temporary folder and ports that are free; runs six trials of the real train.py
-through `sweep.py --launcher "srun ..." --workers 2`. Cancels the job of a trial in mid-run; later
+through `sweep.py --launcher "srun ..." --parallel 2`. Cancels the job of a trial in mid-run; later
 lets the node die: slurmd, the slurmstepds and the trainers get SIGKILL, the node is down, then
 comes back. Shows that the trials were retried from last.pt and all six finished. Without Slurm it
 says so in one line and exits 0.
@@ -174,7 +174,7 @@ def main():
             (work / "s.json").write_text(json.dumps(tiny_sweep(run_cap=TRIALS)))
             launcher = "srun --quiet --cpus-per-task=1 --mem=900M"
             command = [sys.executable, ROOT / "sweep.py", "s.json", "--launcher", launcher]
-            command += ["--workers", "2", *TRAINER]
+            command += ["--parallel", "2", *TRAINER]
             sweep = subprocess.Popen(command, cwd=work, env={**os.environ, "OMP_NUM_THREADS": "1"})
             first, job = midway(work, sweep, [])
             cancel(job)
