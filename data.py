@@ -55,12 +55,10 @@ Image.MAX_IMAGE_PIXELS = None
 
 def read_header(raw):
     """(format, width, height, where it ends) by a picture's header. Raises anything if broken."""
-    if raw.startswith(b"\xff\xd8"):  # Image.open would go on to the pictures behind the first one
-        file = io.BytesIO(raw[:MAX_JPEG_HEADER])
-        picture = JpegImagePlugin.JpegImageFile(file)
-    else:
-        file = io.BytesIO(raw)
-        picture = Image.open(file, formats=("PNG", "BMP", "WEBP", "TIFF"))
+    jpeg, others = raw.startswith(b"\xff\xd8"), ("PNG", "BMP", "WEBP", "TIFF")
+    file = io.BytesIO(raw[:MAX_JPEG_HEADER] if jpeg else raw)
+    # of a JPEG Image.open would go on to the pictures behind the first one
+    picture = JpegImagePlugin.JpegImageFile(file) if jpeg else Image.open(file, formats=others)
     return picture.format, *picture.size, file.tell()
 
 
@@ -169,12 +167,12 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
     pad = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": PAD_COLOUR}
     image = cv2.warpPerspective(image, np.linalg.inv(half) @ source @ half, shape[::-1], **pad)
     polygons = [apply_homography(matrix, p) for p in polygons]
-    cut = [False] * len(polygons)
+    cut = np.zeros(len(polygons), bool)
     for i, polygon in enumerate(polygons):
         if polygon.min() < 0 or (polygon.max(0) > shape[::-1]).any():
             hull = shapely.convex_hull(shapely.polygons(polygon))
             left = shapely.intersection(hull, shapely.box(0, 0, *shape[::-1]))
-            cut[i] = bool(left.area < hull.area / 2)
+            cut[i] = left.area < hull.area / 2
     return image, polygons, cut
 
 
@@ -223,34 +221,31 @@ def edge_tables(polygons):
     return np.split(table[:, :, None], np.cumsum([len(p) for p in polygons])[:-1], 1)
 
 
-def distance_to_outline(edges, left, top, width, height):
+def distance_to_outline(edges, rows, columns):
     """Distance from pixel centres to the outline of a polygon, in px, and which lie inside. edges:
-    [9, P, 1] of `edge_tables`. Of width x height pixels at (left, top): float32 [height, width] and
-    bool [height, width], even-odd."""
-    most = max(16, 2**24 // (width * height))
+    [9, P, 1] of `edge_tables`; rows, columns: slices, as of `pixel_window`. Returns float32 and,
+    even-odd, bool [height, width] of these."""
+    y, x = (np.arange(s.start, s.stop, dtype=np.float32) + np.float32(0.5) for s in (rows, columns))
+    most = max(16, 2**24 // (len(y) * len(x)))
     if edges.shape[1] > most:  # an outline of many points on a large window would fill the memory
         parts = np.split(edges, range(most, edges.shape[1], most), 1)
-        parts = zip(*(distance_to_outline(part, left, top, width, height) for part in parts))
+        parts = zip(*(distance_to_outline(part, rows, columns) for part in parts))
         distances, inside = map(list, parts)
         return np.minimum.reduce(distances), np.logical_xor.reduce(inside)
     ux, uy, along0, half, across0, a_y, b_y, slope, start = edges
-    x = np.arange(left, left + width, dtype=np.float32) + np.float32(0.5)
-    y = np.arange(top, top + height, dtype=np.float32) + np.float32(0.5)
     along = (x * ux + along0)[:, None] + (y * uy)[:, :, None]  # [P, height, width], 0 at mid-edge
     across = (x * uy + across0)[:, None] - (y * ux)[:, :, None]
     # beyond an end of the edge, the overshoot is the other leg of the triangle
     np.abs(along, out=along)
     along -= half[:, None]
-    flat = along.reshape(-1, width)
+    flat = along.reshape(-1, len(x))
     cv2.max(flat, 0, flat)
     along *= along
     across *= across
     along += across
-    distance = np.sqrt(along.min(0))
     crosses = (y >= a_y) != (y >= b_y)  # [P, height], rows in which the edge crosses pixel centres
     where = np.where(crosses, y * slope + start, np.float32(-np.inf))
-    inside = np.logical_xor.reduce(x < where[:, :, None], 0)
-    return distance, inside
+    return np.sqrt(along.min(0)), np.logical_xor.reduce(x < where[:, :, None], 0)
 
 
 def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
@@ -270,8 +265,7 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
         shrink, thresh, _, near = maps[:, rows, columns]
         if skip or not shrink.size or reach <= 0:
             continue
-        size = shrink.shape[::-1]
-        distance, inside = distance_to_outline(edges, columns.start, rows.start, *size)
+        distance, inside = distance_to_outline(edges, rows, columns)
         core = inside & (distance >= reach)
         shrink |= core if core.any() else inside & (distance == distance[inside].max(initial=-1))
         near |= inside | (distance < reach)
@@ -280,8 +274,7 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
         rows, columns = pixel_window(polygon, 0, height, width)
         covered = maps[:, rows, columns]
         if covered.size:
-            size = covered.shape[:0:-1]
-            covered[[0, 2, 3]] *= ~distance_to_outline(edges, columns.start, rows.start, *size)[1]
+            covered[[0, 2, 3]] *= ~distance_to_outline(edges, rows, columns)[1]
     return maps
 
 
@@ -297,31 +290,22 @@ def repair_words(page):
     """The words of a page (with page.size) made fit for training: (polygons, ignore, counts). Rule,
     in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more than
     half of it outside the page: ignored; a part outside: cut off. counts: how many of each."""
-    counts = {"self-crossing": 0, "zero-area": 0, "outside": 0, "clipped": 0}
-    if not page.polygons:
-        return [], [], counts
-    owner = np.repeat(np.arange(len(page.polygons)), [len(p) for p in page.polygons])
-    shapes = shapely.polygons(shapely.linearrings(np.concatenate(page.polygons), indices=owner))
+    polygons = [*page.polygons]
+    owner = np.repeat(np.arange(len(polygons)), [len(p) for p in polygons])
+    points = np.concatenate([*polygons, np.zeros((0, 2))])
+    shapes = shapely.polygons(shapely.linearrings(points, indices=owner))
     crossing = ~shapely.is_valid(shapes)
     shapes = np.where(crossing, shapely.convex_hull(shapes), shapes)
     inside = shapely.intersection(shapes, shapely.box(0, 0, *page.size))
-    polygons, ignore, areas = [], [], zip(shapely.area(shapes), shapely.area(inside))
-    for i, (area, left) in enumerate(areas):
-        polygon, drop = page.polygons[i], True
-        if area < 1:
-            counts["zero-area"] += 1
-        elif left < area / 2:
-            counts["outside"] += 1
-        else:
-            drop = False
-            counts["self-crossing"] += bool(crossing[i])
-            counts["clipped"] += bool(left < area - 1e-6)
-            if crossing[i] or left < area - 1e-6:
-                part = max(shapely.get_parts(inside[i]), key=shapely.area)
-                polygon = shapely.get_coordinates(part.exterior)[:-1]
-        polygons.append(polygon)
-        ignore.append(page.ignore[i] or drop)
-    return polygons, ignore, counts
+    area, left = shapely.area(shapes), shapely.area(inside)
+    outside, kept = (area >= 1) & (left < area / 2), (area >= 1) & (left >= area / 2)
+    found = {"self-crossing": kept & crossing, "zero-area": area < 1, "outside": outside}
+    found["clipped"] = kept & (left < area - 1e-6)
+    for i in np.flatnonzero(found["self-crossing"] | found["clipped"]):
+        part = max(shapely.get_parts(inside[i]), key=shapely.area)
+        polygons[i] = shapely.get_coordinates(part.exterior)[:-1]
+    ignore = [skip or not keep for skip, keep in zip(page.ignore, kept.tolist())]
+    return polygons, ignore, {what: int(words.sum()) for what, words in found.items()}
 
 
 class Receipts:
@@ -362,8 +346,7 @@ class Receipts:
         matrix = draw_homography(rng, hp, *size)
         image, polygons, cut = warp_page(self.page(i), polygons, matrix, tuple(shape), size)
         image = augment_colours(image, rng, hp)
-        ignore = [a or b for a, b in zip(ignore, cut)]
-        return image, make_targets(polygons, ignore, *shape, hp.shrink_ratio)
+        return image, make_targets(polygons, ignore | cut, *shape, hp.shrink_ratio)
 
 
 def epoch_batches(pages, hp, epoch):
@@ -454,8 +437,7 @@ def make_folds(pages, groups, folds, seed=0):
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
         raise DataError("folds", f"{folds} of {len(names)} groups", "2 to that many are possible")
-    total = np.zeros((len(names), 3))
-    np.add.at(total, member, load)
+    total = np.stack([np.bincount(member, column) for column in load.T], 1)
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(-total[order].sum(1), kind="stable")]
     sums, fold_of = np.zeros((folds, 3)), np.zeros(len(names), int)
@@ -468,13 +450,11 @@ def make_folds(pages, groups, folds, seed=0):
 def split_json(pages, groups, folds, seed=0):
     """The split as a JSON object: {"folds", "seed", "hash", "images": {name: {"fold", "group"}}}.
     The hash is over the sorted (name, fold) pairs: equal hashes mean equal splits."""
-    fold_of = make_folds(pages, groups, folds, seed)
-    pairs = sorted((page.name, int(fold)) for page, fold in zip(pages, fold_of))
+    fold_of = make_folds(pages, groups, folds, seed).tolist()
+    pairs = sorted((page.name, fold) for page, fold in zip(pages, fold_of))
     digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
-    images = {
-        page.name: {"fold": int(fold), "group": pages[group].group or pages[group].name}
-        for page, fold, group in zip(pages, fold_of, groups)
-    }
+    names = [pages[g].group or pages[g].name for g in groups]
+    images = {p.name: {"fold": f, "group": g} for p, f, g in zip(pages, fold_of, names)}
     return {"folds": folds, "seed": seed, "hash": digest, "images": images}
 
 

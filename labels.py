@@ -143,10 +143,10 @@ def read_competition(label_file, image_dir=None, need_pictures=True):
     none; where no page has "words", all are there to be predicted."""
     sheet = read_json(label_file)
     if get(sheet, "shapes") is not None:
-        return read_labelme([label_file], image_dir)
+        return list(read_labelme([label_file], image_dir))
     images = get(sheet, "images")
     if isinstance(images, list) and isinstance(sheet.get("annotations", []), list):
-        return read_coco(label_file, sheet, image_dir)
+        return list(read_coco(label_file, sheet, image_dir))
     if not isinstance(images, dict):
         raise DataError(label_file, 'no "images" object at the top', "is this a label file?")
     meta_file = Path(label_file).parent / "meta.json"
@@ -174,44 +174,37 @@ def read_coco(label_file, sheet, image_dir=None):
     iscrowd}]} as CVAT, Label Studio and Roboflow write it. Each polygon is a word, or else the
     bbox, turned by the attribute "rotation"; the text is the annotation's or its attribute "text",
     "transcription", "utf8_string" or "caption"; iscrowd, "ignore" or "difficult" = ignore."""
-    words, pages, places = {}, [], image_dir_of(label_file, image_dir)
+    words, places = {}, image_dir_of(label_file, image_dir)
     for number, one in enumerate(sheet.get("annotations", []), 1):
         where, attributes = f"{label_file}: annotation {number}", get(one, "attributes") or {}
         one = attributes | one if isinstance(attributes, dict) and isinstance(one, dict) else {}
         outlines, box, angle = one.get("segmentation"), one.get("bbox"), one.get("rotation", 0)
         if isinstance(outlines, dict):
             raise DataError(where, "a mask (RLE)", "export it as a polygon")
-        if isinstance(outlines, list) and outlines:
-            outlines = [pairs(flat) if isinstance(flat, list) else flat for flat in outlines]
-        else:
+        if not outlines or not isinstance(outlines, list):
             box = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
             (x, y), (w, h), (angle, _) = parse_polygon(box, f"{where}: bbox")
-            turned = cv2.boxPoints(((x + w / 2, y + h / 2), (w, h), angle)).tolist()
-            outlines = [turned if angle else rectangle([x, y], [x + w, y + h])]
+            turned = cv2.boxPoints(((x + w / 2, y + h / 2), (w, h), angle)).ravel().tolist()
+            outlines = [turned if angle else [x, y, x + w, y, x + w, y + h, x, y + h]]
         text = next((one[key] for key in COCO_TEXTS if one.get(key)), None)
         skip = one.get("iscrowd") or one.get("ignore") or one.get("difficult")
-        for k, points in enumerate(outlines):
+        for k, flat in enumerate(outlines):
+            points = isinstance(flat, list) and [flat[i : i + 2] for i in range(0, len(flat), 2)]
             word = f"{one.get('id', number)}{f'.{k}' * (k > 0)}", points, text, skip
             words.setdefault(repr(one.get("image_id")), []).append((*word, one.get("score")))
     for number, image in enumerate(sheet["images"], 1):
         page = find_page(places, get(image, "file_name"), f"{label_file}: picture {number}")
         where = f"{label_file}: image {shown(page.name)}"
         own = words.pop(repr(get(image, "id")), ())
-        pages.append(fill_page(page, where, own, get(image, "width"), get(image, "height")))
+        yield fill_page(page, where, own, get(image, "width"), get(image, "height"))
     if words:
         raise DataError(label_file, f"annotations of picture {next(iter(words))}, which it lacks")
-    return pages
-
-
-def pairs(flat):
-    """[x1, y1, x2, y2, ...] as [[x1, y1], ...]."""
-    return [flat[k : k + 2] for k in range(0, len(flat), 2)]
 
 
 def read_icdar(files, image_dir=None):
     """Pages of ICDAR files gt_NAME.txt, res_NAME.txt or NAME.txt, NAME with or without the
     picture's suffix; in UTF-8 or Windows-1252. Text `###` = ignore."""
-    pages, pictures, place = [], {}, image_dir_of(files[0], image_dir)[0]
+    pictures, place = {}, image_dir_of(files[0], image_dir)[0]
     for file in sorted(place.iterdir()):
         if file.suffix.lower() in PICTURES:
             pictures.setdefault(file.stem, []).append(file.name)
@@ -224,8 +217,7 @@ def read_icdar(files, image_dir=None):
         lines = enumerate(read_text(file, MAX_PAGE_BYTES, other="cp1252").split("\n"), 1)
         words = ((f"{n:04d}", *parse_icdar_line(s), False, 1.0) for n, s in lines if s.strip())
         page = Page(names[0], picture_path([place], names[0], file))
-        pages.append(fill_page(page, file, words))
-    return pages
+        yield fill_page(page, file, words)
 
 
 def parse_icdar_line(line):
@@ -241,11 +233,10 @@ def parse_icdar_line(line):
     count = len(numbers)
     quoted = count < len(fields) and fields[count].lstrip().startswith('"')
     used = count // 2 * 2 if quoted or not 8 <= count < 12 else 8
-    points = pairs(numbers[:used])
+    points = [numbers[k : k + 2] for k in range(0, used, 2)]
     points = rectangle(*points) if len(points) == 2 else points
     text = "".join(line.split(comma, used)[used:])
-    quote = re.fullmatch(r'\s*"(.*)"\s*', text)
-    return points, (quote[1] if quote else text) or None
+    return points, re.sub(r'^\s*"(.*)"\s*$', r"\1", text) or None
 
 
 def rectangle(a, b):
@@ -255,9 +246,8 @@ def rectangle(a, b):
 
 def read_paddle(label_file, image_dir=None):
     """Pages of PaddleOCR's lines: picture<TAB>[{"transcription", "points", "difficult"?}, ...]."""
-    pages, places = [], image_dir_of(label_file, image_dir)
-    lines = enumerate(read_text(label_file).split("\n"), 1)
-    for number, line in ((number, line) for number, line in lines if line.strip()):
+    places, lines = image_dir_of(label_file, image_dir), read_text(label_file).split("\n")
+    for number, line in ((n, line) for n, line in enumerate(lines, 1) if line.strip()):
         where = f"{label_file}: line {number}"
         name, _, words = line.partition("\t")
         words = read_json(f"{where}: after `picture<TAB>`", words)
@@ -268,14 +258,12 @@ def read_paddle(label_file, image_dir=None):
             text = get(word, "transcription") or None
             skip = get(word, "difficult", False) or text == "*"
             fields.append((f"{i:04d}", get(word, "points", []), text, skip, 1.0))
-        pages.append(fill_page(page, f"{where}: image {shown(page.name)}", fields))
-    return pages
+        yield fill_page(page, f"{where}: image {shown(page.name)}", fields)
 
 
 def read_labelme(files, image_dir=None):
     """Pages of labelme's files, one a picture: polygons and rectangles; text is the description, or
     else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore."""
-    pages = []
     for file in files:
         sheet, words = read_json(file), []
         shapes = get(sheet, "shapes")
@@ -295,14 +283,11 @@ def read_labelme(files, image_dir=None):
             confidence = get(shape, "confidence", get(shape, "score"))  # X-AnyLabeling's
             words.append((word_id, points, text, skip, confidence))
         page = find_page(image_dir_of(file, image_dir), get(sheet, "imagePath"), file)
-        size = get(sheet, "imageWidth"), get(sheet, "imageHeight")
-        pages.append(fill_page(page, file, words, *size))
-    return pages
+        yield fill_page(page, file, words, get(sheet, "imageWidth"), get(sheet, "imageHeight"))
 
 
 def folder_labels(folder):
     """(reader, source) of a folder that holds one unnamed set of labels, or None."""
-    folder = Path(folder)
     for name in ("Label.txt", "_annotations.coco.json", "result.json"):  # the last: Label Studio's
         if (folder / name).is_file():
             return read_competition if "json" in name else read_paddle, folder / name
@@ -324,8 +309,7 @@ def find_labels(data, split):
     for file in filter(Path.is_file, (data, *files)):
         if file.suffix == ".json":
             return read_competition, file
-        known = file.name.startswith(("gt_", "res_"))
-        icdar = known or ICDAR.match(read_text(file, other="latin-1"))
+        icdar = re.match("gt_|res_", file.name) or ICDAR.match(read_text(file, other="latin-1"))
         return (read_icdar, [file]) if icdar else (read_paddle, file)
     return next(filter(None, (folder_labels(data / name) for name in names)), None)
 
@@ -339,7 +323,7 @@ def load_labels(data, split=None, image_dir=None):
     if found is None:
         known = "SPLIT.json, gt_*.txt, Label.txt, labelme's or COCO's"
         raise DataError(data, f"no labels of split {split or 'train, val or test'} ({known})")
-    pages = found[0](found[1], image_dir)
+    pages = list(found[0](found[1], image_dir))
     if not 0 < len(pages) <= MAX_PAGES:
         raise DataError(data, f"{len(pages) or 'no'} pages in it", f"up to {MAX_PAGES} are read")
     name, count = Counter(page.name for page in pages).most_common(1)[0]
