@@ -244,8 +244,7 @@ def suggest(space, history, rng):
     elif method == "random" or not cube.free:
         ranked = draws
     elif (known | waiting).sum() < max(4, d) or known.sum() < 2:
-        # quasi-random starts that fill the gaps between what is known: the first keeps the
-        # wrap-around L2 discrepancy of it and them lowest (Hickernell 1998)
+        # fills the gaps: lowest wrap-around L2 discrepancy with what is known (Hickernell 1998)
         gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
         discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
         ranked = draws[np.argsort(discrepancy, kind="stable")]
@@ -342,7 +341,7 @@ def bands_of(rule, epochs):
 
 
 def brackets(max_iter, eta):
-    """Hyperband's table (Li et al. 2018): brackets, most eager first, of rungs (runs, epochs)."""
+    """Hyperband's brackets (Li et al. 2018, table 1), most eager first: rungs (runs, epochs)."""
     deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
     table = []
     for s in range(deepest, -1, -1):
@@ -685,7 +684,7 @@ def run_sweep(sweep, options, queue=(), only=None):
             process.wait()
 
 
-def next_job(sweep, queue=(), only=None, busy=()):
+def next_job(sweep, queue, only=None, busy=()):
     """(trial, epochs to train it to), the trial a new one where it is time; None: nothing now."""
     if only:
         return (only, sweep.epochs) if only.state == "pending" and not busy else None
@@ -791,7 +790,7 @@ def start(sweep, trial, target, slot, options):
     command += [f"--stop-epoch={target if target < sweep.epochs else 0}"]
     device = {"CUDA_VISIBLE_DEVICES": options.devices[slot]} if options.devices else {}
     pipes = {"stdin": subprocess.DEVNULL, "env": os.environ | device, "start_new_session": True}
-    with lock(Path(f"{folder}.lock")) as held, open(f"{folder}.log", "ab") as log:
+    with lock(f"{folder}.lock") as held, open(f"{folder}.log", "ab") as log:
         Path(held.name).write_text(str(slot))
         pipes["pass_fds"] = [held.fileno()]
         trial.said = log.tell()
@@ -907,10 +906,11 @@ def spearman(a, b):
 def simulate(curves, early_terminate):
     """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep trains each."""
     spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": early_terminate}
-    spec |= {"method": "grid", "parameters": {"run": {"values": list(range(len(curves)))}}}
+    spec |= {"parameters": {"run": {"min": 0.0, "max": float(len(curves))}}}
+    queue = [("", {"run": k}) for k in range(len(curves))]
     sweep = Sweep(None, spec, len(curves[0]), [])
     with contextlib.redirect_stdout(None):
-        for trial, target in iter(lambda: next_job(sweep), None):
+        for trial, target in iter(lambda: next_job(sweep, queue), None):
             curve = curves[trial.number - 1][:target]
             sweep.write("epochs", trial, history=list(map(float, curve)), rows=[])
             settle(sweep, trial)
