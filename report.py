@@ -270,9 +270,8 @@ def ranking(f):
     header = ["rank", "trial", f.metric, "interval", "posterior mean", "epochs"]
     yield "table", header + f.names, rows
     if len(f.ties) > 1:
-        numbers = ", ".join(map(str, f.ties))
         told = "Not to be told apart by this sweep, noise of a repetition counted: trials"
-        yield p(f"{told} {numbers}.")
+        yield p(told, f"{', '.join(map(str, f.ties))}.")
 
 
 def early(f):
@@ -306,12 +305,11 @@ def luck(f):
         return
     n, expected, found, limit, row = f.luck.values()
     pooled = ", stopped ones with the value at their stop" * f.pooled
-    more, same = found >= limit, "; real differences of a normal spread would look the same"
+    same = "; real differences of a normal spread would look the same" * bool(found < limit)
     yield p(
         f"Best of {n} sound runs{pooled}: of {n} runs of equal worth the best is expected at",
         f"{expected:+.2f} sd from their mean; found at {found:+.2f} sd. That is",
-        f"{'more' if more else 'no more'} than picking explains (5 % limit {limit:.2f})"
-        f"{'' if more else same}.",
+        f"{'no more' if same else 'more'} than picking explains (5 % limit {limit:.2f}){same}.",
     )
     if f.importance:
         mean, _, low, high = row.expected.values()

@@ -57,10 +57,9 @@ class Dimension:
 
     def encode(self, value):
         """A value -> u; outside 0..1 for a value outside the range, -1 for an unknown one."""
-        keys = [identity(v) for v in self.levels]
-        if identity(value) in keys:
-            j = keys.index(identity(value))
-            return float(self.edges[j] + self.edges[j + 1]) / 2
+        for j, level in enumerate(self.levels):
+            if identity(level) == identity(value):
+                return float(self.edges[j] + self.edges[j + 1]) / 2
         return cumulative(self.law, value) if self.law and is_number(value) else -1.0
 
 

@@ -200,10 +200,9 @@ def observations(history, sign):
 
 
 def fit_warped(x, y, variance, category):
-    """x [n, d], y [n] to maximise, variance [n] -> standardised warped y, its variance and theta of
-    the warp with the largest posterior density, of Box-Cox powers of the distance to the best
-    value; power 1 leaves y as it is, 0 is the log. A tail far below the rest is first drawn in, or
-    one ruined run would flatten all others."""
+    """x [n, d], y [n] to maximise, variance [n] -> standardised warped y, its variance and theta,
+    of the largest posterior density. Box-Cox powers of the distance to the best value: 1 leaves y
+    as it is, 0 is the log. A far tail is first drawn in, or a ruined run would flatten the rest."""
     below = y.max() - y
     unit = max(np.median(below), 1e-12)
     slope = np.where(below > 6 * unit, 6 * unit / np.maximum(below, unit), 1.0)
@@ -245,8 +244,7 @@ def suggest(space, history, rng):
     elif method == "random" or not cube.free:
         ranked = draws
     elif (known | waiting).sum() < max(4, d) or known.sum() < 2:
-        # quasi-random starts that fill the gaps between what is known: the first keeps the
-        # wrap-around L2 discrepancy of it and them lowest (Hickernell 1998)
+        # fills the gaps: lowest wrap-around L2 discrepancy with what is known (Hickernell 1998)
         gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
         discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
         ranked = draws[np.argsort(discrepancy, kind="stable")]
@@ -343,7 +341,7 @@ def bands_of(rule, epochs):
 
 
 def brackets(max_iter, eta):
-    """Hyperband's table (Li et al. 2018): brackets, most eager first, of rungs (runs, epochs)."""
+    """Hyperband's brackets (Li et al. 2018, table 1), most eager first: rungs (runs, epochs)."""
     deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
     table = []
     for s in range(deepest, -1, -1):
@@ -388,7 +386,6 @@ def should_stop(values, others, early_terminate):
 
 def ruined(values):
     """values to maximise [n] -> which of them are failures by any measure: far below the rest."""
-    values = np.asarray(values, float)
     middle = np.median(values)
     spread = max(np.median(np.abs(values - middle)) * 1.4826, 1e-9)
     return values < middle - 10 * spread
@@ -687,24 +684,22 @@ def run_sweep(sweep, options, queue=(), only=None):
             process.wait()
 
 
-def next_job(sweep, queue=(), only=None, busy=()):
+def next_job(sweep, queue, only=None, busy=()):
     """(trial, epochs to train it to), the trial a new one where it is time; None: nothing now."""
     if only:
         return (only, sweep.epochs) if only.state == "pending" and not busy else None
     goal = sweep.spec["metric"].get("target", math.inf * sweep.sign)
     if any(c[-1] >= sweep.sign * goal for c in sweep.curves(sweep.epochs)):
         return None
-    job = choose(sweep, busy)
-    if job != NEW:
-        return job
-    params, source = propose(sweep, queue)
-    if params is None:
-        print(f"every combination was tried: {len(sweep.trials)} trials")
-        sweep.cap = len(sweep.trials)
-    else:
-        sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
-        print(f"trial {len(sweep.trials)}: {' '.join(flags(params))}")
-    return choose(sweep, busy)
+    while (job := choose(sweep, busy)) == NEW:
+        params, source = propose(sweep, queue)
+        if params is None:
+            print(f"every combination was tried: {len(sweep.trials)} trials")
+            sweep.cap = len(sweep.trials)
+        else:
+            sweep.write("new", number=len(sweep.trials) + 1, params=params, source=source)
+            print(f"trial {len(sweep.trials)}: {' '.join(flags(params))}")
+    return job
 
 
 def choose(sweep, busy):
@@ -744,20 +739,18 @@ def revive(sweep):
 def choose_bracket(sweep, busy):
     """The same for type brackets, whose trials are numbered through its brackets in turn: when all
     of one's runs have reached a rung the best 1/eta are promoted, the others wait, paused."""
-    first = 0
-    for rungs in itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule))):
-        size = min(rungs[0][0], sweep.cap - first)
-        if size <= 0:
-            return None
-        group = sweep.trials[first : first + size]
-        first += size
+    end, table = 0, itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule)))
+    while end < sweep.cap:
+        rungs = next(table)
+        first, end = end, min(end + rungs[0][0], sweep.cap)
+        group = sweep.trials[first:end]
         for _, rung in rungs:
             group = [t for t in group if t.state != "failed"]
             late = [t for t in group if len(t.history) < rung]
             for trial in late:
                 if trial not in busy:
                     return trial, rung
-            if late or len(sweep.trials) < first or not group or rung >= sweep.epochs:
+            if late or len(sweep.trials) < end or not group or rung >= sweep.epochs:
                 break
             group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
             keep = max(1, int(len(group) / eta_of(sweep.rule)))
@@ -768,7 +761,7 @@ def choose_bracket(sweep, busy):
                     verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
                     sweep.write("judged", trial, verdict=verdict)
             group = group[:keep]
-        if len(sweep.trials) < first:
+        if len(sweep.trials) < end:
             return NEW
 
 
@@ -797,7 +790,7 @@ def start(sweep, trial, target, slot, options):
     command += [f"--stop-epoch={target if target < sweep.epochs else 0}"]
     device = {"CUDA_VISIBLE_DEVICES": options.devices[slot]} if options.devices else {}
     pipes = {"stdin": subprocess.DEVNULL, "env": os.environ | device, "start_new_session": True}
-    with lock(Path(f"{folder}.lock")) as held, open(f"{folder}.log", "ab") as log:
+    with lock(f"{folder}.lock") as held, open(f"{folder}.log", "ab") as log:
         Path(held.name).write_text(str(slot))
         pipes["pass_fds"] = [held.fileno()]
         trial.said = log.tell()
@@ -827,8 +820,7 @@ def collect(sweep, trial, target, code):
     history, rows = read_rows(sweep, trial)
     if history != list(trial.history):
         sweep.write("epochs", trial, history=history, rows=rows)
-    words = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)
-    full = any(word in line for word in words for line in tail)
+    full = any(os.strerror(e) in line for e in (errno.ENOSPC, errno.EDQUOT) for line in tail)
     if code and (full or shutil.disk_usage(sweep.folder).free < 1 << 20):  # no crash of the trial's
         told = f"trial {trial.number}: {os.strerror(errno.ENOSPC)}"
         raise DataError(sweep.folder, told, "make room and start again; nothing is lost")
@@ -914,11 +906,11 @@ def spearman(a, b):
 def simulate(curves, early_terminate):
     """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep trains each."""
     spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": early_terminate}
-    spec |= {"method": "grid", "parameters": {"run": {"values": list(range(len(curves)))}}}
+    spec |= {"parameters": {"run": {"min": 0.0, "max": float(len(curves))}}}
+    queue = [("", {"run": k}) for k in range(len(curves))]
     sweep = Sweep(None, spec, len(curves[0]), [])
     with contextlib.redirect_stdout(None):
-        while job := next_job(sweep):
-            trial, target = job
+        for trial, target in iter(lambda: next_job(sweep, queue), None):
             curve = curves[trial.number - 1][:target]
             sweep.write("epochs", trial, history=list(map(float, curve)), rows=[])
             settle(sweep, trial)
@@ -931,8 +923,7 @@ PAIRED = 0.3  # standard error of a paired difference in those of a score: .08 o
 
 
 class Row:
-    """A trial as a report shows it: numbers and words, NaN for what is not known. An estimate has
-    mean, sd, and low and high, the ends of its 95 % interval."""
+    """A trial as a report shows it: numbers, words, estimates; NaN for what is not known."""
 
     def __init__(self, trial, cube):
         self.number, self.state, self.why = trial.number, trial.state, trial.why
@@ -975,7 +966,6 @@ class Findings:
         groups = {"finished, last epoch": self.finished, "stopped, at the stop": self.stopped}
         groups |= {"all, each at the last epoch it had": self.rows} if self.pooled else {}
         self.spread = [line for name, rows in groups.items() for line in spread(name, rows)]
-
         seconds = [row[0] for t in sweep.trials for row in t.rows]
         self.hours = sum(seconds) / 3600 if seconds else math.nan
         self.spent = sum(r.epochs for r in self.trials if r.number not in others)
