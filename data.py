@@ -184,8 +184,7 @@ def augment_colours(image, rng, hp):
     amount = rng.uniform(-1, 1, 8) * hp.aug_strength
     tint = rng.uniform(-1, 1, 3) * hp.aug_color * hp.aug_strength
     seed = int(rng.integers(2**63))
-    level = np.arange(256, dtype=np.float32)[:, None].repeat(3, 1)
-    level = (level - 128) * (1 + on[0] * amount[0] * hp.aug_contrast) + 128
+    level = np.arange(-128, 128)[:, None] * (1 + on[0] * amount[0] * hp.aug_contrast) + 128
     level = level + 255 * (on[1] * amount[1] * hp.aug_brightness + on[2] * tint)
     image = cv2.LUT(image, level.clip(0, 255).astype(np.uint8)[:, None])
     if on[3] and hp.aug_shadow:
@@ -504,8 +503,7 @@ def pseudo_pages(hp, known):
     own = hp.image_dir or (own.parent if own.is_file() else own)
     pages = labels.read_competition(hp.pseudo_labels, None if beside.is_dir() else own)
     names = {page.name for page in known}
-    pages = [page for page in pages if page.name not in names]
-    if not pages:
+    if not (pages := [page for page in pages if page.name not in names]):
         raise DataError(hp.pseudo_labels, f"every page of it is labelled in {hp.data} already")
     own, other = inspect_pages(pages), inspect_pages(known)
     new = (own @ other.T).max(1) <= NEAR_DUPLICATE
@@ -544,7 +542,7 @@ def load_splits(data, image_dir=None):
 def check(data, hp, image_dir=None, pictures=None):
     """Print what DATA holds and what will go wrong; draw samples of its first split into a folder
     `pictures`. Raises DataError as training would."""
-    said, thumbnails, alike = Counter(), [], set()
+    said, thumbnails, alike = Counter(), [], {}  # of a page one that it is like says enough
 
     def warn(kind, line):
         said[kind] += 1
@@ -571,11 +569,10 @@ def check(data, hp, image_dir=None, pictures=None):
         names = [(split, page.name) for split, found in pages.items() for page in found]
         texts = same_texts([page for found in pages.values() for page in found])
         for a, b in itertools.chain(near_duplicates(np.concatenate(thumbnails)), texts):
-            across = names[a][0] != names[b][0]
-            if (across, b) not in alike:  # one page that it is like says enough
-                alike.add((across, b))
-                kind = f"near-duplicates {'warning: across splits' if across else 'within a split'}"
-                warn(kind, "{}: {} {}, {} {}".format(kind, *names[a], *names[b]))
+            alike.setdefault((names[a][0] != names[b][0], b), a)
+        for (across, b), a in alike.items():
+            kind = f"near-duplicates {'warning: across splits' if across else 'within a split'}"
+            warn(kind, "{}: {} {}, {} {}".format(kind, *names[a], *names[b]))
         splits = Counter(g for found in pages.values() for g in {p.group for p in found} - {None})
         for group in sorted(g for g, count in splits.items() if count > 1):
             kind = "in more than one split"

@@ -20,6 +20,7 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,13 +107,12 @@ def cut_tiles(image, hp, tile, path):
 
 def load_sheets(index, page, networks, tile):
     """The Sheets of a page for each network and page size; sets page.size. Raises DataError."""
-    image, sheets = data.read_image(page.path), []
+    image = data.read_image(page.path)
     page.size = image.shape[1], image.shape[0]
     for k, network in enumerate(networks):
         for size in network.sizes or (network.hp.size,):
             tiles, shape, padded = cut_tiles(image, replace(network.hp, size=size), tile, page.path)
-            sheets.append(Sheet(index, k, np.empty(padded[:2], np.uint8), shape, tiles))
-    return sheets
+            yield Sheet(index, k, np.empty(padded[:2], np.uint8), shape, tiles)
 
 
 def paste(sheet, tile, prob):
@@ -131,9 +131,8 @@ def batches(pages, batch):
         for sheet in sheets:
             for tile in list(sheet.tiles):
                 kind = sheet.network, tile[2].shape
-                queue = queues.setdefault(kind, [])
-                queue.append((sheet, tile))
-                if len(queue) == batch:
+                queues.setdefault(kind, []).append((sheet, tile))
+                if len(queues[kind]) == batch:
                     yield queues.pop(kind)
         if count % 128 == 0:
             yield from queues.values()
@@ -166,12 +165,10 @@ def mean_map(maps, weights, shape):
 
 def page_maps(sheets, networks, page):
     """What the Sheets of a page became: a map uint8 [h, w] of each network."""
-    found = []
     for k, network in enumerate(networks):
         maps = [s.prob[: s.shape[0], : s.shape[1]] for s in sheets if s.network == k]
         shape = map_shape(page.size, network.hp)
-        found.append(mean_map(maps, [1] * len(maps), shape) if network.sizes else maps[0])
-    return found
+        yield mean_map(maps, [1] * len(maps), shape) if network.sizes else maps[0]
 
 
 def predict_maps(networks, pages, device, tile=0, failed=None):
@@ -180,11 +177,11 @@ def predict_maps(networks, pages, device, tile=0, failed=None):
     map xy * page.size / map size. Pages of one padded shape share a batch on a GPU, so none sees
     padding that it would not have alone; the next batch is at work before the last is waited for.
     Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
-    open_sheets, flying = {}, None
+    open_sheets = {}
 
     def load(i):
         try:
-            open_sheets[i] = load_sheets(i, pages[i], networks, tile)
+            open_sheets[i] = list(load_sheets(i, pages[i], networks, tile))
             return open_sheets[i]
         except DataError as error:
             if failed is None:
@@ -198,16 +195,13 @@ def predict_maps(networks, pages, device, tile=0, failed=None):
             paste(sheet, piece, prob)
             if not any(s.tiles for s in open_sheets[sheet.index]):
                 sheets = open_sheets.pop(sheet.index)
-                yield sheet.index, page_maps(sheets, networks, pages[sheet.index])
+                yield sheet.index, list(page_maps(sheets, networks, pages[sheet.index]))
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         loaded = filter(None, ahead(pool, load, range(len(pages)), 4 if tile else 32))
-        for tiles in batches(loaded, 8 if device.type == "cuda" else 1):
-            started = tiles, *launch(networks[tiles[0][0].network], tiles, device)
-            if flying:
-                yield from fetch(*flying)
-            flying = started
-        if flying:
+        queue = batches(loaded, 8 if device.type == "cuda" else 1)
+        started = ((some, *launch(networks[some[0][0].network], some, device)) for some in queue)
+        for flying, _ in pairwise(chain(started, [None])):  # the next has started by then
             yield from fetch(*flying)
 
 
@@ -345,8 +339,7 @@ def held_out_pages(sources, folder=None, image_dir=None):
             found = load_labels(folder, "train", image_dir or hp.image_dir or None)
             labels = {page.name: page for page in found}
         for key in ("data", "image_dir", "folds", "split", "size", "fit", "shrink_ratio"):
-            own, other = getattr(hp, key), getattr(first, key)
-            if own != other:
+            if (own := getattr(hp, key)) != (other := getattr(first, key)):
                 what = f"{key} is {own!r}, in {sources[0]} {other!r}"
                 raise DataError(source, what, "tuning needs folds of one split")
         if not hp.folds or not held:
@@ -375,8 +368,7 @@ def write_setting(path, sources, values):
     state = load_checkpoint(sources[0])
     hp = {**asdict(state["hparams"]), **values}
     if path.endswith(".pt"):
-        save_checkpoint(path, {**state, "hparams": hp})
-        return
+        return save_checkpoint(path, {**state, "hparams": hp})
     own = ("name", "folds", "fold", "split", "stop_epoch", "workers", "init")
     hp = {key: value for key, value in hp.items() if key not in own}
     write_json(path, {**(read_hparams(path) if Path(path).exists() else hp), **values}, indent=1)
@@ -384,19 +376,18 @@ def write_setting(path, sources, values):
 
 def run_tune(args, overrides):
     """evaluate.py --tune. Raises DataError."""
-    sources = args.sources
     if args.write:
-        check_target(args.write, sources)
-    hp, maps, seen = load_checkpoint(sources[0])["hparams"], [], Counter()
-    hp = overridden(sources[0], hp, overrides)
-    held = held_out_pages(sources, args.data, args.image_dir) if len(sources) > 1 else None
+        check_target(args.write, args.sources)
+    hp, maps, seen = load_checkpoint(args.source)["hparams"], [], Counter()
+    hp = overridden(args.source, hp, overrides)
+    held = args.sources[1:] and held_out_pages(args.sources, args.data, args.image_dir)
     page_lists = held or [choose_pages(args)]
     pages = [page for own in page_lists for page in own]
     if not any(page.polygons for page in pages):
         raise DataError("--tune", "the pages have no labels")
     if args.split == "test":
         print("warning: test pages choose the thresholds: no test score any more", file=sys.stderr)
-    for source, own in zip(sources, page_lists):
+    for source, own in zip(args.sources, page_lists):
         seen.update({how: n for how, n in warn_of_leaks(source, own).items() if how != "tuned"})
         maps += cached_maps(source, own, hp, args.device)
     parts = np.repeat(range(len(page_lists)), [*map(len, page_lists)])
@@ -406,17 +397,16 @@ def run_tune(args, overrides):
     for part in (result["crossfitted"], result["gain"]):
         part["over"] += in_sample(seen)
     chosen = {key: result["recommended"][key] for key in TUNED}
-    picture = Path(sources[0]).parent / "tune.png"
+    picture = Path(args.source).parent / "tune.png"
     if args.json:
         print(json.dumps(result))
     else:
         print_tuning(result)
         alone = f"\n{data.NO_GROUPS}" * (" pages" in result["gain"]["over"])
-        parts = len({*parts.tolist()})
-        print(f"{len(pages)} pages, cross-fitted over {parts} parts; {picture}{alone}")
+        print(f"{len(pages)} pages, cross-fitted over {len(set(parts))} parts; {picture}{alone}")
     if args.write:
         tuned = ",".join(data.picture_digest(page.path) for page in pages)
-        write_setting(args.write, sources, {**chosen, "tuned": tuned})
+        write_setting(args.write, args.sources, {**chosen, "tuned": tuned})
     try:
         draw_landscape(picture, table, grid, chosen, result["metric"])
     except OSError as error:
@@ -431,8 +421,7 @@ WORST = 12
 def page_details(page, polygons):
     """Of a page's labels that count: heights in px, whether `polygons` hit them at IoU 0.5."""
     outcome = cleval.iou_matches(page.polygons, polygons, page.ignore)[2]
-    height = [min(cleval.min_area_sides(points)) for points in cleval.as_points(page.polygons)]
-    return np.array(height)[outcome != ""], outcome[outcome != ""] == "hit"
+    return data.word_heights(page)[outcome != ""], outcome[outcome != ""] == "hit"
 
 
 def decoding_line(hp):
@@ -454,10 +443,8 @@ def binned(x, y, what):
     edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)))
     edges = np.resize(edges, max(len(edges), 2))  # of equal values: one bin, that of no width
     counts, sums = (np.histogram(x, edges, weights=weights)[0] for weights in (None, y))
-    items = []
-    for low, high, count, mean in zip(edges, edges[1:], counts, sums / np.maximum(counts, 1)):
-        items.append((mean, f"{mean:.4f}", [f"{low:.0f} to {high:.0f}", f"{count} {what}"]))
-    return items
+    bins = zip(sums / np.maximum(counts, 1), edges, edges[1:], counts)
+    return [(y, f"{y:.4f}", [f"{a:.0f} to {b:.0f}", f"{n} {what}"]) for y, a, b, n in bins]
 
 
 def write_report(path, title, hp, pages, rows, details, worst, seen):
@@ -619,8 +606,7 @@ def warn_of_leaks(source, pages, hp=None):
     does not tell; hp: its Hparams if not those in it. Returns {how, of SEEN: number of pages}."""
     state, seen = {} if source.endswith(".json") else load_checkpoint(source), {}
     origin = state.get("origin") or {"unknown": [source]}
-    if origin["unknown"]:
-        whose = ", ".join(origin["unknown"])
+    if whose := ", ".join(origin["unknown"]):
         say = f"pages that {whose} trained on, and that chose its epoch, are not known"
         print(f"warning: {source}: {say}", file=sys.stderr)
     digests = [data.picture_digest(page.path) for page in pages]
@@ -864,8 +850,7 @@ def run(args):
             found["over"] += in_sample(theirs | seen)
             result["compare"][metric] = found
     if args.json:
-        print(json.dumps(result))
-        return
+        return print(json.dumps(result))
     print_scores(result)
     for metric, difference in result.get("compare", {}).items():
         print_difference(difference, f"{args.compare}: {cleval.METRICS[metric][0]}")

@@ -211,13 +211,11 @@ def read_icdar(files, image_dir=None):
             pictures[file.name] = [file.name]
     for file in files:
         name = re.sub("^(gt|res)_", "", file.stem)
-        names = pictures.get(name, ())
-        if len(names) != 1:
+        if len(names := pictures.get(name, ())) != 1:
             raise DataError(file, f"{len(names)} pictures {name}.* in {place}", "one is needed")
         lines = enumerate(read_text(file, MAX_PAGE_BYTES, other="cp1252").split("\n"), 1)
         words = ((f"{n:04d}", *parse_icdar_line(s), False, 1.0) for n, s in lines if s.strip())
-        page = Page(names[0], picture_path([place], names[0], file))
-        yield fill_page(page, file, words)
+        yield fill_page(Page(names[0], picture_path([place], names[0], file)), file, words)
 
 
 def parse_icdar_line(line):
@@ -266,8 +264,7 @@ def read_labelme(files, image_dir=None):
     else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore."""
     for file in files:
         sheet, words = read_json(file), []
-        shapes = get(sheet, "shapes")
-        if not isinstance(shapes, list):
+        if not isinstance(shapes := get(sheet, "shapes"), list):
             raise DataError(file, 'no "shapes" list of objects', "is this a labelme file?")
         for i, shape in enumerate(shapes, 1):
             points, kind = get(shape, "points", []), get(shape, "shape_type") or "polygon"
@@ -319,8 +316,7 @@ def load_labels(data, split=None, image_dir=None):
     names file, image and word, or UsageError where there is no DATA."""
     if not Path(data).exists():
         raise UsageError(data, "no such file or folder")
-    found = find_labels(data, split) or find_labels(data, None)
-    if found is None:
+    if not (found := find_labels(data, split) or find_labels(data, None)):
         known = "SPLIT.json, gt_*.txt, Label.txt, labelme's or COCO's"
         raise DataError(data, f"no labels of split {split or 'train, val or test'} ({known})")
     pages = list(found[0](found[1], image_dir))

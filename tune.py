@@ -45,9 +45,7 @@ def score_page(item, grid, hp, metric="page"):
     compared with the labels a thresh, unclip_ratio and mode."""
     (prob, scale), page = item
     ignore, gt = np.array(page.ignore, bool), cleval.as_points(page.polygons)
-    texts = page.texts if metric == "micro" else [None] * len(gt)
-    labels = cleval.prepare_labels(gt, texts, ignore, VARIANTS[metric])
-    page_size = np.array(prob.shape[::-1]) / scale
+    labels = cleval.prepare_labels(gt, page.texts, ignore, VARIANTS[metric])
     fixed = {"max_candidates": hp.max_candidates, "shrink_ratio": hp.shrink_ratio}
     fixed |= {"box_thresh": min(grid["box_thresh"]), "min_size": 0}  # all that a setting may keep
     box_thresh, min_size = np.ix_(grid["box_thresh"], grid["min_size"], [0])[:2]
@@ -59,7 +57,7 @@ def score_page(item, grid, hp, metric="page"):
             short = grown_sides(blobs.rects, ratio, hp.shrink_ratio).min(1)
             for m, mode in enumerate(grid["mode"]):
                 polygons, scores = decode_candidates(blobs, unclip_ratio=ratio, mode=mode, **fixed)
-                det = cleval.as_points(to_page(polygons, scale, page_size))
+                det = cleval.as_points(to_page(polygons, scale, prob.shape[::-1] / scale))
                 keep = (scores >= box_thresh) & (short[: len(scores)] >= min_size)
                 keep &= keep.cumsum(2) <= limit  # [box_thresh, min_size, M]
                 choices = {choice.tobytes(): choice for choice in np.concatenate(keep)}
