@@ -459,7 +459,8 @@ def load_pages(args):
     if args.split or labels.find_labels(folder, split) or labels.folder_labels(folder):
         pages = labels.load_labels(folder, split, args.image_dir)
     else:
-        pages = evaluate.picture_pages(labels.image_dir_of(folder / "labels", args.image_dir))
+        place = labels.image_dir_of(folder / f"{split}.json", args.image_dir)[0]
+        pages = evaluate.picture_pages(place)
     pages = {page.name: page for page in pages}
     names = read_sample(args.sample) if args.sample else pages
     if missing := [name for name in names if name not in pages]:

@@ -1,4 +1,4 @@
-"""Loader processes, which are on by default on a GPU only: whatever happens to a run, it ends within
+"""Loader processes, which are on by default on a GPU only: whatever happens to a run, it ends in
 ten seconds with its line and code, and nothing of it is left."""
 
 import os

@@ -37,6 +37,7 @@ import files
 import hparams
 import labels
 import space
+import sweep
 
 HELD = tempfile.TemporaryDirectory(prefix="fuzz-")  # goes when the process ends
 FOLDER = Path(HELD.name)
@@ -199,7 +200,7 @@ spec_file = st.builds(
 
 
 def read_sweep(raw):
-    return space.Cube(space.parse_space(space.load_spec(written("spec", raw))))
+    return space.Cube(space.parse_space(sweep.load_spec(written("spec", raw))))
 
 
 def check_sweep(cube):
