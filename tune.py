@@ -45,7 +45,8 @@ def score_page(item, grid, hp, metric="page"):
     compared with the labels a thresh, unclip_ratio and mode."""
     (prob, scale), page = item
     ignore, gt = np.array(page.ignore, bool), cleval.as_points(page.polygons)
-    labels = cleval.prepare_labels(gt, page.texts, ignore, VARIANTS[metric])
+    texts = page.texts if metric == "micro" else [None] * len(gt)
+    labels = cleval.prepare_labels(gt, texts, ignore, VARIANTS[metric])
     fixed = {"max_candidates": hp.max_candidates, "shrink_ratio": hp.shrink_ratio}
     fixed |= {"box_thresh": min(grid["box_thresh"]), "min_size": 0}  # all that a setting may keep
     box_thresh, min_size = np.ix_(grid["box_thresh"], grid["min_size"], [0])[:2]
