@@ -276,8 +276,10 @@ def draw_page(page, polygons, scores=(), side=1400):
             cv2.putText(strip, text, (x, 28), font, 0.8 * small, COLOURS[kind], 2, cv2.LINE_AA)
             x += round((16 * len(text) + 20) * small)
     for polygon, score in zip(polygons, scores):
-        x, y = np.round(polygon.min(0) * zoom).astype(int).tolist()
-        cv2.putText(image, f"{score:.2f}", (x, y - 3), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        x, y = np.round(polygon[polygon[:, 0].argmax()] * zoom).astype(int).tolist()
+        for colour, width in (((255, 255, 255), 3), ((0, 60, 160), 1)):  # legible on any ground
+            place = f"{score:.2f}", (x + 3, y + 4), font, 0.45, colour, width, cv2.LINE_AA
+            cv2.putText(image, *place)
     return np.concatenate([strip, image])
 
 

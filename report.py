@@ -19,26 +19,27 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
  --grid: #30363d; --accent: #62a8ff } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
  max-width: 960px; margin: 0 auto; padding: 16px; overflow-wrap: anywhere }
-h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em } .scroll { overflow-x: auto }
+h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
+.scroll { overflow-x: auto; margin: 1em 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal }
 th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
 h2, th, td { border-bottom: 1px solid var(--grid) }
 th { color: var(--muted); white-space: normal; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; white-space: normal }
 pre { background: var(--grid); padding: 10px; overflow-x: auto; border-radius: 4px }
-figure { margin: 1em 0 } figcaption { color: var(--muted); font-size: 13px }
+figure { margin: 0 } figcaption { color: var(--muted); font-size: 13px }
 figure:has(img) { display: inline-block; width: 300px; max-width: 100%%; vertical-align: top }
 img { max-width: 100%%; border: 1px solid var(--grid) }
 svg { display: block; width: 100%%; height: auto; font: 12px system-ui, sans-serif }
-.narrow { max-width: 560px }
-text { fill: var(--ink, var(--muted)) } text.value { fill: var(--fg) }
+.narrow { max-width: 560px } text { fill: var(--ink, var(--muted)) } text.value { fill: var(--fg) }
 path { fill: none; stroke: var(--ink, var(--muted)); stroke-width: 1.2; stroke-linejoin: round }
 .axis { --ink: var(--grid) } .best { --ink: var(--accent) } path.best { stroke-width: 2.2 }
 .bar, .band { fill: var(--accent); stroke: none } .band { opacity: .15 }
 .stopped { stroke-dasharray: 4 3 } circle { fill: var(--accent); stroke: var(--bg) }
 circle.stopped { fill: var(--bg); stroke: var(--fg); stroke-dasharray: none }
 @media (max-width: 600px) { table { font-size: 13px; width: max-content }
- td:first-child { max-width: 11em } .wide { min-width: 560px } svg { font-size: 15px } }
+ figure:has(img) { width: 100%% } .wide { min-width: 560px } svg { font-size: 15px }
+ td:first-child { max-width: 11em } }
 </style>
 %s</html>
 """
@@ -110,8 +111,8 @@ class Plot:
         """Data units -> pixels; what lies outside is drawn at the edge."""
         pairs = ((x, *self.xs), (y, *self.ys))
         x, y = (min(max((v - low) / (high - low or 1), 0), 1) for v, low, high in pairs)
-        y = self.height - 40 - y * (self.height - 56)
-        return f"{56 + x * (self.width - 76):.1f}", f"{y:.1f}"
+        y = self.height - 40 - y * (self.height - 60)
+        return f"{56 + x * (self.width - 84):.1f}", f"{y:.1f}"
 
     def line(self, points, kind, tip="", opacity=1.0):
         path = "L".join(" ".join(self.at(*point)) for point in points)
@@ -143,8 +144,8 @@ class Plot:
         if isinstance(xticks, int):
             xticks = [(k, k) for k in range(1, xticks + 1, -(-xticks // 12))]
         for x, label in xticks:
-            self.text(x, low, label, dy=16)
-        self.text((left + right) / 2, low, xlabel, dy=34)
+            self.text(x, low, label, dy=18)
+        self.text((left + right) / 2, low, xlabel, dy=36)
 
     def svg(self, label, size="wide"):
         head = f'class="{size}" viewBox="0 0 {self.width} {self.height}" role="img"'
@@ -232,7 +233,9 @@ def figures(f):
     if known:
         yield "figure", caption + edge, plot.svg("learning curves")
     if f.names:
-        caption = "Parallel coordinates; dashed: stopped early, value at the stop."
+        caption = (
+            "Parallel coordinates; dashed: stopped early, value at the stop; blue: best finished."
+        )
         yield "figure", caption, parallel(f)
 
 
