@@ -171,8 +171,7 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
     for i, polygon in enumerate(polygons):
         if polygon.min() < 0 or (polygon.max(0) > shape[::-1]).any():
             hull = shapely.convex_hull(shapely.polygons(polygon))
-            left = shapely.intersection(hull, shapely.box(0, 0, *shape[::-1]))
-            cut[i] = left.area < hull.area / 2
+            cut[i] = hull.intersection(shapely.box(0, 0, *shape[::-1])).area < hull.area / 2
     return image, polygons, cut
 
 
