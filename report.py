@@ -20,10 +20,9 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg);
  max-width: 960px; margin: 0 auto; padding: 16px; overflow-wrap: anywhere }
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
-.scroll { overflow-x: auto; margin: 1em 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal }
 th, td { padding: 3px 12px 3px 0; text-align: right; white-space: nowrap }
-h2, th, td { border-bottom: 1px solid var(--grid) }
+h2, th, td { border-bottom: 1px solid var(--grid) } .scroll { overflow-x: auto; margin: 1em 0 }
 th { color: var(--muted); white-space: normal; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; white-space: normal }
 pre { background: var(--grid); padding: 10px; overflow-x: auto; border-radius: 4px }
