@@ -424,6 +424,7 @@ def test_compiled_once_for_all_canvases(monkeypatch):
     for name in ("force_layout_optimization", "fx_graph_cache"):  # the first is put back
         monkeypatch.setattr(f"torch._inductor.config.{name}", False)
     monkeypatch.setattr("torch._functorch.config.enable_autograd_cache", False)
+    monkeypatch.setattr("torch._inductor.config.cpp.simdlen", 1)  # compiles sooner
     graphs = []
     before(monkeypatch, GraphLowering, "compile_to_module", graphs.append)
     plain, compiled = (small_trainer(compile=c) for c in (False, True))
