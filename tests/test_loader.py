@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import NETWORK, ROOT, error_line, processes, wait_for
+from conftest import NETWORK, ROOT, error_line, marked, wait_for
 
 PROGRAM = f"""
 import os, sys
@@ -53,21 +53,8 @@ def start(work):
     for process in started:
         process.kill()
         process.wait()
-    for pid in left(work):
+    for pid in marked(work):
         os.kill(pid, signal.SIGKILL)
-
-
-def left(work):
-    """Process ids that this test's trainer has left."""
-    return [pid for pid in processes("") if marked(pid, work)]
-
-
-def marked(pid, work):
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"MARK={work}\0".encode() in file.read() and pid != os.getpid()
-    except OSError:
-        return False
 
 
 def said():
@@ -90,11 +77,11 @@ def test_an_error_ends_the_run_and_its_loader_processes(start, work, trouble, co
     if trouble == "page":
         shutil.rmtree("own/images")
     if trouble == "loader":
-        loaders = [pid for pid in left(work) if pid != trainer.pid]
+        loaders = [pid for pid in marked(work) if pid != trainer.pid]
         os.kill(max(loaders), signal.SIGKILL)
     assert trainer.wait(20) == code, said()
     assert line in said()
-    wait_for("the loader processes to end", lambda: not left(work), 5)
+    wait_for("the loader processes to end", lambda: not marked(work), 5)
     assert os.path.exists("runs/run/last.pt") or trouble == "step"
 
 
@@ -106,16 +93,16 @@ def test_a_full_shared_memory_is_named(start, work):
     trainer = start("none", *inside, f'{mount} && exec "$@"', "sh", flags=("--size=320",))
     assert trainer.wait(60) == 1
     error_line(said(), "/dev/shm: is full; lower --workers, or raise its size (Docker: --shm-size")
-    wait_for("the loader processes to end", lambda: not left(work), 5)
+    wait_for("the loader processes to end", lambda: not marked(work), 5)
 
 
 def test_a_killed_trainer_leaves_nothing(start, work):
     trainer = start("none")
     wait_for("an epoch", lambda: "epoch   1/90" in said() or trainer.poll() is not None)
-    assert len(left(work)) >= 4  # itself, two loader processes, their fork server
+    assert len(marked(work)) >= 4  # itself, two loader processes, their fork server
     trainer.kill()
     trainer.wait()
-    wait_for("the loader processes to end", lambda: not left(work), 5)
+    wait_for("the loader processes to end", lambda: not marked(work), 5)
 
 
 def test_what_torchrun_leaves_when_it_is_killed_stops_and_is_kept(start, work):
@@ -124,5 +111,5 @@ def test_what_torchrun_leaves_when_it_is_killed_stops_and_is_kept(start, work):
     wait_for("an epoch", lambda: "epoch   1/90" in said() or agent.poll() is not None)
     agent.kill()
     agent.wait()
-    wait_for("both trainers to stop", lambda: not left(work), 10)
+    wait_for("both trainers to stop", lambda: not marked(work), 10)
     assert "go on: python train.py --name run --resume" in said()

@@ -1,6 +1,6 @@
 """SIGKILLs at random moments over a training and a sweep, always resumed.
 
-python tests/by_hand/kill_loop.py [--kills 35 20] [--seed 0]
+python tests/by_hand/kill_loop.py [--kills 35 20 30] [--seed 0]
 
 Each part runs once undisturbed and once killed again and again, on the CPU with a tiny network. The
 two must end the same: weights in last.pt and best.pt bit for bit, log.csv with each epoch once, the
@@ -8,7 +8,8 @@ sweep with the same trials, curves and decisions, none repeated, none lost; afte
 file must be whole. Prints a table; exit code 1 on any difference. The training's processes are
 forked from one that has imported train.py, so that kills fall into its work and not into imports;
 the sweep's are real ones, killed alone (its trainer lives on as an orphan) or together with the
-trainer. About 8 minutes on two cores.
+trainer. A third part kills real trainers with two loader processes, which must be gone five seconds
+later. About 12 minutes on two cores.
 """
 
 import os
@@ -34,10 +35,12 @@ from conftest import (
     draw_pages,
     events,
     flat,
+    marked,
     outcome,
     processes,
     read_log,
     tiny_sweep,
+    wait_for,
 )
 
 import train
@@ -141,6 +144,35 @@ def kill_training(rng, kills):
     return ["training", counts, caught, f"{epochs} epochs in {runs - 1} runs"]
 
 
+def kill_loaders(rng, kills):
+    """Returns the table's row."""
+    flags = [*TINY, f"--epochs={4 * EPOCHS}", f"--T_max={4 * EPOCHS}", "--workers=2"]
+    call(train.main, [*flags, "--workers=0", "--name=calm_l"])
+    counts, caught, runs = 0, 0, 1
+    while counts < kills:
+        name, folder = f"loaders{runs}", Path(f"runs/loaders{runs}")
+        command = [sys.executable, ROOT / "train.py", *flags, f"--name={name}", *resumed(name)]
+        with open(LOG, "ab") as log:
+            env = os.environ | {"MARK": name}
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+        while process.poll() is None and len(marked(name)) < 4:  # with its fork server and loaders
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 3))
+        process.kill()
+        ended = process.wait()
+        assert ended in (0, -signal.SIGKILL), f"exit code {ended}; see log.txt"
+        wait_for("loader processes to end", lambda: not marked(name), 5)  # noqa: B023
+        counts += ended != 0
+        call(check_files, folder)
+        caught += bool(temporaries(folder))
+        if ended == 0 or counts == kills:
+            call(train.main, [*flags, "--workers=0", f"--name={name}", *resumed(name)])
+            call(check_whole, folder)
+            call(same_weights, Path("runs/calm_l"), folder)
+            runs += 1
+    return ["loaders", counts, caught, f"nothing left, {runs - 1} runs of {4 * EPOCHS} epochs"]
+
+
 def start_sweep(name):
     command = [sys.executable, ROOT / "sweep.py", "s.json", "--name", name, *TINY]
     with open(LOG, "ab") as log:
@@ -193,7 +225,7 @@ def kill_sweep(rng, kills):
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, nargs=2, default=(35, 20), help="training, sweep")
+    parser.add_argument("--kills", type=int, nargs=3, default=(35, 20, 30), help="a part")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
@@ -203,12 +235,12 @@ def main():
         call(draw_pages, "pages", 16)
         print("part      SIGKILLs  in mid-write  what")
         try:
-            for part, kills in zip((kill_training, kill_sweep), args.kills):
+            for part, kills in zip((kill_training, kill_sweep, kill_loaders), args.kills):
                 begin = time.monotonic()
                 name, count, caught, what = part(rng, kills)
                 seconds = f"{time.monotonic() - begin:.0f} s"
                 print(f"{name:9s} {count:8d}  {caught:12d}  {what}; equal, {seconds}", flush=True)
-        except AssertionError as error:
+        except (AssertionError, TimeoutError) as error:
             print(f"DIFFERENT: {error}")
             print("\n".join(LOG.read_text().splitlines()[-15:]))
             return 1
