@@ -35,7 +35,7 @@ FULL = {"pages": {"train": 3272, "val": 404, "test": 413}, "words": 382_462, "ki
 FULL |= {"side": 640, "size": 160, "part": (32, 12, 5), "folds": 5}
 FULL |= {"runs": 12, "epochs": 22, "min_iter": 10}
 SMALL = {"pages": {"train": 24, "val": 8, "test": 8}, "words": 240, "kinds": 4, "side": 128}
-SMALL |= {"size": 64, "part": (12, 4, 2), "folds": 2, "runs": 2, "epochs": 2, "min_iter": 1}
+SMALL |= {"size": 64, "part": (12, 4, 2), "folds": 2, "runs": 1, "epochs": 2, "min_iter": 1}
 SWEEP = """program: train.py
 method: bayes
 metric: {{name: val/hmean, goal: maximize}}
