@@ -31,12 +31,12 @@ import cv2
 import numpy as np
 import shapely
 from PIL import Image, JpegImagePlugin
-from tqdm import tqdm
 
 import labels
 from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
 from files import DataError, Parser, UsageError, exit_code, read_json, replace_file, write_json
 from hparams import FITS, Hparams, resolve_hparams
+from report import progress
 from synth import add_noise, shade, smooth_field, synthetic_page
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
@@ -102,9 +102,9 @@ def file_digest(path, *_):
 
 
 def map_threads(function, items, desc):
-    """[function(item) for item in items] on threads (OpenCV frees the interpreter), with a bar."""
+    """[function(item) for item in items] on threads (OpenCV frees the interpreter)."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(function, items), desc, len(items), leave=False, disable=None))
+        return list(progress(pool.map(function, items), desc, len(items)))
 
 
 def fit_factor(page_size, hp):

@@ -201,7 +201,7 @@ def load_checkpoint(path, keys=("model", "hparams")):
     try:
         check_state(state, size)
         return {**state, "hparams": saved_hparams(state["hparams"], "hparams")}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(path, f"not a checkpoint of train.py ({error})") from None
 
 
