@@ -190,7 +190,7 @@ def choose_members(found, keep, given):
     """The `keep` members of the best recorded scores in their order, and their weights of mean 1:
     `given` numbers, `scores`, or None for equal ones. Raises DataError, UsageError."""
     if not 1 <= keep <= len(found):
-        raise UsageError("--best", f"{keep} of {len(found)} members", "keep 1 to all of them")
+        raise UsageError("--best, --drop-worst", f"keep {keep} of {len(found)} members")
     for member in found if keep < len(found) or given == "scores" else ():
         if "hmean" not in member.scores:
             raise DataError(member.name, "no out-of-fold score", "leave out --best, --weights")

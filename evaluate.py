@@ -585,7 +585,9 @@ def predictions_file(path):
             out.add(f"{i:04d}", polygon, confidence=confidence)
         entries.append(json.dumps(pages_to_json([out])["images"], ensure_ascii=False)[1:-1])
 
-    Path(path or "").parent.mkdir(parents=True, exist_ok=True)  # told before a prediction
+    if path:  # told before a prediction
+        replace_file(f"{path}.try", "")
+        os.unlink(f"{path}.try")
     yield write
     if path:
         replace_file(path, '{"images": {' + ",\n".join(entries) + "}}\n")

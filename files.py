@@ -91,9 +91,9 @@ def read_json(path, text=None, flat=False):
             return as_dict([(key.value, value(x)) for key, x in node.value], flat)
         if node.id == "sequence":
             return [value(x) for x in node.value]
-        for kind in (int, float, json.loads) if not node.style else ():
+        for kind in (int, float, lambda x: json.loads(x.lower())) if not node.style else ():
             with contextlib.suppress(ValueError):
-                return kind(node.value or "null")
+                return kind(node.value.strip("~") or "null")
         return node.value
 
     kind = "YAML" if Path(path).suffix in (".yaml", ".yml") else "JSON"
@@ -122,7 +122,8 @@ def replace_file(path, content):
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be a file
+            temporary.unlink()
 
 
 def write_json(path, value, indent=None):

@@ -129,7 +129,8 @@ def image_dir_of(label_file, image_dir=None):
     if image_dir is not None:
         roots = [Path(image_dir), Path(image_dir, "images")]
     if not roots[0].is_dir():
-        raise UsageError(f"--image-dir {image_dir}", "no such folder")
+        where = roots[0] if image_dir is None else f"--image-dir {image_dir}"
+        raise UsageError(where, "no such folder")
     places = []
     for root in roots:
         own = [root / name for name in (stem, beside.name) if (root / name).is_dir()]
@@ -163,7 +164,7 @@ def read_competition(label_file, image_dir=None, need_pictures=True):
         page.group = get(entry, "group", get(get(meta, name), "group"))
         if not isinstance(page.group, str | None):
             raise DataError(where, f"group {shown(repr(page.group))} is not a text")
-        drawn = ((k, w) for k, w in words.items() if not isinstance(w, dict) or w.get("points"))
+        drawn = ((k, w) for k, w in words.items() if not isinstance(w, dict) or w.get("points", w))
         words = ((key, *(get(word, *field) for field in fields)) for key, word in drawn)
         pages.append(fill_page(page, where, words, get(entry, "img_w"), get(entry, "img_h")))
     return pages
@@ -192,6 +193,8 @@ def read_coco(label_file, sheet, image_dir=None):
             points = isinstance(flat, list) and [flat[i : i + 2] for i in range(0, len(flat), 2)]
             word = f"{one.get('id', number)}{f'.{k}' * (k > 0)}", points, text, skip
             words.setdefault(repr(one.get("image_id")), []).append((*word, one.get("score")))
+    if len({repr(get(image, "id")) for image in sheet["images"]}) < len(sheet["images"]):
+        raise DataError(label_file, "two pictures have one id", "number them anew")
     for number, image in enumerate(sheet["images"], 1):
         page = find_page(places, get(image, "file_name"), f"{label_file}: picture {number}")
         where = f"{label_file}: image {shown(page.name)}"

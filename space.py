@@ -284,7 +284,9 @@ def check_rule(rule, metric=""):
         if key == "bands":
             sound = isinstance(x, list) and all(type(b) is int and 1 <= b <= 1e6 for b in x)
             remedy = "give a list of epochs"
-        if not sound and key not in ("type", "strict"):
+        if key == "strict":
+            sound, remedy = isinstance(x, bool), "give true or false"
+        if not sound and key != "type":
             raise UsageError(where, f"{key} is {x!r:.80}", remedy)
     check_share(f"{where}: preserve_threshold", metric, rule.get("preserve_threshold", 0))
     if kind == "hyperband" and not ("min_iter" in rule or {"max_iter", "s"} <= set(rule)):

@@ -111,6 +111,7 @@ def follow_agent(agent):
     """Stops this process, as a SIGTERM does, when the torchrun that started it is gone."""
     while os.getppid() == agent:
         time.sleep(1)
+    print("torchrun is gone: stopping", file=sys.stderr)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -856,7 +857,8 @@ def print_end(trainer, steps, stopped):
         where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {steps}"
     if stopped or trainer.epoch < hp.epochs:
         how = f"{'stopped' if stopped else 'paused'} {where}"
-        print(f"{how}; go on: python train.py --name {hp.name} --resume")
+        amp = f" --amp {hp.amp}" * (hp.amp != "auto")  # another than the run began with, perhaps
+        print(f"{how}; go on: python train.py --name {hp.name} --resume{amp}")
     if trainer.rows and not stopped:
         print(f"last {shown(trainer.scores)}; {MAXIMUM}")
         print(f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}")
@@ -888,7 +890,10 @@ def run_members(runs, args):
         raise UsageError(f"runs/{made[0].name}", *what)
     for hp in made:  # each goes on with its own values, as a single run does
         own = {"name": hp.name, "fold": str(hp.fold), "seed": str(hp.seed)}
-        runs[runs.index(hp)] = resolve(argparse.Namespace(**vars(args) | own))
+        runs[runs.index(hp)] = first = resolve(argparse.Namespace(**vars(args) | own))
+    for k, hp in enumerate(runs if made else ()):  # those that never began: as the others
+        if not Path("runs", hp.name, "hparams.json").exists():
+            runs[k] = dataclasses.replace(first, name=hp.name, fold=hp.fold, seed=hp.seed)
     stop, failed = Stop(), []
     for hp in runs:
         folder = Path("runs", hp.name)
@@ -903,7 +908,7 @@ def run_members(runs, args):
             failed.append(hp.name)
     report_members([hp for hp in runs if hp.name not in failed])
     for name in failed:
-        print(f"failed: {name}; go on with --resume")
+        print(f"failed: {name}; go on by the same command and --resume")
     return 1 if failed else 0
 
 
@@ -948,7 +953,8 @@ def parse_args(argv):
     parser = trainer_parser(__doc__)
     args, rest = parser.parse_known_args(argv)
     if args.resume and not args.name and len(rest) == 1:
-        args.name = os.path.relpath(rest.pop().removesuffix("last.pt"), "runs")
+        run = rest.pop().removesuffix("last.pt")
+        args.name = os.path.relpath(run, "runs") if "/" in run else run
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.name and "/" not in args.name and args.fold not in (None, "all"):  # a sweep has trials
@@ -960,7 +966,7 @@ def check_flags(args, hp):
     """Raises UsageError on flags that have no effect."""
     mirrored = "wandb" in args.log or args.resume and Path("runs", hp.name, "wandb").is_dir()
     rules = [
-        ("fold", hp.folds, "only with --folds"),
+        ("fold", hp.folds, "only with --folds N, in the command or its file"),
         ("seeds", args.seeds is None or args.seeds > 0, "at least 1 is needed"),
         ("val_data", not hp.folds, "not with --folds, which hold pages out"),
         ("min_confidence", hp.pseudo_labels, "only with --pseudo-labels"),
@@ -1022,7 +1028,7 @@ def explaining(work, store=None):
     try:
         return work()
     except (RuntimeError, ConnectionError, EOFError) as error:
-        text, torn = str(error), not isinstance(error, RuntimeError)  # in the middle of a batch
+        text, torn = str(error), not isinstance(error, RuntimeError | BrokenPipeError)
         if "shared memory" in text and "No space left" in text:
             remedy = "lower --workers, or raise its size (Docker: --shm-size=8g)"
             raise DataError("/dev/shm", "is full", remedy) from None

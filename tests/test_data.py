@@ -371,6 +371,9 @@ def test_words_without_points_are_none(tmp_path):
     images = write_page(tmp_path, words=empty) | write_page(tmp_path, "b.png")
     page, other = load_labels(write_labels(tmp_path, images), "train")
     assert page.polygons == page.ids == [] and len(other.polygons) == 1
+    images["a.png"]["words"]["c"] = {"polygon": [[1, 1], [9, 1], [9, 9]]}
+    with pytest.raises(DataError, match="image a.png: word c: 0 points"):
+        load_labels(write_labels(tmp_path, images), "train")
     del images["a.png"]["words"]
     with pytest.raises(DataError, match='image a.png: no "words" object'):  # b.png has them
         load_labels(write_labels(tmp_path, images), "train")

@@ -15,7 +15,7 @@ lr: 5e-4          # PyYAML reads a text
 weight_decay: 5.0e-05
 thresh: 0.3
 T_max: 24
-ema: true
+ema: True
 amp: off          # of YAML 1.1 a boolean
 backbone: efficientnet_b4
 name: "24"
@@ -31,11 +31,11 @@ def test_yaml_has_the_values_of_json(tmp_path):
     assert files.read_json(a) == files.read_json(b) == VALUES
     assert hparams.read_hparams(a) == hparams.read_hparams(b) == VALUES
     a.write_text(
-        "- [1, -3, +2, .5, -.5, 1., 1e3, null, true, x]\n"
+        "- [1, -3, +2, .5, -.5, 1., 1e3, null, true, ~, False, x]\n"
         "- {a: '1', b: {}, 'c d': []}\n- 2024-01-01\n-\n"
     )
     told = [
-        [1, -3, 2, 0.5, -0.5, 1.0, 1e3, None, True, "x"],
+        [1, -3, 2, 0.5, -0.5, 1.0, 1e3, None, True, None, False, "x"],
         {"a": "1", "b": {}, "c d": []},
         "2024-01-01",
         None,

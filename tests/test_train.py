@@ -556,9 +556,9 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, "--resume", "--resume: names no run; add --name"),
         (2, "--lr=1 runs/whole", "unrecognized arguments: runs/whole"),
         (2, "--data=s --init=runs/whole/best.pt", "use --backbone mobilenetv3_small_050 --neck 64"),
-        (2, "--fold=2 --print-hparams", "--fold: only with --folds; leave it out"),
+        (2, "--fold=2 --print-hparams", "--fold: only with --folds N, in the command or its file"),
         (2, "--seeds=0", "--seeds: at least 1 is needed"),
-        (2, "--fold=all", "--fold: only with --folds; leave it out"),
+        (2, "--fold=all", "--fold: only with --folds N, in the command or its file"),
         (2, "--artifact --print-hparams", "--artifact: only with --log wandb"),
         (2, "--min-confidence=0.5", "--min-confidence: only with --pseudo-labels"),
         (2, "--teacher-weight=2", "--teacher-weight: only with --teacher"),
@@ -664,7 +664,7 @@ def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeyp
     assert "failed: cv-fold2" in capsys.readouterr().out
     assert run("--name=cv", *flags) == 2
     error_line(capsys.readouterr().err, "exists; choose another name, or --resume to go on")
-    assert run("--name=cv", *flags, "--resume") == 0
+    assert train.main(["--name=cv", "--folds=3", "--fold=all", "--resume"]) == 0  # their own values
     out = capsys.readouterr().out
     assert "runs/cv-fold1 is finished" in out and "runs/cv-fold3 is finished" in out
     states = [last(f"cv-fold{k}") for k in (1, 2, 3)]
