@@ -502,7 +502,8 @@ def build(args):
     members, weights = choose_members(found, keep, args.weights)
     shares = {member.name: f"weight {w:.4f}" for member, w in zip(members, weights)}
     for name, _, _, scores, _ in found:
-        told = f"{shares.get(name, 'left out')}, recorded hmean {scores.get('hmean', 'none')!s:.6}"
+        hmean = f"{scores['hmean']:.4f}" if "hmean" in scores else "none"
+        told = f"{shares.get(name, 'left out')}, recorded hmean {hmean}"
         print(f"member {name}: {told}", file=sys.stderr)
     votes = len(members) / 2 + 1e-6 if args.votes is None else args.votes
     if not 0 < votes <= len(members):

@@ -441,15 +441,15 @@ def test_few_pages_or_what_is_not_better_cannot_open_the_gate(run):
 
 def test_no_arguments_take_the_folds_and_the_pages_outside_them(run):
     out, err = run(code=5)  # untrained networks do not vote better
-    says = (f"member {m}: weight 1.0000, recorded hmean 0.5{k}\n" for k, m in enumerate(FOLDS, 1))
+    says = (f"member {m}: weight 1.0000, recorded hmean 0.5{k}00\n" for k, m in enumerate(FOLDS, 1))
     assert err == "".join(says) and "ensemble by maps of 2" in out and "6 pages" in out
 
 
 def test_members_are_named_with_weights_and_scores_and_none_votes_twice(run):
     err = run(*FOLDS, "--data", "DATA", "--weights", "1,3", code=5).err
-    assert f"member {FOLDS[1]}: weight 1.5000, recorded hmean 0.52\n" in err
+    assert f"member {FOLDS[1]}: weight 1.5000, recorded hmean 0.5200\n" in err
     out, err = run(*FOLDS, "--data", "DATA", "--best", "1", "--json")
-    assert f"member {FOLDS[0]}: left out, recorded hmean 0.51\n" in err
+    assert f"member {FOLDS[0]}: left out, recorded hmean 0.5100\n" in err
     (only,) = json.loads(out)["members"]
     assert (only["name"], only["weight"]) == (FOLDS[1], 1)
     # as another file, of another epoch, in half precision as --export writes it
