@@ -192,7 +192,7 @@ REFUSED = [
     (2, "p.json --data s --tile 64", "only with a checkpoint"),
     (2, "p.json --data nowhere", "nowhere: no such file"),
     (2, "p.json --data s --device abacus", "not a device"),
-    (1, "p.json --data s --out p.json/o.json", "error: p.json: File exists; what was written"),
+    (1, "p.json --data s --out p.json/o.json", "error: p.json/o.json.try: File exists; what was"),
     (1, "junk.pt --data s", "junk.pt: damaged, or not a checkpoint"),
     (2, "none.pt --data s", "none.pt: cannot be read"),
     (1, "brace.json --data s", "brace.json: not a JSON file"),
@@ -252,7 +252,7 @@ def test_a_full_memory_or_disk_is_one_line(run, monkeypatch):
     error_line(run(checkpoint(), code=3).err, "out of memory; lower --size")
     monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
     err = run(predictions(), "--data", "s", "--out", "new/out.json", code=1).err
-    error_line(err, "error: new/out.json: No space left on device; ")
+    error_line(err, "error: new/out.json.try: No space left on device; ")
     assert not list(Path("new").iterdir())
 
 
