@@ -129,7 +129,7 @@ def image_dir_of(label_file, image_dir=None):
     if image_dir is not None:
         roots = [Path(image_dir), Path(image_dir, "images")]
     if not roots[0].is_dir():
-        where = roots[0] if image_dir is None else f"--image-dir {image_dir}"
+        where = f"--image-dir {image_dir}" if image_dir else roots[0]
         raise UsageError(where, "no such folder")
     places = []
     for root in roots:

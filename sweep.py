@@ -317,7 +317,7 @@ def climb(score, points, rng, stepped, rounds=14, tries=24):
 # a cosine schedule needs to tell runs apart at all, and four cheap looks catch a run that slips
 # later. After the cap, paused runs go on band by band, most likely winner first, while the chances
 # they have of beating the best, by what the finished ones gained from there on, add up to CHANCE.
-SHARES, CHANCE = (0.25, 0.375, 0.5, 0.7), 0.07
+BAND_SHARES, CHANCE = (0.25, 0.375, 0.5, 0.7), 0.07
 
 
 def eta_of(rule):
@@ -330,7 +330,7 @@ def bands_of(rule, epochs):
     if rule["type"] == "brackets":
         return sorted({rung for rungs in brackets(epochs, eta) for _, rung in rungs})
     if rule["type"] == "pause":
-        return sorted(rule.get("bands") or {max(1, int(share * epochs)) for share in SHARES})
+        return sorted(rule.get("bands") or {max(1, int(share * epochs)) for share in BAND_SHARES})
     if "max_iter" in rule:
         parts = [rule["max_iter"] / eta ** (k + 1) for k in range(int(rule["s"]))]
         return sorted(int(b) for b in parts if b >= 1)
@@ -630,7 +630,7 @@ def essence(spec, extra):
 
 def resolve(words, ours=()):
     """train.py's flags, none of the keys `ours`, -> Hparams. Raises DataError, UsageError."""
-    from hparams import Hparams, given_flags, read_hparams, trainer_parser, validate
+    from hparams import resolve_hparams, trainer_parser
 
     parser = trainer_parser()
     args, unknown = parser.parse_known_args(words)
@@ -640,8 +640,7 @@ def resolve(words, ours=()):
     for key in ours:
         if vars(args).get(key) != parser.get_default(key):
             raise UsageError(f"--{key.replace('_', '-')}", "is the sweep's to set; leave it out")
-    values = read_hparams(args.hparams) if args.hparams else {}
-    return validate(Hparams(**{**values, **given_flags(args)}), args.hparams or "flags")
+    return resolve_hparams(args)
 
 
 # ---------------------------------------------------------------- trials

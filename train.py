@@ -389,7 +389,7 @@ class Trainer:
         return torch.cat([loss.detach()[None], parts]) * share
 
     def loss_of(self, pages, maps):
-        """The loss, a scalar, and its parts [3] of a batch."""
+        """pages, maps: see `train_step` -> the loss, a scalar, its parts [3] (BCE, L1, Dice)."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             logits = self.forward(pages)  # [B, 2, H, W]
             with torch.no_grad():
@@ -401,7 +401,7 @@ class Trainer:
 
     def rehearse(self, pages, height, width):
         """Take the memory of a step on the largest canvas before the first one, not hours later;
-        weights, statistics and random state stay. Raises what the step would."""
+        weights, statistics and random state stay. pages: how many. Raises what the step would."""
         kept = [buffer.clone() for buffer in self.model.buffers()]
         moments = [torch.empty_like(p) for p in self.model.parameters() for _ in "mv"]  # Adam's
         with torch.random.fork_rng([self.device] * (self.device.type == "cuda")):
@@ -1024,7 +1024,7 @@ def main(argv=None):
 
 
 def explaining(work, store=None):
-    """work(), and what a RuntimeError of PyTorch means in its users' words; any other as it is."""
+    """work(). Raises DataError where an error of PyTorch has words for users, else that error."""
     try:
         return work()
     except (RuntimeError, ConnectionError, EOFError) as error:

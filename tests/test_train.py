@@ -452,8 +452,7 @@ def test_a_step_is_clipped_and_frozen_batch_norm_keeps_its_statistics(frozen):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_rehearsal_takes_a_step_s_memory_and_moves_nothing(whole, frozen, monkeypatch):
-    """What it does on a GPU, here: the run is the undisturbed one's bit for bit."""
+def test_a_rehearsal_takes_a_step_s_memory_and_moves_nothing(frozen):
     trainer = small_trainer(freeze_bn=frozen)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     seen, random = [], torch.get_rng_state()
