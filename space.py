@@ -119,10 +119,8 @@ def parse_law(where, kind, spec):
     given, whole = f"{first} {a!r:.80}, {second} {b!r:.80}", kind == "int_uniform"
     if not (is_number(a) and is_number(b)) or whole and {type(a), type(b)} != {int}:
         raise UsageError(where, given, f"{kind} needs two {'integers' if whole else 'numbers'}")
-    if first == "min" and a >= b:
-        raise UsageError(where, f"min is not less than max: {given}", "swap or widen them")
-    if first == "mu" and b <= 0:
-        raise UsageError(where, given, "sigma must be above 0")
+    if b <= (a if first == "min" else 0):
+        raise UsageError(where, given, "min must be less than max, sigma above 0")
     if base == "log_uniform_values":
         if a <= 0:
             raise UsageError(where, f"min {a} has no logarithm", "give a min above 0")
@@ -294,7 +292,8 @@ def check_rule(rule, metric=""):
 
 
 METRIC = {"name": "hmean", "goal": "maximize"}
-USED = {"method", "metric", "parameters", "early_terminate", "run_cap", "seed"}
+OURS = {"seed", "replicate"}
+USED = {"method", "metric", "parameters", "early_terminate", "run_cap", *OURS}
 NO_EFFECT = {"program", "project", "name", "description", "entity", "apiVersion", "kind"}
 NO_EFFECT |= {"controller", "job", "image_uri", "metrics", "scheduler", "command"}
 
@@ -308,7 +307,8 @@ def check_spec(spec):
         raise UsageError("metric", f"is {metric!r:.80}", "give name and goal")
     check_keys("sweep", spec, USED | NO_EFFECT)
     check_keys("metric", metric, {"name", "goal", "target", "impute", "impute_while_running"})
-    method, cap, seed = spec.get("method"), spec.get("run_cap", 1), spec.get("seed", 0)
+    method, cap = spec.get("method"), spec.get("run_cap", 1)
+    seed, again = spec.get("seed", 0), spec.get("replicate", False)
     goal, target = metric.get("goal", "minimize"), metric.get("target", 0)
     for where, value, sound, remedy in (
         ("method", method, method in ("bayes", "random", "grid"), "give bayes, random or grid"),
@@ -316,6 +316,7 @@ def check_spec(spec):
         ("metric: target", target, is_number(target), "give a number"),
         ("run_cap", cap, type(cap) is int and cap >= 1, "give an integer of at least 1"),
         ("seed", seed, type(seed) is int and seed >= 0, "give an integer of at least 0"),
+        ("replicate", again, again in (False, method == "bayes"), "give true, with method bayes"),
     ):
         if not sound:
             raise UsageError(where, f"is {value!r:.80}", remedy)
@@ -323,11 +324,13 @@ def check_spec(spec):
     if spec.get("early_terminate") is not None:
         check_rule(spec["early_terminate"], metric["name"])
     cube = Cube(parse_space(spec))
-    names = [d.name for d in cube.dims]
+    names, free = ([d.name for d in dims] for dims in (cube.dims, cube.free))
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError("parameters", f"{shown(twice[0])} comes twice (dots aside)", "remove one")
-    if "epochs" in [d.name for d in cube.free]:
+    if "epochs" in free:
         raise UsageError("parameters: epochs", "varies", "trials need one length: give a value")
+    if again and "seed" in free:
+        raise UsageError("parameters: seed", "varies, and replicate sets it", "drop one of them")
     return {**spec, "metric": metric}
 
 
@@ -338,11 +341,11 @@ def flags(params):
 
 def wandb_form(spec):
     """The sweep as W&B's schema and agent and train.py have it, and what was dropped."""
-    form = {k: v for k, v in spec.items() if k != "seed" and v is not None}
+    form = {k: v for k, v in spec.items() if k not in OURS and v is not None}
     name = leaf(spec["metric"]["name"])
     form |= {"metric": {**spec["metric"], "name": LOGGED[name] + name}, "program": "train.py"}
     form["parameters"] = dict(entries(spec["parameters"]))  # nested ones reach train.py as a dict
-    rule, dropped = form.pop("early_terminate", {}), ["seed"] * ("seed" in spec)
+    rule, dropped = form.pop("early_terminate", {}), sorted(OURS & spec.keys())
     known = {"type", *RULE_KEYS["hyperband"]} if rule.get("type") == "hyperband" else ()
     if known:
         form["early_terminate"] = {k: v for k, v in rule.items() if k in known}

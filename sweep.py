@@ -42,12 +42,13 @@ from space import Cube, flags, identity, is_number, leaf, maximised, normal_cdf,
 
 # normal priors on the logs of length scale (of a unit cube's side in d dimensions), signal
 # variance and noise variance of standardised values: mean, standard deviation
-SCALE_PRIOR, SIGNAL_PRIOR, NOISE_PRIOR = (-1.0, 0.7), (0.7, 1.0), (-10.0, 3.0)
+SCALE_PRIOR, SIGNAL_PRIOR, NOISE_PRIOR = (-1.0, 0.7), (0.7, 1.0), (-5.0, 2.0)
 SEED_PRIOR = (0.0, 1.0)  # of the noise in a report: runs may differ by nothing but their seed
 MEAN_VARIANCE = 1.0  # of the unknown constant mean, integrated out
 JITTER = 1e-8
 REACH = 0.15  # of a failure, of the cube's side
 SMALL_SPACE = 2000  # combinations that are all scored
+DRAWS = 32  # of what the known runs are worth
 
 
 def matern(squared):
@@ -82,36 +83,30 @@ def log_likelihood(theta, gaps, y, variance):
     return value, 0.5 * np.r_[by_scales, signal * (outer * corr).sum(), noise * np.trace(outer)]
 
 
-def minimise(f, x, evaluations, memory=8):
-    """L-BFGS (Nocedal & Wright 2006, algorithm 7.4): f(x) -> (value, gradient); x, value."""
+def minimise(f, x, evaluations):
+    """BFGS (Nocedal & Wright 2006, algorithm 6.1): f(x) -> (value, gradient); x, value."""
     value, grad = f(x)
-    step, size, pairs = -grad, min(1.0, 1.5 / np.abs(grad).max()), []
+    inverse, size = np.eye(len(x)), min(1.0, 1.5 / np.abs(grad).max())  # of the Hessian
     for _ in range(evaluations):
-        new_value, new_grad = f(x + size * step)
-        if not new_value <= value + 1e-4 * size * (grad @ step):
+        s = -size * (inverse @ grad)
+        new_value, new_grad = f(x + s)
+        if not new_value <= value + 1e-4 * (grad @ s):
             size *= 0.3
             continue
-        s, t, gain = size * step, new_grad - grad, value - new_value
+        t, gain = new_grad - grad, value - new_value
         x, value, grad = x + s, new_value, new_grad
         if gain < 1e-4:
             break
         if s @ t > 1e-12:
-            pairs = (pairs + [(s, t)])[-memory:]
-        step, kept = -grad, []
-        for s, t in reversed(pairs):
-            kept.append((s @ step) / (s @ t))
-            step = step - kept[-1] * t
-        for s, t in pairs[-1:]:
-            step = step * (s @ t) / (t @ t)
-        for (s, t), a in zip(pairs, reversed(kept)):
-            step = step + s * (a - (t @ step) / (s @ t))
-        size = min(1.0, 1.5 / np.abs(step).max())
+            turn = np.eye(len(x)) - np.outer(s, t) / (s @ t)
+            inverse = turn @ inverse @ turn.T + np.outer(s, s) / (s @ t)
+        size = min(1.0, 1.5 / np.abs(inverse @ grad).max())
     return x, value
 
 
-def fit(x, y, variance, category, starts=None, noise=NOISE_PRIOR):
+def fit(x, y, variance, category, start=None, noise=NOISE_PRIOR):
     """x [n, d], standardised y [n], variance [n] -> theta of the largest posterior density, its
-    negative log, and that as a function; from starts, else from two, the second one rough."""
+    negative log, and that as a function; from start or the priors' means."""
     n, d = x.shape
     gaps = squared_gaps(x, x, category)
     mean = np.r_[np.full(d, SCALE_PRIOR[0] + 0.5 * math.log(d)), SIGNAL_PRIOR[0], noise[0]]
@@ -125,9 +120,7 @@ def fit(x, y, variance, category, starts=None, noise=NOISE_PRIOR):
         return 0.5 * z @ z - value, z / sd - grad
 
     evaluations = int(np.clip(1.2e5 / n**2, 12, 40))
-    rough = np.r_[mean[:d] - 0.7, mean[d], -4]
-    found = [minimise(loss, start, evaluations) for start in starts or (mean, rough)]
-    return *min(found, key=lambda f: f[1]), loss
+    return *minimise(loss, mean if start is None else start, evaluations), loss
 
 
 def sample(x, y, variance, category, noise):
@@ -152,33 +145,67 @@ class Posterior:
         self.x, self.category, self.weights = x, category, np.array(weights)
         self.scales = np.exp(-2 * np.atleast_2d(thetas)[:, :d])
         self.signal, self.noise = np.exp(np.atleast_2d(thetas)[:, d:]).T[..., None]
-        cov = self.covariance(x)  # [k, n, n]
+        cov = self.covariance(x, x)  # [k, n, n]
         cov[:, n, n] += self.noise + variance + JITTER
         self.whiten = np.linalg.inv(np.linalg.cholesky(cov))
-        self.alpha = (self.whiten @ y)[:, None] @ self.whiten  # [k, 1, n]
+        self.alpha = np.atleast_2d(y) @ self.whiten.transpose(0, 2, 1) @ self.whiten  # [k, 1, n]
 
-    def covariance(self, z):
-        corr = matern(self.scales @ squared_gaps(self.x, z, self.category))[0]
-        return (self.signal * corr + MEAN_VARIANCE).reshape(-1, len(self.x), len(z))
+    def covariance(self, a, b):
+        corr = matern(self.scales @ squared_gaps(a, b, self.category))[0]
+        return (self.signal * corr + MEAN_VARIANCE).reshape(-1, len(a), len(b))
+
+    def each(self, z):
+        """Means [k, s, m] of each of several y [s, n] at points z [m, d], variance [k, m]."""
+        k = self.covariance(self.x, z)
+        left = self.signal + MEAN_VARIANCE - ((self.whiten @ k) ** 2).sum(1)
+        return self.alpha @ k, np.maximum(left, 1e-14)
+
+    def joint(self, z):
+        """Mean [m] and covariance [m, m] at points z [m, d], under the first theta."""
+        k = self.covariance(self.x, z)[0]
+        left = self.whiten[0] @ k
+        return self.alpha[0, 0] @ k, self.covariance(z, z)[0] - left.T @ left
 
     def __call__(self, z):
-        k = self.covariance(z)
-        left = self.signal + MEAN_VARIANCE - ((self.whiten @ k) ** 2).sum(1)
-        each = (self.alpha @ k)[:, 0]
-        mean = self.weights @ each
-        return mean, np.sqrt(self.weights @ (np.maximum(left, 1e-14) + (each - mean) ** 2))
+        each, left = self.each(z)
+        mean = self.weights @ each[:, 0]
+        return mean, np.sqrt(self.weights @ (left + (each[:, 0] - mean) ** 2))
 
 
 def log_ei(mean, sd, best):
     """Log E[max(f - best, 0)] for f ~ N(mean, sd^2), far below best too (Ament et al. 2023)."""
     z = (mean - best) / sd
-    cdf = np.frompyfunc(normal_cdf, 1, 1)(z).astype(float)
-    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    near = np.log(np.maximum(density + z * cdf, 1e-300))
+    cdf = 0.5 * np.frompyfunc(math.erfc, 1, 1)(-math.sqrt(0.5) * z).astype(float)
+    near = np.log(np.maximum(np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) + z * cdf, 1e-300))
     far = np.minimum(z, -1.0)
     tail = -0.5 * far**2 - 0.5 * math.log(2 * math.pi) - 2 * np.log(-far)
     tail += np.log1p(np.maximum(-3 / far**2, -0.9))
     return np.log(sd) + np.where(z > -20, near, tail)
+
+
+def log_noisy_ei(posterior, theta, x):
+    """Log expected improvement, as a function of z [m, d], on the best of runs at x [n, d] that are
+    known but for noise or pending: the mean of those on each of DRAWS of what they are worth, taken
+    for exact (Letham et al. 2019, eq. 6). Without noise it is log_ei of the best value."""
+    rng, noiseless = np.random.default_rng(0), np.r_[theta[:-1], -np.inf]
+    worth = rng.multivariate_normal(*posterior.joint(x), DRAWS, "ignore", method="eigh")
+    exact, best = Posterior(x, worth, 0, posterior.category, noiseless), worth.max(1)[:, None]
+
+    def score(z):
+        (means,), (left,) = exact.each(z)
+        return np.logaddexp.reduce(log_ei(means, np.sqrt(left), best)) - math.log(DRAWS)
+
+    return score
+
+
+def most_telling(posterior, z):
+    """Of the known runs x [n, d] followed by points z [m, d]: the one where another noisy value is
+    expected to raise the best posterior mean most (Frazier et al. 2009)."""
+    mean, cov = posterior.joint(np.concatenate([posterior.x, z]))
+    moves = cov / np.sqrt(np.maximum(np.diag(cov), 0) + posterior.noise[0] + JITTER)
+    normal = np.random.default_rng(0).standard_normal((32, 1))
+    normal = np.concatenate([normal, -normal])
+    return int(np.argmax([(mean + normal * move).max(1).mean() for move in moves.T]))
 
 
 # ---------------------------------------------------------------- optimiser
@@ -186,7 +213,8 @@ def log_ei(mean, sd, best):
 
 def observations(history, sign):
     """History entries -> the values to maximise, NaN of failed and pending runs, and variances."""
-    value, variance = np.full(len(history), np.nan), np.zeros(len(history))
+    value = np.full(len(history), np.nan)
+    variance = np.array([h.get("sd", 0) for h in history], float) ** 2
     done = [h for h in history if h["state"] == "finished"]
     curves = [sign * np.array(h["history"]) for h in done if h.get("history")]
     for i, h in enumerate(history):
@@ -195,7 +223,7 @@ def observations(history, sign):
         elif h["state"] == "stopped":
             curve = sign * np.array(h.get("history") or [h["value"]], float)
             value[i], sd = project(curve, curves, h.get("epochs", 0))
-            variance[i] = sd * sd
+            variance[i] += sd * sd
     return value, variance
 
 
@@ -207,7 +235,7 @@ def fit_warped(x, y, variance, category):
     unit = max(np.median(below), 1e-12)
     slope = np.where(below > 6 * unit, 6 * unit / np.maximum(below, unit), 1.0)
     below = np.where(below > 6 * unit, 6 * unit * (1 - np.log(slope)), below)
-    fits, starts = [], None
+    fits, theta = [], None
     for power in (0.3, 1.0, 0.0):
         t = 1 + 2 * below / unit
         z = -(t**power - 1) / power if power else -np.log(t)
@@ -215,30 +243,31 @@ def fit_warped(x, y, variance, category):
         scale = max(z.std(), 1e-12)
         cost = len(y) * math.log(scale) - np.log(rate).sum()  # -log Jacobian
         z, own = (z - z.mean()) / scale, variance * (rate * slope / scale) ** 2
-        theta, loss, _ = fit(x, z, own, category, starts)
+        theta, loss, _ = fit(x, z, own, category, theta)
         fits.append((loss + cost, z, own, theta))
-        starts = [theta]
     return min(fits, key=lambda f: f[0])[1:]
 
 
 def suggest(space, history, rng):
     """space (W&B sweep dict), history [{params, value, state: finished | stopped | failed |
-    pending}, ...], rng (numpy Generator) -> params of the next run, none that was tried before;
-    None when all were. Stopped entries have `history`, a value an epoch, and `epochs`, those of a
-    whole run; the `history` of finished ones, if any, extrapolates them. Raises UsageError."""
+    pending}, ...], rng (numpy Generator) -> params of the next run, none that was tried before, or,
+    with `replicate` in the space, those of a run worth repeating and another `seed`; None when all
+    were tried. Entries may have `sd`, a value's known error; stopped ones have `history`, a value
+    an epoch, and `epochs`, those of a whole run; finished ones' `history`, if any, extrapolates
+    them. Raises UsageError."""
     cube = Cube(parse_space(space))
     history = [{**h, "params": plain(h["params"])} for h in history]
-    seen = {cube.key(h["params"]) for h in history}
+    keys = [cube.key(h["params"]) for h in history]
     method, d = space.get("method", "bayes"), len(cube.free)
     count = math.prod(len(d.levels) for d in cube.free)  # 0 where one has no levels
     if method == "grid" and not count:
         raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
-    small = 0 < count <= SMALL_SPACE
-    draws = rng.permutation(list(cube.combinations())) if small else rng.random((512, d))
+    few = cube.combinations() if 0 < count <= SMALL_SPACE else ()
+    draws = rng.permutation(list(few)) if few else rng.random((512, d))
     u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), d)
     value, variance = observations(history, 1 if maximised(space) else -1)
     waiting = np.array([h["state"] == "pending" for h in history], bool)
-    known = np.isfinite(value)
+    known, posterior = np.isfinite(value), None
     if method == "grid":
         ranked = cube.combinations()
     elif method == "random" or not cube.free:
@@ -249,36 +278,36 @@ def suggest(space, history, rng):
         discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
         ranked = draws[np.argsort(discrepancy, kind="stable")]
     else:
-        ranked = by_improvement(cube, u, value, variance, waiting, draws, rng, small)
+        ranked, posterior = by_improvement(cube, u, value, variance, waiting, draws, rng)
+    if posterior and space.get("replicate"):
+        at = most_telling(posterior, cube.features(ranked[:64]))
+        if at < known.sum():
+            key = keys[np.flatnonzero(known)[at]]
+            alike = [h["params"] for h, other in zip(history, keys) if other == key]
+            return alike[0] | {"seed": min(p.get("seed", 0) for p in alike) + len(alike)}
     more = cube.combinations() if count else (rng.random(d) for _ in range(1000))
     candidates = map(cube.decode, itertools.chain(ranked, draws, more))
-    return next((params for params in candidates if cube.key(params) not in seen), None)
+    return next((params for params in candidates if cube.key(params) not in keys), None)
 
 
-def by_improvement(cube, u, value, variance, waiting, draws, rng, small):
-    """Points [m, d] by log expected improvement, the best first. The incumbent is the best
-    posterior mean; pending runs are believed to give their posterior mean; failures repel."""
+def by_improvement(cube, u, value, variance, waiting, draws, rng):
+    """Points [m, d] by log expected improvement, the best first, and the posterior of the known
+    runs. Failures repel."""
     known, x = np.isfinite(value), cube.features(u)
-    failed = x[~known & ~waiting]
+    failed, alive = x[~known & ~waiting], x[known | waiting]
     z, own, theta = fit_warped(x[known], value[known], variance[known], cube.category)
     posterior = Posterior(x[known], z, own, cube.category, theta)
-    means = posterior(x[known])[0]
-    if waiting.any():
-        z, own = np.r_[z, posterior(x[waiting])[0]], np.r_[own, np.zeros(waiting.sum())]
-        posterior = Posterior(np.r_[x[known], x[waiting]], z, own, cube.category, theta)
+    improvement = log_noisy_ei(posterior, theta, alive)
 
     def score(points):
         f = cube.features(points)
-        return log_ei(*posterior(f), means.max()) + log_feasible(cube, f, x[known], failed)
+        return improvement(f) + log_feasible(cube, f, x[known], failed)
 
-    if small:
-        return draws[np.argsort(-score(draws), kind="stable")]
-    top = np.clip(u[known][np.argsort(-means, kind="stable")[:4]], 0, 1).repeat(48, 0)
-    near = top + rng.standard_normal(top.shape) * 10 ** rng.uniform(-3, -0.5, (len(top), 1))
-    points = np.concatenate([draws, np.clip(near, 0, 1)])
-    points = points[np.argsort(-score(points), kind="stable")]
-    found, scores = climb(score, points[:6], rng, cube.stepped)
-    return np.concatenate([found[np.argsort(-scores, kind="stable")], points])
+    points = draws[np.argsort(-score(draws), kind="stable")]
+    top = u[known][np.argsort(-posterior(x[known])[0], kind="stable")[:4]]
+    starts = np.concatenate([points[:4], np.clip(top, 0, 1)])
+    found, scores = climb(score, starts, rng, cube.stepped)
+    return np.concatenate([found[np.argsort(-scores, kind="stable")], points]), posterior
 
 
 def log_feasible(cube, z, x, failed):
@@ -294,21 +323,18 @@ def log_feasible(cube, z, x, failed):
 def climb(score, points, rng, stepped, rounds=14, tries=24):
     """Local search of score from points [m, d]: normal steps whose radius shrinks when none of
     them helps, and jumps to other levels of parameters that have levels; points, scores [m]."""
-    value, (m, d) = score(points), points.shape
-    radius, rows = np.full((m, 1, 1), 0.1), np.arange(m)
+    m, d = points.shape
+    radius, shape = np.full((m, 1, 1), 0.1), (m, tries, d)
     for _ in range(rounds):
-        shape = (m, tries, d)
         moved = rng.random(shape) < max(0.5, 2 / d)
         trial = points[:, None] + rng.standard_normal(shape) * radius * moved
         jump = stepped & (rng.random(shape) < 1 / d)
         trial = np.clip(np.where(jump, rng.random(shape), trial), 0, 1)
-        new = score(trial.reshape(-1, d)).reshape(m, tries)
-        best = new.argmax(1)
-        better = new[rows, best] > value
-        points = np.where(better[:, None], trial[rows, best], points)
-        value = np.maximum(value, new[rows, best])
-        radius[~better] *= 0.4
-    return points, value
+        trial[:, 0] = points
+        scores = score(trial.reshape(-1, d)).reshape(m, tries)
+        best = scores.argmax(1)
+        points, radius[best == 0] = trial[np.arange(m), best], radius[best == 0] * 0.4
+    return points, scores.max(1)
 
 
 # ---------------------------------------------------------------- early stopping
@@ -509,7 +535,7 @@ class Sweep:
             {"params": t.params, "state": t.state, "value": t.history[-1] if t.history else None}
             # a projection takes no more of a stopped run than its last values and how many it has
             | {"history": list(t.history) * (t.recorded or t.state == "stopped")}
-            | {"epochs": self.epochs}
+            | {"epochs": self.epochs, "sd": paired(t.rows)}
             for t in self.trials
         ]
 
@@ -773,7 +799,10 @@ def propose(sweep, queue):
         if cube.key(params) not in tried:
             return params, path
     rng = np.random.default_rng((sweep.spec.get("seed", 0), len(sweep.trials)))
-    return suggest(sweep.spec, sweep.history(), rng), "suggest"
+    params = suggest(sweep.spec, sweep.history(), rng)
+    if params and "seed" in params.keys() - {d.name for d in cube.dims}:  # a replica of seed's runs
+        params["seed"] += sweep.hparams.seed
+    return params, "suggest"
 
 
 def start(sweep, trial, target, slot, options):
@@ -933,6 +962,7 @@ class Row:
         self.point, self.flags = cube.encode(trial.params), " ".join(flags(trial.params))
         self.verdict = next((v for v in reversed(trial.judged) if v["stop"]), None)
         self.ruined, self.chance = False, math.nan  # of a stopped one to beat the best
+        self.paired = paired(trial.rows)
         # what its configuration is worth, what one repetition gives, where a stopped one would end
         self.expected = self.repeated = self.final = estimate(math.nan, math.nan, (0, 1))
 
@@ -976,7 +1006,7 @@ class Findings:
         for row in self.sound if model else ():
             mean, sd = (float(x[0]) for x in model(row.point))
             row.expected = estimate(mean, sd, limits)
-            again = math.hypot(sd, self.noise, paired(row))
+            again = math.hypot(sd, self.noise, row.paired)
             row.repeated = estimate(mean, again, limits, student(len(self.sound) - 1, 0.05))
         whole = [[sign * v for v in r.history] for r in self.finished if r.history]
         for row in self.stopped:
@@ -1011,9 +1041,9 @@ def last(rows):
     return np.array([row.last for row in rows])
 
 
-def paired(row):
+def paired(rows):
     """Standard error of a difference to another run, from a run's interval over pages, or 0."""
-    return PAIRED * float(np.nan_to_num(np.ptp(row.pages))) / 3.92
+    return PAIRED * float(np.nan_to_num(np.ptp(rows[-1][1:3]))) / 3.92 if rows else 0.0
 
 
 class Worth:
@@ -1027,8 +1057,7 @@ class Worth:
         self.cube, self.sign, self.middle, self.unit = cube, sweep.sign, value.mean(), value.std()
         self.unit = max(self.unit, 1e-9)
         x = cube.features(np.array([row.point for row in rows]))
-        own = (variance + [paired(row) ** 2 for row in rows]) / self.unit**2
-        self.known = x, (value - self.middle) / self.unit, own, cube.category
+        self.known = x, (value - self.middle) / self.unit, variance / self.unit**2, cube.category
         self.replicas = len(np.unique(x, axis=0)) < len(x)
         self.prior = SEED_PRIOR[0], SEED_PRIOR[1] * (2 if self.replicas else 1)
         self.model = Posterior(*self.known, *sample(*self.known, self.prior))
@@ -1235,12 +1264,14 @@ def start_sweep(options, extra):
     say_what_has_no_effect(spec, sweep.epochs)
     with held:
         run_sweep(sweep, options, read_enqueued(sweep, options.enqueue, options.known))
-        print("".join(f"{line}\n" for line in write_report(sweep)[1].edges if line), end="")
+        found = write_report(sweep)[1]
+    print("".join(f"{line}\n" for line in found.edges if line), end="")
     print(f"{sweep.folder}/report.md")
-    if whole := [t for t in sweep.trials if t.state == "finished"]:
-        best = max(whole, key=lambda t: sweep.curve(t)[-1])
-        print("the next line is the best of the trials on the pages that select it; see the report")
-        print(f"best {sweep.metric} {best.history[-1]:.4f} trial {best.number}")
+    if found.finished and (best := found.first):
+        worth, lucky = np.nan_to_num(best.expected["mean"], nan=best.last), found.top[0]
+        print("last, by posterior mean and by value, on the pages that select it; see the report")
+        told = f"best {sweep.metric} {worth:.4f} trial {best.number}"
+        print(f"{told}, luckiest {lucky.last:.4f} trial {lucky.number}")
     else:
         print("no trial finished")
 
