@@ -123,19 +123,6 @@ def fit(x, y, variance, category, start=None, noise=NOISE_PRIOR):
     return *minimise(loss, mean if start is None else start, evaluations), loss
 
 
-def sample(x, y, variance, category, noise):
-    """Draws of theta [k, d + 2] around its best fit and their weights [k] by posterior density
-    (importance sampling). Few runs leave theta open, and the best fit alone believes too much."""
-    best, _, loss = fit(x, y, variance, category, noise=noise)
-    draws = int(np.clip(1e7 / len(x) ** 2, 20, 200))
-    steps = np.random.default_rng(0).standard_normal((draws, len(best)))
-    theta = best + 0.7 * steps
-    log = 0.5 * (steps**2).sum(1) - [loss(t)[0] for t in theta]
-    weights = np.exp(log - log.max())
-    keep = weights > 1e-3
-    return theta[keep], weights[keep] / weights[keep].sum()
-
-
 class Posterior:
     """GP given x [n, d], y [n], averaged over thetas [k, d + 2] by weights [k]; of points [m, d] it
     gives mean and sd [m] of the noise-free function (Rasmussen & Williams 2006, algorithm 2.1)."""
@@ -1044,6 +1031,19 @@ def last(rows):
 def paired(rows):
     """Standard error of a difference to another run, from a run's interval over pages, or 0."""
     return PAIRED * float(np.nan_to_num(np.ptp(rows[-1][1:3]))) / 3.92 if rows else 0.0
+
+
+def sample(x, y, variance, category, noise):
+    """Draws of theta [k, d + 2] around its best fit and their weights [k] by posterior density
+    (importance sampling). Few runs leave theta open, and the best fit alone believes too much."""
+    best, _, loss = fit(x, y, variance, category, noise=noise)
+    draws = int(np.clip(1e7 / len(x) ** 2, 20, 200))
+    steps = np.random.default_rng(0).standard_normal((draws, len(best)))
+    theta = best + 0.7 * steps
+    log = 0.5 * (steps**2).sum(1) - [loss(t)[0] for t in theta]
+    weights = np.exp(log - log.max())
+    keep = weights > 1e-3
+    return theta[keep], weights[keep] / weights[keep].sum()
 
 
 class Worth:
