@@ -36,7 +36,7 @@ import files
 import space
 from files import KEPT, DataError, Parser, UsageError, exit_code, lock, nearest, read_json
 from report import markdown, page, sweep_blocks
-from space import Cube, flags, identity, is_number, leaf, maximised, normal_cdf, parse_space, plain
+from space import Cube, entries, flags, identity, is_number, leaf, maximised, parse_space, plain
 
 # ---------------------------------------------------------------- Gaussian process
 
@@ -186,13 +186,13 @@ def log_noisy_ei(posterior, theta, x):
 
 
 def most_telling(posterior, z):
-    """Of the known runs x [n, d] followed by points z [m, d]: the one where another noisy value is
-    expected to raise the best posterior mean most (Frazier et al. 2009)."""
+    """Of the known runs x [n, d] followed by points z [m, d]: where another noisy value is expected
+    to raise the best posterior mean most (Frazier et al. 2009), at a tie the best mean."""
     mean, cov = posterior.joint(np.concatenate([posterior.x, z]))
     moves = cov / np.sqrt(np.maximum(np.diag(cov), 0) + posterior.noise[0] + JITTER)
     normal = np.random.default_rng(0).standard_normal((32, 1))
     normal = np.concatenate([normal, -normal])
-    return int(np.argmax([(mean + normal * move).max(1).mean() for move in moves.T]))
+    return int(np.argmax([(mean + normal * m).max(1).mean() for m in moves.T] + 1e-6 * mean))
 
 
 # ---------------------------------------------------------------- optimiser
@@ -237,11 +237,11 @@ def fit_warped(x, y, variance, category):
 
 def suggest(space, history, rng):
     """space (W&B sweep dict), history [{params, value, state: finished | stopped | failed |
-    pending}, ...], rng (numpy Generator) -> params of the next run, none that was tried before, or,
-    with `replicate` in the space, those of a run worth repeating and another `seed`; None when all
-    were tried. Entries may have `sd`, a value's known error; stopped ones have `history`, a value
-    an epoch, and `epochs`, those of a whole run; finished ones' `history`, if any, extrapolates
-    them. Raises UsageError."""
+    pending}, ...], rng (numpy Generator) -> params of the next run, named as in the space, none
+    that was tried before, or, with `replicate` in the space, those of a run worth repeating and
+    another `seed`; None when all were tried. Entries may have `sd`, a value's known error; stopped
+    ones have `history`, a value an epoch, and `epochs`, those of a whole run; finished ones'
+    `history`, if any, extrapolates them. Raises UsageError."""
     cube = Cube(parse_space(space))
     history = [{**h, "params": plain(h["params"])} for h in history]
     keys = [cube.key(h["params"]) for h in history]
@@ -266,15 +266,19 @@ def suggest(space, history, rng):
         ranked = draws[np.argsort(discrepancy, kind="stable")]
     else:
         ranked, posterior = by_improvement(cube, u, value, variance, waiting, draws, rng)
+    new = None
     if posterior and space.get("replicate"):
-        at = most_telling(posterior, cube.features(ranked[:64]))
+        fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in keys]
+        at = most_telling(posterior, cube.features(np.reshape(fresh, (-1, d))))
         if at < known.sum():
             key = keys[np.flatnonzero(known)[at]]
             alike = [h["params"] for h, other in zip(history, keys) if other == key]
-            return alike[0] | {"seed": min(p.get("seed", 0) for p in alike) + len(alike)}
+            new = alike[0] | {"seed": min(p.get("seed", 0) for p in alike) + len(alike)}
     more = cube.combinations() if count else (rng.random(d) for _ in range(1000))
     candidates = map(cube.decode, itertools.chain(ranked, draws, more))
-    return next((params for params in candidates if cube.key(params) not in keys), None)
+    new = new or next((params for params in candidates if cube.key(params) not in keys), None)
+    given = {leaf(name): name for name, _ in entries(space["parameters"])}
+    return new and {given.get(name, name): value for name, value in new.items()}
 
 
 def by_improvement(cube, u, value, variance, waiting, draws, rng):
@@ -434,7 +438,7 @@ def chance_to_win(history, curves, epochs):
     if not curves:
         return 0.5
     mean, sd = project(history, curves, epochs)
-    return normal_cdf((mean - max(c[-1] for c in curves)) / sd)
+    return space.normal_cdf((mean - max(c[-1] for c in curves)) / sd)
 
 
 # ---------------------------------------------------------------- state
@@ -786,10 +790,10 @@ def propose(sweep, queue):
         if cube.key(params) not in tried:
             return params, path
     rng = np.random.default_rng((sweep.spec.get("seed", 0), len(sweep.trials)))
-    params = suggest(sweep.spec, sweep.history(), rng)
-    if params and "seed" in params.keys() - {d.name for d in cube.dims}:  # a replica of seed's runs
+    params = plain(suggest(sweep.spec, sweep.history(), rng) or {})
+    if "seed" in params.keys() - {d.name for d in cube.dims}:  # a replica of seed's runs
         params["seed"] += sweep.hparams.seed
-    return params, "suggest"
+    return params or None, "suggest"
 
 
 def start(sweep, trial, target, slot, options):
@@ -1097,7 +1101,7 @@ def luck(rows, sign):
 def expected_maximum(n):
     """Expected largest of n standard normal values: integral of (x > 0) - Phi^n, by midpoints."""
     x = np.arange(-8, 8, 0.01) + 0.005
-    return float(((x > 0) - np.array([normal_cdf(v) for v in x]) ** n).sum()) / 100
+    return float(((x > 0) - np.array([space.normal_cdf(v) for v in x]) ** n).sum()) / 100
 
 
 def outlier_limit(n):

@@ -350,6 +350,65 @@ def test_minimise_finds_rosenbrocks_minimum():
     assert value < 1e-3 and np.abs(x - 1).max() < 0.1
 
 
+def noisy_model(noise, n=6, d=2, seed=0):
+    """Points, values, theta and the posterior of a few noisy values."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.random((n, d)), rng.standard_normal(n)
+    theta = np.r_[np.full(d, -0.7), 0.3, noise]
+    return x, y, theta, sweep.Posterior(x, y, 0, np.zeros(d, bool), theta)
+
+
+def test_noisy_ei_against_monte_carlo(monkeypatch):
+    monkeypatch.setattr(sweep, "DRAWS", 4000)
+    x, _, theta, posterior = noisy_model(math.log(0.3))
+    z, rng = np.random.default_rng(1).random((5, 2)), np.random.default_rng(2)
+    for known in (x, np.concatenate([x, [[0.5, 0.5]]])):  # the last one is pending
+        mean, cov = posterior.joint(np.concatenate([known, z]))
+        drawn = rng.multivariate_normal(mean, cov, 200_000, method="eigh")
+        n = len(known)
+        gain = np.maximum(drawn[:, n:] - drawn[:, :n].max(1, keepdims=True), 0).mean(0)
+        got = np.exp(sweep.log_noisy_ei(posterior, theta, known)(z))
+        np.testing.assert_allclose(got, gain, rtol=0.1, atol=2e-3)
+
+
+def test_noisy_ei_without_noise_is_the_exact_one():
+    x, y, theta, posterior = noisy_model(-30.0)
+    z = np.random.default_rng(1).random((40, 2))
+    got = sweep.log_noisy_ei(posterior, theta, x)(z)
+    exact = sweep.log_ei(*posterior(z), y.max())
+    likely = exact > -15
+    assert likely.sum() > 20
+    np.testing.assert_allclose(got[likely], exact[likely], atol=0.01)
+
+
+def test_replicas_pull_the_posterior_as_equal_observations_do():
+    """Three values at one point are their mean, known with a third of the variance."""
+    x, y, theta, _ = noisy_model(math.log(0.3))
+    category, z = np.zeros(2, bool), np.random.default_rng(1).random((7, 2))
+    thrice, values = np.concatenate([x, x[:1], x[:1]]), np.r_[y, y[0] + 0.4, y[0] - 1.0]
+    once = np.r_[values[[0, 6, 7]].mean(), y[1:]]
+    less = np.r_[0.3 / 3 - 0.3, np.zeros(5)]
+    many = sweep.Posterior(thrice, values, 0, category, theta)(z)
+    one = sweep.Posterior(x, once, less, category, theta)(z)
+    np.testing.assert_allclose(many, one, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise, gap", [(-4.0, 0.05), (0.0, 0.4), (0.5, 0.02), (-1.0, 0.6)])
+def test_what_tells_most_by_the_closed_form(noise, gap):
+    """Of one known run and one new point, the expected maximum of two straight lines in a normal
+    value (Clark 1961): |slope| times the improvement of the gap in its units."""
+    x, z = np.array([[0.3]]), np.array([[0.3 + gap]])
+    posterior = sweep.Posterior(x, [0.7], 0, np.zeros(1, bool), np.array([-0.7, 0.3, noise]))
+    mean, cov = posterior.joint(np.concatenate([x, z]))
+    gains = []
+    for i in (0, 1):
+        move = cov[:, i] / math.sqrt(cov[i, i] + math.exp(noise))
+        slope = abs(move[0] - move[1])
+        gains.append(np.exp(sweep.log_ei(-np.abs(mean[:1] - mean[1:]), slope, 0.0))[0])
+    assert abs(gains[0] - gains[1]) > 0.02 * max(gains)
+    assert sweep.most_telling(posterior, z) == int(gains[1] > gains[0])
+
+
 # ---------------------------------------------------------------- suggest
 
 
@@ -393,6 +452,37 @@ def test_every_combination_once_then_none(method, parameters, count):
     constants = {k: d["value"] for k, d in parameters.items() if "value" in d}
     assert all(constants.items() <= h["params"].items() for h in history)
     assert sweep.suggest(space_, history, np.random.default_rng(0)) is None
+
+
+def test_names_come_back_as_they_are_in_the_space():
+    space_ = {**cube_space(1), "parameters": {"models.optimizer.lr": log_range(1e-4, 1e-2)}}
+    space_["parameters"]["nested"] = {"parameters": {"size": {"values": [1, 2]}}}
+    for entry_ in drive(space_, lambda p: p["models.optimizer.lr"], 6):
+        assert entry_["params"].keys() == {"models.optimizer.lr", "nested.size"}
+
+
+def test_a_run_worth_repeating_is_proposed_with_another_seed():
+    """Where noise is large the best of few combinations are run again, and go on being."""
+    space_ = {**cube_space(1, "maximize"), "parameters": {"x": {"values": [1, 2, 3, 4, 5]}}}
+    rng, seeds = np.random.default_rng(0), {x: [] for x in (1, 2, 3, 4, 5)}
+    history = [entry({"x": x}, -abs(x - 2) + 0.3 * rng.standard_normal()) for x in seeds]
+    assert sweep.suggest(space_, history, rng) is None
+    space_["replicate"] = True
+    for _ in range(10):
+        params = sweep.suggest(space_, history, rng)
+        seeds[params["x"]].append(params["seed"])
+        history.append(entry(params, -abs(params["x"] - 2) + 0.3 * rng.standard_normal()))
+    assert all(got == list(range(1, 1 + len(got))) for got in seeds.values())
+    assert max(seeds, key=lambda x: len(seeds[x])) == 2 and not seeds[5]
+
+
+def test_a_replica_counts_on_from_the_sweeps_own_seed():
+    state = sweep.Sweep(Path("s"), spec(parameters={"x": {"values": [1, 2, 3, 4]}}), 1, [])
+    state.spec["replicate"], state.hparams = True, sweep.resolve(["--seed=5"])
+    for n, x in enumerate((1, 2, 3, 4), 1):
+        state.trials.append(sweep.Trial(n, {"x": x}, "finished", [0.9 - 0.01 * abs(x - 2)]))
+    params, source = sweep.propose(state, ())
+    assert source == "suggest" and params["seed"] == 6 and params["x"] in (1, 2, 3)
 
 
 def test_starts_spread_over_every_parameter():
