@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import NETWORK, ROOT, error_line, read_log, run_python, write_labels
 
 import train
+from hparams import Hparams
 
 BASE = [*NETWORK, "--data=s,o", "--size=96", "--thresh=0.2", "--box-thresh=0.2", "--unclip-ratio=0"]
 FIRST = "--name=first --epochs=14 --T_max=14 --batch=2 --lr=0.003 --aug-strength=0"
@@ -82,11 +84,27 @@ def test_three_processes_lose_one_start_again_and_stop_together(house, monkeypat
     assert_same_numbers(house, "three")
 
 
+def test_a_step_sends_gradients_only(monkeypatch):
+    """Batch norm's statistics are process 0's, sent when they are used: see averaged_model."""
+    sent, hp = [], Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16)
+    monkeypatch.setattr(dist, "_broadcast_coalesced", lambda *_: sent.append(1))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        trainer = train.Trainer(hp, torch.device("cpu"))
+        assert sent  # once, to begin with the same
+        sent.clear()
+        maps = torch.ones(2, 4, 64, 64, dtype=torch.uint8)
+        trainer.train_step(torch.zeros(2, 64, 64, 3, dtype=torch.uint8), maps, 1e-3, 0)
+        assert not sent and trainer.model.shrink_head[1].num_batches_tracked == 1
+    finally:
+        dist.destroy_process_group()
+
+
 def test_the_first_process_to_fail_says_why(monkeypatch, capsys):
     def fail(args):
         raise failures.pop(0)
 
-    store = torch.distributed.HashStore()
+    store = dist.HashStore()
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     failures = [torch.OutOfMemoryError("CUDA out of memory"), lost, lost, RuntimeError("a bug")]
     monkeypatch.setattr(train, "join_group", lambda: store)
