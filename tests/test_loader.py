@@ -103,7 +103,7 @@ def test_a_sweep_goes_on_after_a_trainer_that_fails(start, work, monkeypatch):
     (crashed,) = events("runs/s", "crashed")
     assert crashed["tail"][-1] == "RuntimeError: a bug in the step"
     assert [e["trial"] for e in events("runs/s", "finished")] == [1, 2]
-    assert not marked(work)
+    wait_for("the loader processes to end", lambda: not marked(work), 5)
 
 
 def test_a_full_shared_memory_is_named(start, work):
