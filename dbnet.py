@@ -318,7 +318,7 @@ def choose_device(name):
             raise
         served = ", ".join(torch.cuda.get_arch_list())
         what = f"{str(error).splitlines()[0]} (torch serves {served})"
-        raise UsageError(where, what, "install the torch for this GPU, or use cpu") from None
+        raise UsageError(where, what, "install torch's wheel for that GPU, or use cpu") from None
     return device
 
 

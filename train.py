@@ -565,8 +565,7 @@ def print_row(trainer, baseline):
 
 def tagged(row):
     """A row's numbers by the names that W&B and TensorBoard show: val/hmean, train/loss."""
-    places = {key: "val/" if key in SCORES else "train/" for key in row if key != "epoch"}
-    return {places[key] + key: row[key] for key in places}
+    return {("val/" if k in SCORES else "train/") + k: v for k, v in row.items() if k != "epoch"}
 
 
 def to_tensorboard(hp, folder):
