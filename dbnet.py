@@ -83,8 +83,7 @@ def make_backbone(name, pretrained):
         raise UsageError(f"backbone {name}", f"timm cannot give its features ({error})") from None
     strides = model.feature_info.reduction()
     if missing := [s for s in STRIDES if s not in strides]:
-        what = f"has features at strides {strides}; {missing} are missing"
-        raise UsageError(f"backbone {name}", what)
+        raise UsageError(f"backbone {name}", f"has strides {strides}; {missing} are missing")
     levels = [max(i for i, s in enumerate(strides) if s == stride) for stride in STRIDES]
     if pretrained == "timm":
         model = download_backbone(name)
@@ -301,14 +300,25 @@ def fold_norms(model):
 
 
 def choose_device(name):
-    """torch.device of --device; `auto` is CUDA where there is one. Raises UsageError."""
-    gpus = torch.cuda.device_count()
+    """torch.device of --device, made the current one; `auto` is CUDA where there is one. Raises
+    UsageError, also where the installed torch cannot work on it."""
+    gpus, where = torch.cuda.device_count(), f"--device {name}"
     try:
         device = torch.device(("cpu", "cuda")[gpus > 0] if name == "auto" else name)
     except RuntimeError:
-        raise UsageError(f"--device {name}", "not a device", "use cuda, cuda:1 or cpu") from None
+        raise UsageError(where, "not a device", "use cuda, cuda:1 or cpu") from None
     if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
-        raise UsageError(f"--device {name}", f"not here, with {gpus} CUDA devices", "use cpu")
+        raise UsageError(where, f"not here, with {gpus} CUDA devices", "use cpu")
+    try:
+        if device.index:  # what asks for no device means the current one
+            torch.cuda.set_device(device)
+        torch.ones(1, device=device)  # the least that runs a kernel
+    except RuntimeError as error:
+        if "out of memory" in str(error):
+            raise
+        served = ", ".join(torch.cuda.get_arch_list())
+        what = f"{str(error).splitlines()[0]} (torch serves {served})"
+        raise UsageError(where, what, "install torch's wheel for that GPU, or use cpu") from None
     return device
 
 

@@ -46,7 +46,7 @@ def amp_dtype(amp, device):
     use float32 unless amp is bf16, which makes prediction faster where they have AMX."""
     if amp == "off" or (device.type != "cuda" and amp != "bf16"):
         return None
-    has_bf16 = amp == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 = amp == "auto" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if amp == "bf16" or has_bf16 else torch.float16
 
 
@@ -150,8 +150,7 @@ def launch(network, tiles, device):
         logits = network.model(pages.to(device, non_blocking=True))  # [B, 1, H, W]
     maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
     maps = maps.to("cpu", non_blocking=True)
-    cuda = device.type == "cuda"  # the stream of this GPU, current or not
-    return maps, torch.cuda.current_stream(device).record_event() if cuda else None
+    return maps, torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
 def mean_map(maps, weights, shape):
@@ -197,7 +196,7 @@ def predict_maps(networks, pages, device, tile=0, failed=None):
                 sheets = open_sheets.pop(sheet.index)
                 yield sheet.index, list(page_maps(sheets, networks, pages[sheet.index]))
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, cv2.getNumberOfCPUs())) as pool:
         loaded = filter(None, ahead(pool, load, range(len(pages)), 4 if tile else 32))
         queue = batches(loaded, 8 if device.type == "cuda" else 1)
         started = ((some, *launch(networks[some[0][0].network], some, device)) for some in queue)
@@ -223,7 +222,7 @@ def predict_each(networks, pages, device, job, tile=0, failed=None):
             turn += 1
 
     bar = report.progress(desc="predicting", total=len(pages))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
+    with ThreadPoolExecutor(min(8, cv2.getNumberOfCPUs())) as pool, bar:
         for i, maps in predict_maps(networks, pages, device, tile, failed):
             waiting[i] = pool.submit(job, pages[i], maps)
             bar.update()

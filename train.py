@@ -137,14 +137,12 @@ def total(values):
 
 def own_device(name):
     """torch.device of --device; under torchrun each process has its own GPU. Raises UsageError."""
-    device = evaluate.choose_device(name)
-    if device.type == "cuda" and dist.is_initialized():
-        here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-        if here > gpus:
+    gpus = torch.cuda.device_count()
+    if dist.is_initialized() and gpus and not name.startswith("cpu"):
+        if (here := int(os.environ["LOCAL_WORLD_SIZE"])) > gpus:
             raise UsageError("torchrun", f"{here} processes, {gpus} GPUs", "lower --nproc-per-node")
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    return device
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    return evaluate.choose_device(name)
 
 
 def machine(device, dtype):
@@ -267,13 +265,12 @@ def make_loader(train, hp, device, start_epoch, start_step, cache=None):
     batches = [batch[rank::size] for batch in batches[start_step:]]
     workers = hp.workers
     if workers < 0:
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = cv2.getNumberOfCPUs() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = max(1, min(16, cores)) if device.type == "cuda" else 0
     ahead = 2**31 // (max(workers, 1) * hp.batch * hp.size**2 * 7)  # in /dev/shm, at most 2 GiB
     # not fork: OpenCV's and OpenMP's threads do not survive it, and the workers would wait for them
-    context = torch.multiprocessing.get_context("forkserver") if workers else None
-    if workers:  # imported once, in memory that the loader processes share
-        context.set_forkserver_preload(["cv2", "shapely", "torch"])
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cv2", "shapely", "torch"])  # once, in memory that they share
     return torch.utils.data.DataLoader(
         data.Receipts(train, hp, cache),
         batch_sampler=batches,
@@ -281,7 +278,7 @@ def make_loader(train, hp, device, start_epoch, start_step, cache=None):
         worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
         prefetch_factor=max(1, min(4, ahead)) if workers else None,
-        multiprocessing_context=context,
+        multiprocessing_context=context if workers else None,
         generator=torch.Generator(),  # or it would draw from the global one, which resume puts back
     )
 
@@ -345,8 +342,8 @@ class Trainer:
         if dist.is_initialized():
             wrap = torch.nn.parallel.DistributedDataParallel
             self.forward = wrap(self.forward, gradient_as_bucket_view=True)
-        paths = [path for path in hp.teacher.split(",") if path]
-        self.teachers = [load_network(path, device)[0] for path in paths]
+            self.forward.broadcast_buffers = False  # see averaged_model; as an argument it warns
+        self.teachers = [load_network(path, device)[0] for path in hp.teacher.split(",") if path]
         self.ema = copy.deepcopy(self.model).eval() if hp.ema else None
         self.averaged = [float_tensors(self.ema), float_tensors(self.model)] if hp.ema else None
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[hp.optimizer]
@@ -424,11 +421,10 @@ class Trainer:
 
     def state(self):
         """Everything exact resume needs, as plain dicts of tensors and JSON types."""
-        cuda = self.device.type == "cuda"
         state = {key: part.state_dict() if part else None for key, part in self.parts().items()}
         state |= {key: getattr(self, key) for key in POSITION}
         state["rng"] = torch.get_rng_state()
-        state["cuda_rng"] = torch.cuda.get_rng_state(self.device) if cuda else None
+        state["cuda_rng"] = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
         return state | {"hparams": dataclasses.asdict(self.hp), "origin": self.origin}
 
     def parts(self):
@@ -447,7 +443,7 @@ class Trainer:
                 self.origin[key] = sorted({*self.origin[key], *values})
             torch.set_rng_state(state["rng"])
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+                torch.cuda.set_rng_state(state["cuda_rng"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             what = f"does not fit its hparams.json ({str(error).splitlines()[0]})"
             raise DataError(f"{folder}/last.pt", what) from None
@@ -499,7 +495,6 @@ def write_checkpoints(folder, last, best, failed):
 def keep_previous(folder):
     """Make prev.pt a second name of last.pt, without a moment in which either is missing."""
     temporary = folder / f".prev.pt.{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)
     try:
         os.link(folder / "last.pt", temporary)
     except OSError:  # a file system without hard links
@@ -570,8 +565,7 @@ def print_row(trainer, baseline):
 
 def tagged(row):
     """A row's numbers by the names that W&B and TensorBoard show: val/hmean, train/loss."""
-    places = {key: "val/" if key in SCORES else "train/" for key in row if key != "epoch"}
-    return {places[key] + key: row[key] for key in places}
+    return {("val/" if k in SCORES else "train/") + k: v for k, v in row.items() if k != "epoch"}
 
 
 def to_tensorboard(hp, folder):
@@ -731,8 +725,7 @@ def finish_epoch(trainer, val, others, steps):
     seconds, waited = trainer.timing
     row["seconds"], row["wait"] = seconds + row["val_seconds"], waited / seconds
     row["images_s"] = steps * hp.batch / seconds
-    cuda = trainer.device.type == "cuda"
-    row["peak_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30 if cuda else 0.0
+    row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30  # of the run's GPU; 0 on a CPU
     trainer.rows.append({key: row[key] for key in COLUMNS})
     if is_best := row["hmean"] > trainer.best["hmean"]:
         trainer.best = {"hmean": row["hmean"], "epoch": row["epoch"]}
@@ -751,8 +744,6 @@ def open_folder(hp, folder, resume):
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    if hp.cache:
-        (folder / "cache").mkdir()
     print(f"run folder {folder}", flush=True)
     return held
 
@@ -1005,12 +996,10 @@ def main(argv=None):
     store = join_group()
 
     def work():
-        with contextlib.ExitStack() as stack:
-            if place()[0]:  # rank 0 alone prints, but for the first error
-                hidden = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(hidden))
-                stack.enter_context(contextlib.redirect_stderr(hidden))
-            code = explaining(lambda: start(parse_args(argv)), store)
+        with open(os.devnull, "w") as hidden:  # rank 0 alone prints, but for the first error
+            out, err = (hidden, hidden) if place()[0] else (sys.stdout, sys.stderr)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = explaining(lambda: start(parse_args(argv)), store)
             if store:
                 dist.destroy_process_group()
             return code

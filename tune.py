@@ -2,7 +2,6 @@
 cannot be told from the best, and cross-fitting: what to expect of the choice on other pages."""
 
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -71,7 +70,7 @@ def score_page(item, grid, hp, metric="page"):
 def score_grid(maps, pages, grid, hp, metric="page"):
     """score_page of n pages, on all cores -> [n, *lengths of the axes TUNED, k]."""
     job, items = partial(score_page, grid=grid, hp=hp, metric=metric), list(zip(maps, pages))
-    workers = min(os.cpu_count() or 1, 16, len(items) // 4)
+    workers = min(cv2.getNumberOfCPUs(), 16, len(items) // 4)
     if workers < 2:
         return np.array([job(item) for item in items])
     context = multiprocessing.get_context("forkserver")  # OpenCV's threads do not survive a fork

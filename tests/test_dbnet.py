@@ -10,7 +10,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dbnet import DBNet, db_loss, largest_weights, load_checkpoint, load_network, save_checkpoint
+from dbnet import (
+    DBNet,
+    choose_device,
+    db_loss,
+    largest_weights,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+)
 from files import DataError, UsageError
 from hparams import Hparams
 
@@ -168,6 +176,29 @@ def test_a_loaded_network_gives_the_same_maps_without_batch_norms(path, name, le
     kinds = [type(part) for head in (model.backbone, model.shrink_head) for part in head.modules()]
     assert sum(issubclass(kind, torch.nn.BatchNorm2d) for kind in kinds) == left
     torch.testing.assert_close(dict(state["model"]), dict(net.state_dict()), rtol=0, atol=0)
+
+
+def test_a_gpu_that_this_torch_cannot_work_on_is_one_line(monkeypatch):
+    """Two GPUs, emulated: the wheel has kernels for the second one only."""
+    made_current, trouble = [], "no kernel image is available for execution on the device"
+
+    def ones(*_, device):
+        if device.index != 1:
+            raise RuntimeError(f"CUDA error: {trouble}\nFor debugging pass CUDA_LAUNCH_BLOCKING=1")
+
+    monkeypatch.setattr(torch, "ones", ones)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    assert choose_device("cuda:1") == torch.device("cuda:1") == made_current[0]
+    for name in ("auto", "cuda", "cuda:0"):
+        with pytest.raises(UsageError, match="serves sm_75, sm_80.; install") as error:
+            choose_device(name)
+        assert str(error.value).startswith(f"--device {name}: CUDA error: no kernel image is av")
+    assert "\n" not in str(error.value) and len(made_current) == 1
+    trouble = "out of memory"  # which exit_code explains
+    with pytest.raises(RuntimeError, match=trouble):
+        choose_device("cuda")
 
 
 def test_checkpoint_round_trip_and_a_change_of_any_byte(path):

@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import NETWORK, ROOT, error_line, read_log, run_python, write_labels
 
 import train
+from files import UsageError
+from hparams import Hparams
 
 BASE = [*NETWORK, "--data=s,o", "--size=96", "--thresh=0.2", "--box-thresh=0.2", "--unclip-ratio=0"]
 FIRST = "--name=first --epochs=14 --T_max=14 --batch=2 --lr=0.003 --aug-strength=0"
@@ -82,11 +85,44 @@ def test_three_processes_lose_one_start_again_and_stop_together(house, monkeypat
     assert_same_numbers(house, "three")
 
 
+def test_a_step_sends_gradients_only(monkeypatch):
+    """Batch norm's statistics are process 0's, sent when they are used: see averaged_model."""
+    sent, hp = [], Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16)
+    monkeypatch.setattr(dist, "_broadcast_coalesced", lambda *_: sent.append(1))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        trainer = train.Trainer(hp, torch.device("cpu"))
+        assert sent  # once, to begin with the same
+        sent.clear()
+        maps = torch.ones(2, 4, 64, 64, dtype=torch.uint8)
+        trainer.train_step(torch.zeros(2, 64, 64, 3, dtype=torch.uint8), maps, 1e-3, 0)
+        assert not sent and trainer.model.shrink_head[1].num_batches_tracked == 1
+    finally:
+        dist.destroy_process_group()
+
+
+def test_each_process_has_its_own_gpu_and_touches_no_other(monkeypatch):
+    """The second of two processes on two GPUs, emulated."""
+    touched = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: touched.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: touched.append(str(device)))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    devices = [str(train.own_device(name)) for name in ("auto", "cuda", "cpu")]
+    assert devices == ["cuda:1", "cuda:1", "cpu"]
+    assert touched == ["cuda:1"] * 4 + ["cpu"]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="3 processes, 2 GPUs"):
+        train.own_device("auto")
+
+
 def test_the_first_process_to_fail_says_why(monkeypatch, capsys):
     def fail(args):
         raise failures.pop(0)
 
-    store = torch.distributed.HashStore()
+    store = dist.HashStore()
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     failures = [torch.OutOfMemoryError("CUDA out of memory"), lost, lost, RuntimeError("a bug")]
     monkeypatch.setattr(train, "join_group", lambda: store)

@@ -184,6 +184,16 @@ def test_a_cpu_computes_in_bf16_only_when_told(run):
     assert half == pytest.approx(whole, abs=0.05)
 
 
+def test_the_chosen_gpu_says_whether_it_computes_in_bf16(monkeypatch):
+    """Turing, then Ampere, emulated; ROCm's capabilities are 9.0 and above."""
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda gpu: [(7, 5), (8, 0)][gpu.index]
+    )
+    for gpu, auto in (("cuda:0", torch.float16), ("cuda:1", torch.bfloat16)):
+        kinds = [evaluate.amp_dtype(k, torch.device(gpu)) for k in ("auto", "off", "fp16", "bf16")]
+        assert kinds == [auto, None, torch.float16, torch.bfloat16]
+
+
 REFUSED = [
     (2, "p.json", "needs labels to be scored; add --data"),
     (1, "p.json --data s --compare less.json", "less.json: 1 of 2 pages are not in it"),

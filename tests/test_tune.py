@@ -91,9 +91,9 @@ def test_pages_without_words_score_zero(metric):
 def test_processes_give_what_one_gives(monkeypatch):
     maps, pages = synthetic_set(range(8))
     grid = {**SMALL, "thresh": (0.3,), "unclip_ratio": (2.0,)}
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("cv2.getNumberOfCPUs", lambda: 2)
     parallel = score_grid(maps, pages, grid, HP)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("cv2.getNumberOfCPUs", lambda: 1)
     assert np.array_equal(parallel, score_grid(maps, pages, grid, HP))
 
 
