@@ -103,7 +103,7 @@ def file_digest(path, *_):
 
 def map_threads(function, items, desc):
     """[function(item) for item in items] on threads (OpenCV frees the interpreter)."""
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, cv2.getNumberOfCPUs())) as pool:
         return list(progress(pool.map(function, items), desc, len(items)))
 
 
