@@ -371,7 +371,7 @@ def inspect_pages(pages):
     `near_duplicates`. Raises DataError on the first picture that cannot be read."""
 
     def inspect(page):
-        image, page.size = read_page(page.path, [Hparams(size=512, fit="area")])
+        image, page.size = read_page(page.path, [Hparams(fit="area")])
         return thumbnail(image)
 
     return np.array(map_threads(inspect, pages, "reading pages"))
