@@ -90,14 +90,13 @@ def read_page(path, hps=(), tile=0):
     if kind in ENDS and raw.find(ENDS[kind], end) < 0:  # behind it may be more: phones add a film
         raise DataError(path, "truncated", "fetch it again or leave it out of the labels")
     factors = (max(fit_factor((width, height), hp), tile and hp.size / tile) for hp in hps)
-    factor, odd = max(factors, default=1), abs(width - height) in range(1, 8)
-    # the last pixel covers less: by up to half of one that is needed, and a nearly square picture
-    # would not tell whether it was turned
+    # reduced, nearly square ones do not tell whether they were turned; odd ones end in pixels that
+    # cover less than they stand for: of one that is needed up to a half
+    factor = max(factors, default=1) if abs(width - height) not in range(1, 8) else 1
     steps = [r for r in (2, 4, 8) if factor * max(r, 2 * (-width % r), 2 * (-height % r)) <= 1]
     with contextlib.suppress(cv2.error):
-        reduced = 8 * steps[-1] if steps and kind == "JPEG" and not odd else 0
-        flags = cv2.IMREAD_COLOR_RGB | reduced  # as of IMREAD_REDUCED_COLOR_2, _4 and _8
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
+        reduce = 8 * max(steps, default=0) * (kind == "JPEG")  # of IMREAD_REDUCED_COLOR_2, _4, _8
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB | reduce)
         if image is not None:
             turned = (image.shape[1] < image.shape[0]) != (width < height)
             return image, (height, width) if turned else (width, height)
@@ -166,11 +165,10 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
     """Page and polygons through a homography onto a canvas of `shape` (h, w); words stay whole.
     image: uint8 [H, W, 3], shrunk or not -> uint8 [h, w, 3]; page_size: its (width, height) before.
     Returns it, the mapped polygons and for each whether less than half is still on the canvas."""
-    width, height = page_size or image.shape[1::-1]
-    source = matrix @ np.diag([width / image.shape[1], height / image.shape[0], 1])
+    shrunk = np.divide(page_size or image.shape[1::-1], image.shape[1::-1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
-    pad = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": PAD_COLOUR}
-    image = cv2.warpPerspective(image, np.linalg.inv(half) @ source @ half, shape[::-1], **pad)
+    place = np.linalg.inv(half) @ (matrix @ np.diag([*shrunk, 1])) @ half
+    image = cv2.warpPerspective(image, place, shape[::-1], borderValue=PAD_COLOUR)
     polygons = [cv2.perspectiveTransform(p[None], matrix)[0] for p in polygons]
     cut = np.zeros(len(polygons), bool)
     for i, polygon in enumerate(polygons):
@@ -652,6 +650,7 @@ def synth(out, count, seed, **kind):
 
     try:
         with new_folder(out) as partial:
+            print(f"drawing {count} synthetic receipts into {out}", file=sys.stderr)
             (partial / "images").mkdir()
             pages = map_threads(draw, range(count), "drawing receipts")
             val = max(1, count // 4)
@@ -685,11 +684,7 @@ def resolve_data(data):
         raise UsageError(data, "several sets", "name one; train.py alone takes more")
     if data not in SYNTH_SETS or Path(data).exists():
         return Path(data)
-    folder = Path("data", data)
-    if not (folder / "synth.json").is_file():
-        count = SYNTH_SETS[data]["count"]
-        print(f"drawing {count} synthetic receipts into {folder}", file=sys.stderr)
-    synth(folder, **SYNTH_SETS[data])
+    synth(folder := Path("data", data), **SYNTH_SETS[data])
     return folder
 
 

@@ -1,4 +1,4 @@
-"""by_hand/bench.py: a variant of the step computes what the step computes, and kernels count once."""
+"""by_hand/bench.py: a variant computes what the step computes, and kernels count once."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from torch.autograd import DeviceType
 
 
 def test_products_are_the_convolutions():
-    """Values and gradients; what is no plain 1 x 1 convolution is left alone, and so is the class."""
+    """Values and gradients; what is no plain 1 x 1 convolution is left alone, so is the class."""
     torch.manual_seed(0)
     convs = [torch.nn.Conv2d(8, 4, 1), torch.nn.Conv2d(8, 4, 1, bias=False)]
     convs += [torch.nn.Conv2d(8, 4, 1, stride=2), torch.nn.Conv2d(8, 8, 1, groups=2)]
