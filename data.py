@@ -63,7 +63,14 @@ def read_header(raw):
 
 
 def read_image(path):
-    """uint8 RGB [H, W, 3], EXIF orientation applied. Raises DataError on a missing, broken or
+    """uint8 RGB [H, W, 3] of a whole picture, see `read_page`."""
+    return read_page(path)[0]
+
+
+def read_page(path, hps=(), tile=0):
+    """A picture, uint8 RGB [H, W, 3], and its (width, height), EXIF orientation applied. A JPEG is
+    decoded to 1/2, 1/4 or 1/8 of its sides, rounded up, where no fit of hps (or hp.size pixels of
+    each `tile`) needs more: libjpeg skips the rest. Raises DataError on a missing, broken or
     truncated file, or one of more than MAX_PIXELS. Pillow reads the header and OpenCV, three times
     as fast, the pixels. It would allocate what the header says, and fills a cut file with grey."""
     try:
@@ -82,10 +89,17 @@ def read_image(path):
         raise DataError(path, f"{width} x {height} px", f"up to {MAX_PIXELS >> 20} M are read")
     if kind in ENDS and raw.find(ENDS[kind], end) < 0:  # behind it may be more: phones add a film
         raise DataError(path, "truncated", "fetch it again or leave it out of the labels")
+    factors = (max(fit_factor((width, height), hp), tile and hp.size / tile) for hp in hps)
+    # reduced, nearly square ones do not tell whether they were turned; odd ones end in pixels that
+    # cover less than they stand for: of one that is needed up to a half
+    factor = max(factors, default=1) if abs(width - height) not in range(1, 8) else 1
+    steps = [r for r in (2, 4, 8) if factor * max(r, 2 * (-width % r), 2 * (-height % r)) <= 1]
     with contextlib.suppress(cv2.error):
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB)
+        reduce = 8 * max(steps, default=0) * (kind == "JPEG")  # of IMREAD_REDUCED_COLOR_2, _4, _8
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB | reduce)
         if image is not None:
-            return image
+            turned = (image.shape[1] < image.shape[0]) != (width < height)
+            return image, (height, width) if turned else (width, height)
     raise broken
 
 
@@ -121,21 +135,11 @@ def scaled(page_size, factor):
     return tuple(max(1, round(side * factor)) for side in page_size)
 
 
-def resize_page(image, factor):
-    """A page scaled by `factor`, then padded right and below to multiples of 32. image: uint8 [H,
-    W, 3] -> (uint8 [H', W', 3], scale [2]) with page xy = map xy / scale."""
-    height, width = image.shape[:2]
-    w, h = scaled((width, height), factor)
-    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+def resize_page(image, w, h):
+    """A page [H, W, 3] uint8 brought to w x h, padded right and below to multiples of 32."""
+    method = cv2.INTER_AREA if w < image.shape[1] else cv2.INTER_LINEAR
     image = cv2.resize(image, (w, h), interpolation=method)
-    image = cv2.copyMakeBorder(image, 0, -h % 32, 0, -w % 32, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
-    return image, np.array([w / width, h / height])
-
-
-def apply_homography(matrix, polygon):
-    """Map points [P, 2] by a 3 x 3 matrix."""
-    points = polygon @ matrix[:, :2].T + matrix[:, 2]
-    return points[:, :2] / points[:, 2:]
+    return cv2.copyMakeBorder(image, 0, -h % 32, 0, -w % 32, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
 
 
 def draw_homography(rng, hp, width, height):
@@ -161,12 +165,11 @@ def warp_page(image, polygons, matrix, shape, page_size=None):
     """Page and polygons through a homography onto a canvas of `shape` (h, w); words stay whole.
     image: uint8 [H, W, 3], shrunk or not -> uint8 [h, w, 3]; page_size: its (width, height) before.
     Returns it, the mapped polygons and for each whether less than half is still on the canvas."""
-    width, height = page_size or image.shape[1::-1]
-    source = matrix @ np.diag([width / image.shape[1], height / image.shape[0], 1])
+    shrunk = np.divide(page_size or image.shape[1::-1], image.shape[1::-1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from pixel centres
-    pad = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": PAD_COLOUR}
-    image = cv2.warpPerspective(image, np.linalg.inv(half) @ source @ half, shape[::-1], **pad)
-    polygons = [apply_homography(matrix, p) for p in polygons]
+    place = np.linalg.inv(half) @ (matrix @ np.diag([*shrunk, 1])) @ half
+    image = cv2.warpPerspective(image, place, shape[::-1], borderValue=PAD_COLOUR)
+    polygons = [cv2.perspectiveTransform(p[None], matrix)[0] for p in polygons]
     cut = np.zeros(len(polygons), bool)
     for i, polygon in enumerate(polygons):
         if polygon.min() < 0 or (polygon.max(0) > shape[::-1]).any():
@@ -255,24 +258,22 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
     independent, so where they meet the larger value counts."""
     maps = np.zeros((4, height, width), np.uint8)
     maps[2] = 1
-    tables = edge_tables(polygons) if polygons else []
-    for polygon, edges, skip in zip(polygons, tables, ignore):
+    words = zip(polygons, edge_tables(polygons) if polygons else [], ignore)
+    for polygon, edges, skip in sorted(words, key=lambda word: word[2]):
         length = cv2.arcLength(polygon.astype(np.float32), True)
         reach = shrink_distance(polygon_area(polygon), length, shrink_ratio) if length else 0
         rows, columns = pixel_window(polygon, reach, height, width)
-        shrink, thresh, _, near = maps[:, rows, columns]
-        if skip or not shrink.size or reach <= 0:
+        shrink, thresh, _, near = window = maps[:, rows, columns]
+        if not shrink.size or reach <= 0 and not skip:
             continue
         distance, inside = distance_to_outline(edges, rows, columns)
+        if skip:  # these come last
+            window[[0, 2, 3]] *= ~inside
+            continue
         core = inside & (distance >= reach)
         shrink |= core if core.any() else inside & (distance == distance[inside].max(initial=-1))
         near |= inside | (distance < reach)
         cv2.max(thresh, 255 - cv2.convertScaleAbs(distance, alpha=255 / reach), thresh)
-    for polygon, edges in ((p, e) for p, e, skip in zip(polygons, tables, ignore) if skip):
-        rows, columns = pixel_window(polygon, 0, height, width)
-        covered = maps[:, rows, columns]
-        if covered.size:
-            covered[[0, 2, 3]] *= ~distance_to_outline(edges, rows, columns)[1]
     return maps
 
 
@@ -326,10 +327,9 @@ class Receipts:
         file = Path(self.cache or "", f"{i}.npy")
         if self.cache and file.exists():
             return np.load(file)
-        image = read_image(self.pages[i][0])
-        if (factor := fit_factor(image.shape[1::-1], self.hp)) < 0.5:
-            size = scaled(image.shape[1::-1], factor)
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        image, size = read_page(self.pages[i][0], [self.hp])
+        if (factor := fit_factor(size, self.hp)) < 0.5:
+            image = cv2.resize(image, scaled(size, factor), interpolation=cv2.INTER_AREA)
         with contextlib.suppress(OSError):  # no room for it
             if self.cache:
                 np.save(buffer := io.BytesIO(), image)
@@ -369,8 +369,7 @@ def inspect_pages(pages):
     `near_duplicates`. Raises DataError on the first picture that cannot be read."""
 
     def inspect(page):
-        image = read_image(page.path)
-        page.size = image.shape[1], image.shape[0]
+        image, page.size = read_page(page.path, [Hparams(fit="area")])
         return thumbnail(image)
 
     return np.array(map_threads(inspect, pages, "reading pages"))
@@ -651,6 +650,7 @@ def synth(out, count, seed, **kind):
 
     try:
         with new_folder(out) as partial:
+            print(f"drawing {count} synthetic receipts into {out}", file=sys.stderr)
             (partial / "images").mkdir()
             pages = map_threads(draw, range(count), "drawing receipts")
             val = max(1, count // 4)
@@ -684,11 +684,7 @@ def resolve_data(data):
         raise UsageError(data, "several sets", "name one; train.py alone takes more")
     if data not in SYNTH_SETS or Path(data).exists():
         return Path(data)
-    folder = Path("data", data)
-    if not (folder / "synth.json").is_file():
-        count = SYNTH_SETS[data]["count"]
-        print(f"drawing {count} synthetic receipts into {folder}", file=sys.stderr)
-    synth(folder, **SYNTH_SETS[data])
+    synth(folder := Path("data", data), **SYNTH_SETS[data])
     return folder
 
 

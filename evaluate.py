@@ -84,17 +84,16 @@ def map_shape(page_size, hp):
     return data.scaled(page_size, data.fit_factor(page_size, hp))[::-1]
 
 
-def cut_tiles(image, hp, tile, path):
+def cut_tiles(image, page, hp, tile):
     """(y, x, picture uint8 [h, w, 3]) of a page: the whole of it at `fit_factor` or, where that is
     less than hp.size map pixels for `tile` > 0 page pixels, enlarged to this, in windows of hp.size
     that overlap by a quarter; and the rows and columns without padding."""
-    page_size = image.shape[1::-1]
-    whole = data.fit_factor(page_size, hp)
-    factor = max(whole, hp.size / tile) if tile else whole
-    if image.size / 3 * factor**2 > data.MAX_PIXELS:
+    whole = data.fit_factor(page.size, hp)
+    w, h = data.scaled(page.size, factor := max(whole, tile and hp.size / tile))
+    if w * h > data.MAX_PIXELS:
         what = f"size {hp.size}, --tile {tile}: over {data.MAX_PIXELS >> 20} M pixels"
-        raise DataError(path, what, "use a larger --tile or a smaller --size")
-    shape, image = data.scaled(page_size, factor)[::-1], data.resize_page(image, factor)[0]
+        raise DataError(page.path, what, "use a larger --tile or a smaller --size")
+    image = data.resize_page(image, w, h)
     window = -(-hp.size // 32) * 32 if factor > whole else max(image.shape)
 
     def starts(length):
@@ -102,17 +101,17 @@ def cut_tiles(image, hp, tile, path):
         return [min(start, spare) for start in range(0, spare + stride, stride)]
 
     corners = [(y, x) for y in starts(image.shape[0]) for x in starts(image.shape[1])]
-    return [(y, x, image[y : y + window, x : x + window]) for y, x in corners], shape, image.shape
+    return [(y, x, image[y : y + window, x : x + window]) for y, x in corners], (h, w), image.shape
 
 
 def load_sheets(index, page, networks, tile):
     """The Sheets of a page for each network and page size; sets page.size. Raises DataError."""
-    image = data.read_image(page.path)
-    page.size = image.shape[1], image.shape[0]
-    for k, network in enumerate(networks):
-        for size in network.sizes or (network.hp.size,):
-            tiles, shape, padded = cut_tiles(image, replace(network.hp, size=size), tile, page.path)
-            yield Sheet(index, k, np.empty(padded[:2], np.uint8), shape, tiles)
+    sizes = [(k, size) for k, n in enumerate(networks) for size in n.sizes or (n.hp.size,)]
+    hps = [replace(networks[k].hp, size=size) for k, size in sizes]
+    image, page.size = data.read_page(page.path, hps, tile)
+    for (k, _), hp in zip(sizes, hps):
+        tiles, shape, padded = cut_tiles(image, page, hp, tile)
+        yield Sheet(index, k, np.empty(padded[:2], np.uint8), shape, tiles)
 
 
 def paste(sheet, tile, prob):

@@ -341,9 +341,7 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
 
     unit "word": photographs and scans, a quad a word. "line": mostly narrow grey scans, an upright
     rectangle a run of text cut at wide gaps, the habit of SROIE's labels. difficulty 0..1 scales
-    wear, warp, light, blur and noise. Raises ValueError for another unit."""
-    if unit not in ("word", "line"):
-        raise ValueError(f'unit {unit!r}: give "word" or "line"')
+    wear, warp, light, blur and noise."""
     rng, line = np.random.default_rng(seed), unit == "line"
     photo, hangul = rng.random() < 0.5, float(rng.choice([0, 0, 0.12, 0.9]))
     aspect = rng.uniform(0.7, 0.8) if photo and rng.random() < 0.75 else rng.uniform(0.45, 0.85)

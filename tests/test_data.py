@@ -142,9 +142,8 @@ def test_no_augmentation_is_resize_page_which_keeps_aspect():
     matrix = data.draw_homography(np.random.default_rng(0), hp, 512, 512)
     np.testing.assert_allclose(matrix, np.diag([0.5, 0.5, 1]), atol=1e-12)
     assert (data.augment_colours(image, np.random.default_rng(0), hp) == image).all()
-    small, scale = data.resize_page(np.zeros((1000, 403, 3), np.uint8), 0.64)
-    assert small.shape == (640, 288, 3)
-    np.testing.assert_allclose(np.array([403, 1000]) * scale, [258, 640])
+    small = data.resize_page(np.zeros((1000, 403, 3), np.uint8), *data.scaled((403, 1000), 0.64))
+    assert small.shape == (640, 288, 3) and small[:, 257].max() == 0 < small[:, 258].min()
 
 
 def test_no_page_becomes_longer_than_three_times_its_size():
@@ -162,12 +161,12 @@ def test_fit_says_what_becomes_size_wherever_a_page_is_scaled(tmp_path, fit, sid
     for size, (width, height) in (((1500, 4500), sides), ((900, 900), (640, 640))):
         factor = data.fit_factor(size, hp)
         assert data.scaled(size, factor) == (width, height)
-        page = labels.Page("p.png", tmp_path / "p.png", [np.array([[0, 0], size, [0, size[1]]])])
+        page = labels.Page("p.png", tmp_path / "p.png", [np.array([[0.0, 0], size, [0, size[1]]])])
         page.size, page.ignore = size, [False]
         ((key,),) = data.epoch_batches([page], hp, 0)
         assert key == (0, 0, -(-height // 32) * 32, -(-width // 32) * 32)
         matrix = data.draw_homography(np.random.default_rng(0), hp, *size)
-        there = data.apply_homography(matrix, page.polygons[0])
+        there = cv2.perspectiveTransform(page.polygons[0][None], matrix)[0]
         np.testing.assert_allclose(there, page.polygons[0] * factor, atol=1e-9)
         np.testing.assert_allclose(np.linalg.inv(matrix) @ matrix, np.eye(3), atol=1e-9)
         cv2.imwrite(str(page.path), np.full((*size[::-1], 3), 255, np.uint8))
@@ -175,9 +174,9 @@ def test_fit_says_what_becomes_size_wherever_a_page_is_scaled(tmp_path, fit, sid
         assert stored.shape[1::-1] == (size if factor > 0.5 else (width, height))
         paper = np.argwhere(image.min(2) > 250)[-1] + 1  # [rows, columns]
         assert np.abs(paper - (height, width)).max() <= 1
-        resized, scale = data.resize_page(np.full((*size[::-1], 3), 255, np.uint8), factor)
-        assert resized.shape == image.shape and np.abs(scale - factor).max() < 1e-3
-        np.testing.assert_allclose(np.array((width, height)) / scale, size, atol=0.01)
+        resized = data.resize_page(np.full((*size[::-1], 3), 255, np.uint8), width, height)
+        assert resized.shape == image.shape
+        assert (np.argwhere(resized.min(2) > 250)[-1] + 1).tolist() == [height, width]
 
 
 COLOURS = ("brightness", "contrast", "color", "noise", "blur", "sharpen", "shadow", "fog")
@@ -224,8 +223,8 @@ def test_a_batch_is_the_smallest_canvas_that_holds_its_pages():
     keys = [b for epoch in range(3) for b in data.epoch_batches(pages, hp, epoch)]
     for batch in keys:
         sizes = [(pages[i].size, data.fit_factor(pages[i].size, hp)) for _, i, _, _ in batch]
-        pictures = [(np.zeros((*size[::-1], 3), np.uint8), factor) for size, factor in sizes]
-        shapes = [data.resize_page(*picture)[0].shape for picture in pictures]
+        blank = np.zeros((9, 9, 3), np.uint8)
+        shapes = [data.resize_page(blank, *data.scaled(*size)).shape for size in sizes]
         assert {key[2:] for key in batch} == {tuple(np.max(shapes, 0)[:2])}
     alone = np.mean([min(p.size) / max(p.size) for p in pages])
     used = np.mean([batch[0][2] * batch[0][3] for batch in keys]) / 640**2
@@ -446,6 +445,70 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     Image.fromarray(image).save(path, exif=exif, quality=95)
     read, expected = read_image(path).astype(int), turned[orientation - 1]
     assert read.shape == expected.shape and np.abs(read - expected).mean() < 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_decoded_reduced_and_keeps_its_size(tmp_path, orientation):
+    """Odd sides, turned or not; what is needed is the most that a network or a tile asks for."""
+    path, exif = tmp_path / "a.jpg", Image.Exif()
+    image = cv2.resize(NOISE[:20, :10], (499, 653), interpolation=cv2.INTER_CUBIC)
+    exif[274] = orientation
+    Image.fromarray(image).save(path, exif=exif, quality=95)
+    page, whole = labels.Page("a.jpg", path), read_image(path)
+    data.inspect_pages([page])
+    assert page.size == whole.shape[1::-1] == ((499, 653) if orientation < 5 else (653, 499))
+    for size, tile, step in (320, 0, 2), (160, 0, 2), (100, 0, 4), (64, 0, 8), (64, 200, 2):
+        read, true_size = data.read_page(path, [replace(HP, size=s) for s in (64, size)], tile)
+        assert true_size == page.size
+        assert read.shape[1::-1] == tuple(-(-side // step) for side in true_size)
+        small = cv2.resize(whole, read.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(read.astype(int) - small).mean() < 6
+
+
+def test_what_gains_nothing_is_decoded_whole(tmp_path):
+    """Other formats, pages just under twice the size, and nearly square ones: bit for bit."""
+    for suffix, shape, sides in (
+        (".jpg", (513, 300), 2),
+        (".jpg", (512, 300), 2),
+        (".jpg", (511, 300), 1),
+        (".jpg", (900, 899), 1),
+        (".jpg", (900, 900), 2),
+        (".png", (900, 300), 1),
+        (".webp", (900, 300), 1),
+        (".tif", (900, 300), 1),
+    ):
+        path = tmp_path / f"a{suffix}"
+        cv2.imwrite(str(path), cv2.resize(NOISE, shape[::-1]))
+        image, size = data.read_page(path, [HP])
+        assert size == shape[::-1] and image.shape[0] == -(-shape[0] // sides)
+        assert sides > 1 or (image == read_image(path)).all()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_sample_of_a_photograph_is_that_of_the_whole_picture(tmp_path, monkeypatch, orientation):
+    """Close pixels, the same targets, from the cache too; a half, and a quarter that is shrunk."""
+    image, words = synth.synthetic_page(3, size=1024, words=40)
+    image = image[:, : image.shape[1] // 4 * 4]
+    path, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(image if orientation == 1 else np.rot90(image)).save(path, exif=exif)
+    page = labels.Page(path.name, path)
+    for word in words:
+        page.add(len(page.ids), word["points"])
+    data.inspect_pages([page])
+    picture = read_image(path)
+    for size in (480, 192):
+        hp = replace(HP, size=size, aug_rotate=5.0, aug_scale=0.4, batch=1)
+        key = data.epoch_batches([page], hp, 0)[0][0]
+        (tmp_path / f"cache{size}").mkdir()
+        stored = data.Receipts([page], hp, tmp_path / f"cache{size}")
+        reduced, again = stored[key], stored[key]
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "read_page", lambda *_: (picture, page.size))
+            whole = data.Receipts([page], hp)[key]
+        assert (reduced[0] != whole[0]).any() and (reduced[1] == whole[1]).all()
+        assert np.abs(reduced[0].astype(int) - whole[0]).mean() < 2
+        assert all((a == b).all() for a, b in zip(reduced, again, strict=True))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])

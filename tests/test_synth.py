@@ -45,8 +45,6 @@ def test_lines_are_upright_rectangles_cut_at_wide_gaps():
     assert 3.2 < np.median(shapes) < 5.2 and 38 <= np.median([len(page[1]) for page in pages]) <= 62
     assert not any(set(text) <= set("-=*_. ") for text in texts)
     assert 0.44 <= np.median([image.shape[1] / image.shape[0] for image, _ in pages]) <= 0.6
-    with pytest.raises(ValueError, match="unit 'page'"):
-        synthetic_page(5, unit="page")
 
 
 def test_a_line_is_cut_where_the_gap_is_wide():

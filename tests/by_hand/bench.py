@@ -5,17 +5,23 @@ python tests/by_hand/bench.py [PART ...] [--growth] [--device cuda]
 One thread, medians of alternating rounds (a machine that changes its speed changes both), the
 machine and versions first. Peers come from tests/requirements.txt; an absent one is named and
 skipped. `--growth` adds how each part grows with words, page size or trials. `--device cuda`
-measures inference and the training step on the GPU, at the sizes that users train.
+measures inference and the training step on the GPU, at the sizes that users train: `step` ends
+within nine minutes, its rows the most telling first, and says which it left out.
 """
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as train.py
 
+import contextlib
+import gc
 import gzip
 import importlib.metadata
+import itertools
 import json
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -25,13 +31,17 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import pyclipper
 import shapely
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -43,20 +53,20 @@ import data
 import labels
 import sweep
 import synth
+import train
 from cleval import cleval
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet, db_loss, load_network
-from evaluate import Network, predict
+from evaluate import Network, amp_dtype, predict
 from files import Parser
 from hparams import Hparams
-from train import Trainer
 from tune import score_page
 
-cv2.setNumThreads(1)
-torch.set_num_threads(1)
 DECODING = {"thresh": 0.3, "box_thresh": 0.3, "unclip_ratio": 1.6, "max_candidates": 1000}
 DECODING["min_size"] = 3
 WORDS = {10: (10, 1), 50: (25, 2), 120: (30, 4), 250: (42, 6), 500: (63, 8)}  # rows x columns
+LOADER_NEED = 128 / 16  # pages/s a core: what a GPU is to take, from the cores beside it
+STEP_SECONDS = 480  # of the rows of the training step; its floor, a minute, comes after them
 
 
 def median_ms(*runs, rounds=7):
@@ -341,12 +351,88 @@ def time_sample(path, polygons, hp):
     print(f"sample {shape[0]} x {shape[1]}, {len(polygons)} words: {parts} ms; {pace}")
 
 
+def bench_loader(args):
+    """Training samples of drawn receipts and of photographs of them, as one loader process makes
+    them, on the square canvas and on the receipts' own; CPU time, since cores may be shared."""
+    print(f"loader, pages/s a core; needed for 128 images/s from 16 cores: {LOADER_NEED:.1f}")
+    for side in (1280, 4000):
+        with tempfile.TemporaryDirectory() as folder:
+            pages = [write_photograph(number, side, Path(folder)) for number in range(3)]
+            time_loader(pages, side, Hparams(batch=1), Path(folder))
+
+
+def write_photograph(number, side, folder):
+    """A drawn receipt, its longer side `side`, with a sensor's noise where it is enlarged."""
+    image, words = draw_receipt(number)
+    factor, rng = side / max(image.shape[:2]), np.random.default_rng(number)
+    if factor > 1:
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+        image = synth.add_noise(image, rng, 4)
+    page = labels.Page(f"{number}.jpg", folder / f"{number}.jpg", size=image.shape[1::-1])
+    for word in words:
+        page.add(len(page.ids), word["points"] * factor)
+    cv2.imwrite(str(page.path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return page
+
+
+def time_loader(pages, side, hp, folder):
+    keys = [key for batch in data.epoch_batches(pages, hp, 0) for key in batch]
+    square = [(epoch, i, hp.size, hp.size) for epoch, i, _, _ in keys]
+    (folder / "cache").mkdir()
+    kinds = {"": data.Receipts(pages, hp), ", --cache": data.Receipts(pages, hp, folder / "cache")}
+    for canvas, own in ((f"{hp.size} x {hp.size}", square), ("receipts' own", keys)):
+        times = {kind: [] for kind in kinds}
+        for _ in range(4):
+            for (kind, receipts), key in itertools.product(kinds.items(), own):
+                begin = time.process_time()
+                receipts[key]
+                times[kind].append(time.process_time() - begin)
+        for kind, kept in times.items():
+            pace = 1 / statistics.mean(sorted(kept)[: -len(own)])  # but for a cold cache
+            enough = "enough" if pace >= LOADER_NEED else "TOO FEW"
+            print(f"  {side} px, {canvas + kind:24s} {pace:7.1f} pages/s  {enough}", flush=True)
+
+
+# what might make the step faster, each to be shown before it earns its lines in train.py
+
+
+@contextlib.contextmanager
+def cudnn_benchmark():
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def products():
+    """Convolutions 1 x 1 as matrix products on the channels-last view."""
+    plain = nn.Conv2d.forward
+
+    def forward(conv, x):
+        shape = conv.kernel_size, conv.stride, conv.padding, conv.groups
+        if shape != ((1, 1), (1, 1), (0, 0), 1):
+            return plain(conv, x)
+        out = F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias)
+        return out.permute(0, 3, 1, 2)
+
+    return mock.patch.object(nn.Conv2d, "forward", forward)
+
+
+def compiled_loss():
+    return mock.patch.object(train, "db_loss", torch.compile(db_loss))
+
+
+VARIANTS = {"cudnn.benchmark": cudnn_benchmark, "1x1 products": products}
+VARIANTS |= {"compiled loss": compiled_loss}
+
+
 def training_step(backbone, shape, device, **options):
-    """A function that runs one real step of train.py on random pages [B, H, W] and waits for the
-    GPU. options: hyperparameters."""
+    """A function that takes `count` real steps of train.py on random pages [B, H, W], waits for
+    them and returns the last loss. options: hyperparameters."""
     hp = Hparams(backbone=backbone, pretrained="none", batch=shape[0], **options)
-    trainer = Trainer(hp, device)
-    trainer.model.train()
+    trainer = train.Trainer(hp, device)
+    trainer.train_mode()
     batch, height, width = shape
     rng = np.random.default_rng(0)
     quads = [q * [width / 1024, height / 1024] for q in page_of_lines()]
@@ -355,10 +441,10 @@ def training_step(backbone, shape, device, **options):
     pages = rng.integers(0, 255, (batch, height, width, 3), np.uint8)
     pages = torch.from_numpy(pages).to(device)
 
-    def step():
-        trainer.train_step(pages, maps, 1e-4, 1)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+    def step(count=1):
+        for _ in range(count):
+            losses = trainer.train_step(pages, maps, 1e-4, 1)
+        return losses[0].item()
 
     return step
 
@@ -409,50 +495,121 @@ def print_floor(backbone, shapes):
         print(f"    {size / 1e9:9.1f} GB {size / total:4.0%} {calls:5d} calls  {name}")
 
 
+def step_rows(gpu):
+    """Rows of the step's table, the most telling first: what is printed, the least seconds that it
+    takes, batch x height x width, names of VARIANTS, hyperparameters."""
+    square, receipts = ((8, 960, 960), (8, 960, 512)) if gpu else ((2, 160, 160), (2, 160, 96))
+    both, loss = ("cudnn.benchmark", "1x1 products"), ("compiled loss",)
+    return [
+        (time_step, 25, square, (), {}),
+        (time_step, 40, square, both[:1], {}),
+        (time_step, 25, square, both[1:], {}),
+        (time_step, 40, square, both, {}),
+        (time_step, 60, square, loss, {}),
+        (time_step, 60, square, both + loss, {}),
+        (profile_step, 30, square, (), {}),
+        (time_step, 25, receipts, (), {}),
+        (time_step, 25, square, (), {}),  # again: has the machine changed its speed?
+        (time_step, 150, square, (), {"compile": True}),
+        (profile_step, 30, square, both, {}),
+        (time_step, 40, receipts, both + loss, {}),
+        (time_step, 40, (2 * square[0], *square[1:]), both, {}),
+        (time_step, 25, receipts, (), {"amp": "off"}),
+        (time_step, 40, (4 * square[0], *square[1:]), both, {}),
+        (time_step, 150, square, both, {"compile": True}),
+    ]
+
+
 def bench_step(args):
-    """The floor of the step, images/s on square pages and on receipts' canvas, where time goes."""
-    device = torch.device(args.device)
-    gpu = device.type == "cuda"
-    print_floor("efficientnet_b4", [(8, 640, 640), (8, 960, 960), (8, 960, 512)])
-    backbone = "efficientnet_b4" if gpu else "tf_efficientnet_lite0"
+    """Images/s of the training step, plain and with what might make it faster; where its time goes;
+    and its floor, which needs no GPU."""
+    device, end = torch.device(args.device), time.perf_counter() + STEP_SECONDS
+    gpu, first, left_out = device.type == "cuda", None, []
+    backbone = "efficientnet_b4" if gpu else "mobilenetv3_small_050"
     name = f"{device} {torch.cuda.get_device_name()}" if gpu else device
-    print(f"training step of {backbone}, {name}")
-    for batch, size in ((8, 640), (16, 640), (32, 640), (8, 960)) if gpu else ((2, 320),):
-        receipt = batch, size, round(0.55 * size / 32) * 32
-        time_step(backbone, (batch, size, size), device)
-        for options in ({}, {"amp": "off"}, {"compile": True}) if gpu else ({},):
-            time_step(backbone, receipt, device, **options)
-    profile_step(backbone, receipt, device)
+    amp = f"{amp_dtype('auto', device) or torch.float32}".removeprefix("torch.")
+    print(f"training step of {backbone}, {amp}, {name}; ratios are to the first row")
+    signal.signal(signal.SIGALRM, out_of_time)
+    for run, least, shape, variants, options in step_rows(gpu):
+        named = [*variants, *(f"{key}={value}" for key, value in options.items())]
+        label = f"{' x '.join(map(str, shape))} {', '.join(named) or 'eager'}"
+        if (left := end - time.perf_counter()) < least:
+            left_out.append(label + ", its kernels" * (run is profile_step))
+            continue
+        release(gpu)
+        signal.setitimer(signal.ITIMER_REAL, left)
+        try:
+            with contextlib.ExitStack() as stack:
+                for variant in variants:
+                    stack.enter_context(VARIANTS[variant]())
+                step = training_step(backbone, shape, device, **options)
+                ms = run(label, step, shape, gpu, first)
+            first = first or ms and (shape, ms)
+        except Exception as error:  # noqa: BLE001 a row that fails is a finding, and others follow
+            late = time.perf_counter() > end - 1  # whatever the compiler made of the alarm
+            reason = "out of time" if late else f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"  {label:52s} failed: {reason[:150]}", flush=True)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            step = None  # and its trainer, before the next row's
+    release(gpu)
+    print(f"  left out, over {STEP_SECONDS} s: {'; '.join(left_out) or 'nothing'}", flush=True)
+    print_floor("efficientnet_b4", [(8, 960, 960)])
 
 
-def time_step(backbone, shape, device, **options):
-    begin, gpu = time.perf_counter(), device.type == "cuda"
-    step = training_step(backbone, shape, device, **options)
-    for _ in range(3):
-        step()
-    start = time.perf_counter() - begin
-    (ms,) = median_ms(step, rounds=20 if gpu else 5)
+def out_of_time(*_):
+    raise TimeoutError("the part's time is over")
+
+
+def release(gpu):
+    """What a row held, so that the next one's memory is its own."""
+    gc.collect()
+    torch.compiler.reset()
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def time_step(label, step, shape, gpu, first):
+    """Prints a row and returns its ms; steps are queued by tens as in training. The first loss of
+    like rows is alike, or a variant computes something else."""
+    begin = time.perf_counter()
+    loss = step()
+    start, count = time.perf_counter() - begin, 10 if gpu else 1
+    step(3)  # memory is found, and kernels are chosen
+    ms = median_ms(partial(step, count), rounds=3)[0] / count
+    line = f"  {label:52s} {ms:8.1f} ms {1e3 * shape[0] / ms:7.1f} images/s"
+    line += f" {first[1] / ms:5.2f} x" if first and first[0] == shape else " " * 8
     peak = f", peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if gpu else ""
-    named = " ".join(f"{k}={v}" for k, v in options.items())
-    line = f"  {shape[0]} x {shape[1]} x {shape[2]} {named:14s} {ms:9.1f} ms"
-    line += f" {1e3 * shape[0] / ms:7.1f} images/s, first three steps {start:.0f} s{peak}"
-    print(line, flush=True)
+    print(f"{line}  first step {start:.0f} s, loss {loss:.3f}{peak}", flush=True)
+    return ms
 
 
-def profile_step(backbone, shape, device):
-    """The operators of one step that take longest."""
-    step = training_step(backbone, shape, device)
-    step()
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+def profile_step(label, step, shape, gpu, first):
+    """Prints what takes longest in a step: kernels on a GPU, each counted once (an operator's
+    device time is that of its kernels), operators on a CPU."""
+    step(4)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
     with profile(activities=kinds) as profiler:
         step()
-    on = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, on))
-    total = sum(getattr(e, on) for e in events)
-    print(f"  {total / 1e3:.0f} ms in operators:")
-    for e in events[:10]:
-        spent = getattr(e, on)
-        print(f"    {spent / 1e3:9.1f} ms {spent / total:4.0%} {e.count:5d} calls  {e.key[:60]}")
+    spent, calls = count_once(profiler.events(), DeviceType.CUDA if gpu else DeviceType.CPU)
+    total = spent.total()
+    kind = "kernels" if gpu else "operators"
+    print(f"  {label}: {total:.1f} ms in {calls.total()} {kind} of a step")
+    for name, ms in spent.most_common(12):
+        print(f"    {ms:9.1f} ms {ms / total:4.0%} {calls[name]:5d} calls  {name[:90]}", flush=True)
+
+
+def count_once(events, device):
+    """(ms, calls) by name of a profile's events that ran on a device, without those inside them and
+    without the spans that annotate others."""
+    spent, calls = Counter(), Counter()
+    for event in events:
+        if event.device_type == device and not event.is_user_annotation:
+            inner = sum(e.time_range.elapsed_us() for e in event.cpu_children)
+            spent[event.name] += (event.time_range.elapsed_us() - inner) / 1e3
+            calls[event.name] += 1
+    return spent, calls
 
 
 def bench_inference(args):
@@ -506,7 +663,7 @@ def rate(label, run):
 PARTS = {
     part.__name__.removeprefix("bench_"): part
     for part in (bench_targets, bench_decode, bench_metric, bench_thresholds)
-    + (bench_optimiser, bench_samples, bench_inference, bench_step)
+    + (bench_optimiser, bench_samples, bench_loader, bench_inference, bench_step)
 }
 
 
@@ -516,6 +673,8 @@ def main():
     parser.add_argument("--growth", action="store_true", help="also other words, sizes, trials")
     parser.add_argument("--device", default="cpu", help="or cuda, for inference and step (cpu)")
     args = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     packages = ("torch", "numpy", "opencv-python", "shapely", "pyclipper")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread"
     versions = [f"{p} {importlib.metadata.version(p)}" for p in packages]
