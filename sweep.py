@@ -60,10 +60,8 @@ def matern(squared):
 
 def squared_gaps(a, b, category):
     """a [n, d], b [m, d] -> squared differences [d, n * m]; of categories 0 or 1 (Hamming)."""
-    gap = a.T[:, :, None] - b.T[:, None, :]
-    gap *= gap
-    gap[category] = gap[category] != 0
-    return gap.reshape(a.shape[1], -1)
+    gap = (a.T[:, :, None] - b.T[:, None, :]).reshape(a.shape[1], -1)
+    return np.where(category[:, None], gap != 0, gap * gap)
 
 
 def log_likelihood(theta, gaps, y, variance):
@@ -254,11 +252,9 @@ def suggest(space, history, rng):
     u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), d)
     value, variance = observations(history, 1 if maximised(space) else -1)
     waiting = np.array([h["state"] == "pending" for h in history], bool)
-    known, posterior = np.isfinite(value), None
-    if method == "grid":
-        ranked = cube.combinations()
-    elif method == "random" or not cube.free:
-        ranked = draws
+    known, posterior, new = np.isfinite(value), None, None
+    if method in ("grid", "random") or not cube.free:
+        ranked = cube.combinations() if method == "grid" else draws
     elif (known | waiting).sum() < max(4, d) or known.sum() < 2:
         # fills the gaps: lowest wrap-around L2 discrepancy with what is known (Hickernell 1998)
         gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
@@ -266,7 +262,6 @@ def suggest(space, history, rng):
         ranked = draws[np.argsort(discrepancy, kind="stable")]
     else:
         ranked, posterior = by_improvement(cube, u, value, variance, waiting, draws, rng)
-    new = None
     if posterior and space.get("replicate"):
         fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in keys]
         at = most_telling(posterior, cube.features(np.reshape(fresh, (-1, d))))
@@ -283,32 +278,26 @@ def suggest(space, history, rng):
 
 def by_improvement(cube, u, value, variance, waiting, draws, rng):
     """Points [m, d] by log expected improvement, the best first, and the posterior of the known
-    runs. Failures repel."""
+    runs. Failures repel, by the log of a vote of the runs nearby, squared."""
     known, x = np.isfinite(value), cube.features(u)
     failed, alive = x[~known & ~waiting], x[known | waiting]
+    ended, n = np.concatenate([x[known], failed]), known.sum()
     z, own, theta = fit_warped(x[known], value[known], variance[known], cube.category)
     posterior = Posterior(x[known], z, own, cube.category, theta)
     improvement = log_noisy_ei(posterior, theta, alive)
 
     def score(points):
         f = cube.features(points)
-        return improvement(f) + log_feasible(cube, f, x[known], failed)
+        gaps = squared_gaps(f, ended, cube.category).sum(0).reshape(len(f), -1)
+        votes = np.exp(-0.5 * gaps / REACH**2)
+        good, bad = 0.1 + votes[:, :n].sum(1), votes[:, n:].sum(1)
+        return improvement(f) + 2 * np.log(good / (good + bad))
 
     points = draws[np.argsort(-score(draws), kind="stable")]
     top = u[known][np.argsort(-posterior(x[known])[0], kind="stable")[:4]]
     starts = np.concatenate([points[:4], np.clip(top, 0, 1)])
     found, scores = climb(score, starts, rng, cube.stepped)
     return np.concatenate([found[np.argsort(-scores, kind="stable")], points]), posterior
-
-
-def log_feasible(cube, z, x, failed):
-    """Log probability [m], squared, that runs at z [m, d] do not fail: a vote of those nearby."""
-    if not len(failed):
-        return 0.0
-    gaps = squared_gaps(z, np.concatenate([x, failed]), cube.category).sum(0).reshape(len(z), -1)
-    votes = np.exp(-0.5 * gaps / REACH**2)
-    good, bad = 0.1 + votes[:, : len(x)].sum(1), votes[:, len(x) :].sum(1)
-    return 2 * np.log(good / (good + bad))
 
 
 def climb(score, points, rng, stepped, rounds=14, tries=24):
@@ -360,21 +349,20 @@ def bands_of(rule, epochs):
 def brackets(max_iter, eta):
     """Hyperband's brackets (Li et al. 2018, table 1), most eager first: rungs (runs, epochs)."""
     deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
-    table = []
     for s in range(deepest, -1, -1):
         runs = (deepest + 1) // (s + 1) * eta**s
         rungs = [(runs / eta**i, max_iter / eta ** (s - i)) for i in range(s + 1)]
-        table.append([tuple(max(1, int(x + 1e-9)) for x in rung) for rung in rungs])
-    return table
+        yield [tuple(max(1, int(x + 1e-9)) for x in rung) for rung in rungs]
 
 
 def judge(values, others, rule, epochs):
     """values [e]: a run's, larger is better; others: curves of the other runs; rule:
-    early_terminate -> None before the first band, else {rule, epoch: the band, value, rank, of:
-    how many runs reached it, bar: the value missed or met, stop, why: a guard that spoke}."""
+    early_terminate -> {stop: False} before the first band, else {rule, epoch: the band, value,
+    rank, of: how many runs reached it, bar: the value missed or met, stop, why: a guard that
+    spoke}."""
     band = max((b for b in bands_of(rule, epochs) if b <= len(values)), default=None)
     if band is None:
-        return None
+        return {"stop": False}
     field = sorted([c[band - 1] for c in others if len(c) >= band] + [values[band - 1]])[::-1]
     place = int(len(field) / eta_of(rule))
     bar = field[place - (rule["type"] == "brackets" and len(field) >= eta_of(rule))]
@@ -397,8 +385,7 @@ def should_stop(values, others, early_terminate):
         return False
     space.check_rule(early_terminate)
     longest = max(map(len, [values, *others]))
-    verdict = judge(values, others, early_terminate, early_terminate.get("epochs", longest))
-    return bool(verdict and verdict["stop"])
+    return judge(values, others, early_terminate, early_terminate.get("epochs", longest))["stop"]
 
 
 def ruined(values):
@@ -435,10 +422,8 @@ def project(history, curves, epochs):
 
 def chance_to_win(history, curves, epochs):
     """Probability that a stopped run would end above the best finished one (0.5 if none is)."""
-    if not curves:
-        return 0.5
     mean, sd = project(history, curves, epochs)
-    return space.normal_cdf((mean - max(c[-1] for c in curves)) / sd)
+    return space.normal_cdf((mean - max((c[-1] for c in curves), default=mean)) / sd)
 
 
 # ---------------------------------------------------------------- state
@@ -590,13 +575,12 @@ def read_history(path, data):
     names = {d.name for d in parse_space(spec)}
     for number, r in enumerate(data["trials"], 1):
         sound = r["number"] == number and r["state"] in ("finished", "stopped", "failed")
-        sound = sound and is_number(r["value"]) and isinstance(r["params"], dict)
-        sound = sound and names <= plain(r["params"]).keys()
-        if not sound or not 0 < int(r["epoch"]) <= epochs <= 1e5:
+        sound = sound and isinstance(r["params"], dict) and names <= plain(r["params"]).keys()
+        if not sound or not is_number(r["value"]) or not 0 < int(r["epoch"]) <= epochs <= 1e5:
             raise DataError(f"{path}: trial {number}", f"is {r!r:.200}", "see hparams/history_*")
         space.check_share(f"{path}: trial {number}", spec["metric"]["name"], r["value"])
         values = [r["value"]] * int(r["epoch"])
-        trials.append(Trial(number, dict(r["params"]), r["state"], values, recorded=False))
+        trials.append(Trial(number, r["params"], r["state"], values, recorded=False))
     extra, notes = ([str(word) for word in data.get(key, [])] for key in ("extra", "notes"))
     return Sweep(Path("runs") / path.stem, spec, epochs, trials, extra, None, notes)
 
@@ -707,6 +691,7 @@ def next_job(sweep, queue, only=None, busy=()):
     goal = sweep.spec["metric"].get("target", math.inf * sweep.sign)
     if any(c[-1] >= sweep.sign * goal for c in sweep.curves(sweep.epochs)):
         return None
+    choose = choose_bracket if sweep.rule["type"] == "brackets" else choose_trial
     while (job := choose(sweep, busy)) == NEW:
         params, source = propose(sweep, queue)
         if params is None:
@@ -718,13 +703,10 @@ def next_job(sweep, queue, only=None, busy=()):
     return job
 
 
-def choose(sweep, busy):
+def choose_trial(sweep, busy):
     """(trial, epochs to train it to) to run next; NEW: one to propose; None: nothing now."""
-    if sweep.rule["type"] == "brackets":
-        return choose_bracket(sweep, busy)
-    for trial in sweep.trials:
-        if trial.state == "pending" and trial not in busy:
-            return trial, next_target(sweep, trial)
+    if free := [t for t in sweep.trials if t.state == "pending" and t not in busy]:
+        return free[0], next_target(sweep, free[0])
     if len(sweep.trials) < sweep.cap:
         return NEW
     return None if busy else revive(sweep)
@@ -763,9 +745,8 @@ def choose_bracket(sweep, busy):
         for _, rung in rungs:
             group = [t for t in group if t.state != "failed"]
             late = [t for t in group if len(t.history) < rung]
-            for trial in late:
-                if trial not in busy:
-                    return trial, rung
+            if free := [t for t in late if t not in busy]:
+                return free[0], rung
             if late or len(sweep.trials) < end or not group or rung >= sweep.epochs:
                 break
             group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
@@ -967,9 +948,8 @@ class Findings:
         others = [t.number for t in sweep.trials if t.known]
         self.notes = sweep.notes + [f"Trials {str(others)[1:-1]} ran elsewhere."] * bool(others)
         self.sign, self.epochs, self.names = sign, sweep.epochs, [d.name for d in cube.free]
-        share = sweep.metric in space.SHARES
-        self.points, self.digits = (100, 2) if share else (1, 4)  # as it is shown
-        limits = (0, 1) if share else (-math.inf, math.inf)
+        kind = (100, 2, (0, 1)) if sweep.metric in space.SHARES else (1, 4, (-math.inf, math.inf))
+        self.points, self.digits, limits = kind  # the first two: as it is shown
         self.trials = [Row(t, cube) for t in sweep.trials]
         self.rows = [r for r in self.trials if r.state in ("finished", "stopped")]
         for row, lost in zip(self.rows, ruined(sign * last(self.rows)) if self.rows else ()):
@@ -1150,10 +1130,7 @@ def facts(d, i, rows, first, model, limits):
     values = [row.values[i] for row in rows]
     ranked = len(rows) > 2 and not d.category and all(map(is_number, values))
     rho = spearman(values, last(rows)) if ranked else None
-    groups = [
-        (ends, len(v), estimate(*mean_interval(v), limits, 1), np.median(v))
-        for ends, v in (groups_of(d, values, rows) if len(rows) > 2 else ())
-    ]
+    groups = groups_of(d, values, rows, limits) if len(rows) > 2 else []
     told = {"key": d.name, "ticks": ticks, "along": along, "groups": groups}
     return told | {"rho": rho, "chance": 1.96 / math.sqrt(max(len(rows) - 1, 1))}
 
@@ -1169,15 +1146,16 @@ def at_edge(d, best):
     return f"{d.name}: {told}; try {low:.3g} to {high:.3g}"
 
 
-def groups_of(d, values, rows):
-    """(ends, scores) of a parameter's values, or of three ranges."""
+def groups_of(d, values, rows, limits):
+    """(ends, n, mean and interval, median) of the scores by a parameter's values, or in thirds."""
     keys = {identity(v): v for v in sorted(values, key=str)}
     groups = [([v], [identity(x) == key for x in values]) for key, v in keys.items()]
     if all(map(is_number, values)) and not (d.levels and len(keys) <= 8):
         order, x = sorted(values), np.array(values)
         a, b, c, e = (order[k * len(order) // 3 - (k == 3)] for k in range(4))
         groups = [([a, b], x < b), ([b, c], (b <= x) & (x < c)), ([c, e], c <= x)]
-    return [(ends, last(rows)[np.array(member)]) for ends, member in groups if any(member)]
+    got = [(ends, last(rows)[np.array(member)]) for ends, member in groups if any(member)]
+    return [(ends, len(v), estimate(*mean_interval(v), limits, 1), np.median(v)) for ends, v in got]
 
 
 # ---------------------------------------------------------------- command line
@@ -1269,8 +1247,7 @@ def start_sweep(options, extra):
     with held:
         run_sweep(sweep, options, read_enqueued(sweep, options.enqueue, options.known))
         found = write_report(sweep)[1]
-    print("".join(f"{line}\n" for line in found.edges if line), end="")
-    print(f"{sweep.folder}/report.md")
+    print(*filter(None, found.edges), f"{sweep.folder}/report.md", sep="\n")
     if found.finished and (best := found.first):
         worth, lucky = np.nan_to_num(best.expected["mean"], nan=best.last), found.top[0]
         print("last, by posterior mean and by value, on the pages that select it; see the report")
@@ -1313,11 +1290,10 @@ def read_enqueued(sweep, paths, known):
             source = f"{path}: trial {t.number}" if past else str(path)
             values = {**(own if known else asdict(sweep.hparams)), **t.params}
             params = {d.name: values.get(d.name) for d in dims}
-            out = [d for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
-            told = ", ".join(f"{d.name} = {params[d.name]}" for d in out)
-            if out:
+            tried = zip(dims, params.values())
+            if out := [f"{d.name} = {x}" for d, x in tried if not 0 <= d.encode(x) <= 1]:
                 more = "left out" if known else "constants stay the sweep's, the others are tried"
-                print(f"{source}: {told} outside the space: {more}")
+                print(f"{source}: {', '.join(out)} outside the space: {more}")
             if not known:
                 queue.append((source, params | fixed))
             elif not out and params not in [x.params for x in sweep.trials if x.known]:
