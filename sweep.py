@@ -280,11 +280,10 @@ def by_improvement(cube, u, value, variance, waiting, draws, rng):
     """Points [m, d] by log expected improvement, the best first, and the posterior of the known
     runs. Failures repel, by the log of a vote of the runs nearby, squared."""
     known, x = np.isfinite(value), cube.features(u)
-    failed, alive = x[~known & ~waiting], x[known | waiting]
-    ended, n = np.concatenate([x[known], failed]), known.sum()
+    ended, n = np.concatenate([x[known], x[~known & ~waiting]]), known.sum()
     z, own, theta = fit_warped(x[known], value[known], variance[known], cube.category)
     posterior = Posterior(x[known], z, own, cube.category, theta)
-    improvement = log_noisy_ei(posterior, theta, alive)
+    improvement = log_noisy_ei(posterior, theta, x[known | waiting])
 
     def score(points):
         f = cube.features(points)
@@ -357,9 +356,8 @@ def brackets(max_iter, eta):
 
 def judge(values, others, rule, epochs):
     """values [e]: a run's, larger is better; others: curves of the other runs; rule:
-    early_terminate -> {stop: False} before the first band, else {rule, epoch: the band, value,
-    rank, of: how many runs reached it, bar: the value missed or met, stop, why: a guard that
-    spoke}."""
+    early_terminate -> {rule, epoch: the band, value, rank, of: how many runs reached it, bar: the
+    value missed or met, stop, why: a guard that spoke}; before the first band {stop: False}."""
     band = max((b for b in bands_of(rule, epochs) if b <= len(values)), default=None)
     if band is None:
         return {"stop": False}
@@ -783,10 +781,9 @@ def start(sweep, trial, target, slot, options):
     of running a second trainer into the same folder or on the same device. Raises UsageError."""
     folder = sweep.folder / trial.name
     command = [*options.launcher, *TRAINER, *sweep.extra, *flags(trial.params)]
-    command += ["--resume"] * (folder / "hparams.json").exists()
-    if "--resume" not in command:
+    if not (begun := (folder / "hparams.json").exists()):
         shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to keep
-    command += [f"--name={sweep.folder.name}/{trial.name}"]
+    command += ["--resume"] * begun + [f"--name={sweep.folder.name}/{trial.name}"]
     command += [f"--stop-epoch={target if target < sweep.epochs else 0}"]
     device = {"CUDA_VISIBLE_DEVICES": options.devices[slot]} if options.devices else {}
     pipes = {"stdin": subprocess.DEVNULL, "env": os.environ | device, "start_new_session": True}
@@ -878,11 +875,10 @@ def read_rows(sweep, trial):
 def settle(sweep, trial):
     """What follows from the epochs a pending trial has: finished, judged, or on to the next."""
     rule, done = sweep.rule, len(trial.history)
-    banded = rule["type"] not in ("", "brackets") and not trial.whole
-    bands = set(bands_of(rule, sweep.epochs) if banded else ())
+    bands = () if trial.whole or rule["type"] in ("", "brackets") else bands_of(rule, sweep.epochs)
     if done >= sweep.epochs:
         sweep.write("finished", trial)
-    elif done not in bands - {v["epoch"] for v in trial.judged}:
+    elif done not in set(bands) - {v["epoch"] for v in trial.judged}:
         return
     elif trial.revived:
         sweep.write("stopped", trial, why="waits for its chance against the others")
@@ -1340,9 +1336,8 @@ def print_replay(sweep, given=None):
     whole, curves = [sweep.curve(t) for t in alive if t.state == "finished"], []
     if not alive:
         raise DataError(sweep.folder.name, "has no trial with a value yet", "replay it later")
-    for curve in map(sweep.curve, alive):
-        known = len(curve) >= epochs or not alive[len(curves)].recorded
-        end = curve[-1] if known else project(curve, whole, epochs)[0]
+    for trial, curve in zip(alive, map(sweep.curve, alive)):
+        end = project(curve, whole, epochs)[0] if trial.recorded else curve[-1]
         curves.append((curve + [end] * epochs)[:epochs])
     if made_up := sum(len(t.history) < epochs or not t.recorded for t in alive):
         told = "curves are not known: their epochs stand at the recorded value where there is only"
