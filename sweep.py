@@ -164,8 +164,7 @@ def log_ei(mean, sd, best):
     near = np.log(np.maximum(np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) + z * cdf, 1e-300))
     far = np.minimum(z, -1.0)
     tail = -0.5 * far**2 - 0.5 * math.log(2 * math.pi) - 2 * np.log(-far)
-    tail += np.log1p(np.maximum(-3 / far**2, -0.9))
-    return np.log(sd) + np.where(z > -20, near, tail)
+    return np.log(sd) + np.where(z > -20, near, tail + np.log1p(np.maximum(-3 / far**2, -0.9)))
 
 
 def log_noisy_ei(posterior, theta, x):
@@ -188,8 +187,7 @@ def most_telling(posterior, z):
     to raise the best posterior mean most (Frazier et al. 2009), at a tie the best mean."""
     mean, cov = posterior.joint(np.concatenate([posterior.x, z]))
     moves = cov / np.sqrt(np.maximum(np.diag(cov), 0) + posterior.noise[0] + JITTER)
-    normal = np.random.default_rng(0).standard_normal((32, 1))
-    normal = np.concatenate([normal, -normal])
+    normal = np.outer((1, -1), np.random.default_rng(0).standard_normal(32)).reshape(-1, 1)
     return int(np.argmax([(mean + normal * m).max(1).mean() for m in moves.T] + 1e-6 * mean))
 
 
@@ -585,8 +583,7 @@ def read_history(path, data):
 
 def open_locked(folder):
     """(Sweep, lock) of a folder for the one process that may write there. Raises UsageError."""
-    held = lock(folder / "lock")
-    if held is None:
+    if (held := lock(folder / "lock")) is None:
         raise UsageError(folder, "another sweep is running on this folder", "wait for it")
     log = folder / "state.jsonl"
     if log.exists():  # what a kill left behind the last newline
@@ -1239,7 +1236,16 @@ def start_sweep(options, extra):
         raise UsageError("--name", f"{name} is no folder's name", "give one without /")
     resolve(extra, {d.name for d in parse_space(spec)})
     sweep, held = open_sweep(Path("runs") / name, spec, extra)
-    say_what_has_no_effect(spec, sweep.epochs)
+    rule = spec.get("early_terminate") or {}
+    idle = "min_iter" if "max_iter" in rule else "s"  # as by W&B
+    keys = sorted(space.NO_EFFECT & {*spec}) + [f"metric.{k}" for k in spec["metric"] if "imp" in k]
+    keys += [f"early_terminate.{idle}"] * (idle in rule)
+    if rule and min(bands_of(rule, sweep.epochs), default=sweep.epochs) >= sweep.epochs:
+        keys.append(f"early_terminate (no band before epoch {sweep.epochs})")
+    if keys:
+        print(f"without effect here: {', '.join(keys)}")
+    if not maximised(spec) and "hmean" in spec["metric"]["name"]:
+        print("warning: metric hmean is minimised; for the best give goal maximize")
     with held:
         run_sweep(sweep, options, read_enqueued(sweep, options.enqueue, options.known))
         found = write_report(sweep)[1]
@@ -1251,19 +1257,6 @@ def start_sweep(options, extra):
         print(f"{told}, luckiest {lucky.last:.4f} trial {lucky.number}")
     else:
         print("no trial finished")
-
-
-def say_what_has_no_effect(spec, epochs):
-    rule = spec.get("early_terminate") or {}
-    idle = "min_iter" if "max_iter" in rule else "s"  # as by W&B
-    keys = sorted(space.NO_EFFECT & {*spec}) + [f"metric.{k}" for k in spec["metric"] if "imp" in k]
-    keys += [f"early_terminate.{idle}"] * (idle in rule)
-    if rule and min(bands_of(rule, epochs), default=epochs) >= epochs:
-        keys.append(f"early_terminate (no band before epoch {epochs})")
-    if keys:
-        print(f"without effect here: {', '.join(keys)}")
-    if not maximised(spec) and "hmean" in spec["metric"]["name"]:
-        print("warning: metric hmean is minimised; for the best give goal maximize")
 
 
 def read_enqueued(sweep, paths, known):
