@@ -60,8 +60,8 @@ def matern(squared):
 
 def squared_gaps(a, b, category):
     """a [n, d], b [m, d] -> squared differences [d, n * m]; of categories 0 or 1 (Hamming)."""
-    gap = (a.T[:, :, None] - b.T[:, None, :]).reshape(a.shape[1], -1)
-    return np.where(category[:, None], gap != 0, gap * gap)
+    gap = (a.T[:, :, None] - b.T[:, None, :]).reshape(a.shape[1], -1) ** 2
+    return np.where(category[:, None], gap > 0, gap)
 
 
 def log_likelihood(theta, gaps, y, variance):
@@ -285,6 +285,8 @@ def by_improvement(cube, u, value, variance, waiting, draws, rng):
 
     def score(points):
         f = cube.features(points)
+        if n == len(ended):
+            return improvement(f)
         gaps = squared_gaps(f, ended, cube.category).sum(0).reshape(len(f), -1)
         votes = np.exp(-0.5 * gaps / REACH**2)
         good, bad = 0.1 + votes[:, :n].sum(1), votes[:, n:].sum(1)
@@ -649,10 +651,9 @@ NEW = "a new trial"
 def run_sweep(sweep, options, queue=(), only=None):
     """Run trials, or the one `only`, until the cap, then revive. Raises DataError, UsageError."""
     busy, failures = {}, 0  # trial: (process, epochs to train it to, slot)
-    for trial in [only] if only else sweep.trials:
-        if trial.state == "pending":
-            settle(sweep, trial)
-            busy |= adopt(sweep, trial)
+    for trial in [t for t in ([only] if only else sweep.trials) if t.state == "pending"]:
+        settle(sweep, trial)
+        busy |= adopt(sweep, trial)
     try:
         while True:
             while len(busy) < options.parallel and (job := next_job(sweep, queue, only, busy)):
@@ -762,9 +763,8 @@ def propose(sweep, queue):
     drawn from (seed, trial), so that a restarted sweep proposes what it would have proposed."""
     cube = Cube(parse_space(sweep.spec))
     tried = {cube.key(t.params) for t in sweep.trials}
-    for path, params in queue:
-        if cube.key(params) not in tried:
-            return params, path
+    if fresh := [(params, path) for path, params in queue if cube.key(params) not in tried]:
+        return fresh[0]
     rng = np.random.default_rng((sweep.spec.get("seed", 0), len(sweep.trials)))
     params = plain(suggest(sweep.spec, sweep.history(), rng) or {})
     if "seed" in params.keys() - {d.name for d in cube.dims}:  # a replica of seed's runs
