@@ -46,7 +46,8 @@ class Dimension:
         if self.levels:
             return self.levels[int(self.index(u))]
         # 12 digits, so that the ends of a log range come back as they were written
-        return rounded(float(f"{quantile(self.law, u):.12g}"), self.q)
+        x = float(f"{quantile(self.law, u):.12g}")
+        return rounded(x, self.q) if self.q else x
 
     def feature(self, u):
         """u [n] -> coordinates the kernel sees [n]: values are rounded before it, not after; runs
@@ -84,8 +85,6 @@ def identity(value):
 
 def rounded(x, q):
     """The multiple of q nearest to x, an integer if q is one."""
-    if not q:
-        return x
     return round(x / q) * q if isinstance(q, int) else float(f"{round(x / q) * q:.12g}")
 
 
@@ -96,10 +95,9 @@ def normal_cdf(z):
 def cumulative(law, x):
     """Value -> u under a law; a uniform law goes on straight beyond its range."""
     kind, a, b = law
-    if kind.startswith("log"):
-        if x <= 0:
-            return -1.0
-        x = math.log(x)
+    if kind.startswith("log") and x <= 0:
+        return -1.0
+    x = math.log(x) if kind.startswith("log") else x
     return normal_cdf((x - a) / b) if kind.endswith("normal") else (x - a) / (b - a)
 
 
@@ -197,8 +195,7 @@ def with_steps(where, name, law, q, integer):
         raise UsageError(where, f"no multiple of q = {q} in the range", "give a smaller q")
     if last - first >= MAX_LEVELS:
         return Dimension(name, law, q)
-    if integer:
-        law = ("uniform", first - 0.5, last + 0.5)
+    law = ("uniform", first - 0.5, last + 0.5) if integer else law
     edges = np.array([0.0] + [cumulative(law, (k + 0.5) * q) for k in range(first, last)] + [1.0])
     levels = tuple(rounded(k * q, q) for k in range(first, last + 1))
     return Dimension(name, law, q, levels, edges, (edges[1:] + edges[:-1]) / 2)

@@ -60,10 +60,8 @@ def matern(squared):
 
 def squared_gaps(a, b, category):
     """a [n, d], b [m, d] -> squared differences [d, n * m]; of categories 0 or 1 (Hamming)."""
-    gap = a.T[:, :, None] - b.T[:, None, :]
-    gap *= gap
-    gap[category] = gap[category] != 0
-    return gap.reshape(a.shape[1], -1)
+    gap = (a.T[:, :, None] - b.T[:, None, :]).reshape(a.shape[1], -1) ** 2
+    return np.where(category[:, None], gap > 0, gap)
 
 
 def log_likelihood(theta, gaps, y, variance):
@@ -166,8 +164,7 @@ def log_ei(mean, sd, best):
     near = np.log(np.maximum(np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) + z * cdf, 1e-300))
     far = np.minimum(z, -1.0)
     tail = -0.5 * far**2 - 0.5 * math.log(2 * math.pi) - 2 * np.log(-far)
-    tail += np.log1p(np.maximum(-3 / far**2, -0.9))
-    return np.log(sd) + np.where(z > -20, near, tail)
+    return np.log(sd) + np.where(z > -20, near, tail + np.log1p(np.maximum(-3 / far**2, -0.9)))
 
 
 def log_noisy_ei(posterior, theta, x):
@@ -190,8 +187,7 @@ def most_telling(posterior, z):
     to raise the best posterior mean most (Frazier et al. 2009), at a tie the best mean."""
     mean, cov = posterior.joint(np.concatenate([posterior.x, z]))
     moves = cov / np.sqrt(np.maximum(np.diag(cov), 0) + posterior.noise[0] + JITTER)
-    normal = np.random.default_rng(0).standard_normal((32, 1))
-    normal = np.concatenate([normal, -normal])
+    normal = np.outer((1, -1), np.random.default_rng(0).standard_normal(32)).reshape(-1, 1)
     return int(np.argmax([(mean + normal * m).max(1).mean() for m in moves.T] + 1e-6 * mean))
 
 
@@ -254,11 +250,9 @@ def suggest(space, history, rng):
     u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), d)
     value, variance = observations(history, 1 if maximised(space) else -1)
     waiting = np.array([h["state"] == "pending" for h in history], bool)
-    known, posterior = np.isfinite(value), None
-    if method == "grid":
-        ranked = cube.combinations()
-    elif method == "random" or not cube.free:
-        ranked = draws
+    known, posterior, new = np.isfinite(value), None, None
+    if method in ("grid", "random") or not cube.free:
+        ranked = cube.combinations() if method == "grid" else draws
     elif (known | waiting).sum() < max(4, d) or known.sum() < 2:
         # fills the gaps: lowest wrap-around L2 discrepancy with what is known (Hickernell 1998)
         gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
@@ -266,7 +260,6 @@ def suggest(space, history, rng):
         ranked = draws[np.argsort(discrepancy, kind="stable")]
     else:
         ranked, posterior = by_improvement(cube, u, value, variance, waiting, draws, rng)
-    new = None
     if posterior and space.get("replicate"):
         fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in keys]
         at = most_telling(posterior, cube.features(np.reshape(fresh, (-1, d))))
@@ -283,32 +276,27 @@ def suggest(space, history, rng):
 
 def by_improvement(cube, u, value, variance, waiting, draws, rng):
     """Points [m, d] by log expected improvement, the best first, and the posterior of the known
-    runs. Failures repel."""
+    runs. Failures repel, by the log of a vote of the runs nearby, squared."""
     known, x = np.isfinite(value), cube.features(u)
-    failed, alive = x[~known & ~waiting], x[known | waiting]
+    ended, n = np.concatenate([x[known], x[~known & ~waiting]]), known.sum()
     z, own, theta = fit_warped(x[known], value[known], variance[known], cube.category)
     posterior = Posterior(x[known], z, own, cube.category, theta)
-    improvement = log_noisy_ei(posterior, theta, alive)
+    improvement = log_noisy_ei(posterior, theta, x[known | waiting])
 
     def score(points):
         f = cube.features(points)
-        return improvement(f) + log_feasible(cube, f, x[known], failed)
+        if n == len(ended):
+            return improvement(f)
+        gaps = squared_gaps(f, ended, cube.category).sum(0).reshape(len(f), -1)
+        votes = np.exp(-0.5 * gaps / REACH**2)
+        good, bad = 0.1 + votes[:, :n].sum(1), votes[:, n:].sum(1)
+        return improvement(f) + 2 * np.log(good / (good + bad))
 
     points = draws[np.argsort(-score(draws), kind="stable")]
     top = u[known][np.argsort(-posterior(x[known])[0], kind="stable")[:4]]
     starts = np.concatenate([points[:4], np.clip(top, 0, 1)])
     found, scores = climb(score, starts, rng, cube.stepped)
     return np.concatenate([found[np.argsort(-scores, kind="stable")], points]), posterior
-
-
-def log_feasible(cube, z, x, failed):
-    """Log probability [m], squared, that runs at z [m, d] do not fail: a vote of those nearby."""
-    if not len(failed):
-        return 0.0
-    gaps = squared_gaps(z, np.concatenate([x, failed]), cube.category).sum(0).reshape(len(z), -1)
-    votes = np.exp(-0.5 * gaps / REACH**2)
-    good, bad = 0.1 + votes[:, : len(x)].sum(1), votes[:, len(x) :].sum(1)
-    return 2 * np.log(good / (good + bad))
 
 
 def climb(score, points, rng, stepped, rounds=14, tries=24):
@@ -360,21 +348,19 @@ def bands_of(rule, epochs):
 def brackets(max_iter, eta):
     """Hyperband's brackets (Li et al. 2018, table 1), most eager first: rungs (runs, epochs)."""
     deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
-    table = []
     for s in range(deepest, -1, -1):
         runs = (deepest + 1) // (s + 1) * eta**s
         rungs = [(runs / eta**i, max_iter / eta ** (s - i)) for i in range(s + 1)]
-        table.append([tuple(max(1, int(x + 1e-9)) for x in rung) for rung in rungs])
-    return table
+        yield [tuple(max(1, int(x + 1e-9)) for x in rung) for rung in rungs]
 
 
 def judge(values, others, rule, epochs):
     """values [e]: a run's, larger is better; others: curves of the other runs; rule:
-    early_terminate -> None before the first band, else {rule, epoch: the band, value, rank, of:
-    how many runs reached it, bar: the value missed or met, stop, why: a guard that spoke}."""
+    early_terminate -> {rule, epoch: the band, value, rank, of: how many runs reached it, bar: the
+    value missed or met, stop, why: a guard that spoke}; before the first band {stop: False}."""
     band = max((b for b in bands_of(rule, epochs) if b <= len(values)), default=None)
     if band is None:
-        return None
+        return {"stop": False}
     field = sorted([c[band - 1] for c in others if len(c) >= band] + [values[band - 1]])[::-1]
     place = int(len(field) / eta_of(rule))
     bar = field[place - (rule["type"] == "brackets" and len(field) >= eta_of(rule))]
@@ -397,8 +383,7 @@ def should_stop(values, others, early_terminate):
         return False
     space.check_rule(early_terminate)
     longest = max(map(len, [values, *others]))
-    verdict = judge(values, others, early_terminate, early_terminate.get("epochs", longest))
-    return bool(verdict and verdict["stop"])
+    return judge(values, others, early_terminate, early_terminate.get("epochs", longest))["stop"]
 
 
 def ruined(values):
@@ -435,10 +420,8 @@ def project(history, curves, epochs):
 
 def chance_to_win(history, curves, epochs):
     """Probability that a stopped run would end above the best finished one (0.5 if none is)."""
-    if not curves:
-        return 0.5
     mean, sd = project(history, curves, epochs)
-    return space.normal_cdf((mean - max(c[-1] for c in curves)) / sd)
+    return space.normal_cdf((mean - max((c[-1] for c in curves), default=mean)) / sd)
 
 
 # ---------------------------------------------------------------- state
@@ -590,21 +573,19 @@ def read_history(path, data):
     names = {d.name for d in parse_space(spec)}
     for number, r in enumerate(data["trials"], 1):
         sound = r["number"] == number and r["state"] in ("finished", "stopped", "failed")
-        sound = sound and is_number(r["value"]) and isinstance(r["params"], dict)
-        sound = sound and names <= plain(r["params"]).keys()
-        if not sound or not 0 < int(r["epoch"]) <= epochs <= 1e5:
+        sound = sound and isinstance(r["params"], dict) and names <= plain(r["params"]).keys()
+        if not sound or not is_number(r["value"]) or not 0 < int(r["epoch"]) <= epochs <= 1e5:
             raise DataError(f"{path}: trial {number}", f"is {r!r:.200}", "see hparams/history_*")
         space.check_share(f"{path}: trial {number}", spec["metric"]["name"], r["value"])
         values = [r["value"]] * int(r["epoch"])
-        trials.append(Trial(number, dict(r["params"]), r["state"], values, recorded=False))
+        trials.append(Trial(number, r["params"], r["state"], values, recorded=False))
     extra, notes = ([str(word) for word in data.get(key, [])] for key in ("extra", "notes"))
     return Sweep(Path("runs") / path.stem, spec, epochs, trials, extra, None, notes)
 
 
 def open_locked(folder):
     """(Sweep, lock) of a folder for the one process that may write there. Raises UsageError."""
-    held = lock(folder / "lock")
-    if held is None:
+    if (held := lock(folder / "lock")) is None:
         raise UsageError(folder, "another sweep is running on this folder", "wait for it")
     log = folder / "state.jsonl"
     if log.exists():  # what a kill left behind the last newline
@@ -670,10 +651,9 @@ NEW = "a new trial"
 def run_sweep(sweep, options, queue=(), only=None):
     """Run trials, or the one `only`, until the cap, then revive. Raises DataError, UsageError."""
     busy, failures = {}, 0  # trial: (process, epochs to train it to, slot)
-    for trial in [only] if only else sweep.trials:
-        if trial.state == "pending":
-            settle(sweep, trial)
-            busy |= adopt(sweep, trial)
+    for trial in [t for t in ([only] if only else sweep.trials) if t.state == "pending"]:
+        settle(sweep, trial)
+        busy |= adopt(sweep, trial)
     try:
         while True:
             while len(busy) < options.parallel and (job := next_job(sweep, queue, only, busy)):
@@ -707,6 +687,7 @@ def next_job(sweep, queue, only=None, busy=()):
     goal = sweep.spec["metric"].get("target", math.inf * sweep.sign)
     if any(c[-1] >= sweep.sign * goal for c in sweep.curves(sweep.epochs)):
         return None
+    choose = choose_bracket if sweep.rule["type"] == "brackets" else choose_trial
     while (job := choose(sweep, busy)) == NEW:
         params, source = propose(sweep, queue)
         if params is None:
@@ -718,13 +699,10 @@ def next_job(sweep, queue, only=None, busy=()):
     return job
 
 
-def choose(sweep, busy):
+def choose_trial(sweep, busy):
     """(trial, epochs to train it to) to run next; NEW: one to propose; None: nothing now."""
-    if sweep.rule["type"] == "brackets":
-        return choose_bracket(sweep, busy)
-    for trial in sweep.trials:
-        if trial.state == "pending" and trial not in busy:
-            return trial, next_target(sweep, trial)
+    if free := [t for t in sweep.trials if t.state == "pending" and t not in busy]:
+        return free[0], next_target(sweep, free[0])
     if len(sweep.trials) < sweep.cap:
         return NEW
     return None if busy else revive(sweep)
@@ -763,9 +741,8 @@ def choose_bracket(sweep, busy):
         for _, rung in rungs:
             group = [t for t in group if t.state != "failed"]
             late = [t for t in group if len(t.history) < rung]
-            for trial in late:
-                if trial not in busy:
-                    return trial, rung
+            if free := [t for t in late if t not in busy]:
+                return free[0], rung
             if late or len(sweep.trials) < end or not group or rung >= sweep.epochs:
                 break
             group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
@@ -786,9 +763,8 @@ def propose(sweep, queue):
     drawn from (seed, trial), so that a restarted sweep proposes what it would have proposed."""
     cube = Cube(parse_space(sweep.spec))
     tried = {cube.key(t.params) for t in sweep.trials}
-    for path, params in queue:
-        if cube.key(params) not in tried:
-            return params, path
+    if fresh := [(params, path) for path, params in queue if cube.key(params) not in tried]:
+        return fresh[0]
     rng = np.random.default_rng((sweep.spec.get("seed", 0), len(sweep.trials)))
     params = plain(suggest(sweep.spec, sweep.history(), rng) or {})
     if "seed" in params.keys() - {d.name for d in cube.dims}:  # a replica of seed's runs
@@ -802,10 +778,9 @@ def start(sweep, trial, target, slot, options):
     of running a second trainer into the same folder or on the same device. Raises UsageError."""
     folder = sweep.folder / trial.name
     command = [*options.launcher, *TRAINER, *sweep.extra, *flags(trial.params)]
-    command += ["--resume"] * (folder / "hparams.json").exists()
-    if "--resume" not in command:
+    if not (begun := (folder / "hparams.json").exists()):
         shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to keep
-    command += [f"--name={sweep.folder.name}/{trial.name}"]
+    command += ["--resume"] * begun + [f"--name={sweep.folder.name}/{trial.name}"]
     command += [f"--stop-epoch={target if target < sweep.epochs else 0}"]
     device = {"CUDA_VISIBLE_DEVICES": options.devices[slot]} if options.devices else {}
     pipes = {"stdin": subprocess.DEVNULL, "env": os.environ | device, "start_new_session": True}
@@ -897,11 +872,10 @@ def read_rows(sweep, trial):
 def settle(sweep, trial):
     """What follows from the epochs a pending trial has: finished, judged, or on to the next."""
     rule, done = sweep.rule, len(trial.history)
-    banded = rule["type"] not in ("", "brackets") and not trial.whole
-    bands = set(bands_of(rule, sweep.epochs) if banded else ())
+    bands = () if trial.whole or rule["type"] in ("", "brackets") else bands_of(rule, sweep.epochs)
     if done >= sweep.epochs:
         sweep.write("finished", trial)
-    elif done not in bands - {v["epoch"] for v in trial.judged}:
+    elif done not in set(bands) - {v["epoch"] for v in trial.judged}:
         return
     elif trial.revived:
         sweep.write("stopped", trial, why="waits for its chance against the others")
@@ -967,9 +941,8 @@ class Findings:
         others = [t.number for t in sweep.trials if t.known]
         self.notes = sweep.notes + [f"Trials {str(others)[1:-1]} ran elsewhere."] * bool(others)
         self.sign, self.epochs, self.names = sign, sweep.epochs, [d.name for d in cube.free]
-        share = sweep.metric in space.SHARES
-        self.points, self.digits = (100, 2) if share else (1, 4)  # as it is shown
-        limits = (0, 1) if share else (-math.inf, math.inf)
+        kind = (100, 2, (0, 1)) if sweep.metric in space.SHARES else (1, 4, (-math.inf, math.inf))
+        self.points, self.digits, limits = kind  # the first two: as it is shown
         self.trials = [Row(t, cube) for t in sweep.trials]
         self.rows = [r for r in self.trials if r.state in ("finished", "stopped")]
         for row, lost in zip(self.rows, ruined(sign * last(self.rows)) if self.rows else ()):
@@ -1150,10 +1123,7 @@ def facts(d, i, rows, first, model, limits):
     values = [row.values[i] for row in rows]
     ranked = len(rows) > 2 and not d.category and all(map(is_number, values))
     rho = spearman(values, last(rows)) if ranked else None
-    groups = [
-        (ends, len(v), estimate(*mean_interval(v), limits, 1), np.median(v))
-        for ends, v in (groups_of(d, values, rows) if len(rows) > 2 else ())
-    ]
+    groups = groups_of(d, values, rows, limits) if len(rows) > 2 else []
     told = {"key": d.name, "ticks": ticks, "along": along, "groups": groups}
     return told | {"rho": rho, "chance": 1.96 / math.sqrt(max(len(rows) - 1, 1))}
 
@@ -1169,15 +1139,16 @@ def at_edge(d, best):
     return f"{d.name}: {told}; try {low:.3g} to {high:.3g}"
 
 
-def groups_of(d, values, rows):
-    """(ends, scores) of a parameter's values, or of three ranges."""
+def groups_of(d, values, rows, limits):
+    """(ends, n, mean and interval, median) of the scores by a parameter's values, or in thirds."""
     keys = {identity(v): v for v in sorted(values, key=str)}
     groups = [([v], [identity(x) == key for x in values]) for key, v in keys.items()]
     if all(map(is_number, values)) and not (d.levels and len(keys) <= 8):
         order, x = sorted(values), np.array(values)
         a, b, c, e = (order[k * len(order) // 3 - (k == 3)] for k in range(4))
         groups = [([a, b], x < b), ([b, c], (b <= x) & (x < c)), ([c, e], c <= x)]
-    return [(ends, last(rows)[np.array(member)]) for ends, member in groups if any(member)]
+    got = [(ends, last(rows)[np.array(member)]) for ends, member in groups if any(member)]
+    return [(ends, len(v), estimate(*mean_interval(v), limits, 1), np.median(v)) for ends, v in got]
 
 
 # ---------------------------------------------------------------- command line
@@ -1265,12 +1236,20 @@ def start_sweep(options, extra):
         raise UsageError("--name", f"{name} is no folder's name", "give one without /")
     resolve(extra, {d.name for d in parse_space(spec)})
     sweep, held = open_sweep(Path("runs") / name, spec, extra)
-    say_what_has_no_effect(spec, sweep.epochs)
+    rule = spec.get("early_terminate") or {}
+    idle = "min_iter" if "max_iter" in rule else "s"  # as by W&B
+    keys = sorted(space.NO_EFFECT & {*spec}) + [f"metric.{k}" for k in spec["metric"] if "imp" in k]
+    keys += [f"early_terminate.{idle}"] * (idle in rule)
+    if rule and min(bands_of(rule, sweep.epochs), default=sweep.epochs) >= sweep.epochs:
+        keys.append(f"early_terminate (no band before epoch {sweep.epochs})")
+    if keys:
+        print(f"without effect here: {', '.join(keys)}")
+    if not maximised(spec) and "hmean" in spec["metric"]["name"]:
+        print("warning: metric hmean is minimised; for the best give goal maximize")
     with held:
         run_sweep(sweep, options, read_enqueued(sweep, options.enqueue, options.known))
         found = write_report(sweep)[1]
-    print("".join(f"{line}\n" for line in found.edges if line), end="")
-    print(f"{sweep.folder}/report.md")
+    print(*filter(None, found.edges), f"{sweep.folder}/report.md", sep="\n")
     if found.finished and (best := found.first):
         worth, lucky = np.nan_to_num(best.expected["mean"], nan=best.last), found.top[0]
         print("last, by posterior mean and by value, on the pages that select it; see the report")
@@ -1278,19 +1257,6 @@ def start_sweep(options, extra):
         print(f"{told}, luckiest {lucky.last:.4f} trial {lucky.number}")
     else:
         print("no trial finished")
-
-
-def say_what_has_no_effect(spec, epochs):
-    rule = spec.get("early_terminate") or {}
-    idle = "min_iter" if "max_iter" in rule else "s"  # as by W&B
-    keys = sorted(space.NO_EFFECT & {*spec}) + [f"metric.{k}" for k in spec["metric"] if "imp" in k]
-    keys += [f"early_terminate.{idle}"] * (idle in rule)
-    if rule and min(bands_of(rule, epochs), default=epochs) >= epochs:
-        keys.append(f"early_terminate (no band before epoch {epochs})")
-    if keys:
-        print(f"without effect here: {', '.join(keys)}")
-    if not maximised(spec) and "hmean" in spec["metric"]["name"]:
-        print("warning: metric hmean is minimised; for the best give goal maximize")
 
 
 def read_enqueued(sweep, paths, known):
@@ -1313,11 +1279,10 @@ def read_enqueued(sweep, paths, known):
             source = f"{path}: trial {t.number}" if past else str(path)
             values = {**(own if known else asdict(sweep.hparams)), **t.params}
             params = {d.name: values.get(d.name) for d in dims}
-            out = [d for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
-            told = ", ".join(f"{d.name} = {params[d.name]}" for d in out)
-            if out:
+            tried = zip(dims, params.values())
+            if out := [f"{d.name} = {x}" for d, x in tried if not 0 <= d.encode(x) <= 1]:
                 more = "left out" if known else "constants stay the sweep's, the others are tried"
-                print(f"{source}: {told} outside the space: {more}")
+                print(f"{source}: {', '.join(out)} outside the space: {more}")
             if not known:
                 queue.append((source, params | fixed))
             elif not out and params not in [x.params for x in sweep.trials if x.known]:
@@ -1364,9 +1329,8 @@ def print_replay(sweep, given=None):
     whole, curves = [sweep.curve(t) for t in alive if t.state == "finished"], []
     if not alive:
         raise DataError(sweep.folder.name, "has no trial with a value yet", "replay it later")
-    for curve in map(sweep.curve, alive):
-        known = len(curve) >= epochs or not alive[len(curves)].recorded
-        end = curve[-1] if known else project(curve, whole, epochs)[0]
+    for trial, curve in zip(alive, map(sweep.curve, alive)):
+        end = project(curve, whole, epochs)[0] if trial.recorded else curve[-1]
         curves.append((curve + [end] * epochs)[:epochs])
     if made_up := sum(len(t.history) < epochs or not t.recorded for t in alive):
         told = "curves are not known: their epochs stand at the recorded value where there is only"

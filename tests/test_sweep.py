@@ -557,10 +557,10 @@ def test_hyperbands_table():
     """Table 1 of Li et al. 2018, and by its formula the one of 243 epochs."""
     first = [(81, 1), (27, 3), (9, 9), (3, 27), (1, 81)]
     table = [first, first[1:], first[2:], [(6, 27), (2, 81)], [(5, 81)]]
-    assert sweep.brackets(81, 3) == table
+    assert list(sweep.brackets(81, 3)) == table
     longer = [(n * 3, e) for n, e in first] + [(1, 243)]
     table = [longer, longer[1:], longer[2:], [(18, 27), (6, 81), (2, 243)], [(9, 81), (3, 243)]]
-    assert sweep.brackets(243, 3) == [*table, [(6, 243)]]
+    assert list(sweep.brackets(243, 3)) == [*table, [(6, 243)]]
 
 
 BANDS = [
