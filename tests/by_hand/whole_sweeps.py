@@ -4,10 +4,11 @@ noisy and grow over 22 epochs, against W&B's sweep as it ran and against random 
 python tests/by_hand/whole_sweeps.py [--sweeps 60] [--runs 12 24] [--jobs 2]
 
 Each sweep has a response of its own over log lr, log weight decay, log eta_min and T_max, with a
-cliff towards large rates; a run is off by its seed, .1 to .3 points. Ours returns the best posterior
-mean, also with `replicate`; W&B's (the package sweeps 0.3.0, which needs numpy < 2: an environment
-of its own; left out where it is absent) is bayes with hyperband, min_iter 10, eta 2, and returns the
-best value, as random search does, with as many epochs as ours. Regret is in points of the score.
+cliff towards large rates; a run is off by its seed, .1 to .3 points. Ours returns the best
+posterior mean, also with `replicate`; W&B's (the package sweeps 0.3.0, which needs numpy < 2, so an
+environment of its own; left out where it is absent) is bayes with hyperband, min_iter 10, eta 2,
+and returns the best value, as random search does, with as many epochs as ours. Regret is in points
+of the score.
 """
 
 import contextlib
