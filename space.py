@@ -277,7 +277,7 @@ def check_rule(rule, metric=""):
         low, high = BOUNDS.get(key, (-1e300, 1e300))
         sound, remedy = is_number(x) and low <= x <= high, f"give a number from {low} to {high}"
         if key == "bands":
-            sound = isinstance(x, list) and all(type(b) is int and 1 <= b <= 1e6 for b in x)
+            sound = isinstance(x, list) and x and all(type(b) is int and 1 <= b <= 1e6 for b in x)
             remedy = "give a list of epochs"
         if key == "strict":
             sound, remedy = isinstance(x, bool), "give true or false"

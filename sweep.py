@@ -253,7 +253,7 @@ def suggest(space, history, rng):
     known, posterior, new = np.isfinite(value), None, None
     if method in ("grid", "random") or not cube.free:
         ranked = cube.combinations() if method == "grid" else draws
-    elif (known | waiting).sum() < max(4, d) or known.sum() < 2:
+    elif known.sum() < 2 or (known | waiting).sum() < max(4, d) and len({*keys}) != count:
         # fills the gaps: lowest wrap-around L2 discrepancy with what is known (Hickernell 1998)
         gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
         discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
@@ -529,11 +529,12 @@ def load_spec(path):
         raise UsageError(path, "has no method", f"one run is: train.py --hparams {path}")
     try:
         spec = space.check_spec(spec)
-        name, command = spec["metric"]["name"], map(str, spec.get("command") or ())
+        name, command = spec["metric"]["name"], spec.get("command") or []
         if leaf(name) not in space.LOGGED or "test" in name:
             known = f"but {', '.join(space.LOGGED)}{nearest(leaf(name), space.LOGGED)}"
             raise UsageError("metric", f"train.py writes no {files.shown(name)}", known)
-        if given := [word for word in command if word[:1] == "-" or "=" in word]:
+        words = map(str, command if isinstance(command, list) else [command])
+        if given := [word for word in words if word[:1] == "-" or "=" in word]:
             raise UsageError("command", f"{given[0]} is not used", "give it on the command line")
         return spec
     except UsageError as error:
@@ -1279,6 +1280,7 @@ def read_enqueued(sweep, paths, known):
             source = f"{path}: trial {t.number}" if past else str(path)
             values = {**(own if known else asdict(sweep.hparams)), **t.params}
             params = {d.name: values.get(d.name) for d in dims}
+            params |= {"seed": values["seed"]} if known and "seed" in t.params else {}  # a replica
             tried = zip(dims, params.values())
             if out := [f"{d.name} = {x}" for d, x in tried if not 0 <= d.encode(x) <= 1]:
                 more = "left out" if known else "constants stay the sweep's, the others are tried"
@@ -1343,7 +1345,7 @@ def print_replay(sweep, given=None):
         rule = read_json(*(("--rule", given) if given.lstrip()[:1] == "{" else (given,)))
         rule = rule.get("early_terminate", rule) if isinstance(rule, dict) else rule
         space.check_rule(rule, sweep.metric)
-        rules = {given: rule}
+        rules = {given: Sweep(None, sweep.spec | {"early_terminate": rule}, epochs, []).rule}
     best, total = int(np.argmax([c[-1] for c in curves])), len(curves) * epochs
     numbers = np.array([str(t.number) for t in alive])
     for name, rule in rules.items():

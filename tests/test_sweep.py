@@ -253,11 +253,16 @@ BAD_SWEEPS = [
     ({"early_terminate": {"type": "hyperband", "min_iter": 3, "patience": 5}}, "patience"),
     ({"early_terminate": {"type": "pause", "bands": 3}}, "bands is 3"),
     ({"early_terminate": {"type": "pause", "bands": [0]}}, "bands"),
+    ({"early_terminate": {"type": "pause", "bands": []}}, "bands"),
+    ({"replicate": "yes"}, "replicate: is .*; give true"),
+    ({"replicate": True, "method": "random"}, "with method bayes"),
     ({"parameters": {"epochs": {"values": [5, 10]}}}, "epochs"),
     ({"early_terminate": {"type": "pause", "preserve_threshold": 96.6}}, "write 0.966"),
     ({"metric": {"name": "val/hmean", "target": 97}}, "a percentage; write 0.97"),
 ]
 BAD_SWEEPS += [({"parameters": parameters}, word) for parameters, word in BAD_PARAMETERS]
+REPLICAS = {"optim.lr": {"value": 1e-3}, "seed": {"values": [0, 1]}}
+BAD_SWEEPS += [({"replicate": True, "parameters": REPLICAS}, "replicate sets it")]
 
 
 @pytest.mark.parametrize("change, word", BAD_SWEEPS)
@@ -474,6 +479,24 @@ def test_a_run_worth_repeating_is_proposed_with_another_seed():
         history.append(entry(params, -abs(params["x"] - 2) + 0.3 * rng.standard_normal()))
     assert all(got == list(range(1, 1 + len(got))) for got in seeds.values())
     assert max(seeds, key=lambda x: len(seeds[x])) == 2 and not seeds[5]
+
+
+def test_a_sweep_repeats_itself_and_another_learns_from_its_replicas(cli):
+    values = {"optim.lr": {"values": [1e-4, 1e-3, 1e-2]}, "epochs": {"value": 8}}
+    sweep_ = {**spec(replicate=True, parameters=values), "early_terminate": {"type": "pause"}}
+    code, out, err = cli("s.json", "--seed=5", "--parallel=2", sweep_=sweep_)
+    assert (code, err) == (0, "")
+    new = [e["params"] for e in events(cli.runs, "new")]
+    again = {lr: [p["seed"] for p in new if "seed" in p and p["lr"] == lr] for lr in (1e-4, 1e-3)}
+    assert len(new) == 6 and sum(map(len, again.values())) == 3 and len(again[1e-3]) >= 2
+    assert all(seeds == list(range(6, 6 + len(seeds))) for seeds in again.values())
+    assert "lr=0.001 epochs=8 seed=6" in cli("--status", "runs/s")[1]
+    code, _, err = cli("s.json", "--name=t", "--enqueue", "runs/s", "--known", sweep_=sweep_)
+    assert (code, err) == (0, "")
+    known = [e["params"] for e in events(cli.folder / "runs/t", "new") if "known" in e]
+    assert sorted(map(str, known)) == sorted(map(str, new))
+    code, out, err = cli("s.json", "--wandb")
+    assert code == 0 and "replicate" in err and "replicate" not in out
 
 
 def test_a_replica_counts_on_from_the_sweeps_own_seed():
