@@ -91,9 +91,9 @@ def read_page(path, hps=(), tile=0):
         raise DataError(path, "truncated", "fetch it again or leave it out of the labels")
     factors = (max(fit_factor((width, height), hp), tile and hp.size / tile) for hp in hps)
     # reduced, nearly square ones do not tell whether they were turned; odd ones end in pixels that
-    # cover less than they stand for: of one that is needed up to a half
+    # cover less than they stand for: of one that is needed up to a quarter
     factor = max(factors, default=1) if abs(width - height) not in range(1, 8) else 1
-    steps = [r for r in (2, 4, 8) if factor * max(r, 2 * (-width % r), 2 * (-height % r)) <= 1]
+    steps = [r for r in (2, 4, 8) if factor * max(r, 4 * (-width % r), 4 * (-height % r)) <= 1]
     with contextlib.suppress(cv2.error):
         reduce = 8 * max(steps, default=0) * (kind == "JPEG")  # of IMREAD_REDUCED_COLOR_2, _4, _8
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB | reduce)

@@ -299,9 +299,9 @@ def fold_norms(model):
     return folded if same else model
 
 
-def choose_device(name):
+def choose_device(name, work=True):
     """torch.device of --device, made the current one; `auto` is CUDA where there is one. Raises
-    UsageError, also where the installed torch cannot work on it."""
+    UsageError, and where it is to work also if the installed torch has no kernels for it."""
     gpus, where = torch.cuda.device_count(), f"--device {name}"
     try:
         device = torch.device(("cpu", "cuda")[gpus > 0] if name == "auto" else name)
@@ -309,15 +309,15 @@ def choose_device(name):
         raise UsageError(where, "not a device", "use cuda, cuda:1 or cpu") from None
     if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
         raise UsageError(where, f"not here, with {gpus} CUDA devices", "use cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what asks for no device means the current one
     try:
-        if device.index:  # what asks for no device means the current one
-            torch.cuda.set_device(device)
-        torch.ones(1, device=device)  # the least that runs a kernel
+        if work:
+            torch.ones(1, device=device)  # the least that runs a kernel
     except RuntimeError as error:
-        if "out of memory" in str(error):
+        if "no kernel image" not in str(error):
             raise
-        served = ", ".join(torch.cuda.get_arch_list())
-        what = f"{str(error).splitlines()[0]} (torch serves {served})"
+        what = f"torch serves no such GPU, but {', '.join(torch.cuda.get_arch_list())}"
         raise UsageError(where, what, "install torch's wheel for that GPU, or use cpu") from None
     return device
 

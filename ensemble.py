@@ -486,15 +486,15 @@ def choose_pages(args, members):
 def build(args):
     """The ensemble of the command line; says who is in it. Raises DataError."""
     overrides, method = evaluate.read_overrides(args), args.method or "maps"
-    sources, device = args.sources or discover(), choose_device(args.device)
+    sources = args.sources or discover()
     files = [source for source in sources if source.endswith(".json")]
     if files and method == "maps":
         raise UsageError(files[0], "has no maps", "use --method voting")
+    device = choose_device(args.device, files != sources)
     scales = [checked("size", size, "--scales") for size in args.scales or ()]
     found = [load_member(source, overrides, scales, args.flip, device) for source in sources]
-    digests = [member.digest for member in found]
     for k, member in enumerate(found):
-        if (first := digests.index(member.digest)) < k:
+        if (first := [m.digest for m in found].index(member.digest)) < k:
             raise UsageError(member.name, f"the same as {found[first].name}", "it would vote twice")
     by_score = args.best or args.drop_worst or args.weights == "scores"
     held = [m.scores.get("digests") or m.scores.get("pages", ()) for m in found if by_score]
@@ -503,8 +503,8 @@ def build(args):
     shares = {member.name: f"weight {w:.4f}" for member, w in zip(members, weights)}
     for name, _, _, scores, _ in found:
         hmean = f"{scores['hmean']:.4f}" if "hmean" in scores else "none"
-        told = f"{shares.get(name, 'left out')}, recorded hmean {hmean}"
-        print(f"member {name}: {told}", file=sys.stderr)
+        share = shares.get(name, "left out")
+        print(f"member {name}: {share}, recorded hmean {hmean}", file=sys.stderr)
     votes = len(members) / 2 + 1e-6 if args.votes is None else args.votes
     if not 0 < votes <= len(members):
         raise UsageError(f"--votes {votes}", f"not within 0 to {len(members)}, all weights")

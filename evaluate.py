@@ -171,9 +171,9 @@ def page_maps(sheets, networks, page):
 
 def predict_maps(networks, pages, device, tile=0, failed=None):
     """Yields (index, K maps uint8 [h, w]) of pages by K networks, nearly in the pages' order; sets
-    page.size. A page is scaled by each network's `fit_factor` (tile: see cut_tiles); page xy =
-    map xy * page.size / map size. Pages of one padded shape share a batch on a GPU, so none sees
-    padding that it would not have alone; the next batch is at work before the last is waited for.
+    page.size. A page, decoded for who needs most, is scaled by each network's `fit_factor` (tile:
+    see cut_tiles); page xy = map xy * page.size / map size. Pages of one padded shape share a batch
+    on a GPU, so none sees padding that it would not have alone; the next is at work meanwhile.
     Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
     open_sheets = {}
 
@@ -303,7 +303,7 @@ def cached_maps(source, pages, hp, device):
     """Maps of a checkpoint on pages: list of (uint8 [h, w], scale [2]), in the order of pages. Kept
     in maps/ beside the checkpoint under a name made of digests of the checkpoint, the pictures and
     what else the maps depend on: another of these never meets an old file."""
-    made_of = [data.picture_digest(source), hp.size, hp.fit, str(amp_dtype(hp.amp, device))]
+    made_of = [data.picture_digest(source), hp.size, hp.fit, str(amp_dtype(hp.amp, device)), 2]
     made_of += [(page.name, data.picture_digest(page.path)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     path = Path(source).parent / "maps" / f"{Path(source).stem}-{key}.npz"
@@ -821,7 +821,8 @@ def score_source(source, pages, overrides, args, main=True, failed=None):
 
 
 def run(args):
-    args.device = choose_device(args.device)
+    work = not args.export and not str(args.source).endswith(".json")
+    args.device = choose_device(args.device, work)
     check_flags(args)
     overrides = read_overrides(args)
     if args.tune:

@@ -289,8 +289,8 @@ def check_rule(rule, metric=""):
 
 
 METRIC = {"name": "hmean", "goal": "maximize"}
-OURS = {"seed", "replicate"}
-USED = {"method", "metric", "parameters", "early_terminate", "run_cap", *OURS}
+NOT_WANDBS = {"seed", "replicate"}
+USED = {"method", "metric", "parameters", "early_terminate", "run_cap", *NOT_WANDBS}
 NO_EFFECT = {"program", "project", "name", "description", "entity", "apiVersion", "kind"}
 NO_EFFECT |= {"controller", "job", "image_uri", "metrics", "scheduler", "command"}
 
@@ -338,11 +338,11 @@ def flags(params):
 
 def wandb_form(spec):
     """The sweep as W&B's schema and agent and train.py have it, and what was dropped."""
-    form = {k: v for k, v in spec.items() if k not in OURS and v is not None}
+    form = {k: v for k, v in spec.items() if k not in NOT_WANDBS and v is not None}
     name = leaf(spec["metric"]["name"])
     form |= {"metric": {**spec["metric"], "name": LOGGED[name] + name}, "program": "train.py"}
     form["parameters"] = dict(entries(spec["parameters"]))  # nested ones reach train.py as a dict
-    rule, dropped = form.pop("early_terminate", {}), sorted(OURS & spec.keys())
+    rule, dropped = form.pop("early_terminate", {}), sorted(NOT_WANDBS & spec.keys())
     known = {"type", *RULE_KEYS["hyperband"]} if rule.get("type") == "hyperband" else ()
     if known:
         form["early_terminate"] = {k: v for k, v in rule.items() if k in known}

@@ -132,6 +132,7 @@ class Posterior:
         self.signal, self.noise = np.exp(np.atleast_2d(thetas)[:, d:]).T[..., None]
         cov = self.covariance(x, x)  # [k, n, n]
         cov[:, n, n] += self.noise + variance + JITTER
+        self.error = self.noise[0] + np.median(variance)  # of the next value
         self.whiten = np.linalg.inv(np.linalg.cholesky(cov))
         self.alpha = np.atleast_2d(y) @ self.whiten.transpose(0, 2, 1) @ self.whiten  # [k, 1, n]
 
@@ -183,10 +184,10 @@ def log_noisy_ei(posterior, theta, x):
 
 
 def most_telling(posterior, z):
-    """Of the known runs x [n, d] followed by points z [m, d]: where another noisy value is expected
-    to raise the best posterior mean most (Frazier et al. 2009), at a tie the best mean."""
-    mean, cov = posterior.joint(np.concatenate([posterior.x, z]))
-    moves = cov / np.sqrt(np.maximum(np.diag(cov), 0) + posterior.noise[0] + JITTER)
+    """At which of points z [m, d] another noisy value is expected to raise the best posterior mean
+    of them most (Frazier et al. 2009), at a tie the best mean."""
+    mean, cov = posterior.joint(z)
+    moves = cov / np.sqrt(np.maximum(np.diag(cov), 0) + posterior.error + JITTER)
     normal = np.outer((1, -1), np.random.default_rng(0).standard_normal(32)).reshape(-1, 1)
     return int(np.argmax([(mean + normal * m).max(1).mean() for m in moves.T] + 1e-6 * mean))
 
@@ -235,9 +236,9 @@ def suggest(space, history, rng):
     """space (W&B sweep dict), history [{params, value, state: finished | stopped | failed |
     pending}, ...], rng (numpy Generator) -> params of the next run, named as in the space, none
     that was tried before, or, with `replicate` in the space, those of a run worth repeating and
-    another `seed`; None when all were tried. Entries may have `sd`, a value's known error; stopped
-    ones have `history`, a value an epoch, and `epochs`, those of a whole run; finished ones'
-    `history`, if any, extrapolates them. Raises UsageError."""
+    another `seed`; else None when all were tried. Entries may have `sd`, a value's known error;
+    stopped ones have `history`, a value an epoch, and `epochs`, those of a whole run; finished
+    ones' `history`, if any, extrapolates them. Raises UsageError."""
     cube = Cube(parse_space(space))
     history = [{**h, "params": plain(h["params"])} for h in history]
     keys = [cube.key(h["params"]) for h in history]
@@ -262,11 +263,13 @@ def suggest(space, history, rng):
         ranked, posterior = by_improvement(cube, u, value, variance, waiting, draws, rng)
     if posterior and space.get("replicate"):
         fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in keys]
-        at = most_telling(posterior, cube.features(np.reshape(fresh, (-1, d))))
-        if at < known.sum():
-            key = keys[np.flatnonzero(known)[at]]
-            alike = [h["params"] for h, other in zip(history, keys) if other == key]
-            new = alike[0] | {"seed": min(p.get("seed", 0) for p in alike) + len(alike)}
+        whole = np.flatnonzero([h["state"] == "finished" for h in history])
+        points = np.concatenate([u[whole], np.reshape(fresh, (-1, d))])
+        if (at := most_telling(posterior, cube.features(points))) < len(whole):
+            alike = [h["params"] for h, key in zip(history, keys) if key == keys[whole[at]]]
+            seeds = [params.get("seed", 0) for params in alike]
+            seed = next(s for s in itertools.count(min(seeds)) if s not in seeds)
+            new = alike[0] | {"seed": seed}
     more = cube.combinations() if count else (rng.random(d) for _ in range(1000))
     candidates = map(cube.decode, itertools.chain(ranked, draws, more))
     new = new or next((params for params in candidates if cube.key(params) not in keys), None)
@@ -275,13 +278,16 @@ def suggest(space, history, rng):
 
 
 def by_improvement(cube, u, value, variance, waiting, draws, rng):
-    """Points [m, d] by log expected improvement, the best first, and the posterior of the known
-    runs. Failures repel, by the log of a vote of the runs nearby, squared."""
+    """Points [m, d] by log expected improvement, the best first, and the posterior, pending runs
+    in it. Failures repel, by the log of a vote of the runs nearby, squared."""
     known, x = np.isfinite(value), cube.features(u)
     ended, n = np.concatenate([x[known], x[~known & ~waiting]]), known.sum()
     z, own, theta = fit_warped(x[known], value[known], variance[known], cube.category)
     posterior = Posterior(x[known], z, own, cube.category, theta)
     improvement = log_noisy_ei(posterior, theta, x[known | waiting])
+    if waiting.any():  # believed to give their mean, so that not all repeat the same
+        z, own = np.r_[z, posterior(x[waiting])[0]], np.r_[own, np.zeros(waiting.sum())]
+        posterior = Posterior(np.r_[x[known], x[waiting]], z, own, cube.category, theta)
 
     def score(points):
         f = cube.features(points)
@@ -505,8 +511,10 @@ class Sweep:
 
     def history(self):
         """The trials as suggest() wants them."""
+        seed = getattr(self.hparams, "seed", 0)
         return [
-            {"params": t.params, "state": t.state, "value": t.history[-1] if t.history else None}
+            {"params": {**t.params, "seed": t.params.get("seed", seed)}, "state": t.state}
+            | {"value": t.history[-1] if t.history else None}
             # a projection takes no more of a stopped run than its last values and how many it has
             | {"history": list(t.history) * (t.recorded or t.state == "stopped")}
             | {"epochs": self.epochs, "sd": paired(t.rows)}
@@ -767,10 +775,7 @@ def propose(sweep, queue):
     if fresh := [(params, path) for path, params in queue if cube.key(params) not in tried]:
         return fresh[0]
     rng = np.random.default_rng((sweep.spec.get("seed", 0), len(sweep.trials)))
-    params = plain(suggest(sweep.spec, sweep.history(), rng) or {})
-    if "seed" in params.keys() - {d.name for d in cube.dims}:  # a replica of seed's runs
-        params["seed"] += sweep.hparams.seed
-    return params or None, "suggest"
+    return plain(suggest(sweep.spec, sweep.history(), rng) or {}) or None, "suggest"
 
 
 def start(sweep, trial, target, slot, options):
@@ -960,7 +965,7 @@ class Findings:
         groups = {"finished, last epoch": self.finished, "stopped, at the stop": self.stopped}
         groups |= {"all, each at the last epoch it had": self.rows} if self.pooled else {}
         self.spread = [line for name, rows in groups.items() for line in spread(name, rows)]
-        seconds = [row[0] for t in sweep.trials for row in t.rows]
+        seconds = [row[0] for t in sweep.trials if not t.known for row in t.rows]
         self.hours = sum(seconds) / 3600 if seconds else math.nan
         self.spent = sum(r.epochs for r in self.trials if r.number not in others)
         self.saved = sum(sweep.epochs - r.epochs for r in self.stopped if r.number not in others)
@@ -1251,9 +1256,10 @@ def start_sweep(options, extra):
         run_sweep(sweep, options, read_enqueued(sweep, options.enqueue, options.known))
         found = write_report(sweep)[1]
     print(*filter(None, found.edges), f"{sweep.folder}/report.md", sep="\n")
-    if found.finished and (best := found.first):
-        worth, lucky = np.nan_to_num(best.expected["mean"], nan=best.last), found.top[0]
-        print("last, by posterior mean and by value, on the pages that select it; see the report")
+    if found.finished:
+        lucky, best = found.finished[0], found.first or found.finished[0]
+        worth = np.nan_to_num(best.expected["mean"], nan=best.last)
+        print("last, by posterior mean (of 3 runs or more) and by value, on pages that select it")
         told = f"best {sweep.metric} {worth:.4f} trial {best.number}"
         print(f"{told}, luckiest {lucky.last:.4f} trial {lucky.number}")
     else:
@@ -1282,13 +1288,15 @@ def read_enqueued(sweep, paths, known):
             params = {d.name: values.get(d.name) for d in dims}
             params |= {"seed": values["seed"]} if known and "seed" in t.params else {}  # a replica
             tried = zip(dims, params.values())
+            tried = [(d, x) for d, x in tried if not known or d.name != "seed"]
             if out := [f"{d.name} = {x}" for d, x in tried if not 0 <= d.encode(x) <= 1]:
                 more = "left out" if known else "constants stay the sweep's, the others are tried"
                 print(f"{source}: {', '.join(out)} outside the space: {more}")
             if not known:
                 queue.append((source, params | fixed))
             elif not out and params not in [x.params for x in sweep.trials if x.known]:
-                result = {k: vars(t)[k] for k in ("state", "history", "recorded")} | {"known": True}
+                result = {k: vars(t)[k] for k in ("state", "history", "rows", "recorded")}
+                result["known"] = True
                 sweep.write("new", number=len(sweep.trials) + 1, params=params, known=result)
     if known:
         print(f"{sum(t.known for t in sweep.trials)} trials are known")

@@ -138,7 +138,7 @@ def total(values):
 def own_device(name):
     """torch.device of --device; under torchrun each process has its own GPU. Raises UsageError."""
     gpus = torch.cuda.device_count()
-    if dist.is_initialized() and gpus and not name.startswith("cpu"):
+    if dist.is_initialized() and gpus and name.startswith(("auto", "cuda")):
         if (here := int(os.environ["LOCAL_WORLD_SIZE"])) > gpus:
             raise UsageError("torchrun", f"{here} processes, {gpus} GPUs", "lower --nproc-per-node")
         name = f"cuda:{os.environ['LOCAL_RANK']}"

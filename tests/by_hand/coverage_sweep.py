@@ -68,7 +68,7 @@ def believed(state):
     rows = [sweep.Row(trial, CUBE) for trial in state.trials]
     model, value = sweep.Worth(state, CUBE, rows), sweep.last(rows)
     x = model.known[0]
-    alone = sweep.Posterior(*model.known, sweep.fit(*model.known)[0])(x)
+    alone = sweep.Posterior(*model.known, sweep.fit(*model.known, noise=(-10.0, 3.0))[0])(x)
     before = model.middle + model.unit * alone[0], model.unit * alone[1]
     after = model(np.array([row.point for row in rows]))
     top = int(value.argmax())

@@ -16,7 +16,6 @@ import math
 import sys
 from multiprocessing import Pool
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -82,7 +81,6 @@ def ours(training, runs, replicate):
     """(params returned, epochs trained) of a sweep as sweep.py runs it."""
     spec = {**SPEC, "run_cap": runs, "early_terminate": {"type": "pause"}, "replicate": replicate}
     state, curves = sweep.Sweep(None, spec, EPOCHS, []), {}
-    state.hparams = SimpleNamespace(seed=0)
     with contextlib.redirect_stdout(None):
         for trial, target in iter(lambda: sweep.next_job(state, ()), None):
             curve = curves.setdefault(trial, training.curve(trial.params, trial.number))
