@@ -614,7 +614,7 @@ def open_sweep(folder, spec, extra):
         raise UsageError(folder, "is a run of train.py's", "give --name NEW")
     folder.mkdir(parents=True, exist_ok=True)
     sweep, held = open_locked(folder)
-    if sweep and sweep.trials:
+    if sweep and sweep.curves():
         had, given = (essence(*known) for known in ((sweep.spec, sweep.extra), (spec, extra)))
         for key in {**had, **given}:
             if had.get(key) != given.get(key):
@@ -1259,9 +1259,11 @@ def start_sweep(options, extra):
     if found.finished:
         lucky, best = found.finished[0], found.first or found.finished[0]
         worth = np.nan_to_num(best.expected["mean"], nan=best.last)
-        print("last, by posterior mean (of 3 runs or more) and by value, on pages that select it")
-        told = f"best {sweep.metric} {worth:.4f} trial {best.number}"
-        print(f"{told}, luckiest {lucky.last:.4f} trial {lucky.number}")
+        print(
+            "next, the best by what all trials say of it, and the luckiest; on pages that select it"
+        )
+        told = f"best {sweep.metric} {worth:.4f} expected of trial {best.number}"
+        print(f"{told}, luckiest {lucky.last:.4f} of trial {lucky.number}")
     else:
         print("no trial finished")
 
@@ -1279,6 +1281,8 @@ def read_enqueued(sweep, paths, known):
         other = read_sweep(path) if past else sweep
         if known and (not past or (other.metric, other.epochs) != (sweep.metric, sweep.epochs)):
             raise UsageError(path, f"no {sweep.metric} of {sweep.epochs} epochs", "drop --known")
+        if known and [*other.extra] != [*sweep.extra]:
+            print(f"warning: {path}: its trials had other flags: {' '.join(other.extra) or 'none'}")
         runs = [t for t in other.trials if t.state in ("finished", "stopped")]
         runs = runs if past else [Trial(0, read_hparams(path))]
         own = fixed | (asdict(other.hparams) if other.hparams else {})

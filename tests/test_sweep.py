@@ -255,8 +255,8 @@ BAD_SWEEPS = [
     ({"early_terminate": {"type": "pause", "bands": 3}}, "bands is 3"),
     ({"early_terminate": {"type": "pause", "bands": [0]}}, "bands"),
     ({"early_terminate": {"type": "pause", "bands": []}}, "bands"),
-    ({"replicate": "yes"}, "replicate: is .*; give true"),
-    ({"replicate": True, "method": "random"}, "with method bayes"),
+    ({"replicate": "yes"}, "replicate: is 'yes'; true needs"),
+    ({"replicate": True, "method": "random"}, "true needs method bayes"),
     ({"parameters": {"epochs": {"values": [5, 10]}}}, "epochs"),
     ({"early_terminate": {"type": "pause", "preserve_threshold": 96.6}}, "write 0.966"),
     ({"metric": {"name": "val/hmean", "target": 97}}, "a percentage; write 0.97"),
@@ -494,6 +494,13 @@ def test_slots_do_not_all_repeat_one_run():
         assert len(set(again)) == len(again)
         counts.append(max(sum(x == y for y, _ in again) for x, _ in again) if again else 0)
     assert 0 < max(counts) < 8
+
+
+def test_flags_are_corrected_before_the_first_epoch(cli):
+    """A missing folder is no reason for a new name; where epochs are there it would be."""
+    cli.refused("s.json", "--data=wrong", code=1, sweep_=short(run_cap=1), FAULT="1")
+    assert cli("s.json", "--data=right")[::2] == (0, "")
+    cli.refused("s.json", "--data=other", words=["holds trials with flags --data=right"])
 
 
 def test_a_sweep_repeats_itself_and_another_learns_from_its_replicas(cli):
@@ -881,7 +888,8 @@ def test_a_sweep_from_start_to_report(cli):
     assert (code, err) == (0, "")
     last = [e["history"][-1] for e in events(cli.runs, "epochs")]
     told = re.fullmatch(
-        r"best hmean (0\.9\d+) trial \d, luckiest (0\.\d+) trial \d", out.splitlines()[-1]
+        r"best hmean (0\.9\d+) expected of trial \d, luckiest (0\.\d+) of trial \d",
+        out.splitlines()[-1],
     )
     assert told and told[2] == f"{max(last):.4f}" and float(told[1]) < float(told[2]) + 2e-3
     told = (cli.runs / "report.md").read_text()
@@ -974,7 +982,7 @@ def test_orphans_are_waited_for_each_on_its_device(cli):
     for number, lock in enumerate(held):
         assert Path(lock.name).read_text() == str(number)
         Path(lock.name).write_text(str(1 - number))
-    process = cli("s.json", "--devices=4,7", wait=False)
+    process = cli("s.json", "--devices=4,7", wait=False, SLOW="0.5")
     told = [process.stdout.readline() for _ in held]
     assert all("still runs from before" in line for line in told)
     path = cli.runs / "trial-002.lock"

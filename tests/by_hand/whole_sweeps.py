@@ -12,6 +12,7 @@ of the score.
 """
 
 import contextlib
+import importlib.util
 import math
 import sys
 from multiprocessing import Pool
@@ -138,6 +139,10 @@ def main():
     parser.add_argument("--runs", type=int, nargs="+", default=[12, 24])
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
+    if min(args.sweeps, args.jobs, *args.runs) < 1:
+        parser.error("give numbers of 1 or more")
+    if importlib.util.find_spec("sweeps") is None:
+        print("no package sweeps, W&B's row is left out: pip install sweeps==0.3.0")
     print("runs  policy            regret: median   p90    mean   ours less it [95 %]      epochs")
     for runs in args.runs:
         with Pool(args.jobs) as pool:
@@ -152,6 +157,7 @@ def main():
                 f"{runs:4d}  {policy:16s} {np.median(regret):15.3f} {np.quantile(regret, 0.9):6.3f}"
             )
             line += f" {regret.mean():7.3f}   {gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+            line += " (too few to trust)" * (len(gap) < 20)
             print(f"{line} {epochs.mean():7.0f}", flush=True)
 
 
