@@ -265,7 +265,7 @@ def suggest(space, history, rng):
         fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in keys]
         whole = np.flatnonzero([h["state"] == "finished" for h in history])
         points = np.concatenate([u[whole], np.reshape(fresh, (-1, d))])
-        if (at := most_telling(posterior, cube.features(points))) < len(whole):
+        if len(points) and (at := most_telling(posterior, cube.features(points))) < len(whole):
             alike = [h["params"] for h, key in zip(history, keys) if key == keys[whole[at]]]
             seeds = [params.get("seed", 0) for params in alike]
             seed = next(s for s in itertools.count(min(seeds)) if s not in seeds)

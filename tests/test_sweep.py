@@ -479,6 +479,8 @@ def test_a_run_worth_repeating_is_proposed_with_another_seed():
         seeds[params["x"]].append(params["seed"])
         history.append(entry(params, -abs(params["x"] - 2) + 0.3 * rng.standard_normal()))
     assert all(got == list(range(1, 1 + len(got))) for got in seeds.values())
+    stopped = [h | {"state": "stopped", "history": [h["value"]], "epochs": 2} for h in history]
+    assert sweep.suggest(space_, stopped, rng) is None  # nothing is new, or whole
     assert max(seeds, key=lambda x: len(seeds[x])) == 2 and not seeds[5]
 
 
