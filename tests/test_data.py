@@ -466,7 +466,7 @@ def test_a_photograph_is_decoded_reduced_and_keeps_its_size(tmp_path, orientatio
 
 
 def test_what_gains_nothing_is_decoded_whole(tmp_path):
-    """Other formats, pages just under twice the size, of an odd side, nearly square: bit for bit."""
+    """Other formats, pages just under twice the size, odd or nearly square ones: bit for bit."""
     for suffix, shape, sides in (
         (".jpg", (514, 300), 2),
         (".jpg", (513, 300), 1),
