@@ -313,7 +313,7 @@ def check_spec(spec):
         ("metric: target", target, is_number(target), "give a number"),
         ("run_cap", cap, type(cap) is int and cap >= 1, "give an integer of at least 1"),
         ("seed", seed, type(seed) is int and seed >= 0, "give an integer of at least 0"),
-        ("replicate", again, again in (False, method == "bayes"), "true needs method bayes"),
+        ("replicate", again, again in (False, method == "bayes"), "give false, or true with bayes"),
     ):
         if not sound:
             raise UsageError(where, f"is {value!r:.80}", remedy)

@@ -242,6 +242,7 @@ def suggest(space, history, rng):
     cube = Cube(parse_space(space))
     history = [{**h, "params": plain(h["params"])} for h in history]
     keys = [cube.key(h["params"]) for h in history]
+    seen = {*keys}
     method, d = space.get("method", "bayes"), len(cube.free)
     count = math.prod(len(d.levels) for d in cube.free)  # 0 where one has no levels
     if method == "grid" and not count:
@@ -254,7 +255,7 @@ def suggest(space, history, rng):
     known, posterior, new = np.isfinite(value), None, None
     if method in ("grid", "random") or not cube.free:
         ranked = cube.combinations() if method == "grid" else draws
-    elif known.sum() < 2 or (known | waiting).sum() < max(4, d) and len({*keys}) != count:
+    elif known.sum() < 2 or (known | waiting).sum() < max(4, d) and len(seen) != count:
         # fills the gaps: lowest wrap-around L2 discrepancy with what is known (Hickernell 1998)
         gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
         discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
@@ -262,7 +263,7 @@ def suggest(space, history, rng):
     else:
         ranked, posterior = by_improvement(cube, u, value, variance, waiting, draws, rng)
     if posterior and space.get("replicate"):
-        fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in keys]
+        fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in seen]
         whole = np.flatnonzero([h["state"] == "finished" for h in history])
         points = np.concatenate([u[whole], np.reshape(fresh, (-1, d))])
         if len(points) and (at := most_telling(posterior, cube.features(points))) < len(whole):
@@ -272,7 +273,7 @@ def suggest(space, history, rng):
             new = alike[0] | {"seed": seed}
     more = cube.combinations() if count else (rng.random(d) for _ in range(1000))
     candidates = map(cube.decode, itertools.chain(ranked, draws, more))
-    new = new or next((params for params in candidates if cube.key(params) not in keys), None)
+    new = new or next((params for params in candidates if cube.key(params) not in seen), None)
     given = {leaf(name): name for name, _ in entries(space["parameters"])}
     return new and {given.get(name, name): value for name, value in new.items()}
 
@@ -1259,9 +1260,7 @@ def start_sweep(options, extra):
     if found.finished:
         lucky, best = found.finished[0], found.first or found.finished[0]
         worth = np.nan_to_num(best.expected["mean"], nan=best.last)
-        print(
-            "next, the best by what all trials say of it, and the luckiest; on pages that select it"
-        )
+        print("next, the best by what all trials say, and the luckiest, on pages that select it")
         told = f"best {sweep.metric} {worth:.4f} expected of trial {best.number}"
         print(f"{told}, luckiest {lucky.last:.4f} of trial {lucky.number}")
     else:
@@ -1291,8 +1290,7 @@ def read_enqueued(sweep, paths, known):
             values = {**(own if known else asdict(sweep.hparams)), **t.params}
             params = {d.name: values.get(d.name) for d in dims}
             params |= {"seed": values["seed"]} if known and "seed" in t.params else {}  # a replica
-            tried = zip(dims, params.values())
-            tried = [(d, x) for d, x in tried if not known or d.name != "seed"]
+            tried = [(d, params[d.name]) for d in dims if not known or d.name != "seed"]
             if out := [f"{d.name} = {x}" for d, x in tried if not 0 <= d.encode(x) <= 1]:
                 more = "left out" if known else "constants stay the sweep's, the others are tried"
                 print(f"{source}: {', '.join(out)} outside the space: {more}")
