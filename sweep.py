@@ -40,9 +40,10 @@ from space import Cube, entries, flags, identity, is_number, leaf, maximised, pa
 
 # ---------------------------------------------------------------- Gaussian process
 
-# normal priors on the logs of length scale (of a unit cube's side in d dimensions), signal
-# variance and noise variance of standardised values: mean, standard deviation
-SCALE_PRIOR, SIGNAL_PRIOR, NOISE_PRIOR = (-1.0, 0.7), (0.7, 1.0), (-5.0, 2.0)
+# priors on the logs of length scale (of a unit cube's side in d dimensions), signal variance and
+# noise variance of standardised values: middle and width; normal, but Cauchy of noise, whose tails
+# let values without any say so
+SCALE_PRIOR, SIGNAL_PRIOR, NOISE_PRIOR = (-1.0, 0.7), (0.7, 1.0), (-4.0, 1.5)
 SEED_PRIOR = (0.0, 1.0)  # of the noise in a report: runs may differ by nothing but their seed
 MEAN_VARIANCE = 1.0  # of the unknown constant mean, integrated out
 JITTER = 1e-8
@@ -107,18 +108,20 @@ def fit(x, y, variance, category, start=None, noise=NOISE_PRIOR):
     negative log, and that as a function; from start or the priors' means."""
     n, d = x.shape
     gaps = squared_gaps(x, x, category)
-    mean = np.r_[np.full(d, SCALE_PRIOR[0] + 0.5 * math.log(d)), SIGNAL_PRIOR[0], noise[0]]
-    sd = np.r_[np.full(d, SCALE_PRIOR[1]), SIGNAL_PRIOR[1], noise[1]]
+    middle = np.r_[np.full(d, SCALE_PRIOR[0] + 0.5 * math.log(d)), SIGNAL_PRIOR[0], noise[0]]
+    width = np.r_[np.full(d, SCALE_PRIOR[1]), SIGNAL_PRIOR[1], noise[1]]
 
     def loss(theta):
         if np.abs(theta).max() > 25:
             return math.inf, theta
         value, grad = log_likelihood(theta, gaps, y, variance)
-        z = (theta - mean) / sd
-        return 0.5 * z @ z - value, z / sd - grad
+        z = (theta - middle) / width
+        penalty = 0.5 * z[:-1] @ z[:-1] + math.log1p(z[-1] ** 2)
+        z[-1] *= 2 / (1 + z[-1] ** 2)
+        return penalty - value, z / width - grad
 
     evaluations = int(np.clip(1.2e5 / n**2, 12, 40))
-    return *minimise(loss, mean if start is None else start, evaluations), loss
+    return *minimise(loss, middle if start is None else start, evaluations), loss
 
 
 class Posterior:
@@ -213,22 +216,22 @@ def observations(history, sign):
 
 def fit_warped(x, y, variance, category):
     """x [n, d], y [n] to maximise, variance [n] -> standardised warped y, its variance and theta,
-    of the largest posterior density. Box-Cox powers of the distance to the best value: 1 leaves y
-    as it is, 0 is the log. A far tail is first drawn in, or a ruined run would flatten the rest."""
+    of the largest posterior density. Box-Cox powers of the distance to the best value: 0.3 serves
+    noisy values, and 1, y as it is, must be likelier by 2 in the log, or noise would choose. A far
+    tail is first drawn in, or a ruined run would flatten the rest."""
     below = y.max() - y
     unit = max(np.median(below), 1e-12)
     slope = np.where(below > 6 * unit, 6 * unit / np.maximum(below, unit), 1.0)
     below = np.where(below > 6 * unit, 6 * unit * (1 - np.log(slope)), below)
     fits, theta = [], None
-    for power in (0.3, 1.0, 0.0):
+    for power, handicap in ((0.3, 0), (1.0, 2)):
         t = 1 + 2 * below / unit
-        z = -(t**power - 1) / power if power else -np.log(t)
-        rate = 2 / unit * t ** (power - 1)
+        z = (1 - t**power) / power
         scale = max(z.std(), 1e-12)
-        cost = len(y) * math.log(scale) - np.log(rate).sum()  # -log Jacobian
-        z, own = (z - z.mean()) / scale, variance * (rate * slope / scale) ** 2
+        rate = 2 / (unit * scale) * t ** (power - 1)  # the Jacobian
+        z, own = (z - z.mean()) / scale, variance * (rate * slope) ** 2
         theta, loss, _ = fit(x, z, own, category, theta)
-        fits.append((loss + cost, z, own, theta))
+        fits.append((loss - np.log(rate).sum() + handicap, z, own, theta))
     return min(fits, key=lambda f: f[0])[1:]
 
 
@@ -268,9 +271,7 @@ def suggest(space, history, rng):
         points = np.concatenate([u[whole], np.reshape(fresh, (-1, d))])
         if len(points) and (at := most_telling(posterior, cube.features(points))) < len(whole):
             alike = [h["params"] for h, key in zip(history, keys) if key == keys[whole[at]]]
-            seeds = [params.get("seed", 0) for params in alike]
-            seed = next(s for s in itertools.count(min(seeds)) if s not in seeds)
-            new = alike[0] | {"seed": seed}
+            new = alike[0] | {"seed": 1 + max(params.get("seed", 0) for params in alike)}
     more = cube.combinations() if count else (rng.random(d) for _ in range(1000))
     candidates = map(cube.decode, itertools.chain(ranked, draws, more))
     new = new or next((params for params in candidates if cube.key(params) not in seen), None)
@@ -292,8 +293,6 @@ def by_improvement(cube, u, value, variance, waiting, draws, rng):
 
     def score(points):
         f = cube.features(points)
-        if n == len(ended):
-            return improvement(f)
         gaps = squared_gaps(f, ended, cube.category).sum(0).reshape(len(f), -1)
         votes = np.exp(-0.5 * gaps / REACH**2)
         good, bad = 0.1 + votes[:, :n].sum(1), votes[:, n:].sum(1)

@@ -356,6 +356,42 @@ def test_minimise_finds_rosenbrocks_minimum():
     assert value < 1e-3 and np.abs(x - 1).max() < 0.1
 
 
+def test_fit_finds_the_largest_posterior_density():
+    _, x, y, own, category, start = gp_data()
+    theta, lowest, loss = sweep.fit(x, y, own, category)
+    gaps = sweep.squared_gaps(x, x, category)
+
+    def density(t):  # normal priors, Cauchy's of the noise, without their constants
+        scales = (t[:3] - sweep.SCALE_PRIOR[0] - math.log(3) / 2) / sweep.SCALE_PRIOR[1]
+        signal = (t[3] - sweep.SIGNAL_PRIOR[0]) / sweep.SIGNAL_PRIOR[1]
+        noise = (t[4] - sweep.NOISE_PRIOR[0]) / sweep.NOISE_PRIOR[1]
+        priors = math.exp(-(scales @ scales + signal**2) / 2) / (1 + noise**2)
+        return sweep.log_likelihood(t, gaps, y, own)[0] + math.log(priors)
+
+    assert abs(lowest + density(theta)) < 1e-9
+    for at in (start, theta):
+        value, grad = loss(at)
+        assert abs(value + density(at)) < 1e-9
+        for step, slope in zip(1e-5 * np.eye(5), grad):
+            assert abs((density(at - step) - density(at + step)) / 2e-5 - slope) < 1e-5
+            assert density(theta + 1e4 * step) < density(theta) + 0.01
+
+
+def test_warped_values_keep_their_order_and_errors():
+    rng = np.random.default_rng(5)
+    x = rng.random((101, 2))
+    y = np.sort(-(rng.exponential(1.0, 101) ** 2))
+    own = np.full(101, 1e-4)
+    z, error, _ = sweep.fit_warped(x, y, own, np.zeros(2, bool))
+    assert (np.diff(z) > 0).all() and abs(z.mean()) < 1e-9 and abs(z.std() - 1) < 1e-9
+    for i in (2, 20, 40, 70, 95):  # by differences: one run of a hundred hardly moves the unit
+        step = (y[i + 1] - y[i]) * 0.01
+        moved = sweep.fit_warped(x, y + step * (np.arange(101) == i), own, np.zeros(2, bool))[0]
+        others = np.delete(moved - z, i)
+        slope = (moved[i] - z[i] - others[i - 1 : i + 1].mean()) / step
+        assert abs(math.sqrt(error[i] / own[i]) / slope - 1) < 0.05
+
+
 def noisy_model(noise, n=6, d=2, seed=0):
     """Points, values, theta and the posterior of a few noisy values."""
     rng = np.random.default_rng(seed)
