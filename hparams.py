@@ -108,6 +108,9 @@ def checked(key, raw, where, text=False):
 
 def read_hparams(path):
     """{key: value} of a JSON or YAML file, nested or not. Raises DataError, UsageError."""
+    values = read_json(path)
+    if isinstance(values, dict) and {"method", "parameters"} <= values.keys():
+        raise UsageError(path, "is a sweep, no hyperparameters", f"run it: sweep.py {path}")
     values = read_json(path, flat=True)
     if not isinstance(values, dict):
         raise DataError(path, "not a JSON object (or YAML) of values", "see hparams/run8.json")

@@ -106,6 +106,10 @@ def test_of_nested_and_dotted_names_the_last_part_counts(values, suffix, tmp_pat
             "thresh = 29 is not within 0.01 to 0.99; a percentage? write 0.29",
         ),
         ('{"lr": ".."}', "lr = '..' is not a number"),
+        (
+            '{"method": "grid", "parameters": {"lr": {"value": 1}, "wd": {"value": 1}}}',
+            f"is a sweep, no hyperparameters; run it: sweep.py {path}",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(files.DataError) as error:
