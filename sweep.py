@@ -43,7 +43,7 @@ from space import Cube, entries, flags, identity, is_number, leaf, maximised, pa
 # priors on the logs of length scale (of a unit cube's side in d dimensions), signal variance and
 # noise variance of standardised values: middle and width; normal, but Cauchy of noise, whose tails
 # let values without any say so
-SCALE_PRIOR, SIGNAL_PRIOR, NOISE_PRIOR = (-1.0, 0.7), (0.7, 1.0), (-4.0, 1.5)
+SCALE_PRIOR, SIGNAL_PRIOR, NOISE_PRIOR = (-1.0, 0.7), (0.7, 1.0), (-5.0, 2.0)
 SEED_PRIOR = (0.0, 1.0)  # of the noise in a report: runs may differ by nothing but their seed
 MEAN_VARIANCE = 1.0  # of the unknown constant mean, integrated out
 JITTER = 1e-8
