@@ -105,7 +105,7 @@ def minimise(f, x, evaluations):
 
 def fit(x, y, variance, category, start=None, noise=NOISE_PRIOR):
     """x [n, d], standardised y [n], variance [n] -> theta of the largest posterior density, its
-    negative log, and that as a function; from start or the priors' means."""
+    negative log, and that as a function; from start or the priors' middle."""
     n, d = x.shape
     gaps = squared_gaps(x, x, category)
     middle = np.r_[np.full(d, SCALE_PRIOR[0] + 0.5 * math.log(d)), SIGNAL_PRIOR[0], noise[0]]
@@ -293,6 +293,8 @@ def by_improvement(cube, u, value, variance, waiting, draws, rng):
 
     def score(points):
         f = cube.features(points)
+        if n == len(ended):
+            return improvement(f)
         gaps = squared_gaps(f, ended, cube.category).sum(0).reshape(len(f), -1)
         votes = np.exp(-0.5 * gaps / REACH**2)
         good, bad = 0.1 + votes[:, :n].sum(1), votes[:, n:].sum(1)
