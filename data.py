@@ -142,11 +142,11 @@ def resize_page(image, w, h):
     return cv2.copyMakeBorder(image, 0, -h % 32, 0, -w % 32, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
 
 
-def draw_homography(rng, hp, width, height):
-    """One 3 x 3 map from page pixels to a page scaled by `fit_factor`: resize, then rotate, scale,
+def draw_homography(rng, hp, width, height, fit):
+    """One 3 x 3 map from page pixels to a page scaled by `fit`: resize, then rotate, scale,
     shift (by a share of the page's own sides), perspective and mirror by uniform draws within hp's
     strengths. All zero: the page at the top left, as in `resize_page`."""
-    fit, strength = fit_factor((width, height), hp), hp.aug_strength
+    strength = hp.aug_strength
     angle, zoom, shift_x, shift_y, tilt_x, tilt_y = rng.uniform(-strength, strength, 6)
     zoom = fit * (1 + hp.aug_scale) ** zoom
     wide = -zoom if rng.random() < hp.aug_mirror * strength else zoom
@@ -341,7 +341,7 @@ class Receipts:
         hp, rng = self.hp, np.random.default_rng((self.hp.seed, epoch, i))
         _, size, points, ends, ignore = self.pages[i]
         polygons = np.split(points, ends) if len(points) else []
-        matrix = draw_homography(rng, hp, *size)
+        matrix = draw_homography(rng, hp, *size, fit_factor(size, hp))
         image, polygons, cut = warp_page(self.page(i), polygons, matrix, tuple(shape), size)
         image = augment_colours(image, rng, hp)
         return image, make_targets(polygons, ignore | cut, *shape, hp.shrink_ratio)

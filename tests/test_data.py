@@ -117,7 +117,7 @@ def test_every_word_keeps_its_colour_and_corners(mirror):
     image, quads, colours = coloured_page()
     kept = 0
     for seed in range(30):
-        matrix = data.draw_homography(np.random.default_rng(seed), hp, 400, 400)
+        matrix = data.draw_homography(np.random.default_rng(seed), hp, 400, 400, hp.size / 400)
         warped, mapped, cut = data.warp_page(image, quads, matrix, (hp.size, hp.size))
         assert len(mapped) == len(quads)
         for quad, colour, gone in zip(mapped, colours, cut):
@@ -139,7 +139,7 @@ def test_every_word_keeps_its_colour_and_corners(mirror):
 def test_no_augmentation_is_resize_page_which_keeps_aspect():
     hp = replace(HP, aug_strength=0.0)
     image = coloured_page(size=512)[0]
-    matrix = data.draw_homography(np.random.default_rng(0), hp, 512, 512)
+    matrix = data.draw_homography(np.random.default_rng(0), hp, 512, 512, hp.size / 512)
     np.testing.assert_allclose(matrix, np.diag([0.5, 0.5, 1]), atol=1e-12)
     assert (data.augment_colours(image, np.random.default_rng(0), hp) == image).all()
     small = data.resize_page(np.zeros((1000, 403, 3), np.uint8), *data.scaled((403, 1000), 0.64))
@@ -165,7 +165,7 @@ def test_fit_says_what_becomes_size_wherever_a_page_is_scaled(tmp_path, fit, sid
         page.size, page.ignore = size, [False]
         ((key,),) = data.epoch_batches([page], hp, 0)
         assert key == (0, 0, -(-height // 32) * 32, -(-width // 32) * 32)
-        matrix = data.draw_homography(np.random.default_rng(0), hp, *size)
+        matrix = data.draw_homography(np.random.default_rng(0), hp, *size, data.fit_factor(size, hp))
         there = cv2.perspectiveTransform(page.polygons[0][None], matrix)[0]
         np.testing.assert_allclose(there, page.polygons[0] * factor, atol=1e-9)
         np.testing.assert_allclose(np.linalg.inv(matrix) @ matrix, np.eye(3), atol=1e-9)

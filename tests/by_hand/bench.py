@@ -337,7 +337,7 @@ def time_sample(path, polygons, hp):
     height, width = image.shape[:2]
     shape = (hp.size, -(-round(hp.size * width / height) // 32) * 32)
     rng = np.random.default_rng(0)
-    matrix = data.draw_homography(rng, hp, width, height)
+    matrix = data.draw_homography(rng, hp, width, height, data.fit_factor((width, height), hp))
     warped, mapped, cut = data.warp_page(image, polygons, matrix, shape)
     steps = {
         "decode": lambda: data.read_image(path),
