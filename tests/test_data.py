@@ -16,6 +16,7 @@ import pytest
 import shapely
 from PIL import Image
 
+import augment
 import data
 import labels
 import synth
@@ -117,8 +118,8 @@ def test_every_word_keeps_its_colour_and_corners(mirror):
     image, quads, colours = coloured_page()
     kept = 0
     for seed in range(30):
-        matrix = data.draw_homography(np.random.default_rng(seed), hp, 400, 400, hp.size / 400)
-        warped, mapped, cut = data.warp_page(image, quads, matrix, (hp.size, hp.size))
+        matrix = augment.draw_homography(np.random.default_rng(seed), hp, 400, 400, hp.size / 400)
+        warped, mapped, cut = augment.warp_page(image, quads, matrix, (hp.size, hp.size))
         assert len(mapped) == len(quads)
         for quad, colour, gone in zip(mapped, colours, cut):
             visible = shapely.Polygon(quad).intersection(shapely.box(0, 0, 384, 384)).area
@@ -139,9 +140,9 @@ def test_every_word_keeps_its_colour_and_corners(mirror):
 def test_no_augmentation_is_resize_page_which_keeps_aspect():
     hp = replace(HP, aug_strength=0.0)
     image = coloured_page(size=512)[0]
-    matrix = data.draw_homography(np.random.default_rng(0), hp, 512, 512, hp.size / 512)
+    matrix = augment.draw_homography(np.random.default_rng(0), hp, 512, 512, hp.size / 512)
     np.testing.assert_allclose(matrix, np.diag([0.5, 0.5, 1]), atol=1e-12)
-    assert (data.augment_colours(image, np.random.default_rng(0), hp) == image).all()
+    assert (augment.augment_colours(image, np.random.default_rng(0), hp) == image).all()
     small = data.resize_page(np.zeros((1000, 403, 3), np.uint8), *data.scaled((403, 1000), 0.64))
     assert small.shape == (640, 288, 3) and small[:, 257].max() == 0 < small[:, 258].min()
 
@@ -165,7 +166,9 @@ def test_fit_says_what_becomes_size_wherever_a_page_is_scaled(tmp_path, fit, sid
         page.size, page.ignore = size, [False]
         ((key,),) = data.epoch_batches([page], hp, 0)
         assert key == (0, 0, -(-height // 32) * 32, -(-width // 32) * 32)
-        matrix = data.draw_homography(np.random.default_rng(0), hp, *size, data.fit_factor(size, hp))
+        matrix = augment.draw_homography(
+            np.random.default_rng(0), hp, *size, data.fit_factor(size, hp)
+        )
         there = cv2.perspectiveTransform(page.polygons[0][None], matrix)[0]
         np.testing.assert_allclose(there, page.polygons[0] * factor, atol=1e-9)
         np.testing.assert_allclose(np.linalg.inv(matrix) @ matrix, np.eye(3), atol=1e-9)
@@ -186,7 +189,7 @@ COLOURS = ("brightness", "contrast", "color", "noise", "blur", "sharpen", "shado
 def test_each_colour_augmentation_works_alone(kind):
     hp = replace(HP, **{f"aug_{k}": 0.5 * (k == kind) for k in COLOURS})
     image = coloured_page()[0]
-    out = [data.augment_colours(image, np.random.default_rng(s), hp) for s in range(12)]
+    out = [augment.augment_colours(image, np.random.default_rng(s), hp) for s in range(12)]
     changed = [bool((o != image).any()) for o in out]
     assert any(changed) and all(o.shape == image.shape and o.dtype == np.uint8 for o in out)
     assert kind == "color" or not all(changed)

@@ -49,6 +49,7 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import ROOT
 
+import augment
 import data
 import labels
 import sweep
@@ -337,12 +338,12 @@ def time_sample(path, polygons, hp):
     height, width = image.shape[:2]
     shape = (hp.size, -(-round(hp.size * width / height) // 32) * 32)
     rng = np.random.default_rng(0)
-    matrix = data.draw_homography(rng, hp, width, height, data.fit_factor((width, height), hp))
-    warped, mapped, cut = data.warp_page(image, polygons, matrix, shape)
+    matrix = augment.draw_homography(rng, hp, width, height, data.fit_factor((width, height), hp))
+    warped, mapped, cut = augment.warp_page(image, polygons, matrix, shape)
     steps = {
         "decode": lambda: data.read_image(path),
-        "warp": lambda: data.warp_page(image, polygons, matrix, shape),
-        "colours": lambda: data.augment_colours(warped, np.random.default_rng(1), hp),
+        "warp": lambda: augment.warp_page(image, polygons, matrix, shape),
+        "colours": lambda: augment.augment_colours(warped, np.random.default_rng(1), hp),
         "targets": lambda: data.make_targets(mapped, cut, *shape),
     }
     times = dict(zip(steps, median_ms(*steps.values())))
