@@ -32,6 +32,7 @@ from db_postprocess import DECODING, decode_page, first_that_fit
 from dbnet import choose_device, load_network
 from files import DataError, Parser, UsageError, exit_code, read_json, read_text, replace_file
 from hparams import Hparams, add_flags, checked, saved_hparams
+from interval import bootstrap_groups, paired_difference, summary
 
 SAME_WORD = 0.5  # IoU from which two members mean the same word
 HEADER = ["filename", "polygons"]
@@ -250,19 +251,19 @@ def gate(ensemble, pages, seen):
     names, everyone = [m.name for m in ensemble.members], list(range(len(ensemble.members)))
     left_out = ([m for m in everyone if m != k] for k in everyone if len(everyone) > 2)
     found, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
-    groups, rows = cleval.bootstrap_groups(pages), cleval.metric_rows(pages, together)
+    groups, rows = bootstrap_groups(pages), cleval.metric_rows(pages, together)
     others = [cleval.metric_rows(pages, one, ["page"])["page"] for one in (*found, *without)]
-    scores = [cleval.summary(cleval.mean_scores, each, groups) for each in others]
+    scores = [summary(cleval.mean_scores, each, groups) for each in others]
     for one, how in zip(scores, seen[:-1] + seen[-1:] * len(without)):
         one["over"] += evaluate.in_sample(how)
-    result = evaluate.mark(cleval.summarise(pages, rows), seen[-1])
+    result = evaluate.mark(evaluate.summarise(pages, rows), seen[-1])
     result["method"] = ensemble.method
     members = zip(names, ensemble.weights, scores)
     result["members"] = [{"name": name, "weight": w, **one} for name, w, one in members]
     result["leave_one_out"] = [{"without": n, **s} for n, s in zip(names, scores[len(names) :])]
     if len(everyone) > 1:
         best = max(everyone, key=lambda k: (scores[k]["hmean"], names[k]))
-        gain = cleval.paired_difference(rows["page"], others[best], cleval.mean_scores, groups)
+        gain = paired_difference(rows["page"], others[best], cleval.mean_scores, groups)
         if gain["verdict"] != "better":  # the best member was picked on these same pages
             gain["verdict"] = "not shown to be better" + gain["verdict"].partition(" tell")[2]
         gain["over"] += evaluate.in_sample(seen[-1])

@@ -35,6 +35,7 @@ from db_postprocess import DECODING, decode_page
 from dbnet import choose_device, load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
+from interval import bootstrap_groups, paired_difference, summary
 from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_competition
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
@@ -391,7 +392,7 @@ def run_tune(args, overrides):
         seen.update({how: n for how, n in warn_of_leaks(source, own).items() if how != "tuned"})
         maps += cached_maps(source, own, hp, args.device)
     parts = np.repeat(range(len(page_lists)), [*map(len, page_lists)])
-    parts = parts if held else halves(cleval.bootstrap_groups(pages))
+    parts = parts if held else halves(bootstrap_groups(pages))
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
     result, table = tune(maps, pages, parts, grid, hp, args.metric or "hmean")
     for part in (result["crossfitted"], result["gain"]):
@@ -450,7 +451,7 @@ def binned(x, y, what):
 def write_report(path, title, hp, pages, rows, details, worst, seen):
     """One HTML page. rows: of METRICS; details: page_details of pages; worst: [(hmean, index,
     polygons)] of those to show; seen: as of warn_of_leaks."""
-    result, (heights, hits) = mark(cleval.summarise(pages, rows), seen), zip(*details)
+    result, (heights, hits) = mark(summarise(pages, rows), seen), zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
     counts, edges = np.histogram(hmeans, np.arange(min(int(20 * hmeans.min()), 15), 21) / 20)
     figures = []
@@ -618,6 +619,21 @@ def warn_of_leaks(source, pages, hp=None):
             print(f"warning: {source}: {SEEN[how]} {some}, too good there", file=sys.stderr)
             seen[how] = len(found)
     return seen
+
+
+def summarise(pages, rows):
+    """{metric: rows} of cleval.METRICS -> the --json object."""
+    groups = bootstrap_groups(pages)
+    result = {
+        metric: summary(cleval.METRICS[metric][1], rows[metric], groups)
+        for metric in cleval.METRICS
+    }
+    result |= {"pages": len(pages), "pages_without_labels": sum(all(p.ignore) for p in pages)}
+    total = rows["iou50"].sum(0).astype(int).tolist()
+    result["labels"] = dict(zip(cleval.OUTCOMES, total[6:11]))
+    gaps = zip(cleval.GAPS, total[11:17], total[17:])
+    result["pairs"] = [{"gap": ends, "pairs": n, "joined": k} for ends, n, k in gaps]
+    return result.pop("page") | result
 
 
 def in_sample(seen):
@@ -844,12 +860,12 @@ def run(args):
         for error in failed.values():
             print(f"error: {error}", file=sys.stderr)
         return 1 if failed else 0
-    result = mark(cleval.summarise(pages, rows), seen)
+    result = mark(summarise(pages, rows), seen)
     if args.compare:
         others, theirs = score_source(args.compare, pages, {}, args, False)
-        groups, result["compare"] = cleval.bootstrap_groups(pages), {}
+        groups, result["compare"] = bootstrap_groups(pages), {}
         for metric, (_, to_scores) in cleval.METRICS.items():
-            found = cleval.paired_difference(rows[metric], others[metric], to_scores, groups)
+            found = paired_difference(rows[metric], others[metric], to_scores, groups)
             found["over"] += in_sample(theirs | seen)
             result["compare"][metric] = found
     if args.json:

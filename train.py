@@ -38,10 +38,11 @@ import torch.distributed as dist
 
 import data
 import evaluate
-from cleval import bootstrap_groups, mean_scores, page_row, paired_difference, summary
+from cleval import mean_scores, page_row
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
 from hparams import FIELDS, given_flags, read_hparams, resolve_hparams, trainer_parser
+from interval import bootstrap_groups, paired_difference, summary
 from report import progress
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -12,6 +12,7 @@ import numpy as np
 import cleval
 from db_postprocess import decode_candidates, decode_page, find_candidates, grown_sides, to_page
 from files import DataError, replace_file
+from interval import bootstrap, bootstrap_groups, paired_difference, summary
 from report import progress
 
 GRID = {
@@ -93,7 +94,7 @@ def choose_setting(rows, to_scores, groups, grid):
 
     for some in np.array_split(range(settings), -(-settings // 256)):  # all may be gigabytes
         part = rows[:, [best, *some]].reshape(n, -1)
-        high.append(cleval.bootstrap(part, differences, groups=groups, draws=1000)[:, 1])
+        high.append(bootstrap(part, differences, groups=groups, draws=1000)[:, 1])
     plateau = np.concatenate(high) >= -1e-12  # sums are rounded
     index = np.indices([*map(len, grid.values())]).reshape(len(TUNED), -1).T  # [S, axes]
     exact = np.array(grid["unclip_ratio"])[index[:, 2]] == 0
@@ -129,7 +130,7 @@ def setting_values(grid, setting):
 
 def tune(maps, pages, parts, grid, hp, name="hmean"):
     """The --tune object, H-means [*lengths of TUNED]. parts [n]: to cross-fit; name: of METRICS."""
-    groups, metric = cleval.bootstrap_groups(pages), METRICS[name]
+    groups, metric = bootstrap_groups(pages), METRICS[name]
     to_scores, table = cleval.METRICS[metric][1], score_grid(maps, pages, grid, hp, metric)
     rows = table.reshape(len(pages), -1, table.shape[-1])  # [n, S, k]
     best, middle, plateau = choose_setting(rows, to_scores, groups, grid)
@@ -146,9 +147,9 @@ def tune(maps, pages, parts, grid, hp, name="hmean"):
     result["plateau"] = int(plateau.sum())
     fitted = crossfit(rows, to_scores, parts, groups, grid)  # [2, n, k]
     for what, ours in zip(("crossfitted_best", "crossfitted"), fitted):
-        result[what] = cleval.summary(to_scores, ours, groups)
+        result[what] = summary(to_scores, ours, groups)
     own = judged["before"][metric][:, :6]
-    result["gain"] = cleval.paired_difference(fitted[1], own, to_scores, groups)
+    result["gain"] = paired_difference(fitted[1], own, to_scores, groups)
     return result, to_scores(table.sum(0))[..., 2]
 
 

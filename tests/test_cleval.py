@@ -2,10 +2,8 @@
 
 import gzip
 import json
-import tracemalloc
 import zipfile
 from pathlib import Path
-from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +11,8 @@ import pytest
 import shapely
 
 import cleval as metric
-from cleval import METRICS, OUTCOMES, bootstrap, cleval, iou50, iou_matches, mean_scores
+import evaluate
+from cleval import METRICS, OUTCOMES, cleval, iou50, iou_matches
 
 DATA = Path(__file__).parent / "data" / "cleval"
 both_variants = pytest.mark.parametrize("variant", ["page", "official"])
@@ -88,7 +87,7 @@ def test_public_pages_have_the_published_hmean():
     det = read_zip("res_eval_doc_v1_kr.zip", "res_")
     assert len(gt) == 100 and gt.keys() == det.keys()
     pages = [page_of(polygons, name, texts) for name, (polygons, texts) in gt.items()]
-    result = metric.summarise(pages, metric.metric_rows(pages, [det[p.name] for p in pages]))
+    result = evaluate.summarise(pages, metric.metric_rows(pages, [det[p.name] for p in pages]))
     assert result["micro"]["hmean"] == pytest.approx(0.977989360950786, abs=1e-4)
 
 
@@ -194,7 +193,7 @@ def test_micro_sums_and_the_mean_averages():
     full, half = [box(0, 0, 90, 10)], [box(0, 0, 30, 10), box(50, 0, 30, 10)]
     pages = [page_of(full, "a"), page_of(half, "b", ignore=[False, False])]
     rows = metric.metric_rows(pages, [(full, [1.0]), (half[:1], [1.0])])
-    result = metric.summarise(pages, rows)
+    result = evaluate.summarise(pages, rows)
     assert scores(result) == pytest.approx((1, 3 / 4, (1 + 2 / 3) / 2))
     assert scores(result["micro"]) == pytest.approx((1, 12 / 15, 2 * 0.8 / 1.8))
     assert scores(result["iou50"]) == pytest.approx((1, 2 / 3, 2 * (2 / 3) / (5 / 3)))
@@ -339,117 +338,6 @@ def test_wrong_arguments_are_named():
         ("'micro' is unknown", lambda: cleval([word], [word], variant="micro")),
         ("1 labels, 2 texts", lambda: cleval([word], [word], texts=["a", "b"])),
         ("2 ignore flags", lambda: iou50([word], [word], [True, False])),
-        ("2 groups, 3 pages", lambda: bootstrap(np.ones((3, 4)), mean_scores, "ab")),
-        ("at least one", lambda: bootstrap(np.ones((0, 4)), mean_scores)),
     ):
         with pytest.raises(ValueError, match=words):
             wrong()
-
-
-def hmean_rows(hmean):
-    return np.stack([hmean, hmean, hmean, np.ones(len(hmean))], 1)
-
-
-def test_interval_of_a_mean_is_normal_and_copies_do_not_narrow_it():
-    hmean = np.random.default_rng(3).normal(0.8, 0.1, 400)
-    alone, error = bootstrap(hmean_rows(hmean), mean_scores, draws=20000)[2], hmean.std() / 20
-    assert alone == pytest.approx(hmean.mean() + [-1.97 * error, 1.97 * error], abs=0.06 * error)
-    copies, groups = hmean_rows(np.repeat(hmean, 4)), np.repeat(np.arange(400), 4).tolist()
-    grouped = bootstrap(copies, mean_scores, groups)
-    assert np.allclose(grouped, bootstrap(hmean_rows(hmean), mean_scores))
-    assert np.ptp(grouped[2]) > 1.7 * np.ptp(bootstrap(copies, mean_scores)[2])
-
-
-@pytest.mark.parametrize("size, t", [(5, 2.776), (10, 2.262), (20, 2.093), (404, 1.966)])
-def test_ends_are_percentiles_of_student_and_move_outwards_as_in_bca(size, t):
-    """Samples that are normal, and the closed form of BCa for a bias and an acceleration."""
-    normal = np.vectorize(NormalDist().inv_cdf)((np.arange(200_000) + 0.5) / 200_000)
-    t *= np.sqrt(size / (size - 1))
-    for bias, skewness in ((0, 0), (0.2, 0), (0, -0.1), (-0.1, 0.05)):
-        lead = np.array([-3.0, 1, 1, 1]) if skewness else np.array([-1.0, 1])
-        third = (lead**3).sum() / (6 * (lead**2).sum() ** 1.5)
-        without = -lead * np.sign(skewness or 1) * np.sign(third or 1)
-        a = abs(third) * np.sign(skewness)
-        samples = np.stack([normal, 2 * normal + 1], 1)
-        scores = np.array([bias, 2 * bias + 1])
-        low, high = (bias + (bias + z) / (1 - a * (bias + z)) for z in (-t, t))
-        low, high = min(low, -t), max(high, t)  # never inwards
-        found = metric.expanded_bca(samples, scores, np.stack([without, without], 1), size)
-        expected = np.array([(low, high), (2 * low + 1, 2 * high + 1)])
-        assert found == pytest.approx(expected, rel=0.02, abs=0.01)
-
-
-def losses(rng, *shape):
-    """Losses of pages: 1.2 % on average, one page in a hundred over 8 %."""
-    return np.minimum(rng.gamma(0.5, 0.024, shape), 1)
-
-
-def test_intervals_of_few_skewed_pages_and_of_uneven_groups_cover_the_truth():
-    rng, sizes, size = np.random.default_rng(8), [1, 1, 2, 2, 3, 3, 4, 6, 7, 11], 800
-    names, truth = np.repeat(np.arange(10), sizes), 1 - losses(rng, 10**6).mean()
-    shop = losses(rng, 10, size)[names]
-    for groups, loss, least in (
-        (range(20), losses(rng, 20, size), 0.91),
-        (names, (shop + losses(rng, 40, size)) / 2, 0.9),
-    ):
-        rows = np.hstack([1 - loss, np.ones((len(loss), 1))])
-        low, high = bootstrap(rows, mean_scores, groups, draws=2000).T
-        assert ((low <= truth) & (truth <= high)).mean() > least
-        assert (truth < low).mean() < 0.11  # luckier than the truth
-
-
-def test_the_words_say_over_what_and_where_an_interval_is_too_narrow():
-    rows = hmean_rows(np.linspace(0.8, 1, 12))
-    for names, words in (
-        ("abcdefghijkl", "12 pages"),
-        ("aabbccddeeff", "6 groups, too narrow"),
-        ("aaaaaabcdefg", "7 groups, too narrow"),
-        ("abcdefghijkk", "11 groups"),
-        ("aaaaaaaaaaaa", "1 groups, too narrow"),
-    ):
-        assert metric.summary(mean_scores, rows, list(names))["over"] == words
-
-
-def test_equal_pages_and_one_page_or_group_have_an_interval_without_width():
-    for count in (1, 2, 20):
-        assert (bootstrap(np.ones((count, 4)), mean_scores) == 1).all()
-        assert (bootstrap(np.zeros((count, 6)), metric.micro_scores) == 0).all()
-    rows = hmean_rows(np.linspace(0.8, 1, 12))
-    assert bootstrap(rows, mean_scores, ["a"] * 12)[2] == pytest.approx([0.9, 0.9])
-
-
-def test_many_pages_take_no_more_memory_and_give_the_same_interval():
-    hmean, peaks = np.random.default_rng(6).normal(0.8, 0.1, 4000), []
-    for pages in (1000, 4000):
-        tracemalloc.start()
-        interval = bootstrap(hmean_rows(hmean[:pages]), mean_scores, draws=1000)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 2 * peaks[0]
-    draw = np.random.default_rng(0).integers(4000, size=(1000, 4000))  # all draws at once
-    without = (hmean.sum() - hmean)[:, None] / 3999
-    samples, score = hmean[draw].mean(1)[:, None], np.array([hmean.mean()])
-    expected = metric.expanded_bca(samples, score, without, 4000)
-    assert np.allclose(interval[2], expected, atol=1e-12)
-
-
-def test_difference_is_paired():
-    rng = np.random.default_rng(5)
-    gt, det = zip(*(random_page(rng) for _ in range(30)))
-    pages, found = [page_of(polygons) for polygons in gt], [(polygons, None) for polygons in det]
-    rows = metric.metric_rows(pages, found)
-    for name, (_, to_scores) in METRICS.items():
-        total, interval = to_scores(rows[name].sum(0)), bootstrap(rows[name], to_scores)
-        assert (interval[:, 0] < total).all() and (total < interval[:, 1]).all()
-        assert (bootstrap(rows[name], to_scores) == interval).all()
-        same = metric.paired_difference(rows[name], rows[name], to_scores, range(30))
-        assert same["interval"] == [0, 0] and same["difference"] == 0
-    rows = rows["page"]
-    few = [n % 5 for n in range(30)]
-    for change, verdict in ((0.01, "better"), (-0.01, "worse"), (0, "cannot tell")):
-        changed = rows + (0, 0, change, 0)
-        result = metric.paired_difference(changed, rows, mean_scores, range(30))
-        assert result["interval"] == pytest.approx([change] * 2) and result["verdict"] == verdict
-        assert result["over"] == "30 pages"
-        result = metric.paired_difference(changed, rows, mean_scores, few)
-        assert result["verdict"] == "cannot tell from under 6 pages or groups"

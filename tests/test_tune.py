@@ -13,6 +13,7 @@ import data
 import evaluate
 import files
 import hparams
+import interval
 import labels
 import tune
 from db_postprocess import decode_page
@@ -193,7 +194,7 @@ def test_the_plateau_of_a_ratio_of_sums_is_that_of_paired_bootstraps():
     assert best == to_scores(rows.sum(0))[:, 2].argmax() and 10 < plateau.sum() < 314
     for n in range(324):
         both = rows[:, [n, best]].reshape(12, 12)
-        high = cleval.bootstrap(both, gain, groups, draws=1000)[2, 1]
+        high = interval.bootstrap(both, gain, groups, draws=1000)[2, 1]
         assert plateau[n] == (high >= 0)
 
 

@@ -2,7 +2,7 @@
 
 python tests/by_hand/coverage.py [--seed 2026] [--runs 4000]
 
-Before: the percentile bootstrap, restated here; after: cleval.bootstrap. Simulated pages:
+Before: the percentile bootstrap, restated here; after: interval.bootstrap. Simulated pages:
 
 skewed   a page loses a gamma-distributed share (shape .5, mean 1.2 %): most lose under 1 %, one in
          a hundred is ruined and loses over 8 %, much as on 76 pages of SROIE
@@ -22,14 +22,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cleval import bootstrap, mean_scores
+from cleval import mean_scores
 from files import Parser
+from interval import bootstrap
 
 LOSS = 0.012  # of a page, on average
 
 
 def percentile(rows, to_scores, groups):
-    """As cleval.bootstrap: the plain percentile bootstrap (Efron and Tibshirani 1993)."""
+    """As interval.bootstrap: the plain percentile bootstrap (Efron and Tibshirani 1993)."""
     _, group = np.unique(groups, return_inverse=True)
     sums = np.zeros((group.max() + 1, rows.shape[1]))
     np.add.at(sums, group, rows)
