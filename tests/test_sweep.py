@@ -20,6 +20,7 @@ import pytest
 from conftest import ROOT, browse, events, outcome, small_disk, wait_for
 
 import files
+import findings
 import report
 import space
 import sweep
@@ -592,7 +593,7 @@ def test_stopped_runs_enter_extrapolated_not_as_failures():
     history = [entry({"x0": x}, v, history=curve(v), epochs=10) for x, v in finals.items()]
     part = curve(0.96)[:5]
     history.append(entry({"x0": 0.7}, part[-1], "stopped", history=part, epochs=10))
-    value, variance = sweep.observations(history, 1)
+    value, variance = findings.observations(history, 1)
     assert abs(value[-1] - 0.96) < 0.004 and variance[-1] > 0 and (variance[:-1] == 0).all()
     found = sweep.suggest(cube_space(1, "maximize"), history, np.random.default_rng(0))
     assert abs(found["x0"] - 0.7) < 0.12
@@ -731,7 +732,7 @@ def test_default_policy_saves_a_third_and_keeps_the_best():
 def test_projection_recovers_a_gain_that_depends_on_the_level():
     """Finals .9; runs that lag have more to gain, exactly: no run is projected wrong."""
     curves = [[0.9 - g * (10 - e) / 10 for e in range(1, 11)] for g in np.linspace(0.01, 0.1, 10)]
-    mean, sd = sweep.project([0.9 - 0.07 * (10 - e) / 10 for e in range(1, 5)], curves, 10)
+    mean, sd = findings.project([0.9 - 0.07 * (10 - e) / 10 for e in range(1, 5)], curves, 10)
     assert abs(mean - 0.9) < 0.008 and sd < 0.03
 
 
@@ -774,7 +775,7 @@ def test_replicas_set_the_noise():
         for k in (1, 2):
             value = best.history[-1] - gap * k
             state.trials.append(sweep.Trial(10 + k, best.params, "finished", [value]))
-        found = sweep.Findings(state)
+        found = findings.Findings(state, sweep.fit, sweep.Posterior)
         noises.append(found.noise)
         assert found.replicas
     assert noises[0] < 0.0008 and noises[1] > 0.003
@@ -788,7 +789,7 @@ def test_runs_alike_but_for_their_seed_are_replicas():
     for n, (lr, seed) in enumerate(itertools.product((1e-4, 1e-3, 1e-2), (0, 1, 2)), 1):
         trial = sweep.Trial(n, {"lr": lr, "seed": seed}, "finished", [0.9 + lr + 1e-4 * (n % 2)])
         state.trials.append(trial)
-    found = sweep.Findings(state)
+    found = findings.Findings(state, sweep.fit, sweep.Posterior)
     assert found.replicas and found.importance[1][0] < 1e-6 and 2e-5 < found.noise < 3e-4
 
 
@@ -799,7 +800,7 @@ def finished(values, interval=0.0, **more):
         rows = [[1.0, v - interval, v + interval]]
         params = {"x": (n - 0.5) / len(values)}
         state.trials.append(sweep.Trial(n, params, "finished", [v], rows))
-    return sweep.Findings(state)
+    return findings.Findings(state, sweep.fit, sweep.Posterior)
 
 
 def test_importance_stands_beside_what_permuted_scores_give():
@@ -820,9 +821,9 @@ def test_a_range_whose_best_runs_lie_at_its_end_is_named():
     assert finished([0.9, 0.91, 0.92, 0.93, 0.94]).edges == []  # too few runs
     assert finished(0.9 - 0.001 * np.abs(np.arange(30) - 15.0)).edges == [""]
     dim = space.parse_dimension("lr", log_range(1e-4, 1e-2))
-    assert sweep.at_edge(dim, [9e-3, 8e-3, 9.5e-3]).endswith("try 0.001 to 0.1")
-    assert sweep.at_edge(dim, [1.1e-4, 1.2e-4, 0.9e-4]).endswith("try 1e-05 to 0.001")
-    assert sweep.at_edge(dim, [9e-3, 8e-3, 1e-3]) == ""
+    assert findings.at_edge(dim, [9e-3, 8e-3, 9.5e-3]).endswith("try 0.001 to 0.1")
+    assert findings.at_edge(dim, [1.1e-4, 1.2e-4, 0.9e-4]).endswith("try 1e-05 to 0.001")
+    assert findings.at_edge(dim, [9e-3, 8e-3, 1e-3]) == ""
 
 
 def test_intervals_stay_within_0_and_100():
@@ -866,19 +867,19 @@ def test_replay_of_another_rule(rule, cli):
 
 
 def test_expected_maximum():
-    assert abs(sweep.expected_maximum(2) - 1 / math.sqrt(math.pi)) < 1e-5
-    assert abs(sweep.expected_maximum(3) - 1.5 / math.sqrt(math.pi)) < 1e-5
-    assert f"{sweep.expected_maximum(11):.2f}" == "1.59"
+    assert abs(findings.expected_maximum(2) - 1 / math.sqrt(math.pi)) < 1e-5
+    assert abs(findings.expected_maximum(3) - 1.5 / math.sqrt(math.pi)) < 1e-5
+    assert f"{findings.expected_maximum(11):.2f}" == "1.59"
 
 
 def test_student_interval_and_spearman():
     for v, t in ((1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (30, 2.0423)):
-        assert abs(sweep.student(v, 0.05) - t) < 1e-4
-    assert abs(sweep.mean_interval([1.0, 2.0])[1] - 12.7062 * math.sqrt(0.5 / 2)) < 1e-3
+        assert abs(findings.student(v, 0.05) - t) < 1e-4
+    assert abs(findings.mean_interval([1.0, 2.0])[1] - 12.7062 * math.sqrt(0.5 / 2)) < 1e-3
     for n, limit in ((3, 1.153), (10, 2.176), (20, 2.557), (30, 2.745)):
-        assert abs(sweep.outlier_limit(n) - limit) < 1e-3  # Grubbs 1969, table I, 5 %
-    assert sweep.spearman([1, 2, 3, 4], [10, 20, 25, 1e9]) == 1
-    assert abs(sweep.spearman([1, 2, 2, 3], [1, 2, 3, 4]) - 0.9486833) < 1e-6
+        assert abs(findings.outlier_limit(n) - limit) < 1e-3  # Grubbs 1969, table I, 5 %
+    assert findings.spearman([1, 2, 3, 4], [10, 20, 25, 1e9]) == 1
+    assert abs(findings.spearman([1, 2, 2, 3], [1, 2, 3, 4]) - 0.9486833) < 1e-6
 
 
 # ---------------------------------------------------------------- command line
@@ -1389,7 +1390,7 @@ PUBLISHED = ROOT / "hparams/history_v5inrfwe.json"
 
 def test_curves_that_were_not_recorded_are_not_projected():
     state = sweep.read_sweep(PUBLISHED)
-    found = sweep.Findings(state)
+    found = findings.Findings(state, sweep.fit, sweep.Posterior)
     assert all(math.isnan(row.chance) and math.isnan(row.final["mean"]) for row in found.stopped)
     page = report.page("s", list(report.sweep_blocks(found)))
     assert "Learning curves" not in page and ">100%<" not in page
@@ -1401,7 +1402,8 @@ def test_curves_that_were_not_recorded_are_not_projected():
 def test_what_the_published_sweep_says_of_itself_is_so():
     state = sweep.read_sweep(PUBLISHED)
     curves = [
-        [v] * 22 for v in sweep.last([sweep.Row(t, coverage_sweep.CUBE) for t in state.trials])
+        [v] * 22
+        for v in findings.last([findings.Row(t, coverage_sweep.CUBE) for t in state.trials])
     ]
     trained = sweep.simulate(curves, state.rule)
     stopped = {k: [n for n, e in enumerate(trained, 1) if e == k] for k in (10, 20)}
@@ -1425,13 +1427,13 @@ def test_what_the_published_sweep_says_of_itself_is_so():
     same = seen["eta_min"]
     assert same[0] == same[1] and same[4] == same[6] and len(set(same)) == 10
     assert "156 epochs used, 108 saved by stopping 9 runs" in report.markdown(
-        report.sweep_blocks(sweep.Findings(state))
+        report.sweep_blocks(findings.Findings(state, sweep.fit, sweep.Posterior))
     )
 
 
 def test_its_best_configuration_is_the_command_of_that_run(monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = sweep.Findings(sweep.read_sweep(PUBLISHED))
+    found = findings.Findings(sweep.read_sweep(PUBLISHED), sweep.fit, sweep.Posterior)
     words = found.command.split()[2:]
     assert found.first.number == 3 and sweep.resolve(words) == sweep.resolve(
         ["--hparams=hparams/run3.json"]
@@ -1469,7 +1471,9 @@ def test_names_from_a_file_are_no_markup():
     state = sweep.Sweep(Path("s"), spec(parameters={"<b>": {"min": 0.0, "max": 1.0}}), 1, [])
     for n in range(1, 9):
         state.trials.append(sweep.Trial(n, {"<b>": n / 9}, "finished", [n / 9], [[1.0, 0.1, 0.2]]))
-    page = report.page("s", report.sweep_blocks(sweep.Findings(state)))
+    page = report.page(
+        "s", report.sweep_blocks(findings.Findings(state, sweep.fit, sweep.Posterior))
+    )
     assert "<b>&lt;b&gt;</b>" in page and "<b>" not in page.replace("<b>&lt;b&gt;</b>", "")
 
 

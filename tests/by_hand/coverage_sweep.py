@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import findings
 import sweep
 from space import Cube, parse_space
 
@@ -65,14 +66,17 @@ def simulated_sweep(seed, n, sd=0.0, noise=0.0027, pages=False, suggested=False,
 def believed(state):
     """(value, posterior mean, sd) of each trial, before and after, and how many are tied with the
     best one, before and after."""
-    rows = [sweep.Row(trial, CUBE) for trial in state.trials]
-    model, value = sweep.Worth(state, CUBE, rows), sweep.last(rows)
+    rows = [findings.Row(trial, CUBE) for trial in state.trials]
+    model, value = (
+        findings.Worth(state, CUBE, rows, sweep.fit, sweep.Posterior),
+        findings.last(rows),
+    )
     x = model.known[0]
     alone = sweep.Posterior(*model.known, sweep.fit(*model.known, noise=(-10.0, 3.0))[0])(x)
     before = model.middle + model.unit * alone[0], model.unit * alone[1]
     after = model(np.array([row.point for row in rows]))
     top = int(value.argmax())
-    half = sweep.PAIRED * np.ptp(rows[top].pages) / 2
+    half = findings.PAIRED * np.ptp(rows[top].pages) / 2
     half = half if math.isfinite(half) else 1.96 * before[1][top]
     apart = np.abs(after[0] - after[0][top]) / np.hypot(after[1], after[1][top])
     return value, before, after, (np.abs(value - value[top]) <= half).sum(), (apart <= 1.96).sum()
@@ -139,13 +143,13 @@ def project_before(history, curves, epochs):
     e, half = len(history), max(len(history) // 2, 1)
     whole = np.array([c for c in curves if len(c) >= epochs > e])
     if not len(whole):
-        return sweep.project(history, curves, epochs)
+        return findings.project(history, curves, epochs)
 
     def at(curve, epoch):
         return np.mean(curve[..., max(epoch - 2, 0) : epoch], axis=-1)
 
     finals, own = whole[:, -1], np.array(history)
-    spread = np.subtract(*np.quantile(finals[~sweep.ruined(finals)], [0.75, 0.25])) / 1.35
+    spread = np.subtract(*np.quantile(finals[~findings.ruined(finals)], [0.75, 0.25])) / 1.35
     gain, rise = finals - at(whole, e), at(whole, e) - at(whole, half)
     off = np.abs(gain - np.median(gain))
     keep = off <= 5 * max(np.median(off), spread / 2)
@@ -164,11 +168,11 @@ def revive_before(state):
     """While one paused run has a chance of 3 % by itself, not while all of them have 7 %."""
     stopped = [state.curve(t) for t in state.trials if t.state == "stopped"]
     known = state.curves(state.epochs), state.epochs
-    chances = [sweep.chance_to_win(curve, *known) for curve in stopped]
+    chances = [findings.chance_to_win(curve, *known) for curve in stopped]
     return revive_after(state) if max(chances, default=0) >= 0.03 else None
 
 
-revive_after, project_after = sweep.revive, sweep.project
+revive_after, project_after = sweep.revive, findings.project
 
 
 def measure_stopping(seed, sweeps, n, rho, order):
@@ -184,9 +188,9 @@ def measure_stopping(seed, sweeps, n, rho, order):
         best = max(c[-1] for c in whole)
         for i in np.flatnonzero((trained < EPOCHS) & (final > 0.962 - 0.0144)):
             known = list(y[i, : trained[i]]), whole, EPOCHS
-            mean, sd = sweep.project(*known)
+            mean, sd = findings.project(*known)
             hits.append((abs(y[i, -1] - mean) <= 1.96 * sd, mean - y[i, -1], trained[i] == 5))
-            if sweep.chance_to_win(*known) < 0.03:
+            if findings.chance_to_win(*known) < 0.03:
                 wins.append(y[i, -1] > best)
     hits = np.array(hits, float)
     first = hits[hits[:, 2] == 1, 0].mean()
@@ -200,7 +204,7 @@ def stopping_table(sweeps, labels):
     ways = {"before": (project_before, revive_before, 0.0)}
     ways["after"] = project_after, revive_after, sweep.CHANCE
     for label in labels:
-        sweep.project, sweep.revive, sweep.CHANCE = ways[label]
+        findings.project, sweep.revive, sweep.CHANCE = ways[label]
         totals = {}
         for order, rho in cases:
             for n in (12, 30, 64):

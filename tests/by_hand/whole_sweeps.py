@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import findings
 import sweep
 from files import Parser
 
@@ -88,7 +89,7 @@ def ours(training, runs, replicate):
             state.write("epochs", trial, history=curve[:target], rows=[])
             sweep.settle(state, trial)
     state.folder = Path("sweep")
-    first = sweep.Findings(state).first
+    first = findings.Findings(state, sweep.fit, sweep.Posterior).first
     return first.params, sum(len(t.history) for t in state.trials)
 
 
