@@ -14,17 +14,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import coverage_sweep
 import numpy as np
 import pytest
 from conftest import ROOT, browse, events, outcome, small_disk, wait_for
 
 import files
 import findings
-import report
 import space
 import sweep
 
+PUBLISHED = ROOT / "hparams/history_v5inrfwe.json"
 PACKAGE = ROOT / "tests/data/sweeps"  # what W&B's sweeps 0.3.0 decides
 
 # A trainer with a closed-form score, best at lr 10^-3.2; FAULT makes it fail as train.py does.
@@ -729,121 +728,6 @@ def test_default_policy_saves_a_third_and_keeps_the_best():
     assert np.mean(saved) > 0.3 and np.mean(kept) > 0.85
 
 
-def test_projection_recovers_a_gain_that_depends_on_the_level():
-    """Finals .9; runs that lag have more to gain, exactly: no run is projected wrong."""
-    curves = [[0.9 - g * (10 - e) / 10 for e in range(1, 11)] for g in np.linspace(0.01, 0.1, 10)]
-    mean, sd = findings.project([0.9 - 0.07 * (10 - e) / 10 for e in range(1, 5)], curves, 10)
-    assert abs(mean - 0.9) < 0.008 and sd < 0.03
-
-
-@pytest.mark.parametrize(
-    "order, rho, least", [("iid", 0.9, 0.88), ("mild", 0.9, 0.88), ("bo", 0.7, 0.7)]
-)
-def test_projections_are_as_sure_as_they_say(order, rho, least):
-    """95 % intervals of the runs that the pause policy stopped; normal ones of half the spread
-    covered .81 to .87, .78 to .85 and .66 to .70 of them."""
-    assert coverage_sweep.measure_stopping(1, 16, 12, rho, order)[2] >= least
-
-
-# ---------------------------------------------------------------- findings
-
-
-def test_the_best_run_is_not_believed():
-    """Of equal runs the best one's posterior mean has lost most of its luck, its interval covers
-    its true worth, and all are named as ties."""
-    luck, *_, bias, covered, at_first, covered_first, _, _, _, all_tied = (
-        coverage_sweep.measure_worth(1, 30, n=12)
-    )
-    assert luck > 0.0035 and abs(bias) < 0.002 and abs(at_first) < 0.0022
-    assert covered >= 0.85 and covered_first >= 0.85 and all_tied >= 0.75
-
-
-def test_a_real_difference_is_found():
-    """Worths that differ by .24 points under noise of .04: few are named as ties."""
-    *_, covered, _, _, _, named, _, all_tied = coverage_sweep.measure_worth(
-        2, 12, n=30, sd=0.0024, noise=0.0004
-    )
-    assert covered >= 0.8 and named < 12 and all_tied == 0
-
-
-def test_replicas_set_the_noise():
-    """One configuration that ran three times, alike or not, says how far to believe the others."""
-    states = [coverage_sweep.simulated_sweep(3, 10, sd=0.0024, noise=0.0003)[0] for _ in range(2)]
-    best = max(states[0].trials, key=lambda t: t.history[-1])
-    noises = []
-    for state, gap in zip(states, (0.0002, 0.006)):
-        for k in (1, 2):
-            value = best.history[-1] - gap * k
-            state.trials.append(sweep.Trial(10 + k, best.params, "finished", [value]))
-        found = findings.Findings(state, sweep.fit, sweep.Posterior)
-        noises.append(found.noise)
-        assert found.replicas
-    assert noises[0] < 0.0008 and noises[1] > 0.003
-    told = report.markdown(report.sweep_blocks(found))
-    assert "is learnt from replicas" in told
-
-
-def test_runs_alike_but_for_their_seed_are_replicas():
-    parameters = {"lr": log_range(1e-4, 1e-2), "seed": {"values": [0, 1, 2]}}
-    state = sweep.Sweep(Path("s"), spec(parameters=parameters), 1, [])
-    for n, (lr, seed) in enumerate(itertools.product((1e-4, 1e-3, 1e-2), (0, 1, 2)), 1):
-        trial = sweep.Trial(n, {"lr": lr, "seed": seed}, "finished", [0.9 + lr + 1e-4 * (n % 2)])
-        state.trials.append(trial)
-    found = findings.Findings(state, sweep.fit, sweep.Posterior)
-    assert found.replicas and found.importance[1][0] < 1e-6 and 2e-5 < found.noise < 3e-4
-
-
-def finished(values, interval=0.0, **more):
-    """Findings of a sweep of x in 0..1, evenly spread, that has these values."""
-    state = sweep.Sweep(Path("s"), spec(parameters={"x": {"min": 0.0, "max": 1.0}}, **more), 1, [])
-    for n, v in enumerate(values, 1):
-        rows = [[1.0, v - interval, v + interval]]
-        params = {"x": (n - 0.5) / len(values)}
-        state.trials.append(sweep.Trial(n, params, "finished", [v], rows))
-    return findings.Findings(state, sweep.fit, sweep.Posterior)
-
-
-def test_importance_stands_beside_what_permuted_scores_give():
-    (share, by_chance), *_ = finished(0.9 + 0.05 * np.arange(12) / 12).importance
-    assert share > 0.9 and by_chance <= 0.05
-    by_chance = [
-        finished(0.9 + 0.01 * np.random.default_rng(s).random(9)).importance for s in range(8)
-    ]
-    assert np.mean([b[0][1] for b in by_chance]) > 0.2
-
-
-def test_a_range_whose_best_runs_lie_at_its_end_is_named():
-    told = "x: the best three runs lie at the {} end of its range; try {}"
-    found = finished((0.9 + 0.002 * np.arange(30)).tolist())
-    assert found.edges == [told.format("upper", "0.5 to 1.5")] and found.notes == found.edges
-    assert told.format("upper", "0.5 to 1.5") in report.markdown(report.sweep_blocks(found))
-    assert finished(0.9 - 0.002 * np.arange(30)).edges == [told.format("lower", "0 to 0.5")]
-    assert finished([0.9, 0.91, 0.92, 0.93, 0.94]).edges == []  # too few runs
-    assert finished(0.9 - 0.001 * np.abs(np.arange(30) - 15.0)).edges == [""]
-    dim = space.parse_dimension("lr", log_range(1e-4, 1e-2))
-    assert findings.at_edge(dim, [9e-3, 8e-3, 9.5e-3]).endswith("try 0.001 to 0.1")
-    assert findings.at_edge(dim, [1.1e-4, 1.2e-4, 0.9e-4]).endswith("try 1e-05 to 0.001")
-    assert findings.at_edge(dim, [9e-3, 8e-3, 1e-3]) == ""
-
-
-def test_intervals_stay_within_0_and_100():
-    found = finished([0.9999, 0.999, 0.996, 0.998, 0.9999, 0.9995])
-    estimates = [e for row in found.trials for e in (row.expected, row.repeated)]
-    estimates += [group[2] for item in found.parameters for group in item["groups"]]
-    assert all(0 <= e["low"] <= e["mean"] and e["high"] <= 1 for e in estimates)
-    assert any(e["high"] == 1 for e in estimates)
-    assert found.parameters[0]["along"]["high"].max() <= 1
-
-
-def test_ruined_runs_stay_out_of_means_by_parameter():
-    values = [0.96, 0.961, 0.962, 0.959, 0.96, 0.961, 0.3, 0.96]
-    found = finished(values)
-    assert [group[1] for group in found.parameters[0]["groups"]] == [2, 2, 3]
-    assert min(group[2]["mean"] for group in found.parameters[0]["groups"]) > 0.95
-    told = report.markdown(report.sweep_blocks(found))
-    assert "Over the 7 finished runs; trial 7, far below, left out." in told
-
-
 def test_replay_of_the_published_sweep(capsys):
     sweep.print_replay(sweep.read_sweep(ROOT / "hparams" / "history_v5inrfwe.json"))
     out = capsys.readouterr().out
@@ -864,22 +748,6 @@ def test_replay_of_another_rule(rule, cli):
     ):
         code = 1 if text == "{" else 2
         cli.refused("--replay", PUBLISHED, "--rule", text, words=[words], code=code)
-
-
-def test_expected_maximum():
-    assert abs(findings.expected_maximum(2) - 1 / math.sqrt(math.pi)) < 1e-5
-    assert abs(findings.expected_maximum(3) - 1.5 / math.sqrt(math.pi)) < 1e-5
-    assert f"{findings.expected_maximum(11):.2f}" == "1.59"
-
-
-def test_student_interval_and_spearman():
-    for v, t in ((1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (30, 2.0423)):
-        assert abs(findings.student(v, 0.05) - t) < 1e-4
-    assert abs(findings.mean_interval([1.0, 2.0])[1] - 12.7062 * math.sqrt(0.5 / 2)) < 1e-3
-    for n, limit in ((3, 1.153), (10, 2.176), (20, 2.557), (30, 2.745)):
-        assert abs(findings.outlier_limit(n) - limit) < 1e-3  # Grubbs 1969, table I, 5 %
-    assert findings.spearman([1, 2, 3, 4], [10, 20, 25, 1e9]) == 1
-    assert abs(findings.spearman([1, 2, 2, 3], [1, 2, 3, 4]) - 0.9486833) < 1e-6
 
 
 # ---------------------------------------------------------------- command line
@@ -1385,61 +1253,6 @@ def test_report_of_the_published_sweep(cli):
     assert "it is chance" not in out and out.count(": not shown.") == 4
 
 
-PUBLISHED = ROOT / "hparams/history_v5inrfwe.json"
-
-
-def test_curves_that_were_not_recorded_are_not_projected():
-    state = sweep.read_sweep(PUBLISHED)
-    found = findings.Findings(state, sweep.fit, sweep.Posterior)
-    assert all(math.isnan(row.chance) and math.isnan(row.final["mean"]) for row in found.stopped)
-    page = report.page("s", list(report.sweep_blocks(found)))
-    assert "Learning curves" not in page and ">100%<" not in page
-    row = found.luck["row"]  # Run 8, whose replica gave 96.70 and, on unseen pages, 96.26
-    assert row.number == 8 and 0.961 < row.expected["mean"] < 0.965
-    assert row.repeated["low"] < 0.9626 < row.expected["high"] and row.repeated["high"] > 0.966
-
-
-def test_what_the_published_sweep_says_of_itself_is_so():
-    state = sweep.read_sweep(PUBLISHED)
-    curves = [
-        [v] * 22
-        for v in findings.last([findings.Row(t, coverage_sweep.CUBE) for t in state.trials])
-    ]
-    trained = sweep.simulate(curves, state.rule)
-    stopped = {k: [n for n, e in enumerate(trained, 1) if e == k] for k in (10, 20)}
-    assert stopped == {10: [5, 9, 10, 11, 12], 20: [6]}
-    assert [t.number for t, e in zip(state.trials, trained) if len(t.history) != e] == [4, 6, 7, 8]
-    assert (
-        "10 and 6 at epoch 20" in state.notes[0] and "disagree on 4, 6, 7 and 8" in state.notes[0]
-    )
-    seen = {key: [t.params[key] for t in state.trials] for key in state.trials[0].params}
-    assert [seen["T_max"].count(v) for v in (20, 22, 24)] == [2, 5, 5]
-    assert [n for n, v in enumerate(seen["weight_decay"], 1) if v > 2e-4] == [1]
-    ranges = [sorted(seen[key])[:: len(state.trials) - 1] for key in ("lr", "eta_min")]
-    ranges.append(sorted(seen["weight_decay"])[:11:10])
-    told = (
-        "lr 0.00028 to 0.00059",
-        "eta_min 6.4e-06 to 1.9e-05",
-        "weight_decay 6.6e-05 to 0.00014",
-    )
-    for (low, high), words in zip(ranges, told):
-        assert f"{low:.2g} to {high:.2g}" in words and words in state.notes[2]
-    same = seen["eta_min"]
-    assert same[0] == same[1] and same[4] == same[6] and len(set(same)) == 10
-    assert "156 epochs used, 108 saved by stopping 9 runs" in report.markdown(
-        report.sweep_blocks(findings.Findings(state, sweep.fit, sweep.Posterior))
-    )
-
-
-def test_its_best_configuration_is_the_command_of_that_run(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    found = findings.Findings(sweep.read_sweep(PUBLISHED), sweep.fit, sweep.Posterior)
-    words = found.command.split()[2:]
-    assert found.first.number == 3 and sweep.resolve(words) == sweep.resolve(
-        ["--hparams=hparams/run3.json"]
-    )
-
-
 def test_the_report_as_json(cli):
     code, out, _ = cli("--report", PUBLISHED, "--json")
     told = json.loads(out, parse_constant=lambda word: pytest.fail(word))
@@ -1465,16 +1278,6 @@ def test_a_history_that_is_none_is_refused(tmp_path, key, value):
     (tmp_path / "h.json").write_text(json.dumps(record))
     with pytest.raises(files.DataError, match="h.json: trial 3: is "):
         sweep.read_sweep(tmp_path / "h.json")
-
-
-def test_names_from_a_file_are_no_markup():
-    state = sweep.Sweep(Path("s"), spec(parameters={"<b>": {"min": 0.0, "max": 1.0}}), 1, [])
-    for n in range(1, 9):
-        state.trials.append(sweep.Trial(n, {"<b>": n / 9}, "finished", [n / 9], [[1.0, 0.1, 0.2]]))
-    page = report.page(
-        "s", report.sweep_blocks(findings.Findings(state, sweep.fit, sweep.Posterior))
-    )
-    assert "<b>&lt;b&gt;</b>" in page and "<b>" not in page.replace("<b>&lt;b&gt;</b>", "")
 
 
 def test_wandb_form(cli):
