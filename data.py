@@ -26,6 +26,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -46,6 +47,7 @@ NO_GROUPS = "each page is a group: if one shop has several, name it, or interval
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
 MAX_PICTURE_BYTES, MAX_JPEG_HEADER, MAX_PIXELS = 2**28, 2**24, 2**27
+REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # bits of cv2.IMREAD_REDUCED_COLOR_2, _4, _8
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 # errors and limits are ours
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -63,16 +65,28 @@ def read_header(raw):
 
 
 def read_image(path):
-    """uint8 RGB [H, W, 3] of a whole picture, see `read_page`."""
+    """uint8 RGB [H, W, 3] of a whole picture. Raises DataError, see `decode_picture`."""
     return read_page(path)[0]
 
 
 def read_page(path, hps=(), tile=0):
-    """A picture, uint8 RGB [H, W, 3], and its (width, height), EXIF orientation applied. A JPEG is
-    decoded to 1/2, 1/4 or 1/8 of its sides, rounded up, where no fit of hps (or hp.size pixels of
-    each `tile`) needs more: libjpeg skips the rest. Raises DataError on a missing, broken or
-    truncated file, or one of more than MAX_PIXELS. Pillow reads the header and OpenCV, three times
-    as fast, the pixels. It would allocate what the header says, and fills a cut file with grey."""
+    """(picture uint8 RGB [H, W, 3], (width, height)) of a file, see `decode_picture`."""
+    return decode_picture(read_bytes(path), path, hps, tile)
+
+
+def open_page(page, hps=(), tile=0):
+    """The picture of a page, uint8 RGB [H, W, 3], see `decode_picture`; sets page.size (width,
+    height) and page.digest. Raises DataError."""
+    raw = read_bytes(page.path)
+    page.digest = bytes_digest(raw)
+    image, page.size = decode_picture(raw, page.path, hps, tile)
+    return image
+
+
+def read_bytes(path):
+    """The bytes of a picture's file. Raises DataError where it is missing, too large or a pipe."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(path, "not a regular file")  # a pipe would wait for its writer
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_PICTURE_BYTES + 1)
@@ -80,6 +94,28 @@ def read_page(path, hps=(), tile=0):
         raise DataError(path, f"cannot be read ({error.strerror})") from None
     if len(raw) > MAX_PICTURE_BYTES:
         raise DataError(path, f"larger than {MAX_PICTURE_BYTES >> 20} MiB")
+    return raw
+
+
+def jpeg_reduction(width, height, factor):
+    """8, 4, 2 or 1: by how much libjpeg may divide a picture that will be scaled by `factor`."""
+    if 1 <= abs(width - height) <= 7:
+        return 1  # once divided it may be square, and then a turn by EXIF no longer shows
+    for divisor in (8, 4, 2):
+        missing = max(-width % divisor, -height % divisor)  # pixels the last row or column lacks
+        if factor * max(divisor, 4 * missing) <= 1:  # at most a quarter pixel of the result
+            return divisor
+    return 1
+
+
+def decode_picture(raw, path, hps=(), tile=0):
+    """(picture uint8 RGB [H, W, 3], (width, height)) of a file's bytes, EXIF orientation applied.
+    A JPEG is decoded to 1/2, 1/4 or 1/8 of its sides, rounded up, where no fit of hps (or hp.size
+    pixels of each `tile`) needs more; width and height are those of the whole picture. Raises
+    DataError that names `path` on a broken or truncated file, or one of more than MAX_PIXELS.
+
+    Pillow reads the header and OpenCV, three times as fast, the pixels: OpenCV alone would allocate
+    what the header says, and fills a truncated file with grey."""
     broken = DataError(path, "not a picture in JPEG, PNG, BMP, WebP or TIFF, or broken")
     try:
         kind, width, height, end = read_header(raw)
@@ -87,24 +123,28 @@ def read_page(path, hps=(), tile=0):
         raise broken from None
     if width * height > MAX_PIXELS:
         raise DataError(path, f"{width} x {height} px", f"up to {MAX_PIXELS >> 20} M are read")
-    if kind in ENDS and raw.find(ENDS[kind], end) < 0:  # behind it may be more: phones add a film
+    if kind in ENDS and raw.find(ENDS[kind], end) < 0:  # more may follow it: phones add a film
         raise DataError(path, "truncated", "fetch it again or leave it out of the labels")
-    factors = (max(fit_factor((width, height), hp), tile and hp.size / tile) for hp in hps)
-    # reduced, nearly square ones do not tell whether they were turned; odd ones end in pixels that
-    # cover less than they stand for: of one that is needed up to a quarter
-    factor = max(factors, default=1) if abs(width - height) not in range(1, 8) else 1
-    steps = [r for r in (2, 4, 8) if factor * max(r, 4 * (-width % r), 4 * (-height % r)) <= 1]
+
+    factors = [max(fit_factor((width, height), hp), tile and hp.size / tile) for hp in hps]
+    divisor = jpeg_reduction(width, height, max(factors, default=1)) if kind == "JPEG" else 1
+    image = None
     with contextlib.suppress(cv2.error):
-        reduce = 8 * max(steps, default=0) * (kind == "JPEG")  # of IMREAD_REDUCED_COLOR_2, _4, _8
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR_RGB | reduce)
-        if image is not None:
-            turned = (image.shape[1] < image.shape[0]) != (width < height)
-            return image, (height, width) if turned else (width, height)
-    raise broken
+        pixels = np.frombuffer(raw, np.uint8)
+        image = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB | REDUCED[divisor])
+    if image is None:
+        raise broken
+    turned = (image.shape[1] < image.shape[0]) != (width < height)
+    return image, (height, width) if turned else (width, height)
+
+
+def bytes_digest(raw):
+    """16 hex digits of the SHA-256 of a file's bytes: they name a picture wherever it lies."""
+    return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def picture_digest(path):
-    """What tells a picture from others wherever it lies: 16 hex digits of its bytes' SHA-256."""
+    """The digest of a file, see `bytes_digest`. An inspected page has it already: page.digest."""
     stat = os.stat(path)
     return file_digest(path, stat.st_mtime_ns, stat.st_size)
 
@@ -222,10 +262,18 @@ def pixel_window(polygon, margin, height, width):
     return slice(top, max(top, bottom)), slice(left, max(left, right))
 
 
+class Repaired(NamedTuple):
+    """The N words of a page as training takes them."""
+
+    polygons: list  # N arrays [P, 2], page pixels
+    ignore: list  # N bools
+    counts: dict  # {kind of repair: how many words}
+
+
 def repair_words(page):
-    """The words of a page (with page.size) made fit for training: (polygons, ignore, counts). Rule,
-    in this order: a self-crossing outline becomes its convex hull; area under 1 px^2 or more than
-    half of it outside the page: ignored; a part outside: cut off. counts: how many of each."""
+    """The words of a page (with page.size) made fit for training, a Repaired. The rule, in this
+    order: a self-crossing outline becomes its convex hull; a word with an area under 1 px^2 or more
+    than half of it outside the page is ignored; a smaller part outside the page is cut off."""
     polygons = [*page.polygons]
     owner = np.repeat(np.arange(len(polygons)), [len(p) for p in polygons])
     points = np.concatenate([*polygons, np.zeros((0, 2))])
@@ -241,19 +289,21 @@ def repair_words(page):
         part = max(shapely.get_parts(inside[i]), key=shapely.area)
         polygons[i] = shapely.get_coordinates(part.exterior)[:-1]
     ignore = [skip or not keep for skip, keep in zip(page.ignore, kept.tolist())]
-    return polygons, ignore, {what: int(words.sum()) for what, words in found.items()}
+    return Repaired(polygons, ignore, {what: int(words.sum()) for what, words in found.items()})
 
 
 class Receipts:
-    """Training samples, a dataset for torch's DataLoader: [(epoch, i, H, W)] -> (page uint8 [H, W,
-    3], target maps uint8 [4, H, W]). The random draws of sample i in epoch e come from
-    default_rng((seed, e, i)): the same in any process and in any order. cache: a folder that keeps
-    the decoded pages, for all processes; what fits on the disk."""
+    """Training samples of inspected pages, a dataset for torch's DataLoader: [(epoch, i, H, W)] ->
+    (page uint8 [H, W, 3], target maps uint8 [4, H, W]).
+
+    The random draws of sample i in epoch e come from default_rng((seed, e, i)): they are the same
+    in any process and in any order. cache: a folder that keeps decoded pages for all processes, as
+    many as fit on the disk."""
 
     def __init__(self, pages, hp, cache=None):
         self.hp, self.cache, self.pages = hp, cache, []
         for page in pages:  # packed: a loader process gets arrays and not a million objects
-            polygons, ignore, _ = repair_words(page)
+            polygons, ignore, _ = page.repaired
             ends = np.cumsum([len(polygon) for polygon in polygons], dtype=int)[:-1]
             points = np.concatenate([*polygons, np.zeros((0, 2))])
             self.pages.append((page.path, page.size, points, ends, np.array(ignore, bool)))
@@ -301,15 +351,21 @@ def epoch_batches(pages, hp, epoch):
     return [[(epoch, i, h, w) for i in batch] for batch, (w, h) in zip(batches.tolist(), canvases)]
 
 
-def inspect_pages(pages):
-    """Open every picture once: sets page.size (width, height) and returns thumbnails [N, 1024] for
-    `near_duplicates`. Raises DataError on the first picture that cannot be read."""
+def inspect_pages(pages, desc="reading pages"):
+    """Open every picture once, under a bar named `desc`. Sets of each page: size (width, height);
+    digest of the picture's bytes; thumbnail [1024] for `near_duplicates`; repaired, the words as
+    training takes them. Raises DataError on the first picture that cannot be read."""
 
     def inspect(page):
-        image, page.size = read_page(page.path, [Hparams(fit="area")])
-        return thumbnail(image)
+        page.thumbnail = thumbnail(open_page(page, [Hparams(fit="area")]))
+        page.repaired = repair_words(page)
 
-    return np.array(map_threads(inspect, pages, "reading pages"))
+    map_threads(inspect, pages, desc)
+
+
+def stack_thumbnails(pages):
+    """Thumbnails of inspected pages [N, 1024]."""
+    return np.array([page.thumbnail for page in pages])
 
 
 def thumbnail(image):
@@ -343,11 +399,12 @@ def same_texts(pages):
             yield a, b
 
 
-def page_groups(pages, thumbnails):
-    """Group number of each page [N], one for those that share a `group` or are near-duplicates."""
+def page_groups(pages):
+    """Group number of each inspected page [N], one for those that share a `group`, are
+    near-duplicates or have the same texts."""
     group, first = np.arange(len(pages)), {}
     named = [(first.setdefault(p.group, i), i) for i, p in enumerate(pages) if p.group is not None]
-    for a, b in itertools.chain(named, near_duplicates(thumbnails), same_texts(pages)):
+    for a, b in itertools.chain(named, near_duplicates(stack_thumbnails(pages)), same_texts(pages)):
         if group[a] != group[b]:
             low, high = sorted(group[[a, b]])
             group[group == high] = low
@@ -410,7 +467,8 @@ def run_pages(hp):
         if labels.has_split(folder, "val"):
             others[name] = labels.load_labels(folder, "val")
     pages = sum(others.values(), train + val)
-    groups = page_groups(pages, inspect_pages(pages))
+    inspect_pages(pages)
+    groups = page_groups(pages)
     held = np.arange(len(pages)) >= len(train)
     if not val:
         folds = hp.folds or min(10, len(set(groups[: len(own)].tolist())))
@@ -432,19 +490,20 @@ def run_pages(hp):
 
 def pseudo_pages(hp, known):
     """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
-    Pictures lie beside the file or with the first set of hp.data. Left out: pages that `known`, the
-    run's own train and val pages, hold already, by name or near-duplicate. Raises DataError."""
+    Pictures lie beside the file or with the first set of hp.data. Pages that `known`, the run's own
+    inspected train and val pages, hold already, by name or near-duplicate, are left out. Raises
+    DataError."""
     beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(set_names(hp.data)[0])
     own = hp.image_dir or (own.parent if own.is_file() else own)
     pages = labels.read_competition(hp.pseudo_labels, None if beside.is_dir() else own)
     names = {page.name for page in known}
     if not (pages := [page for page in pages if page.name not in names]):
         raise DataError(hp.pseudo_labels, f"every page of it is labelled in {hp.data} already")
-    own, other = inspect_pages(pages), inspect_pages(known)
-    new = (own @ other.T).max(1) <= NEAR_DUPLICATE
     for page in pages:
         sure = [confidence >= hp.min_confidence for confidence in page.confidences]
         page.ignore = [skip or not keep for skip, keep in zip(page.ignore, sure)]
+    inspect_pages(pages, "reading pseudo-labelled pages")
+    new = (stack_thumbnails(pages) @ stack_thumbnails(known).T).max(1) <= NEAR_DUPLICATE
     return [page for page, keep in zip(pages, new) if keep]
 
 
@@ -453,7 +512,7 @@ def describe(pages):
     counts = [len(p.polygons) for p in pages]
     found = {"pages": len(pages), "words": sum(counts), "words a page": np.median(counts or [0])}
     found |= {"without text": counts.count(0), "ignored": sum(sum(p.ignore) for p in pages)}
-    repairs = sum((Counter(repair_words(page)[2]) for page in pages), Counter())
+    repairs = sum((Counter(page.repaired.counts) for page in pages), Counter())
     return ", ".join(f"{n:.9g} {what}" for what, n in {**found, **repairs}.items() if n)
 
 
@@ -477,7 +536,7 @@ def load_splits(data, image_dir=None):
 def check(data, hp, image_dir=None, pictures=None):
     """Print what DATA holds and what will go wrong; draw samples of its first split into a folder
     `pictures`. Raises DataError as training would."""
-    said, thumbnails, alike = Counter(), [], {}  # of a page one that it is like says enough
+    said, alike = Counter(), {}  # of a page one that it is like says enough
 
     def warn(kind, line):
         said[kind] += 1
@@ -488,7 +547,7 @@ def check(data, hp, image_dir=None, pictures=None):
         pages = {split or "all": found for split, found in load_splits(data, image_dir).items()}
         for split, found in pages.items():
             stated, begin = [page.size for page in found], f"warning: {split}:"
-            thumbnails.append(inspect_pages(found))
+            inspect_pages(found, f"reading {split}")
             print(f"{split:5s} {describe(found)}")
             for line in dict.fromkeys(describe_print(found, replace(hp, fit=fit)) for fit in FITS):
                 print(f"{split:5s} {line}")
@@ -502,8 +561,9 @@ def check(data, hp, image_dir=None, pictures=None):
                     what = f"is {page.size}, the label file says {size}"
                     warn(f"{begin} pages of another size", f"{begin} {page.name}: {what}")
         names = [(split, page.name) for split, found in pages.items() for page in found]
-        texts = same_texts([page for found in pages.values() for page in found])
-        for a, b in itertools.chain(near_duplicates(np.concatenate(thumbnails)), texts):
+        every = [page for found in pages.values() for page in found]
+        same = near_duplicates(stack_thumbnails(every)), same_texts(every)
+        for a, b in itertools.chain(*same):
             alike.setdefault((names[a][0] != names[b][0], b), a)
         for (across, b), a in alike.items():
             kind = f"near-duplicates {'warning: across splits' if across else 'within a split'}"
@@ -686,7 +746,8 @@ def run_convert(args):
 
 def run_split(args):
     pages = labels.load_labels(resolve_data(args.data), args.split, args.image_dir)
-    split = split_json(pages, page_groups(pages, inspect_pages(pages)), args.folds, args.seed)
+    inspect_pages(pages)
+    split = split_json(pages, page_groups(pages), args.folds, args.seed)
     out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
     write_json(out, split, indent=1)
     sizes = np.bincount([v["fold"] for v in split["images"].values()])[1:]

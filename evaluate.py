@@ -109,7 +109,7 @@ def load_sheets(index, page, networks, tile):
     """The Sheets of a page for each network and page size; sets page.size. Raises DataError."""
     sizes = [(k, size) for k, n in enumerate(networks) for size in n.sizes or (n.hp.size,)]
     hps = [replace(networks[k].hp, size=size) for k, size in sizes]
-    image, page.size = data.read_page(page.path, hps, tile)
+    image = data.open_page(page, hps, tile)
     for (k, _), hp in zip(sizes, hps):
         tiles, shape, padded = cut_tiles(image, page, hp, tile)
         yield Sheet(index, k, np.empty(padded[:2], np.uint8), shape, tiles)

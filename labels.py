@@ -29,7 +29,9 @@ MAX_PAGE_BYTES, MAX_PAGES, MAX_TEXT, MAX_PARTS, MAX_COORDINATE = 2**24, 100_000,
 class Page:
     """One picture and its N labelled (or predicted) words. polygons: N arrays [P, 2], page pixels.
     ignore: N bools (don't care). texts: N strings or None. confidences: N floats, 1.0 for labels.
-    size: (width, height) if the label file states it, or of the opened picture."""
+    size: (width, height) if the label file states it, or of the opened picture. What only the
+    picture tells, `data.inspect_pages` sets: digest of its bytes, thumbnail, and repaired, the
+    words as training takes them."""
 
     name: str
     path: Path
@@ -40,6 +42,9 @@ class Page:
     confidences: list = field(default_factory=list)
     group: str | None = None
     size: tuple | None = None
+    digest: str | None = None
+    thumbnail: np.ndarray | None = None
+    repaired: tuple | None = None
 
     def add(self, word_id, points, text=None, ignore=False, confidence=1.0):
         self.ids.append(str(word_id))

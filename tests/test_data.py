@@ -164,6 +164,7 @@ def test_fit_says_what_becomes_size_wherever_a_page_is_scaled(tmp_path, fit, sid
         assert data.scaled(size, factor) == (width, height)
         page = labels.Page("p.png", tmp_path / "p.png", [np.array([[0.0, 0], size, [0, size[1]]])])
         page.size, page.ignore = size, [False]
+        page.repaired = repair_words(page)
         ((key,),) = data.epoch_batches([page], hp, 0)
         assert key == (0, 0, -(-height // 32) * 32, -(-width // 32) * 32)
         matrix = augment.draw_homography(
@@ -193,6 +194,19 @@ def test_each_colour_augmentation_works_alone(kind):
     changed = [bool((o != image).any()) for o in out]
     assert any(changed) and all(o.shape == image.shape and o.dtype == np.uint8 for o in out)
     assert kind == "color" or not all(changed)
+
+
+def test_an_inspected_page_has_all_that_its_picture_tells(tmp_path, monkeypatch):
+    """Of one reading: size, digest, thumbnail and repaired words."""
+    write_labels(tmp_path, write_page(tmp_path, img_w=1, img_h=2))
+    (page,) = pages = load_labels(tmp_path, "train")
+    reads, read_bytes = [], data.read_bytes
+    monkeypatch.setattr(data, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
+    data.inspect_pages(pages)
+    assert reads == [page.path] and page.size == (200, 120)
+    assert page.digest == data.picture_digest(page.path)
+    assert (page.thumbnail == data.thumbnail(read_image(page.path))).all()
+    assert page.repaired.polygons[0].tolist() == QUAD and page.repaired.ignore == [False]
 
 
 def test_samples_depend_on_seed_epoch_and_index_only(tmp_path):
@@ -396,6 +410,7 @@ def test_what_loader_processes_get_is_small(tmp_path):
     page = labels.Page("a", tmp_path / "a.png", size=(300, 200))
     for i in range(1000):
         page.add(i, np.array(QUAD) + i / 100, f"a text {i}")
+    page.repaired = repair_words(page)
     pages = [replace(page) for _ in range(5)]
     assert len(pickle.dumps(data.Receipts(pages, HP))) < 5000 * 80
 
@@ -568,6 +583,12 @@ def test_pictures_are_whole_truncated_or_broken(tmp_path):
             read_image(tmp_path / name)
 
 
+def test_a_pipe_in_place_of_a_picture_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match="a.png: not a regular file"):
+        read_image(tmp_path / "a.png")
+
+
 def test_near_duplicates_are_all_pairs_above_the_threshold():
     rng = np.random.default_rng(0)
     thumbnails = rng.standard_normal((600, 1024), np.float32)
@@ -607,7 +628,9 @@ def test_transcriptions_tell_two_pictures_of_a_receipt_from_two_receipts():
         for n, text in enumerate(words):
             page.add(n, np.array([(0, 0), (9, 0), (9, 9), (0, 9)]), text=text)
     assert sorted(data.same_texts(pages)) == [(0, 1), (0, 2), (1, 2)]
-    groups = data.page_groups(pages, np.eye(10, 1024, dtype=np.float32))
+    for page, row in zip(pages, np.eye(10, 1024, dtype=np.float32)):
+        page.thumbnail = row
+    groups = data.page_groups(pages)
     assert groups.tolist() == [0, 0, 0, *range(3, 10)]
 
 
@@ -620,7 +643,9 @@ def test_folds_are_grouped_balanced_and_deterministic():
         pages.append(page)
     thumbnails = np.eye(60, 1024, dtype=np.float32)
     thumbnails[7] = thumbnails[3]  # a near-duplicate in another shop
-    groups = data.page_groups(pages, thumbnails)
+    for page, row in zip(pages, thumbnails):
+        page.thumbnail = row
+    groups = data.page_groups(pages)
     folds = make_folds(pages, groups, 5)
     assert set(folds) == {1, 2, 3, 4, 5} and folds[3] == folds[7]
     for shop in {p.group for p in pages}:
@@ -815,8 +840,11 @@ def test_pseudo_pages_keep_their_flags_and_leave_out_what_is_known(tmp_path):
     pseudo = write_labels(tmp_path / "p", images) / "train.json"
     known = str(tmp_path / "train.json")
     hp = replace(HP, data=known, pseudo_labels=str(pseudo), min_confidence=0.5)
-    (page,) = data.pseudo_pages(hp, load_labels(tmp_path, "train"))
-    assert page.name == "new.png" and page.ignore == [False, True, True]
+    own = load_labels(tmp_path, "train")
+    data.inspect_pages(own)
+    (page,) = data.pseudo_pages(hp, own)
+    assert page.name == "new.png"
+    assert page.ignore == page.repaired.ignore == [False, True, True]
 
 
 SLOW = ("MB", "GB", "million", "bomb")

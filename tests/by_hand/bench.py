@@ -372,6 +372,7 @@ def write_photograph(number, side, folder):
     page = labels.Page(f"{number}.jpg", folder / f"{number}.jpg", size=image.shape[1::-1])
     for word in words:
         page.add(len(page.ids), word["points"] * factor)
+    page.repaired = data.repair_words(page)
     cv2.imwrite(str(page.path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
     return page
 
