@@ -11,23 +11,40 @@ import numpy as np
 
 from files import UsageError, nearest, shown
 
-# distribution -> the keys it takes, as in the schema of W&B's sweeps 0.3.0
-LAWS = {"normal": "mu sigma", "log_normal": "mu sigma"}
-LAWS |= dict.fromkeys(("uniform", "log_uniform", "log_uniform_values"), "min max")
-LISTS = {"constant": "value", "categorical": "values"}
-LISTS["categorical_w_probabilities"] = "values probabilities"
+# ---------------------------------------------------------------- one parameter
+
+# distribution: the keys it takes, as in the schema of W&B's sweeps 0.3.0
+LAWS = {
+    "normal": "mu sigma",
+    "log_normal": "mu sigma",
+    "uniform": "min max",
+    "log_uniform": "min max",
+    "log_uniform_values": "min max",
+}
+LISTS = {
+    "constant": "value",
+    "categorical": "values",
+    "categorical_w_probabilities": "values probabilities",
+}
 STEPPED = {f"q_{name}": f"{keys} q" for name, keys in LAWS.items()}
 DISTRIBUTIONS = {**LISTS, **LAWS, "int_uniform": "min max", **STEPPED}
-INSTEAD = {"beta": "use uniform or normal", "q_beta": "use q_uniform or q_normal"}
-INSTEAD["inv_log_uniform"] = "use log_uniform with min -max and max -min"
-INSTEAD["inv_log_uniform_values"] = "use log_uniform_values with the same min and max"
-MAX_LEVELS = 1000
+# distributions of W&B's that are not used here, and what to write instead
+INSTEAD = {
+    "beta": "use uniform or normal",
+    "q_beta": "use q_uniform or q_normal",
+    "inv_log_uniform": "use log_uniform with min -max and max -min",
+    "inv_log_uniform_values": "use log_uniform_values with the same min and max",
+}
+MAX_LEVELS = 1000  # a parameter with more steps than this is treated as continuous
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One parameter as the unit interval. Level j covers edges[j] to edges[j + 1], its share, and
-    the kernel sees coords[j]; without levels law's quantile at u, rounded by q, is the value."""
+    """One parameter as the unit interval 0..1.
+
+    A parameter with levels (listed values, or few steps): level j has the share edges[j] to
+    edges[j + 1] of the interval, and the kernel sees it at coords[j]. Without levels, u stands for
+    the law's quantile at u, rounded to a multiple of q."""
 
     name: str
     law: tuple = None  # (uniform | normal | log uniform | log normal, number, number)
@@ -45,27 +62,33 @@ class Dimension:
         """u in 0..1 -> the parameter's value."""
         if self.levels:
             return self.levels[int(self.index(u))]
+
         # 12 digits, so that the ends of a log range come back as they were written
         x = float(f"{quantile(self.law, u):.12g}")
         return rounded(x, self.q) if self.q else x
 
     def feature(self, u):
-        """u [n] -> coordinates the kernel sees [n]: values are rounded before it, not after; runs
-        alike but for their seed are replicas, of one point."""
-        if not self.levels or self.name == "seed":
-            return u * (self.name != "seed")
-        return np.where((u < 0) | (u > 1), u, self.coords[self.index(u)])
+        """u [n] -> the coordinates that the kernel sees [n]. They are those of the rounded values,
+        and 0 for `seed`: runs that differ by nothing else are replicas of one point."""
+        if self.name == "seed":
+            return u * 0
+        if not self.levels:
+            return u
+        outside = (u < 0) | (u > 1)
+        return np.where(outside, u, self.coords[self.index(u)])
 
     def encode(self, value):
         """A value -> u; outside 0..1 for a value outside the range, -1 for an unknown one."""
         for j, level in enumerate(self.levels):
             if identity(level) == identity(value):
                 return float(self.edges[j] + self.edges[j + 1]) / 2
-        return cumulative(self.law, value) if self.law and is_number(value) else -1.0
+        if self.law and is_number(value):
+            return cumulative(self.law, value)
+        return -1.0
 
 
 def leaf(name):
-    """The last part of a dotted name (of a metric's, val/hmean too), by which it counts here."""
+    """The last part of a dotted name (or of a metric such as val/hmean), which is what counts."""
     return re.split("[./]", name)[-1]
 
 
@@ -78,14 +101,16 @@ def is_number(x):
 
 
 def identity(value):
-    """A key equal for equal values: 1 and 1.0 are one value, True and 1, 0 and None are two."""
-    kind = "number" if is_number(value) else type(value).__name__
-    return kind, value if is_number(value) else json.dumps(value, sort_keys=True)
+    """A key that is equal for equal values: 1 and 1.0 are the same, True and 1 are not."""
+    if is_number(value):
+        return "number", value
+    return type(value).__name__, json.dumps(value, sort_keys=True)
 
 
 def rounded(x, q):
     """The multiple of q nearest to x, an integer if q is one."""
-    return round(x / q) * q if isinstance(q, int) else float(f"{round(x / q) * q:.12g}")
+    multiple = round(x / q) * q
+    return multiple if isinstance(q, int) else float(f"{multiple:.12g}")
 
 
 def normal_cdf(z):
@@ -93,32 +118,90 @@ def normal_cdf(z):
 
 
 def cumulative(law, x):
-    """Value -> u under a law; a uniform law goes on straight beyond its range."""
+    """Value -> u under a law; a uniform law continues in a straight line beyond its range."""
     kind, a, b = law
-    if kind.startswith("log") and x <= 0:
-        return -1.0
-    x = math.log(x) if kind.startswith("log") else x
-    return normal_cdf((x - a) / b) if kind.endswith("normal") else (x - a) / (b - a)
+    if kind.startswith("log"):
+        if x <= 0:
+            return -1.0
+        x = math.log(x)
+    if kind.endswith("normal"):
+        return normal_cdf((x - a) / b)
+    return (x - a) / (b - a)
 
 
 def quantile(law, u):
-    """u in 0..1 -> value under a law; tails without end are cut at a share of 1e-9."""
+    """u in 0..1 -> value under a law; normal tails are cut at a share of 1e-9."""
     kind, a, b = law
-    inner = min(max(u, 1e-9), 1 - 1e-9)
-    x = a + (b * NormalDist().inv_cdf(inner) if kind.endswith("normal") else u * (b - a))
+    if kind.endswith("normal"):
+        inner = min(max(u, 1e-9), 1 - 1e-9)
+        x = a + b * NormalDist().inv_cdf(inner)
+    else:
+        x = a + u * (b - a)
     return math.exp(x) if kind.startswith("log") else x
+
+
+# ---------------------------------------------------------------- entries of `parameters`
+
+
+def check_keys(where, given, known):
+    """Raises UsageError for the first unknown key of a dict."""
+    for key in sorted(given.keys() - known):
+        what = f"unknown key {shown(key)!r}{nearest(key, known)}"
+        raise UsageError(where, what, f"known: {', '.join(sorted(known))}")
+
+
+def parse_dimension(name, spec):
+    """One entry of `parameters` -> Dimension. Raises UsageError naming parameter and key."""
+    where = f"parameters: {shown(name)}"
+    name = leaf(name)
+    if not isinstance(spec, dict):
+        raise UsageError(where, f"is {spec!r:.80}", 'for a constant write {"value": ...}')
+
+    kind = spec.get("distribution") or guess_distribution(where, spec)
+    if str(kind) not in DISTRIBUTIONS:
+        remedy = INSTEAD.get(str(kind), f"known: {', '.join(DISTRIBUTIONS)}")
+        raise UsageError(where, f"unknown distribution {kind!r:.80}", remedy)
+    keys = DISTRIBUTIONS[kind].split()
+    check_keys(f"{where}: {kind}", spec, {*keys, "distribution"})
+
+    if kind in LISTS:
+        return parse_values(where, name, kind, spec)
+    integer = kind == "int_uniform"
+    q = int(integer)
+    if "q" in keys:
+        q = spec.get("q", 1)
+        if not (is_number(q) and q > 0):
+            raise UsageError(where, f"q is {q!r:.80}", "give a step above 0")
+    return with_steps(where, name, parse_law(where, kind, spec), q, integer)
+
+
+def guess_distribution(where, spec):
+    """The distribution that W&B assumes where a parameter names none. Raises UsageError."""
+    if "value" in spec:
+        return "constant"
+    if "values" in spec:
+        return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
+    if not {"min", "max"} <= set(spec):
+        raise UsageError(where, f"has {shown(', '.join(spec))}", "give value, values or min, max")
+    return "int_uniform" if {type(spec["min"]), type(spec["max"])} == {int} else "uniform"
 
 
 def parse_law(where, kind, spec):
     """A numeric parameter's (law, first number, second number). Raises UsageError."""
-    base = "uniform" if kind == "int_uniform" else kind.removeprefix("q_")
+    integer = kind == "int_uniform"
+    base = "uniform" if integer else kind.removeprefix("q_")
     first, second = LAWS[base].split()
-    a, b = (spec.get(key, {"mu": 0, "sigma": 1}.get(key)) for key in (first, second))
-    given, whole = f"{first} {a!r:.80}, {second} {b!r:.80}", kind == "int_uniform"
-    if not (is_number(a) and is_number(b)) or whole and {type(a), type(b)} != {int}:
-        raise UsageError(where, given, f"{kind} needs two {'integers' if whole else 'numbers'}")
+    defaults = {"mu": 0, "sigma": 1}
+    a, b = (spec.get(key, defaults.get(key)) for key in (first, second))
+    given = f"{first} {a!r:.80}, {second} {b!r:.80}"
+
+    if integer and {type(a), type(b)} != {int}:
+        raise UsageError(where, given, "int_uniform needs two integers")
+    if not (is_number(a) and is_number(b)):
+        raise UsageError(where, given, f"{kind} needs two numbers")
     if b <= (a if first == "min" else 0):
         raise UsageError(where, given, "min must be less than max, sigma above 0")
+
     if base == "log_uniform_values":
         if a <= 0:
             raise UsageError(where, f"min {a} has no logarithm", "give a min above 0")
@@ -128,65 +211,38 @@ def parse_law(where, kind, spec):
     return base.removesuffix("_values").replace("_", " "), float(a), float(b)
 
 
-def check_keys(where, given, known):
-    for key in sorted(given.keys() - known):
-        what = f"unknown key {shown(key)!r}{nearest(key, known)}"
-        raise UsageError(where, what, f"known: {', '.join(sorted(known))}")
-
-
-def parse_dimension(name, spec):
-    """One entry of `parameters` -> Dimension. Raises UsageError naming parameter and key."""
-    where, name = f"parameters: {shown(name)}", leaf(name)
-    if not isinstance(spec, dict):
-        raise UsageError(where, f"is {spec!r:.80}", 'for a constant write {"value": ...}')
-    kind = spec.get("distribution") or guess_distribution(where, spec)
-    if str(kind) not in DISTRIBUTIONS:
-        remedy = INSTEAD.get(str(kind), f"known: {', '.join(DISTRIBUTIONS)}")
-        raise UsageError(where, f"unknown distribution {kind!r:.80}", remedy)
-    keys = DISTRIBUTIONS[kind].split()
-    check_keys(f"{where}: {kind}", spec, {*keys, "distribution"})
-    if kind in LISTS:
-        return parse_values(where, name, kind, spec)
-    q = spec.get("q", 1) if "q" in keys else int(kind == "int_uniform")
-    if "q" in keys and not (is_number(q) and q > 0):
-        raise UsageError(where, f"q is {q!r:.80}", "give a step above 0")
-    return with_steps(where, name, parse_law(where, kind, spec), q, kind == "int_uniform")
-
-
-def guess_distribution(where, spec):
-    """The distribution W&B assumes where a parameter names none."""
-    if "value" in spec or "values" in spec:
-        kind = "categorical" + "_w_probabilities" * ("probabilities" in spec)
-        return "constant" if "value" in spec else kind
-    if not {"min", "max"} <= set(spec):
-        raise UsageError(where, f"has {shown(', '.join(spec))}", "give value, values or min, max")
-    return "int_uniform" if {type(spec["min"]), type(spec["max"])} == {int} else "uniform"
-
-
 def parse_values(where, name, kind, spec):
-    """Dimension of listed values. Three numbers or more are points on a scale (the kernel sees
-    their ranks: neighbours are alike); two, and anything else, are names without an order."""
+    """Dimension of listed values. Three numbers or more are points on a scale: the kernel sees
+    their ranks, so that neighbours are alike. Two numbers, or anything else, are names without an
+    order. Raises UsageError."""
     values = [spec["value"]] if "value" in spec else spec.get("values")
     if not isinstance(values, list) or not values or {list, dict} & set(map(type, values)):
-        raise UsageError(where, "values is no list of numbers and words", "list what to try")
+        raise UsageError(where, "values is not a list of numbers and words", "list what to try")
     if len({identity(v) for v in values}) < len(values):
         raise UsageError(where, "values has one value twice", "name each once")
-    share = np.full(len(values), 1 / len(values))
+
+    n = len(values)
+    share = np.full(n, 1 / n)
     if kind == "categorical_w_probabilities":
         share = spec.get("probabilities")
         sound = isinstance(share, list) and all(is_number(p) and p >= 0 for p in share)
-        if not sound or len(share) != len(values) or abs(sum(share) - 1) > 1e-6:
-            raise UsageError(where, f"probabilities are not {len(values)} shares of 1")
-    scale = len(values) > 2 and all(is_number(v) for v in values)
-    ranks = np.argsort(np.argsort(values)) if scale else np.arange(len(values))
-    coords = (ranks + 0.5) / len(values) if scale else ranks.astype(float)
-    return Dimension(name, None, 0, tuple(values), np.r_[0, np.cumsum(share)], coords, not scale)
+        if not sound or len(share) != n or abs(sum(share) - 1) > 1e-6:
+            raise UsageError(where, f"probabilities are not {n} shares that add up to 1")
+    edges = np.r_[0, np.cumsum(share)]
+
+    if n > 2 and all(map(is_number, values)):
+        ranks = np.argsort(np.argsort(values))
+        return Dimension(name, None, 0, tuple(values), edges, (ranks + 0.5) / n)
+    return Dimension(name, None, 0, tuple(values), edges, np.arange(float(n)), True)
 
 
 def with_steps(where, name, law, q, integer):
-    """Dimension of a numeric parameter; a level for each multiple of q where they are few."""
+    """Dimension of a numeric parameter, with a level for each multiple of q where they are few.
+    Raises UsageError."""
     if not q:
         return Dimension(name, law)
+
+    # the first and the last multiple of q: inside a range; nearest to the ends of normal tails
     low, high = (quantile(law, u) / q for u in (0.0, 1.0))
     first, last = math.ceil(low - 1e-9), math.floor(high + 1e-9)
     if "normal" in law[0]:
@@ -195,14 +251,18 @@ def with_steps(where, name, law, q, integer):
         raise UsageError(where, f"no multiple of q = {q} in the range", "give a smaller q")
     if last - first >= MAX_LEVELS:
         return Dimension(name, law, q)
-    law = ("uniform", first - 0.5, last + 0.5) if integer else law
-    edges = np.array([0.0] + [cumulative(law, (k + 0.5) * q) for k in range(first, last)] + [1.0])
+
+    # the outer halves of the end levels' shares go to these levels
+    if integer:
+        law = ("uniform", first - 0.5, last + 0.5)
+    inner = [cumulative(law, (k + 0.5) * q) for k in range(first, last)]
+    edges = np.array([0.0, *inner, 1.0])
     levels = tuple(rounded(k * q, q) for k in range(first, last + 1))
     return Dimension(name, law, q, levels, edges, (edges[1:] + edges[:-1]) / 2)
 
 
 def entries(parameters, before=""):
-    """(dotted name, entry) of each of W&B's nested parameters. Raises UsageError."""
+    """Yields (dotted name, entry) of each of W&B's nested parameters. Raises UsageError."""
     if not isinstance(parameters, dict) or not parameters:
         raise UsageError("parameters", "is missing or empty", "name at least one hyperparameter")
     for name, spec in parameters.items():
@@ -212,16 +272,21 @@ def entries(parameters, before=""):
             yield before + name, spec
 
 
-def parse_space(space):
+# ---------------------------------------------------------------- all parameters
+
+
+def parse_space(spec):
     """W&B sweep dict -> list of Dimension. Raises UsageError."""
-    return [parse_dimension(name, spec) for name, spec in entries(space.get("parameters"))]
+    return [parse_dimension(name, entry) for name, entry in entries(spec.get("parameters"))]
 
 
 class Cube:
     """The parameters of a sweep that vary, as a unit cube of points u [n, d]."""
 
     def __init__(self, dims):
-        self.dims, self.free = dims, [d for d in dims if len(d.levels) != 1]
+        self.dims = dims
+        self.free = [d for d in dims if len(d.levels) != 1]
+        self.constants = {d.name: d.levels[0] for d in dims if len(d.levels) == 1}
         self.category = np.array([d.category for d in self.free], bool)
         self.stepped = np.array([bool(d.levels) for d in self.free], bool)
 
@@ -229,8 +294,10 @@ class Cube:
         return np.stack([d.feature(u[:, i]) for i, d in enumerate(self.free)], 1)
 
     def decode(self, u):
-        values = {d.name: d.value(float(x)) for d, x in zip(self.free, u)}
-        return {d.name: values.get(d.name, d.levels[0] if d.levels else None) for d in self.dims}
+        """u [d] -> params, constants included."""
+        varying = {d.name: d.value(float(x)) for d, x in zip(self.free, u)}
+        params = self.constants | varying
+        return {d.name: params[d.name] for d in self.dims}  # in the order of the sweep file
 
     def encode(self, params):
         return [d.encode(params[d.name]) for d in self.free]
@@ -239,23 +306,30 @@ class Cube:
         return tuple(identity(params[d.name]) for d in self.free)
 
     def combinations(self):
-        """Every point, if all parameters have levels (of a probability above 0)."""
-        middles = [((d.edges[1:] + d.edges[:-1]) / 2)[np.diff(d.edges) > 0] for d in self.free]
+        """Every point (of a probability above 0), if all parameters have levels."""
+        middles = []
+        for d in self.free:
+            possible = np.diff(d.edges) > 0
+            middles.append(((d.edges[1:] + d.edges[:-1]) / 2)[possible])
         return itertools.product(*middles)
 
 
-def maximised(space):
-    return space.get("metric", {}).get("goal", "minimize") == "maximize"
+def maximised(spec):
+    return spec.get("metric", {}).get("goal", "minimize") == "maximize"
 
 
 # ---------------------------------------------------------------- sweep file
 
-RULE_KEYS = {"brackets": {"eta"}, "pause": {"bands", "eta"}}
-RULE_KEYS["hyperband"] = {"min_iter", "max_iter", "eta", "s", "strict"}
-GUARDS = {"type", "epochs", "preserve_threshold", "revive"}
+RULE_KEYS = {
+    "brackets": {"eta"},
+    "pause": {"bands", "eta"},
+    "hyperband": {"min_iter", "max_iter", "eta", "s", "strict"},
+}
+GUARDS = {"type", "epochs", "preserve_threshold", "revive"}  # keys of every rule
 BOUNDS = {"eta": (1.01, 1e6), "min_iter": (1, 1e6), "max_iter": (1, 1e6), "s": (0, 50)}
-SHARES = ("hmean", "precision", "recall")
+
 # what train.py writes after each epoch, and what stands before it in W&B
+SHARES = ("hmean", "precision", "recall")
 LOGGED = dict.fromkeys((*SHARES, "hmean_lo", "hmean_hi"), "val/")
 LOGGED |= dict.fromkeys(("lr", "loss", "loss_shrink", "loss_thresh", "loss_binary"), "train/")
 LOGGED |= dict.fromkeys(("seconds", "images_s", "wait", "peak_gib", "val_seconds"), "train/")
@@ -268,24 +342,33 @@ def check_share(where, metric, value):
 
 
 def check_rule(rule, metric=""):
-    """Raises UsageError for an early_terminate that is none, naming the key."""
-    where, kind = "early_terminate", rule.get("type") if isinstance(rule, dict) else None
+    """Raises UsageError for a wrong early_terminate, naming the key."""
+    where = "early_terminate"
+    kind = rule.get("type") if isinstance(rule, dict) else None
     if str(kind) not in RULE_KEYS:
         raise UsageError(where, f"unknown type {kind!r:.80}", f"known: {', '.join(RULE_KEYS)}")
     check_keys(f"{where}: {kind}", rule, RULE_KEYS[kind] | GUARDS)
+
     for key, x in rule.items():
-        low, high = BOUNDS.get(key, (-1e300, 1e300))
-        sound, remedy = is_number(x) and low <= x <= high, f"give a number from {low} to {high}"
-        if key == "bands":
-            sound = isinstance(x, list) and x and all(type(b) is int and 1 <= b <= 1e6 for b in x)
-            remedy = "give a list of epochs"
-        if key == "strict":
-            sound, remedy = isinstance(x, bool), "give true or false"
-        if not sound and key != "type":
+        remedy = remedy_for(key, x)
+        if remedy:
             raise UsageError(where, f"{key} is {x!r:.80}", remedy)
     check_share(f"{where}: preserve_threshold", metric, rule.get("preserve_threshold", 0))
     if kind == "hyperband" and not ("min_iter" in rule or {"max_iter", "s"} <= set(rule)):
         raise UsageError(where, "hyperband has no bands", "give min_iter, or max_iter and s")
+
+
+def remedy_for(key, x):
+    """What to give instead of the value x of an early_terminate's key; None where x is right."""
+    if key == "type":
+        return None
+    if key == "strict":
+        return None if isinstance(x, bool) else "give true or false"
+    if key == "bands":
+        sound = isinstance(x, list) and x and all(type(b) is int and 1 <= b <= 1e6 for b in x)
+        return None if sound else "give a list of epochs"
+    low, high = BOUNDS.get(key, (-1e300, 1e300))
+    return None if is_number(x) and low <= x <= high else f"give a number from {low} to {high}"
 
 
 METRIC = {"name": "hmean", "goal": "maximize"}
@@ -298,37 +381,58 @@ NO_EFFECT |= {"controller", "job", "image_uri", "metrics", "scheduler", "command
 def check_spec(spec):
     """A sweep dict -> itself, with defaults. Raises UsageError naming the first wrong key."""
     if not isinstance(spec, dict):
-        raise UsageError("sweep", "is no object with a method", "see hparams/sweep_lr_wd.json")
+        raise UsageError("sweep", "is not an object with a method", "see hparams/sweep_lr_wd.json")
     metric = spec.get("metric", METRIC)
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         raise UsageError("metric", f"is {metric!r:.80}", "give name and goal")
     check_keys("sweep", spec, USED | NO_EFFECT)
     check_keys("metric", metric, {"name", "goal", "target", "impute", "impute_while_running"})
-    method, cap = spec.get("method"), spec.get("run_cap", 1)
-    seed, again = spec.get("seed", 0), spec.get("replicate", False)
-    goal, target = metric.get("goal", "minimize"), metric.get("target", 0)
+
+    check_values(spec, metric)
+    if spec.get("early_terminate") is not None:
+        check_rule(spec["early_terminate"], metric["name"])
+    check_parameters(Cube(parse_space(spec)), spec.get("replicate"))
+    return {**spec, "metric": metric}
+
+
+def check_values(spec, metric):
+    """Raises UsageError for the first wrong value that is not a parameter's or a rule's."""
+    method = spec.get("method")
+    cap = spec.get("run_cap", 1)
+    seed = spec.get("seed", 0)
+    replicate = spec.get("replicate", False)
+    goal = metric.get("goal", "minimize")
+    target = metric.get("target", 0)
     for where, value, sound, remedy in (
         ("method", method, method in ("bayes", "random", "grid"), "give bayes, random or grid"),
         ("metric: goal", goal, goal in ("maximize", "minimize"), "give maximize or minimize"),
         ("metric: target", target, is_number(target), "give a number"),
         ("run_cap", cap, type(cap) is int and cap >= 1, "give an integer of at least 1"),
         ("seed", seed, type(seed) is int and seed >= 0, "give an integer of at least 0"),
-        ("replicate", again, again in (False, method == "bayes"), "give false, or true with bayes"),
+        (
+            "replicate",
+            replicate,
+            replicate in (False, method == "bayes"),
+            "give false, or true with bayes",
+        ),
     ):
         if not sound:
             raise UsageError(where, f"is {value!r:.80}", remedy)
     check_share("metric: target", metric["name"], target)
-    if spec.get("early_terminate") is not None:
-        check_rule(spec["early_terminate"], metric["name"])
-    cube = Cube(parse_space(spec))
-    names, free = ([d.name for d in dims] for dims in (cube.dims, cube.free))
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError("parameters", f"{shown(twice[0])} comes twice (dots aside)", "remove one")
-    if "epochs" in free:
+
+
+def check_parameters(cube, replicate):
+    """Raises UsageError for parameters that do not go together."""
+    names = [d.name for d in cube.dims]
+    varying = [d.name for d in cube.free]
+    for name in names:
+        if names.count(name) > 1:
+            what = f"{shown(name)} comes twice (by the last part of its name)"
+            raise UsageError("parameters", what, "remove one")
+    if "epochs" in varying:
         raise UsageError("parameters: epochs", "varies", "trials need one length: give a value")
-    if again and "seed" in free:
+    if replicate and "seed" in varying:
         raise UsageError("parameters: seed", "varies, and replicate sets it", "drop one of them")
-    return {**spec, "metric": metric}
 
 
 def flags(params):
@@ -337,14 +441,19 @@ def flags(params):
 
 
 def wandb_form(spec):
-    """The sweep as W&B's schema and agent and train.py have it, and what was dropped."""
+    """A checked sweep -> (itself as W&B's schema and agent and train.py take it, keys dropped)."""
     form = {k: v for k, v in spec.items() if k not in NOT_WANDBS and v is not None}
-    name = leaf(spec["metric"]["name"])
-    form |= {"metric": {**spec["metric"], "name": LOGGED[name] + name}, "program": "train.py"}
+    dropped = sorted(NOT_WANDBS & spec.keys())
+    metric = spec["metric"]
+    name = leaf(metric["name"])
+    form["metric"] = {**metric, "name": LOGGED[name] + name}
+    form["program"] = "train.py"
     form["parameters"] = dict(entries(spec["parameters"]))  # nested ones reach train.py as a dict
-    rule, dropped = form.pop("early_terminate", {}), sorted(NOT_WANDBS & spec.keys())
-    known = {"type", *RULE_KEYS["hyperband"]} if rule.get("type") == "hyperband" else ()
-    if known:
-        form["early_terminate"] = {k: v for k, v in rule.items() if k in known}
-    dropped += [f"early_terminate.{k} = {v}" for k, v in rule.items() if k not in known]
+
+    rule = form.pop("early_terminate", {})
+    if rule.get("type") == "hyperband":
+        theirs = {"type", *RULE_KEYS["hyperband"]}
+        form["early_terminate"] = {k: v for k, v in rule.items() if k in theirs}
+    kept = form.get("early_terminate", {})
+    dropped += [f"early_terminate.{k} = {v}" for k, v in rule.items() if k not in kept]
     return form, dropped

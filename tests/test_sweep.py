@@ -188,7 +188,7 @@ BAD_PARAMETERS = [
     ({"lr": {"distribution": "zipf", "min": 0, "max": 1}}, "zipf"),
     ({"lr": {"values": []}}, "values"),
     ({"lr": {"values": [1, 1.0]}}, "twice"),
-    ({"lr": {"values": [[1], {}]}}, "no list of numbers and words"),
+    ({"lr": {"values": [[1], {}]}}, "not a list of numbers and words"),
     ({"lr": {"values": [1, 2], "probabilities": [0.5, 0.6]}}, "probabilities"),
     ({"lr": {"min": 0.0, "max": math.inf}}, "max"),
     ({"lr": {"min": "a", "max": 1}}, "min"),
@@ -1330,7 +1330,7 @@ def test_sweeps_in_yaml_run(text, runs, cli):
         (BASE + "method: random\nparameters: {optimizer: {values: [adam, sgd]}}", "adam, adamw"),
         (BASE + "method: grid\nparameters: {a.T_Max: {values: [3, 5]}}", "did you mean --T-max?"),
         (BASE + "method: grid\nmethod: grid", "key method comes twice"),
-        ("- 1", "is no object with a method"),
+        ("- 1", "is not an object with a method"),
     ],
 )  # fmt: skip
 def test_a_yaml_sweep_that_cannot_run_is_refused_with_the_reason(text, words, cli):
