@@ -32,7 +32,7 @@ from db_postprocess import DECODING, decode_page, first_that_fit
 from dbnet import choose_device, load_network
 from files import DataError, Parser, UsageError, exit_code, read_json, read_text, replace_file
 from hparams import Hparams, add_flags, checked, saved_hparams
-from interval import bootstrap_groups, paired_difference, summary
+from interval import Difference, bootstrap_groups, make_score, paired_difference
 
 SAME_WORD = 0.5  # IoU from which two members mean the same word
 HEADER = ["filename", "polygons"]
@@ -245,42 +245,74 @@ def combine(ensemble, page, keep, maps, found):
 # ---------------------------------------------------------------- gate
 
 
+class Judgement(NamedTuple):
+    """How good an ensemble is on labelled pages, and each part of it."""
+
+    summary: evaluate.Summary
+    members: list  # [(name, weight, Score)]
+    leave_one_out: list  # [(name, Score without this member)], of over two members
+    best: str = ""  # name of the best member, of several
+    gain: Difference | None = None  # to that member
+
+    def to_json(self):
+        result = self.summary.to_json()
+        result["members"] = [
+            {"name": name, "weight": weight, **score.to_json()}
+            for name, weight, score in self.members
+        ]
+        result["leave_one_out"] = [
+            {"without": name, **score.to_json()} for name, score in self.leave_one_out
+        ]
+        if self.gain:
+            result["gate"] = {"best_member": self.best, **self.gain.to_json()}
+        return result
+
+
 def gate(ensemble, pages, seen):
-    """What the ensemble finds on labelled pages, and the --json object: scores of members, each
-    leave-one-out, all, the difference to the best. seen: as of warn_of_leaks, for each and all."""
-    names, everyone = [m.name for m in ensemble.members], list(range(len(ensemble.members)))
+    """What the ensemble finds on labelled pages, and its Judgement. seen: as of warn_of_leaks, for
+    each member and for all."""
+    names = [member.name for member in ensemble.members]
+    everyone = list(range(len(names)))
     left_out = ([m for m in everyone if m != k] for k in everyone if len(everyone) > 2)
-    found, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
-    groups, rows = bootstrap_groups(pages), cleval.metric_rows(pages, together)
-    others = [cleval.metric_rows(pages, one, ["page"])["page"] for one in (*found, *without)]
-    scores = [summary(cleval.mean_scores, each, groups) for each in others]
-    for one, how in zip(scores, seen[:-1] + seen[-1:] * len(without)):
-        one["over"] += evaluate.in_sample(how)
-    result = evaluate.mark(evaluate.summarise(pages, rows), seen[-1])
-    result["method"] = ensemble.method
-    members = zip(names, ensemble.weights, scores)
-    result["members"] = [{"name": name, "weight": w, **one} for name, w, one in members]
-    result["leave_one_out"] = [{"without": n, **s} for n, s in zip(names, scores[len(names) :])]
-    if len(everyone) > 1:
-        best = max(everyone, key=lambda k: (scores[k]["hmean"], names[k]))
-        gain = paired_difference(rows["page"], others[best], cleval.mean_scores, groups)
-        if gain["verdict"] != "better":  # the best member was picked on these same pages
-            gain["verdict"] = "not shown to be better" + gain["verdict"].partition(" tell")[2]
-        gain["over"] += evaluate.in_sample(seen[-1])
-        result["gate"] = {"best_member": names[best], **gain}
-    return together, result
+    alone, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
+    groups = bootstrap_groups(pages)
+
+    def page_rows(predictions):
+        return cleval.metric_rows(pages, predictions, ["page"])["page"]
+
+    def score(rows, seen_before):
+        return make_score(rows, cleval.mean_scores, groups, seen_before)
+
+    rows = cleval.metric_rows(pages, together)
+    alone_rows = [page_rows(predictions) for predictions in alone]
+    scores = [score(*member) for member in zip(alone_rows, seen)]
+    result = Judgement(
+        summary=evaluate.summarise(pages, rows, seen[-1]),
+        members=list(zip(names, ensemble.weights, scores)),
+        leave_one_out=[(name, score(page_rows(p), seen[-1])) for name, p in zip(names, without)],
+    )
+    if len(everyone) == 1:
+        return together, result
+
+    best = max(everyone, key=lambda k: (scores[k].hmean, names[k]))
+    pair = rows["page"], alone_rows[best]
+    gain = paired_difference(*pair, cleval.mean_scores, groups, seen[-1])
+    if gain.verdict != "better":  # the best member was picked on these same pages
+        few = gain.verdict.removeprefix("cannot tell") if gain.verdict != "worse" else ""
+        gain = replace(gain, verdict=f"not shown to be better{few}")
+    return together, result._replace(best=names[best], gain=gain)
 
 
-def print_gate(result):
-    for one in result["members"] + result["leave_one_out"]:
-        evaluate.print_line(one, one.get("name") or f"without {one['without']}")
-    print(f"ensemble by {result['method']} of {len(result['members'])}:")
-    evaluate.print_scores(result)
-    if gate := result.get("gate"):
-        evaluate.print_difference(gate, f"the best member {gate['best_member']}")
+def print_gate(method, judgement):
+    for name, _, score in judgement.members:
+        print(f"{score.full_line()}  {name}")
+    for name, score in judgement.leave_one_out:
+        print(f"{score.full_line()}  without {name}")
+    print(f"ensemble by {method} of {len(judgement.members)}:")
+    evaluate.print_summary(judgement.summary)
+    if judgement.gain:
+        print(f"{judgement.gain}, vs the best member {judgement.best}")
         print("that member is the best on these same pages: the difference is rather too small")
-    if "decision" in result:
-        print(f"decision by the ensemble's score alone: {result['decision']}")
 
 
 def decide(interval, success, acceptable):
@@ -534,15 +566,18 @@ def judge(args, ensemble, pages):
     known = [{page.name, data.picture_digest(page.path)} & ensemble.scored for page in pages]
     seen.append({how: max(one.get(how, 0) for one in seen) for how in ("chosen", "tuned")})
     seen[-1]["scored"] = sum(map(bool, known))
-    found, result = gate(ensemble, pages, seen)
-    if args.decide:
-        result["decision"] = decide(result["interval"], *args.decide)
+    found, judgement = gate(ensemble, pages, seen)
+    interval = judgement.summary.scores["page"].interval
+    decision = decide(interval, *args.decide) if args.decide else None
     if args.json:
-        print(json.dumps(result))
+        result = judgement.to_json() | {"method": ensemble.method}
+        print(json.dumps(result | ({"decision": decision} if decision else {})))
     else:
-        print_gate(result)
-    better = "gate" not in result or result["gate"]["verdict"] == "better"
-    return found, 0 if better else EXIT_NOT_BETTER
+        print_gate(ensemble.method, judgement)
+        if decision:
+            print(f"decision by the ensemble's score alone: {decision}")
+    closed = judgement.gain and judgement.gain.verdict != "better"
+    return found, EXIT_NOT_BETTER if closed else 0
 
 
 def check_flags(args):

@@ -35,7 +35,7 @@ from db_postprocess import DECODING, decode_page
 from dbnet import choose_device, load_checkpoint, load_network, save_checkpoint
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
-from interval import bootstrap_groups, paired_difference, summary
+from interval import SEEN, bootstrap_groups, make_score, paired_difference
 from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_competition
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
@@ -394,17 +394,16 @@ def run_tune(args, overrides):
     parts = np.repeat(range(len(page_lists)), [*map(len, page_lists)])
     parts = parts if held else halves(bootstrap_groups(pages))
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
-    result, table = tune(maps, pages, parts, grid, hp, args.metric or "hmean")
-    for part in (result["crossfitted"], result["gain"]):
-        part["over"] += in_sample(seen)
+    result, table = tune(maps, pages, parts, grid, hp, args.metric or "hmean", seen)
     chosen = {key: result["recommended"][key] for key in TUNED}
     picture = Path(args.source).parent / "tune.png"
     if args.json:
-        print(json.dumps(result))
+        print(json.dumps(result, default=lambda score: score.to_json()))
     else:
         print_tuning(result)
-        alone = f"\n{data.NO_GROUPS}" * (" pages" in result["gain"]["over"])
-        print(f"{len(pages)} pages, cross-fitted over {len(set(parts))} parts; {picture}{alone}")
+        print(f"{len(pages)} pages, cross-fitted over {len(set(parts))} parts; {picture}")
+        if result["gain"].over.unit == "pages":
+            print(data.NO_GROUPS)
     if args.write:
         tuned = ",".join(data.picture_digest(page.path) for page in pages)
         write_setting(args.write, args.sources, {**chosen, "tuned": tuned})
@@ -451,7 +450,7 @@ def binned(x, y, what):
 def write_report(path, title, hp, pages, rows, details, worst, seen):
     """One HTML page. rows: of METRICS; details: page_details of pages; worst: [(hmean, index,
     polygons)] of those to show; seen: as of warn_of_leaks."""
-    result, (heights, hits) = mark(summarise(pages, rows), seen), zip(*details)
+    summary, (heights, hits) = summarise(pages, rows, seen), zip(*details)
     hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
     counts, edges = np.histogram(hmeans, np.arange(min(int(20 * hmeans.min()), 15), 21) / 20)
     figures = []
@@ -461,8 +460,8 @@ def write_report(path, title, hp, pages, rows, details, worst, seen):
     blocks = report.scores_blocks(
         title,
         f"{words.sum()} words. Decoding: {decoding_line(hp) if hp else 'as in the file'}.",
-        [name for name, _ in cleval.METRICS.values()],
-        result,
+        {cleval.METRICS[metric][0]: score for metric, score in summary.scores.items()},
+        summary.counts,
         pages=[(count, count, [f"{edge:.2f}"]) for count, edge in zip(counts.tolist(), edges)],
         density=binned(words, hmeans, "pages"),
         heights=binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words"),
@@ -594,9 +593,6 @@ def predictions_file(path):
 
 # ---------------------------------------------------------------- what a checkpoint has seen
 
-SEEN = {"trained": "trained on", "chosen": "epoch chosen on", "tuned": "thresholds chosen on"}
-SEEN |= {"scored": "members chosen or weighed by their scores on"}
-
 
 def seen_digests(origin, hp):
     """{how, of SEEN: digests of the pages that a checkpoint and its ancestors have seen so}."""
@@ -621,58 +617,52 @@ def warn_of_leaks(source, pages, hp=None):
     return seen
 
 
-def summarise(pages, rows):
-    """{metric: rows} of cleval.METRICS -> the --json object."""
+class Summary(NamedTuple):
+    """How good a detector is on labelled pages."""
+
+    scores: dict  # {metric of cleval.METRICS: Score}
+    counts: dict  # pages, pages_without_labels, labels by outcome, pairs of neighbours by gap
+
+    def to_json(self):
+        parts = {metric: score.to_json() for metric, score in self.scores.items()}
+        seen = self.scores["page"].over.seen
+        return parts.pop("page") | parts | self.counts | {"in_sample": seen}
+
+
+def summarise(pages, rows, seen=None):
+    """{metric: rows} of cleval.METRICS -> Summary; seen: as of warn_of_leaks."""
     groups = bootstrap_groups(pages)
-    result = {
-        metric: summary(cleval.METRICS[metric][1], rows[metric], groups)
-        for metric in cleval.METRICS
+    scores = {
+        metric: make_score(rows[metric], to_scores, groups, seen)
+        for metric, (_, to_scores) in cleval.METRICS.items()
     }
-    result |= {"pages": len(pages), "pages_without_labels": sum(all(p.ignore) for p in pages)}
     total = rows["iou50"].sum(0).astype(int).tolist()
-    result["labels"] = dict(zip(cleval.OUTCOMES, total[6:11]))
     gaps = zip(cleval.GAPS, total[11:17], total[17:])
-    result["pairs"] = [{"gap": ends, "pairs": n, "joined": k} for ends, n, k in gaps]
-    return result.pop("page") | result
-
-
-def in_sample(seen):
-    """What follows the words of an interval over pages that were seen, {how: number}."""
-    shown = [f"{SEEN[how]} {count} of them" for how, count in seen.items() if count]
-    return ", in sample: " * bool(shown) + ", ".join(shown)
-
-
-def mark(result, seen):
-    """The --json object of scores on pages seen before, {how: number}, with words that say so."""
-    for part in (result, result["micro"], result["iou50"]):
-        part["over"] += in_sample(seen)
-    return result | {"in_sample": {how: count for how, count in seen.items() if count}}
+    counts = {
+        "pages": len(pages),
+        "pages_without_labels": sum(all(page.ignore) for page in pages),
+        "labels": dict(zip(cleval.OUTCOMES, total[6:11])),
+        "pairs": [{"gap": ends, "pairs": n, "joined": k} for ends, n, k in gaps],
+    }
+    return Summary(scores, counts)
 
 
 # ---------------------------------------------------------------- command line
 
 
-def print_line(result, what):
-    shown, (low, high) = (f"{key} {result[key]:.4f}" for key in cleval.SCORES), result["interval"]
-    print(f"{'  '.join(shown)} [{low:.4f}, {high:.4f}] over {result['over']}  {what}")
+def print_summary(summary):
+    for metric, score in summary.scores.items():
+        print(f"{score.full_line()}  {cleval.METRICS[metric][0]}")
 
-
-def print_scores(result):
-    for metric, (name, _) in cleval.METRICS.items():
-        print_line(result if metric == "page" else result[metric], name)
-    outcomes = ", ".join(f"{count} {kind}" for kind, count in result["labels"].items())
-    gaps = [f"{p['joined']} of {p['pairs']} from {p['gap'][0]}" for p in result["pairs"]]
+    counts = summary.counts
+    outcomes = ", ".join(f"{count} {kind}" for kind, count in counts["labels"].items())
+    gaps = [f"{p['joined']} of {p['pairs']} from {p['gap'][0]}" for p in counts["pairs"]]
     print(f"labels: {outcomes}; neighbours joined, by gap / height: {', '.join(gaps)}")
-    none = f"{result['pages_without_labels']} without labels (these score 0 in the competition's)"
-    print(f"{result['pages']} pages, {none}; intervals: 95 %, expanded BCa bootstrap")
-    if " pages" in result["over"]:
+
+    none = f"{counts['pages_without_labels']} without labels (these score 0 in the competition's)"
+    print(f"{counts['pages']} pages, {none}; intervals: 95 %, expanded BCa bootstrap")
+    if summary.scores["page"].over.unit == "pages":
         print(data.NO_GROUPS)
-
-
-def print_difference(d, what):
-    low, high = d["interval"]
-    print(f"hmean {d['difference']:+.4f} [{low:+.4f}, {high:+.4f}] over {d['over']}", end="  ")
-    print(f"{d['verdict']}, vs {what}")
 
 
 # of a checkpoint's values, those that flags may replace
@@ -860,19 +850,20 @@ def run(args):
         for error in failed.values():
             print(f"error: {error}", file=sys.stderr)
         return 1 if failed else 0
-    result = mark(summarise(pages, rows), seen)
+    summary, differences = summarise(pages, rows, seen), {}
     if args.compare:
         others, theirs = score_source(args.compare, pages, {}, args, False)
-        groups, result["compare"] = bootstrap_groups(pages), {}
+        groups = bootstrap_groups(pages)
         for metric, (_, to_scores) in cleval.METRICS.items():
-            found = paired_difference(rows[metric], others[metric], to_scores, groups)
-            found["over"] += in_sample(theirs | seen)
-            result["compare"][metric] = found
+            pair = rows[metric], others[metric]
+            differences[metric] = paired_difference(*pair, to_scores, groups, theirs | seen)
     if args.json:
+        compare = {metric: difference.to_json() for metric, difference in differences.items()}
+        result = summary.to_json() | ({"compare": compare} if args.compare else {})
         return print(json.dumps(result))
-    print_scores(result)
-    for metric, difference in result.get("compare", {}).items():
-        print_difference(difference, f"{args.compare}: {cleval.METRICS[metric][0]}")
+    print_summary(summary)
+    for metric, difference in differences.items():
+        print(f"{difference}, vs {args.compare}: {cleval.METRICS[metric][0]}")
 
 
 def main(argv=None):

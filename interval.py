@@ -1,46 +1,103 @@
-"""How sure is a score? Bootstrap intervals over pages or groups of pages, paired differences."""
+"""How sure is a score? Bootstrap intervals over pages or groups of pages, and paired differences.
+
+A score, or the difference of two, is a dataclass that prints itself and says what it is over."""
 
 import math
+from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 
 import numpy as np
 
-SCORES = ("precision", "recall", "hmean")
+SEEN = {  # how a network may have seen a page before
+    "trained": "trained on",
+    "chosen": "epoch chosen on",
+    "tuned": "thresholds chosen on",
+    "scored": "members chosen or weighed by their scores on",
+}
+
+# ---------------------------------------------------------------- what a score says
 
 
-def bootstrap(rows, to_scores, groups=None, draws=4000, seed=0):
-    """Rows [n, k] of pages, and to_scores: their sums [..., k] -> scores [..., s] -> 95 % intervals
-    [s, 2] of these, see `expanded_bca`. groups: n names; pages of a group are drawn together, None
-    is each page alone. Raises ValueError."""
-    names = range(len(rows)) if groups is None else groups
-    if not len(rows) or len(names) != len(rows):
-        raise ValueError(f"{len(names)} groups, {len(rows)} pages; at least one page, a group each")
-    _, group, sizes = np.unique(names, return_inverse=True, return_counts=True)
-    size, sums = len(sizes), np.zeros((len(sizes), np.shape(rows)[1]))  # [G, k]
-    np.add.at(sums, group, rows)
-    rng, samples, block = np.random.default_rng(seed), [], max(1, 2**20 // size)
-    for count in [block] * (draws // block) + [draws % block]:  # all at once may be gigabytes
-        draw = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
-        weight = np.bincount(draw.ravel(), minlength=draw.size).reshape(draw.shape).astype(float)
-        samples.append(to_scores(weight @ sums))
-    without = to_scores(sums.sum(0) - sums if size > 1 else sums)  # [G, s]
-    worth = len(rows) ** 2 / (sizes**2).sum()  # so many groups of one size (Kish 1965)
-    return expanded_bca(np.concatenate(samples), to_scores(sums.sum(0)), without, worth)
+@dataclass(frozen=True)
+class Sample:
+    """What an interval is over."""
+
+    unit: str  # "pages", or "groups" where some pages share one
+    count: int  # of them
+    narrow: bool  # they are worth under 10 groups of equal size, so the interval is too narrow
+    seen: dict = field(default_factory=dict)  # {how, of SEEN: number of pages seen so before}
+
+    def __str__(self):
+        remarks = [f"{self.count} {self.unit}"]
+        if self.narrow:
+            remarks.append("too narrow")
+        if self.seen:
+            ways = [f"{SEEN[how]} {count} of them" for how, count in self.seen.items()]
+            remarks.append(f"in sample: {', '.join(ways)}")
+        return ", ".join(remarks)
 
 
-def expanded_bca(samples, scores, without, size):
-    """Samples [draws, s] of scores [s], and these without each group [G, s] -> 95 % intervals
-    [s, 2]: percentiles of Student's t (Wallace 1959) with size - 1 degrees of freedom (Hesterberg
-    2015), an end moved outwards as BCa would (Efron 1987), which inwards is noise of few groups."""
-    normal, v, side = NormalDist(), max(size, 2) - 1, np.array([[-1], [1]])
-    t = (v * math.expm1((1.96 * (8 * v + 3) / (8 * v + 1)) ** 2 / v) * (1 + 1 / v)) ** 0.5
-    lead = without.mean(0) - without
-    skew = (lead**3).sum(0) / (6 * np.maximum((lead**2).sum(0), 1e-200) ** 1.5)
-    below = ((samples < scores - 1e-12).mean(0) + (samples <= scores + 1e-12).mean(0)) / 2
-    bias = np.array([normal.inv_cdf(share) for share in below.clip(1e-3, 1 - 1e-3)])
-    moved = bias + (bias + side * t) / np.maximum(1 - skew * (bias + side * t), 0.1)  # [2, s]
-    ends = np.vectorize(normal.cdf)(side * np.maximum(side * moved, t))
-    return np.array([np.quantile(one, pair) for one, pair in zip(samples.T, ends.T)])
+@dataclass(frozen=True)
+class Score:
+    """Precision, recall and H-mean within 0 to 1, and the H-mean's 95 % interval."""
+
+    precision: float
+    recall: float
+    hmean: float
+    interval: list  # [low, high]
+    over: Sample | str  # words in checkpoints of older versions
+
+    def __str__(self):
+        return self.line()
+
+    def line(self, name="hmean"):
+        low, high = self.interval
+        return f"{name} {self.hmean:.4f} [{low:.4f}, {high:.4f}] over {self.over}"
+
+    def full_line(self):
+        return f"precision {self.precision:.4f}  recall {self.recall:.4f}  {self}"
+
+    def in_sample(self):
+        """Whether the network is known to have seen some of the pages before."""
+        return isinstance(self.over, Sample) and bool(self.over.seen)
+
+    def to_json(self):
+        return asdict(self) | {"over": str(self.over)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher one H-mean is than another on the same pages."""
+
+    difference: float
+    interval: list  # [low, high]
+    over: Sample
+    verdict: str  # "better", "worse", or that none can tell
+
+    def __str__(self):
+        return f"{self.line()}  {self.verdict}"
+
+    def line(self, name="hmean"):
+        low, high = self.interval
+        return f"{name} {self.difference:+.4f} [{low:+.4f}, {high:+.4f}] over {self.over}"
+
+    def to_json(self):
+        return asdict(self) | {"over": str(self.over)}
+
+
+def read_score(stored):
+    """The Score that a checkpoint holds as `asdict` made it; older ones lack some of its values."""
+    over = stored.get("over", "pages")
+    return Score(
+        precision=stored.get("precision", math.nan),
+        recall=stored.get("recall", math.nan),
+        hmean=stored["hmean"],
+        interval=stored.get("interval", [math.nan, math.nan]),
+        over=over if isinstance(over, str) else Sample(**over),
+    )
+
+
+# ---------------------------------------------------------------- from pages to scores
 
 
 def bootstrap_groups(pages):
@@ -48,21 +105,109 @@ def bootstrap_groups(pages):
     return [p.name if p.group is None else f"group {p.group}" for p in pages]
 
 
-def summary(to_scores, rows, groups):
-    """Rows [n, k] -> dict of SCORES, hmean's 95 % interval and, in words, what that is over."""
+def count_sample(groups, seen=None):
+    """The Sample of pages with these names of groups; seen: {how, of SEEN: number of pages}."""
     sizes = np.unique(groups, return_counts=True)[1]
-    over = f"{len(sizes)} {'pages' if len(sizes) == len(groups) else 'groups'}"
-    over += ", too narrow" * bool(len(groups) ** 2 < 10 * (sizes**2).sum())  # as in bootstrap
-    found = {"interval": bootstrap(rows, to_scores, groups)[2].tolist(), "over": over}
-    return dict(zip(SCORES, to_scores(rows.sum(0)).tolist())) | found
+    return Sample(
+        unit="pages" if len(sizes) == len(groups) else "groups",
+        count=len(sizes),
+        narrow=bool(equal_groups(sizes) < 10),
+        seen={how: count for how, count in (seen or {}).items() if count},
+    )
 
 
-def paired_difference(rows, other, to_scores, groups):
-    """H-mean of rows [n, k] less that of others of the same pages, interval as in `summary`, and
-    the verdict. Under 6 groups none can tell: 5 agree by chance 1 time in 16 (sign test)."""
-    both, few = np.hstack([rows, other]), len(set(groups)) < 6
-    found = summary(lambda sums: np.subtract(*map(to_scores, np.split(sums, 2, -1))), both, groups)
-    low, high = (0, 0) if few else found["interval"]
-    unsure = "cannot tell" + " from under 6 pages or groups" * few
-    found["verdict"] = "better" if low > 0 else "worse" if high < 0 else unsure
-    return {"difference": found["hmean"]} | {k: found[k] for k in ("interval", "over", "verdict")}
+def make_score(rows, to_scores, groups, seen=None):
+    """Rows [n, k] of pages and to_scores as in `bootstrap` -> Score; groups and seen as in
+    `count_sample`. Raises ValueError."""
+    precision, recall, hmean = to_scores(rows.sum(0)).tolist()
+    interval = bootstrap(rows, to_scores, groups)[2].tolist()
+    return Score(precision, recall, hmean, interval, count_sample(groups, seen))
+
+
+def paired_difference(rows, other, to_scores, groups, seen=None):
+    """H-mean of rows [n, k] minus that of other rows of the same pages -> Difference; the rest as
+    in `make_score`. Under 6 groups it cannot tell: 5 agree by chance 1 time in 16 (sign test)."""
+
+    def differences(sums):  # [..., 2 k] -> [..., 3]
+        ours, theirs = np.split(sums, 2, -1)
+        return to_scores(ours) - to_scores(theirs)
+
+    both = make_score(np.hstack([rows, other]), differences, groups, seen)
+    low, high = both.interval
+    if both.over.count < 6:
+        verdict = "cannot tell from under 6 pages or groups"
+    elif low > 0:
+        verdict = "better"
+    elif high < 0:
+        verdict = "worse"
+    else:
+        verdict = "cannot tell"
+    return Difference(both.hmean, both.interval, both.over, verdict)
+
+
+# ---------------------------------------------------------------- bootstrap
+
+
+def bootstrap(rows, to_scores, groups=None, draws=4000, seed=0):
+    """Rows [n, k] of pages and to_scores, from their sums [..., k] to scores [..., s] -> 95 %
+    intervals [s, 2] of the scores, see `expanded_bca`. Pages of a group are drawn together; groups:
+    n names, None makes each page a group. Raises ValueError."""
+    names = range(len(rows)) if groups is None else groups
+    if not len(rows) or len(names) != len(rows):
+        raise ValueError(f"{len(names)} groups, {len(rows)} pages; at least one page, a group each")
+
+    _, group, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    count = len(sizes)
+    sums = np.zeros((count, np.shape(rows)[1]))  # [G, k]
+    np.add.at(sums, group, rows)
+
+    # all draws at once may be gigabytes
+    rng = np.random.default_rng(seed)
+    block = max(1, 2**20 // count)
+    samples = []
+    for many in [block] * (draws // block) + [draws % block]:
+        drawn = rng.integers(count, size=(many, count)) + count * np.arange(many)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        samples.append(to_scores(times.astype(float) @ sums))
+
+    everything = sums.sum(0)
+    without = to_scores(everything - sums if count > 1 else sums)  # [G, s]
+    samples = np.concatenate(samples)
+    return expanded_bca(samples, to_scores(everything), without, equal_groups(sizes))
+
+
+def equal_groups(sizes):
+    """How many groups of one size are worth as much as those of sizes [G] (Kish 1965)."""
+    return sizes.sum() ** 2 / (sizes**2).sum()
+
+
+def expanded_bca(samples, scores, without, size):
+    """Samples [draws, s] of scores [s], and the scores without each of `size` groups [G, s] -> 95 %
+    intervals [s, 2]. Their ends are percentiles of the samples, as far out as Student's t asks for
+    (Hesterberg 2015). BCa (Efron 1987) may move an end outwards; inwards it is noise of few groups.
+    """
+    normal = NormalDist()
+    side = np.array([[-1], [1]])  # the low end and the high end
+
+    # few groups spread too little: t instead of the normal, and 1 / v more variance
+    freedom = max(size, 2) - 1
+    t = (student_975_squared(freedom) * (1 + 1 / freedom)) ** 0.5
+
+    # acceleration: the skewness of what single groups are worth
+    lead = without.mean(0) - without
+    skew = (lead**3).sum(0) / (6 * np.maximum((lead**2).sum(0), 1e-200) ** 1.5)
+
+    # bias: how far the score lies from the median of the samples; ties count half
+    below = ((samples < scores - 1e-12).mean(0) + (samples <= scores + 1e-12).mean(0)) / 2
+    bias = np.array([normal.inv_cdf(share) for share in below.clip(1e-3, 1 - 1e-3)])
+
+    moved = bias + (bias + side * t) / np.maximum(1 - skew * (bias + side * t), 0.1)  # [2, s]
+    shares = np.vectorize(normal.cdf)(side * np.maximum(side * moved, t))
+    return np.array([np.quantile(column, ends) for column, ends in zip(samples.T, shares.T)])
+
+
+def student_975_squared(freedom):
+    """Square of the 97.5 % quantile of Student's t (Wallace 1959). The quantile is 4 % too high at
+    2 degrees of freedom, 1 % at 3 and under .1 % from 7 on."""
+    z = 1.96 * (8 * freedom + 3) / (8 * freedom + 1)
+    return freedom * math.expm1(z**2 / freedom)

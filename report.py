@@ -396,17 +396,20 @@ def best(f):
 # ---------------------------------------------------------------- a run's scores
 
 
-def scores_blocks(title, about, names, result, pages, density, heights, worst):
-    """Blocks of a run's scores: names of the three metrics; result: the --json object; pages,
-    density, heights: items of `bars`; worst [(caption, data URL)]."""
-    keys, most = ("precision", "recall", "hmean"), max(value for value, *_ in pages)
+def scores_blocks(title, about, scores, counts, pages, density, heights, worst):
+    """Blocks of a run's scores: {metric's name: Score}; counts: labels and pairs as of --json;
+    pages, density, heights: items of `bars`; worst [(caption, data URL)]."""
+    most = max(value for value, *_ in pages)
     yield "#", title
-    yield p(about, f"Intervals: 95 %, over {result['over']}.")
-    scores = zip(names, (result, result["micro"], result["iou50"]))
-    rows = [[n, *(f"{x:.4f}" for x in (*map(r.get, keys), *r["interval"]))] for n, r in scores]
-    yield "table", ["metric", *keys, "95 % from", "to"], rows
-    yield "table", ["labels", *result["labels"]], [["number", *result["labels"].values()]]
-    rows = [[f"from {pair['gap'][0]}", pair["pairs"], pair["joined"]] for pair in result["pairs"]]
+    first, *_ = scores.values()
+    yield p(about, f"Intervals: 95 %, over {first.over}.")
+    rows = []
+    for name, score in scores.items():
+        values = score.precision, score.recall, score.hmean, *score.interval
+        rows.append([name, *(f"{value:.4f}" for value in values)])
+    yield "table", ["metric", "precision", "recall", "hmean", "95 % from", "to"], rows
+    yield "table", ["labels", *counts["labels"]], [["number", *counts["labels"].values()]]
+    rows = [[f"from {pair['gap'][0]}", pair["pairs"], pair["joined"]] for pair in counts["pairs"]]
     yield "table", ["neighbours by gap / height", "pairs", "joined"], rows
     for head, caption, plot in (
         ("Pages by score", "By hmean (competition's CLEval), in steps of 0.05.", bars(pages, most)),

@@ -42,7 +42,7 @@ from cleval import mean_scores, page_row
 from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
 from hparams import FIELDS, given_flags, read_hparams, resolve_hparams, trainer_parser
-from interval import bootstrap_groups, paired_difference, summary
+from interval import bootstrap_groups, make_score, paired_difference, read_score
 from report import progress
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -543,11 +543,13 @@ def read_log(folder):
 
 
 def shown(scores):
-    """`hmean 0.97 [0.96, 0.98] over 20 pages; NAME hmean ...` of a run and its later sets."""
-    low, high = scores.get("interval", (math.nan, math.nan))
-    over, others = scores.get("over", "pages"), scores.get("others", {}).items()
-    beside = "".join(f"; {name} {shown(one)}" for name, one in others if "hmean" in one)
-    return f"hmean {scores['hmean']:.4f} [{low:.4f}, {high:.4f}] over {over}{beside}"
+    """`hmean 0.97 [0.96, 0.98] over 20 pages; NAME hmean ...` of a checkpoint's scores: those of
+    the run and of its later sets."""
+    lines = [str(read_score(scores))]
+    for name, other in scores.get("others", {}).items():
+        if "hmean" in other:
+            lines.append(f"{name} {read_score(other)}")
+    return "; ".join(lines)
 
 
 def print_row(trainer, baseline):
@@ -694,8 +696,8 @@ def duration(seconds):
     return f"{seconds:.0f} s"
 
 
-def score_pages(trainer, val):
-    """Rows of the page metric [N, 4] of val, and their summary; each process predicts its share."""
+def score_pages(trainer, val, seen=None):
+    """Rows of the page metric [N, 4] of val, and their Score; each process predicts its share."""
     rank, size = place()
     rows = torch.zeros(len(val), 4, dtype=torch.float64)
     network = evaluate.Network(trainer.averaged_model(), trainer.hp)
@@ -703,7 +705,7 @@ def score_pages(trainer, val):
     judged = evaluate.predict(network, pages, trainer.device, judge)  # it judges beside the network
     rows[rank::size] = torch.tensor(np.array([row for _, row in judged])).reshape(-1, 4)
     rows = total(rows).numpy()
-    return rows, summary(mean_scores, rows, bootstrap_groups(val))
+    return rows, make_score(rows, mean_scores, bootstrap_groups(val), seen)
 
 
 def finish_epoch(trainer, val, others, steps):
@@ -711,15 +713,19 @@ def finish_epoch(trainer, val, others, steps):
     hp, begin = trainer.hp, time.perf_counter()
     if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
         raise DataError(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM, 4)
-    rows, row = score_pages(trainer, val)
-    beside = {name: score_pages(trainer, pages)[1] for name, pages in others.items()}
     known = evaluate.seen_digests(trainer.origin, hp).items()
     seen = {how: len(digests & {*trainer.val_digests}) for how, digests in known}
-    row["over"] += evaluate.in_sample(seen)
-    trainer.scores = {key: row[key] for key in ("hmean", "interval", "over")} | {"others": beside}
-    trainer.scores |= {"groups": bootstrap_groups(val), "digests": trainer.val_digests}
-    trainer.scores["pages"] = {page.name: float(r[2]) for page, r in zip(val, rows)}
-    row["hmean_lo"], row["hmean_hi"] = row["interval"]
+    rows, score = score_pages(trainer, val, seen)
+    beside = {name: score_pages(trainer, pages)[1] for name, pages in others.items()}
+    trainer.scores = {
+        **dataclasses.asdict(score),
+        "others": {name: dataclasses.asdict(other) for name, other in beside.items()},
+        "groups": bootstrap_groups(val),
+        "digests": trainer.val_digests,
+        "pages": {page.name: float(hmean) for page, (_, _, hmean, _) in zip(val, rows)},
+    }
+    row = {"precision": score.precision, "recall": score.recall, "hmean": score.hmean}
+    row["hmean_lo"], row["hmean_hi"] = score.interval
     row["epoch"], row["lr"] = trainer.epoch + 1, learning_rate(hp, trainer.epoch, trainer.epoch + 1)
     row |= zip(LOSSES, np.mean(trainer.losses, 0).tolist())
     row["val_seconds"] = time.perf_counter() - begin
@@ -827,7 +833,8 @@ def print_gain(scores, folder):
     if pages.keys() != other.keys():
         return print(f"baseline {folder}: no last epoch on these pages, so no paired difference")
     rows = [np.array([[one[name]] * 3 + [1] for name in pages]) for one in (pages, other)]
-    evaluate.print_difference(paired_difference(*rows, mean_scores, scores["groups"]), folder)
+    difference = paired_difference(*rows, mean_scores, scores["groups"])
+    print(f"{difference}, vs {folder}")
 
 
 def finish_run(trainer, val, folder, mirrors, artifact):
@@ -918,9 +925,10 @@ def report_members(runs):
             pages.setdefault((name, group), []).append(hmean)
     if len(values) > 1 and len(folds) in (1, runs[0].folds):
         rows = np.array([[statistics.mean(values)] * 3 + [1] for values in pages.values()])
-        found = summary(mean_scores, rows, [group for _, group in pages])
-        found["over"] += ", in sample" * any("in sample" in s.get("over", "") for s in scores)
-        print(f"{'out of fold' if len(folds) > 1 else 'mean of replicas'}: {shown(found)}")
+        score = make_score(rows, mean_scores, [group for _, group in pages])
+        remark = ", in sample" if any(read_score(one).in_sample() for one in scores) else ""
+        name = "out of fold" if len(folds) > 1 else "mean of replicas"
+        print(f"{name}: {score}{remark}")
 
 
 def begin(args, stem):

@@ -12,7 +12,7 @@ import numpy as np
 import cleval
 from db_postprocess import decode_candidates, decode_page, find_candidates, grown_sides, to_page
 from files import DataError, replace_file
-from interval import bootstrap, bootstrap_groups, paired_difference, summary
+from interval import bootstrap, bootstrap_groups, make_score, paired_difference
 from report import progress
 
 GRID = {
@@ -128,8 +128,9 @@ def setting_values(grid, setting):
     return {key: grid[key][i] for key, i in zip(TUNED, index)}
 
 
-def tune(maps, pages, parts, grid, hp, name="hmean"):
-    """The --tune object, H-means [*lengths of TUNED]. parts [n]: to cross-fit; name: of METRICS."""
+def tune(maps, pages, parts, grid, hp, name="hmean", seen=None):
+    """The --tune object with its Scores and a Difference, and H-means [*lengths of TUNED]. parts
+    [n]: to cross-fit; name: of METRICS; seen: of the pages, as in `interval.count_sample`."""
     groups, metric = bootstrap_groups(pages), METRICS[name]
     to_scores, table = cleval.METRICS[metric][1], score_grid(maps, pages, grid, hp, metric)
     rows = table.reshape(len(pages), -1, table.shape[-1])  # [n, S, k]
@@ -139,36 +140,36 @@ def tune(maps, pages, parts, grid, hp, name="hmean"):
     settings = {"before": {key: getattr(hp, key) for key in TUNED}}
     settings |= {"best": setting_values(grid, best), "recommended": setting_values(grid, middle)}
     judged = {}
-    for what, values in settings.items():
+    for setting, values in settings.items():
         found = [decode_page(m, m.shape[::-1] / s, replace(hp, **values)) for m, s in maps]
-        judged[what] = by = cleval.metric_rows(pages, found)
+        judged[setting] = by = cleval.metric_rows(pages, found)
         sums = {key: cleval.METRICS[m][1](by[m].sum(0)) for key, m in METRICS.items()}
-        result[what] = {**values, "in_sample": {key: float(s[2]) for key, s in sums.items()}}
+        result[setting] = {**values, "in_sample": {key: float(s[2]) for key, s in sums.items()}}
     result["plateau"] = int(plateau.sum())
-    fitted = crossfit(rows, to_scores, parts, groups, grid)  # [2, n, k]
-    for what, ours in zip(("crossfitted_best", "crossfitted"), fitted):
-        result[what] = summary(to_scores, ours, groups)
-    own = judged["before"][metric][:, :6]
-    result["gain"] = paired_difference(fitted[1], own, to_scores, groups)
+
+    fitted_best, fitted = crossfit(rows, to_scores, parts, groups, grid)  # [n, k] each
+    before = judged["before"][metric][:, : rows.shape[2]]
+    result["crossfitted_best"] = make_score(fitted_best, to_scores, groups)
+    result["crossfitted"] = make_score(fitted, to_scores, groups, seen)
+    result["gain"] = paired_difference(fitted, before, to_scores, groups, seen)
     return result, to_scores(table.sum(0))[..., 2]
 
 
 def print_tuning(result):
     """What `tune` found: settings with their H-means, and what to expect of the choice."""
     name, same, plateau = result["metric"], "on these same pages", result["plateau"]
-    middle = f"recommended, middle of {plateau} not told from the best; {same}"
-    best = f"best {name} of {result['settings']} {same}"
-    for what, then in {"before": "before", "best": best, "recommended": middle}.items():
-        shown = [f"{key} {value:.4f}" for key, value in result[what]["in_sample"].items()]
-        shown += [f"{key} {result[what][key]}" for key in TUNED]
-        print(*shown, then, sep="  ")
-    instead = f"by the best setting instead {result['crossfitted_best']['hmean']:.4f}"
-    (low, high), fitted = result["crossfitted"]["interval"], result["crossfitted"]
-    shown = f"{name} {fitted['hmean']:.4f} [{low:.4f}, {high:.4f}] over {fitted['over']}"
-    print(f"{shown}  cross-fitted: what to expect; {instead}")
-    (low, high), gain = result["gain"]["interval"], result["gain"]
-    shown = f"{name} {gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] over {gain['over']}"
-    print(f"{shown}  gain, cross-fitted")
+    remarks = {
+        "before": "before",
+        "best": f"best {name} of {result['settings']} {same}",
+        "recommended": f"recommended, middle of {plateau} not told from the best; {same}",
+    }
+    for setting, remark in remarks.items():
+        values = [f"{key} {value:.4f}" for key, value in result[setting]["in_sample"].items()]
+        values += [f"{key} {result[setting][key]}" for key in TUNED]
+        print(*values, remark, sep="  ")
+    instead = f"by the best setting instead {result['crossfitted_best'].hmean:.4f}"
+    print(f"{result['crossfitted'].line(name)}  cross-fitted: what to expect; {instead}")
+    print(f"{result['gain'].line(name)}  gain, cross-fitted")
 
 
 def draw_landscape(path, table, grid, chosen, name="hmean"):

@@ -1,6 +1,8 @@
 """Intervals against closed forms, simulated pages and their groups."""
 
+import json
 import tracemalloc
+from dataclasses import asdict
 from statistics import NormalDist
 
 import numpy as np
@@ -8,7 +10,18 @@ import pytest
 from test_cleval import page_of, random_page
 
 from cleval import METRICS, mean_scores, metric_rows, micro_scores
-from interval import bootstrap, expanded_bca, paired_difference, summary
+from interval import (
+    SEEN,
+    Sample,
+    Score,
+    bootstrap,
+    count_sample,
+    expanded_bca,
+    make_score,
+    paired_difference,
+    read_score,
+    student_975_squared,
+)
 
 
 def test_groups_that_do_not_fit_the_pages_are_refused():
@@ -71,7 +84,6 @@ def test_intervals_of_few_skewed_pages_and_of_uneven_groups_cover_the_truth():
 
 
 def test_the_words_say_over_what_and_where_an_interval_is_too_narrow():
-    rows = hmean_rows(np.linspace(0.8, 1, 12))
     for names, words in (
         ("abcdefghijkl", "12 pages"),
         ("aabbccddeeff", "6 groups, too narrow"),
@@ -79,7 +91,7 @@ def test_the_words_say_over_what_and_where_an_interval_is_too_narrow():
         ("abcdefghijkk", "11 groups"),
         ("aaaaaaaaaaaa", "1 groups, too narrow"),
     ):
-        assert summary(mean_scores, rows, list(names))["over"] == words
+        assert str(count_sample(list(names))) == words
 
 
 def test_equal_pages_and_one_page_or_group_have_an_interval_without_width():
@@ -115,13 +127,59 @@ def test_difference_is_paired():
         assert (interval[:, 0] < total).all() and (total < interval[:, 1]).all()
         assert (bootstrap(rows[name], to_scores) == interval).all()
         same = paired_difference(rows[name], rows[name], to_scores, range(30))
-        assert same["interval"] == [0, 0] and same["difference"] == 0
+        assert same.interval == [0, 0] and same.difference == 0
     rows = rows["page"]
     few = [n % 5 for n in range(30)]
     for change, verdict in ((0.01, "better"), (-0.01, "worse"), (0, "cannot tell")):
         changed = rows + (0, 0, change, 0)
         result = paired_difference(changed, rows, mean_scores, range(30))
-        assert result["interval"] == pytest.approx([change] * 2) and result["verdict"] == verdict
-        assert result["over"] == "30 pages"
+        assert result.interval == pytest.approx([change] * 2) and result.verdict == verdict
+        assert str(result.over) == "30 pages"
         result = paired_difference(changed, rows, mean_scores, few)
-        assert result["verdict"] == "cannot tell from under 6 pages or groups"
+        assert result.verdict == "cannot tell from under 6 pages or groups"
+
+
+def test_a_score_and_a_difference_print_themselves():
+    rows = hmean_rows(np.linspace(0.8, 1, 20))
+    score = make_score(rows, mean_scores, range(20), {"trained": 0})
+    low, high = score.interval
+    assert str(score) == f"hmean 0.9000 [{low:.4f}, {high:.4f}] over 20 pages"
+    assert score.line("micro").startswith("micro 0.9000 [")
+    assert score.full_line() == f"precision 0.9000  recall 0.9000  {score}"
+    assert not score.in_sample()
+
+    seen = {"trained": 0, "chosen": 3, "tuned": 20}
+    again = make_score(rows, mean_scores, [n % 4 for n in range(20)], seen)
+    words = "epoch chosen on 3 of them, thresholds chosen on 20 of them"
+    assert str(again).endswith(f" over 4 groups, too narrow, in sample: {words}")
+    assert again.in_sample() and again.over.seen == {"chosen": 3, "tuned": 20}
+
+    gain = paired_difference(rows, rows - (0, 0, 0.01, 0), mean_scores, range(20), {"scored": 2})
+    words = f"over 20 pages, in sample: {SEEN['scored']} 2 of them"
+    assert str(gain) == f"hmean +0.0100 [+0.0100, +0.0100] {words}  better"
+    assert gain.line("iou50") == f"iou50 +0.0100 [+0.0100, +0.0100] {words}"
+    assert [*gain.to_json()] == ["difference", "interval", "over", "verdict"]
+    assert gain.to_json()["over"] == words[5:]
+
+
+def test_a_stored_score_is_read_back_and_an_older_one_too():
+    score = make_score(hmean_rows(np.linspace(0.8, 1, 12)), mean_scores, range(12), {"chosen": 3})
+    assert read_score(json.loads(json.dumps(asdict(score)))) == score
+    assert [*score.to_json()] == ["precision", "recall", "hmean", "interval", "over"]
+    assert score.to_json()["over"] == "12 pages, in sample: epoch chosen on 3 of them"
+    older = read_score({"hmean": 0.5, "interval": [0.4, 0.6], "over": "2 pages, too narrow"})
+    assert str(older) == "hmean 0.5000 [0.4000, 0.6000] over 2 pages, too narrow"
+    assert str(read_score({"hmean": 0.5})) == "hmean 0.5000 [nan, nan] over pages"
+    assert not older.in_sample() and Score(1, 1, 1, [1, 1], Sample("pages", 1, True)).to_json()
+
+
+def test_the_quantile_of_student_is_near_the_published_ones():
+    for freedom, quantile, error in (
+        (2, 4.303, 0.041),
+        (3, 3.182, 0.012),
+        (4, 2.776, 0.006),
+        (5, 2.571, 0.003),
+        (10, 2.228, 0.001),
+        (100, 1.984, 0.001),
+    ):
+        assert 0 <= student_975_squared(freedom) ** 0.5 / quantile - 1 + 1e-4 < error

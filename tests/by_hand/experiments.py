@@ -140,11 +140,9 @@ def print_table(data):
         sd = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "     -"
         line = f"{name:18s} {len(values)} seeds  hmean {statistics.mean(values):.4f}  sd {sd}"
         if other in pages:
-            both, by = (pages[name], pages[other]), [*groups.values()]
-            found = paired_difference(*both, mean_scores, by)
-            low, high = found["interval"]
-            line += f"  {found['difference']:+.4f} [{low:+.4f}, {high:+.4f}] vs {other}"
-            line += f" over {found['over']}: {found['verdict']}"
+            pair = pages[name], pages[other]
+            difference = paired_difference(*pair, mean_scores, [*groups.values()])
+            line += f"  {difference}, vs {other}"
         print(line)
 
 
