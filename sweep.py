@@ -38,17 +38,20 @@ from findings import Findings, chance_to_win, observations, paired, project
 from report import markdown, page, sweep_blocks
 from space import Cube, entries, flags, is_number, leaf, maximised, parse_space, plain
 
-# ---------------------------------------------------------------- Gaussian process
+# ---------------------------------------------------------------- Gaussian process and optimiser
 
-# priors on the logs of length scale (of a unit cube's side in d dimensions), signal variance and
-# noise variance of standardised values: middle and width; normal, but Cauchy of noise, whose tails
-# let values without any say so
-SCALE_PRIOR, SIGNAL_PRIOR, NOISE_PRIOR = (-1.0, 0.7), (0.7, 1.0), (-5.0, 2.0)
-MEAN_VARIANCE = 1.0  # of the unknown constant mean, integrated out
-JITTER = 1e-8
-REACH = 0.15  # of a failure, of the cube's side
-SMALL_SPACE = 2000  # combinations that are all scored
-DRAWS = 32  # of what the known runs are worth
+# Priors, as (middle, width), on the logs of the length scales (in sides of the unit cube), of the
+# signal's variance and of the noise's variance; values are standardised. They are normal, but that
+# of the noise is Cauchy's, whose long tails let the values speak for themselves.
+SCALE_PRIOR = (-1.0, 0.7)
+SIGNAL_PRIOR = (0.7, 1.0)
+NOISE_PRIOR = (-5.0, 2.0)
+MEAN_VARIANCE = 1.0  # of the unknown constant mean, which is integrated out
+JITTER = 1e-8  # keeps covariances positive definite
+
+REACH = 0.15  # how far a failed run repels others, in sides of the cube
+SMALL_SPACE = 2000  # up to so many combinations, all are scored
+DRAWS = 32  # samples of what the known runs are worth
 
 
 def matern(squared):
@@ -59,55 +62,67 @@ def matern(squared):
 
 
 def squared_gaps(a, b, category):
-    """a [n, d], b [m, d] -> squared differences [d, n * m]; of categories 0 or 1 (Hamming)."""
-    gap = (a.T[:, :, None] - b.T[:, None, :]).reshape(a.shape[1], -1) ** 2
-    return np.where(category[:, None], gap > 0, gap)
+    """a [n, d], b [m, d] -> squared differences [d, n * m]; 0 or 1 for a category (Hamming)."""
+    gap = a.T[:, :, None] - b.T[:, None, :]
+    squared = gap.reshape(a.shape[1], -1) ** 2
+    return np.where(category[:, None], squared > 0, squared)
 
 
 def log_likelihood(theta, gaps, y, variance):
     """theta = log (length scales [d], signal, noise variance), gaps [d, n * n], y [n] with variance
     [n] -> log marginal likelihood and its gradient (Rasmussen & Williams 2006, eq. 5.8, 5.9)."""
     d, n = len(gaps), len(y)
-    weights, (signal, noise) = np.exp(-2 * theta[:d]), np.exp(theta[d:])
-    corr, slope = (m.reshape(n, n) for m in matern(weights @ gaps))
-    cov = signal * corr + MEAN_VARIANCE
+    weights = np.exp(-2 * theta[:d])
+    signal, noise = np.exp(theta[d:])
+    correlation, slope = (m.reshape(n, n) for m in matern(weights @ gaps))
+
+    cov = signal * correlation + MEAN_VARIANCE
     cov[np.diag_indices(n)] += noise + variance + JITTER
     half_logdet = np.log(np.diag(np.linalg.cholesky(cov))).sum()
     inverse = np.linalg.inv(cov)
     alpha = inverse @ y
     value = -0.5 * y @ alpha - half_logdet - 0.5 * n * math.log(2 * math.pi)
-    outer = np.outer(alpha, alpha) - inverse
+
+    outer = np.outer(alpha, alpha) - inverse  # twice the derivative by the covariance
     by_scales = signal * weights * (gaps @ (outer * slope).ravel())
-    return value, 0.5 * np.r_[by_scales, signal * (outer * corr).sum(), noise * np.trace(outer)]
+    by_signal = signal * (outer * correlation).sum()
+    by_noise = noise * np.trace(outer)
+    return value, 0.5 * np.r_[by_scales, by_signal, by_noise]
 
 
 def minimise(f, x, evaluations):
-    """BFGS (Nocedal & Wright 2006, algorithm 6.1): f(x) -> (value, gradient); x, value."""
+    """BFGS (Nocedal & Wright 2006, algorithm 6.1). f(x) -> (value, gradient); returns x, value."""
     value, grad = f(x)
-    inverse, size = np.eye(len(x)), min(1.0, 1.5 / np.abs(grad).max())  # of the Hessian
+    inverse = np.eye(len(x))  # of the Hessian
+    size = min(1.0, 1.5 / np.abs(grad).max())
     for _ in range(evaluations):
-        s = -size * (inverse @ grad)
-        new_value, new_grad = f(x + s)
-        if not new_value <= value + 1e-4 * (grad @ s):
+        # a shorter step until the value falls enough
+        step = -size * (inverse @ grad)
+        new_value, new_grad = f(x + step)
+        if not new_value <= value + 1e-4 * (grad @ step):
             size *= 0.3
             continue
-        t, gain = new_grad - grad, value - new_value
-        x, value, grad = x + s, new_value, new_grad
+
+        bend = new_grad - grad
+        gain = value - new_value
+        x, value, grad = x + step, new_value, new_grad
         if gain < 1e-4:
             break
-        if s @ t > 1e-12:
-            turn = np.eye(len(x)) - np.outer(s, t) / (s @ t)
-            inverse = turn @ inverse @ turn.T + np.outer(s, s) / (s @ t)
+        if step @ bend > 1e-12:
+            turn = np.eye(len(x)) - np.outer(step, bend) / (step @ bend)
+            inverse = turn @ inverse @ turn.T + np.outer(step, step) / (step @ bend)
         size = min(1.0, 1.5 / np.abs(inverse @ grad).max())
     return x, value
 
 
-def fit(x, y, variance, category, start=None, noise=NOISE_PRIOR):
-    """x [n, d], standardised y [n], variance [n] -> theta of the largest posterior density, its
-    negative log, and that as a function; from start or the priors' middle."""
+def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR):
+    """x [n, d], standardised y [n], variance [n] -> theta of the largest posterior density, the
+    density's negative log there, and that as a function of theta. The search begins at start, or
+    else in the middle of the priors."""
     n, d = x.shape
     gaps = squared_gaps(x, x, category)
-    middle = np.r_[np.full(d, SCALE_PRIOR[0] + 0.5 * math.log(d)), SIGNAL_PRIOR[0], noise[0]]
+    scale_middle = SCALE_PRIOR[0] + 0.5 * math.log(d)  # distances grow with the root of d
+    middle = np.r_[np.full(d, scale_middle), SIGNAL_PRIOR[0], noise[0]]
     width = np.r_[np.full(d, SCALE_PRIOR[1]), SIGNAL_PRIOR[1], noise[1]]
 
     def loss(theta):
@@ -116,67 +131,81 @@ def fit(x, y, variance, category, start=None, noise=NOISE_PRIOR):
         value, grad = log_likelihood(theta, gaps, y, variance)
         z = (theta - middle) / width
         penalty = 0.5 * z[:-1] @ z[:-1] + math.log1p(z[-1] ** 2)
-        z[-1] *= 2 / (1 + z[-1] ** 2)
+        z[-1] *= 2 / (1 + z[-1] ** 2)  # now z is the penalty's slope
         return penalty - value, z / width - grad
 
     evaluations = int(np.clip(1.2e5 / n**2, 12, 40))
-    return *minimise(loss, middle if start is None else start, evaluations), loss
+    theta, lowest = minimise(loss, middle if start is None else start, evaluations)
+    return theta, lowest, loss
 
 
 class Posterior:
-    """GP given x [n, d], y [n], averaged over thetas [k, d + 2] by weights [k]; of points [m, d] it
-    gives mean and sd [m] of the noise-free function (Rasmussen & Williams 2006, algorithm 2.1)."""
+    """Gaussian process given x [n, d] and y [n], averaged over thetas [k, d + 2] by weights [k].
+
+    Called with points [m, d], it gives mean and sd [m] of the noise-free function (Rasmussen &
+    Williams 2006, algorithm 2.1)."""
 
     def __init__(self, x, y, variance, category, thetas, weights=(1.0,)):
-        d, n = x.shape[1], np.arange(len(x))
-        self.x, self.category, self.weights = x, category, np.array(weights)
-        self.scales = np.exp(-2 * np.atleast_2d(thetas)[:, :d])
-        self.signal, self.noise = np.exp(np.atleast_2d(thetas)[:, d:]).T[..., None]
+        self.x = x
+        self.category = category
+        self.weights = np.array(weights)
+
+        d = x.shape[1]
+        thetas = np.atleast_2d(thetas)
+        self.scales = np.exp(-2 * thetas[:, :d])
+        self.signal, self.noise = np.exp(thetas[:, d:]).T[..., None]  # [k, 1] each
+        self.error = self.noise[0] + np.median(variance)  # variance of the next value
+
+        diagonal = np.arange(len(x))
         cov = self.covariance(x, x)  # [k, n, n]
-        cov[:, n, n] += self.noise + variance + JITTER
-        self.error = self.noise[0] + np.median(variance)  # of the next value
+        cov[:, diagonal, diagonal] += self.noise + variance + JITTER
         self.whiten = np.linalg.inv(np.linalg.cholesky(cov))
         self.alpha = np.atleast_2d(y) @ self.whiten.transpose(0, 2, 1) @ self.whiten  # [k, 1, n]
 
     def covariance(self, a, b):
-        corr = matern(self.scales @ squared_gaps(a, b, self.category))[0]
-        return (self.signal * corr + MEAN_VARIANCE).reshape(-1, len(a), len(b))
+        correlation, _ = matern(self.scales @ squared_gaps(a, b, self.category))
+        return (self.signal * correlation + MEAN_VARIANCE).reshape(-1, len(a), len(b))
 
     def each(self, z):
         """Means [k, s, m] of each of several y [s, n] at points z [m, d], variance [k, m]."""
-        k = self.covariance(self.x, z)
-        left = self.signal + MEAN_VARIANCE - ((self.whiten @ k) ** 2).sum(1)
-        return self.alpha @ k, np.maximum(left, 1e-14)
+        cross = self.covariance(self.x, z)
+        left = self.signal + MEAN_VARIANCE - ((self.whiten @ cross) ** 2).sum(1)
+        return self.alpha @ cross, np.maximum(left, 1e-14)
 
     def joint(self, z):
         """Mean [m] and covariance [m, m] at points z [m, d], under the first theta."""
-        k = self.covariance(self.x, z)[0]
-        left = self.whiten[0] @ k
-        return self.alpha[0, 0] @ k, self.covariance(z, z)[0] - left.T @ left
+        cross = self.covariance(self.x, z)[0]
+        explained = self.whiten[0] @ cross
+        return self.alpha[0, 0] @ cross, self.covariance(z, z)[0] - explained.T @ explained
 
     def __call__(self, z):
-        each, left = self.each(z)
-        mean = self.weights @ each[:, 0]
-        return mean, np.sqrt(self.weights @ (left + (each[:, 0] - mean) ** 2))
+        means, left = self.each(z)
+        mean = self.weights @ means[:, 0]
+        return mean, np.sqrt(self.weights @ (left + (means[:, 0] - mean) ** 2))
 
 
 def log_ei(mean, sd, best):
     """Log E[max(f - best, 0)] for f ~ N(mean, sd^2), far below best too (Ament et al. 2023)."""
     z = (mean - best) / sd
     cdf = 0.5 * np.frompyfunc(math.erfc, 1, 1)(-math.sqrt(0.5) * z).astype(float)
-    near = np.log(np.maximum(np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) + z * cdf, 1e-300))
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    near = np.log(np.maximum(density + z * cdf, 1e-300))
+
     far = np.minimum(z, -1.0)
     tail = -0.5 * far**2 - 0.5 * math.log(2 * math.pi) - 2 * np.log(-far)
-    return np.log(sd) + np.where(z > -20, near, tail + np.log1p(np.maximum(-3 / far**2, -0.9)))
+    tail = tail + np.log1p(np.maximum(-3 / far**2, -0.9))
+    return np.log(sd) + np.where(z > -20, near, tail)
 
 
 def log_noisy_ei(posterior, theta, x):
-    """Log expected improvement, as a function of z [m, d], on the best of runs at x [n, d] that are
-    known but for noise or pending: the mean of those on each of DRAWS of what they are worth, taken
-    for exact (Letham et al. 2019, eq. 6). Without noise it is log_ei of the best value."""
-    rng, noiseless = np.random.default_rng(0), np.r_[theta[:-1], -np.inf]
+    """Log expected improvement, as a function of z [m, d], over the best of the runs at x [n, d],
+    whose values are noisy or pending. It is the mean over DRAWS samples of their worth, each taken
+    as exact (Letham et al. 2019, eq. 6). Without noise it is log_ei of the best value."""
+    rng = np.random.default_rng(0)
     worth = rng.multivariate_normal(*posterior.joint(x), DRAWS, "ignore", method="eigh")
-    exact, best = Posterior(x, worth, 0, posterior.category, noiseless), worth.max(1)[:, None]
+    best = worth.max(1)[:, None]
+    noiseless = np.r_[theta[:-1], -np.inf]
+    exact = Posterior(x, worth, 0, posterior.category, noiseless)
 
     def score(z):
         (means,), (left,) = exact.each(z)
@@ -186,134 +215,228 @@ def log_noisy_ei(posterior, theta, x):
 
 
 def most_telling(posterior, z):
-    """At which of points z [m, d] another noisy value is expected to raise the best posterior mean
-    of them most (Frazier et al. 2009), at a tie the best mean."""
+    """At which of the points z [m, d] another noisy value is expected to raise their best posterior
+    mean most (Frazier et al. 2009); at a tie, where the mean is best."""
     mean, cov = posterior.joint(z)
     moves = cov / np.sqrt(np.maximum(np.diag(cov), 0) + posterior.error + JITTER)
-    normal = np.outer((1, -1), np.random.default_rng(0).standard_normal(32)).reshape(-1, 1)
-    return int(np.argmax([(mean + normal * m).max(1).mean() for m in moves.T] + 1e-6 * mean))
+    half = np.random.default_rng(0).standard_normal(32)
+    normal = np.outer((1, -1), half).reshape(-1, 1)
+    raised = [(mean + normal * move).max(1).mean() for move in moves.T]
+    return int(np.argmax(raised + 1e-6 * mean))
 
 
-# ---------------------------------------------------------------- optimiser
+def draw_in(below, unit):
+    """Distances to the best value [n] -> the same, but logarithmic beyond 6 units, and the slope
+    [n] of that. A far tail is drawn in, or a ruined run would flatten the rest."""
+    far = below > 6 * unit
+    slope = np.where(far, 6 * unit / np.maximum(below, unit), 1.0)
+    return np.where(far, 6 * unit * (1 - np.log(slope)), below), slope
+
+
+def box_cox(below, unit, power):
+    """Distances to the best value [n] -> a standardised Box-Cox power of them, larger is better,
+    and how fast it changes with them [n]."""
+    t = 1 + 2 * below / unit
+    z = (1 - t**power) / power
+    scale = max(z.std(), 1e-12)
+    rate = 2 / (unit * scale) * t ** (power - 1)
+    return (z - z.mean()) / scale, rate
 
 
 def fit_warped(x, y, variance, category):
     """x [n, d], y [n] to maximise, variance [n] -> standardised warped y, its variance and theta,
-    of the largest posterior density. Box-Cox powers of the distance to the best value: 0.3 serves
-    noisy values, and 1, y as it is, must be likelier by 2 in the log, or noise would choose. A far
-    tail is first drawn in, or a ruined run would flatten the rest."""
+    of the largest posterior density. Power 0.3 serves noisy values; power 1, which leaves y as it
+    is, must be likelier by 2 in the log, or noise would choose."""
     below = y.max() - y
     unit = max(np.median(below), 1e-12)
-    slope = np.where(below > 6 * unit, 6 * unit / np.maximum(below, unit), 1.0)
-    below = np.where(below > 6 * unit, 6 * unit * (1 - np.log(slope)), below)
-    fits, theta = [], None
+    below, slope = draw_in(below, unit)
+
+    theta = None
+    candidates = []
     for power, handicap in ((0.3, 0), (1.0, 2)):
-        t = 1 + 2 * below / unit
-        z = (1 - t**power) / power
-        scale = max(z.std(), 1e-12)
-        rate = 2 / (unit * scale) * t ** (power - 1)  # the Jacobian
-        z, own = (z - z.mean()) / scale, variance * (rate * slope) ** 2
-        theta, loss, _ = fit(x, z, own, category, theta)
-        fits.append((loss - np.log(rate).sum() + handicap, z, own, theta))
-    return min(fits, key=lambda f: f[0])[1:]
+        z, rate = box_cox(below, unit, power)
+        z_variance = variance * (rate * slope) ** 2
+        theta, loss, _ = fit_gp(x, z, z_variance, category, theta)
+        loss = loss - np.log(rate).sum() + handicap  # the density of y has the Jacobian of the warp
+        candidates.append((loss, z, z_variance, theta))
+    return min(candidates, key=lambda candidate: candidate[0])[1:]
 
 
-def suggest(space, history, rng):
-    """space (W&B sweep dict), history [{params, value, state: finished | stopped | failed |
-    pending}, ...], rng (numpy Generator) -> params of the next run, named as in the space, none
-    that was tried before, or, with `replicate` in the space, those of a run worth repeating and
-    another `seed`; else None when all were tried. Entries may have `sd`, a value's known error;
-    stopped ones have `history`, a value an epoch, and `epochs`, those of a whole run; finished
-    ones' `history`, if any, extrapolates them. Raises UsageError."""
-    cube = Cube(parse_space(space))
-    history = [{**h, "params": plain(h["params"])} for h in history]
-    keys = [cube.key(h["params"]) for h in history]
-    seen = {*keys}
-    method, d = space.get("method", "bayes"), len(cube.free)
-    count = math.prod(len(d.levels) for d in cube.free)  # 0 where one has no levels
-    if method == "grid" and not count:
+class Runs:
+    """The runs of a history as suggest() needs them; n runs, d parameters that vary."""
+
+    def __init__(self, cube, history, sign):
+        self.params = [plain(entry["params"]) for entry in history]
+        self.keys = [cube.key(params) for params in self.params]  # equal for equal values
+        points = [cube.encode(params) for params in self.params]
+        self.u = np.array(points).reshape(len(history), len(cube.free))  # [n, d]
+        self.value, self.variance = observations(history, sign)  # [n], larger is better
+
+        state = np.array([entry["state"] for entry in history], str)
+        self.known = np.isfinite(self.value)  # [n] has a value
+        self.waiting = state == "pending"  # [n]
+        self.whole = state == "finished"  # [n]
+
+
+def suggest(spec, history, rng):
+    """The params of the next run, named as in the sweep; None when all were tried.
+
+    spec: a W&B sweep dict.
+    history: [{params, value, state: finished | stopped | failed | pending}, ...]. An entry may have
+        `sd`, the known error of its value. A stopped one has `history`, a value an epoch, and
+        `epochs`, the length of a whole run; finished ones' `history`, if any, extrapolates it.
+    rng: numpy Generator.
+
+    No combination comes twice, but with `replicate` in the sweep a run that is worth repeating
+    does, with another `seed`. Raises UsageError."""
+    cube = Cube(parse_space(spec))
+    count = math.prod(len(d.levels) for d in cube.free)  # 0 where a parameter has no levels
+    if spec.get("method") == "grid" and not count:
         raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
-    few = cube.combinations() if 0 < count <= SMALL_SPACE else ()
-    draws = rng.permutation(list(few)) if few else rng.random((512, d))
-    u = np.array([cube.encode(h["params"]) for h in history]).reshape(len(history), d)
-    value, variance = observations(history, 1 if maximised(space) else -1)
-    waiting = np.array([h["state"] == "pending" for h in history], bool)
-    known, posterior, new = np.isfinite(value), None, None
-    if method in ("grid", "random") or not cube.free:
-        ranked = cube.combinations() if method == "grid" else draws
-    elif known.sum() < 2 or (known | waiting).sum() < max(4, d) and len(seen) != count:
-        # fills the gaps: lowest wrap-around L2 discrepancy with what is known (Hickernell 1998)
-        gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
-        discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
-        ranked = draws[np.argsort(discrepancy, kind="stable")]
+    runs = Runs(cube, history, 1 if maximised(spec) else -1)
+
+    # all points of a small space, else some of it
+    if 0 < count <= SMALL_SPACE:
+        draws = rng.permutation(list(cube.combinations()))
     else:
-        ranked, posterior = by_improvement(cube, u, value, variance, waiting, draws, rng)
-    if posterior and space.get("replicate"):
-        fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in seen]
-        whole = np.flatnonzero([h["state"] == "finished" for h in history])
-        points = np.concatenate([u[whole], np.reshape(fresh, (-1, d))])
-        if len(points) and (at := most_telling(posterior, cube.features(points))) < len(whole):
-            alike = [h["params"] for h, key in zip(history, keys) if key == keys[whole[at]]]
-            new = alike[0] | {"seed": 1 + max(params.get("seed", 0) for params in alike)}
-    more = cube.combinations() if count else (rng.random(d) for _ in range(1000))
-    candidates = map(cube.decode, itertools.chain(ranked, draws, more))
-    new = new or next((params for params in candidates if cube.key(params) not in seen), None)
-    given = {leaf(name): name for name, _ in entries(space["parameters"])}
-    return new and {given.get(name, name): value for name, value in new.items()}
+        draws = rng.random((512, len(cube.free)))
+    ranked, posterior = rank_points(spec, cube, runs, draws, count, rng)
+
+    params = None
+    if posterior and spec.get("replicate"):
+        params = worth_repeating(cube, runs, ranked, posterior)
+    if params is None:
+        more = cube.combinations() if count else (rng.random(len(cube.free)) for _ in range(1000))
+        params = first_untried(cube, runs, itertools.chain(ranked, draws, more))
+    if params is None:
+        return None
+    names = {leaf(name): name for name, _ in entries(spec["parameters"])}
+    return {names.get(key, key): value for key, value in params.items()}
 
 
-def by_improvement(cube, u, value, variance, waiting, draws, rng):
-    """Points [m, d] by log expected improvement, the best first, and the posterior, pending runs
-    in it. Failures repel, by the log of a vote of the runs nearby, squared."""
-    known, x = np.isfinite(value), cube.features(u)
-    ended, n = np.concatenate([x[known], x[~known & ~waiting]]), known.sum()
-    z, own, theta = fit_warped(x[known], value[known], variance[known], cube.category)
-    posterior = Posterior(x[known], z, own, cube.category, theta)
+def rank_points(spec, cube, runs, draws, count, rng):
+    """Points, the best first, and the posterior that ranked them or None; draws [n, d] are points
+    to choose from, count is how many combinations there are, or 0."""
+    method = spec.get("method", "bayes")
+    if method == "grid":
+        return cube.combinations(), None
+    if method == "random" or not cube.free:
+        return draws, None
+
+    begun = (runs.known | runs.waiting).sum()
+    all_begun = len(set(runs.keys)) == count
+    if runs.known.sum() < 2 or (begun < max(4, len(cube.free)) and not all_begun):
+        return fill_gaps(draws, runs.u), None
+    return by_improvement(cube, runs, draws, rng)
+
+
+def fill_gaps(draws, u):
+    """Draws [n, d], those first that have the lowest wrap-around L2 discrepancy with the runs u
+    (Hickernell 1998)."""
+    gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
+    discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
+    return draws[np.argsort(discrepancy, kind="stable")]
+
+
+def worth_repeating(cube, runs, ranked, posterior):
+    """Params, with another seed, of the finished run that tells most if repeated; None where a new
+    point among the best 64 tells more."""
+    fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in runs.keys]
+    whole = np.flatnonzero(runs.whole)
+    points = np.concatenate([runs.u[whole], np.reshape(fresh, (-1, len(cube.free)))])
+    if not len(points):
+        return None
+    chosen = most_telling(posterior, cube.features(points))
+    if chosen >= len(whole):
+        return None
+
+    key = runs.keys[whole[chosen]]
+    replicas = [params for params, other in zip(runs.params, runs.keys) if other == key]
+    seed = 1 + max(params.get("seed", 0) for params in replicas)
+    return replicas[0] | {"seed": seed}
+
+
+def first_untried(cube, runs, points):
+    tried = set(runs.keys)
+    for params in map(cube.decode, points):
+        if cube.key(params) not in tried:
+            return params
+    return None
+
+
+def by_improvement(cube, runs, draws, rng):
+    """Points [m, d] by log expected improvement, the best first, and the posterior, which pending
+    runs belong to. Failures repel."""
+    known, waiting = runs.known, runs.waiting
+    x = cube.features(runs.u)
+    z, z_variance, theta = fit_warped(
+        x[known], runs.value[known], runs.variance[known], cube.category
+    )
+    posterior = Posterior(x[known], z, z_variance, cube.category, theta)
     improvement = log_noisy_ei(posterior, theta, x[known | waiting])
-    if waiting.any():  # believed to give their mean, so that not all repeat the same
-        z, own = np.r_[z, posterior(x[waiting])[0]], np.r_[own, np.zeros(waiting.sum())]
-        posterior = Posterior(np.r_[x[known], x[waiting]], z, own, cube.category, theta)
+
+    # pending runs are taken to give their mean, so that not all repeat the same one
+    if waiting.any():
+        z = np.r_[z, posterior(x[waiting])[0]]
+        z_variance = np.r_[z_variance, np.zeros(waiting.sum())]
+        both = np.r_[x[known], x[waiting]]
+        posterior = Posterior(both, z, z_variance, cube.category, theta)
+
+    failed = x[~known & ~waiting]
 
     def score(points):
-        f = cube.features(points)
-        if n == len(ended):
-            return improvement(f)
-        gaps = squared_gaps(f, ended, cube.category).sum(0).reshape(len(f), -1)
-        votes = np.exp(-0.5 * gaps / REACH**2)
-        good, bad = 0.1 + votes[:, :n].sum(1), votes[:, n:].sum(1)
-        return improvement(f) + 2 * np.log(good / (good + bad))
+        features = cube.features(points)
+        if not len(failed):
+            return improvement(features)
+        return improvement(features) + repulsion(features, x[known], failed, cube.category)
 
+    # climb from the best draws and from the best runs
     points = draws[np.argsort(-score(draws), kind="stable")]
-    top = u[known][np.argsort(-posterior(x[known])[0], kind="stable")[:4]]
-    starts = np.concatenate([points[:4], np.clip(top, 0, 1)])
-    found, scores = climb(score, starts, rng, cube.stepped)
-    return np.concatenate([found[np.argsort(-scores, kind="stable")], points]), posterior
+    order = np.argsort(-posterior(x[known])[0], kind="stable")
+    top = np.clip(runs.u[known][order[:4]], 0, 1)
+    peaks, scores = climb(score, np.concatenate([points[:4], top]), rng, cube.stepped)
+    peaks = peaks[np.argsort(-scores, kind="stable")]
+    return np.concatenate([peaks, points]), posterior
+
+
+def repulsion(features, sound, failed, category):
+    """Twice the log of the share of sound runs [n, d] in a vote of all runs near features [m, d]."""
+    ended = np.concatenate([sound, failed])
+    gaps = squared_gaps(features, ended, category).sum(0).reshape(len(features), -1)
+    votes = np.exp(-0.5 * gaps / REACH**2)
+    good = 0.1 + votes[:, : len(sound)].sum(1)
+    bad = votes[:, len(sound) :].sum(1)
+    return 2 * np.log(good / (good + bad))
 
 
 def climb(score, points, rng, stepped, rounds=14, tries=24):
-    """Local search of score from points [m, d]: normal steps whose radius shrinks when none of
-    them helps, and jumps to other levels of parameters that have levels; points, scores [m]."""
+    """Local search of score from points [m, d] -> points, scores [m]. Steps are normal, of a radius
+    that shrinks when none of them helps, or jumps to other levels of stepped parameters."""
     m, d = points.shape
-    radius, shape = np.full((m, 1, 1), 0.1), (m, tries, d)
+    shape = (m, tries, d)
+    radius = np.full((m, 1, 1), 0.1)
     for _ in range(rounds):
         moved = rng.random(shape) < max(0.5, 2 / d)
         trial = points[:, None] + rng.standard_normal(shape) * radius * moved
         jump = stepped & (rng.random(shape) < 1 / d)
         trial = np.clip(np.where(jump, rng.random(shape), trial), 0, 1)
         trial[:, 0] = points
+
         scores = score(trial.reshape(-1, d)).reshape(m, tries)
         best = scores.argmax(1)
-        points, radius[best == 0] = trial[np.arange(m), best], radius[best == 0] * 0.4
+        points = trial[np.arange(m), best]
+        radius[best == 0] *= 0.4
     return points, scores.max(1)
 
 
-# ---------------------------------------------------------------- early stopping
+# ---------------------------------------------------------------- stopping rules
 
 # Type pause judges at these shares of the epochs and pauses the lower half: the first is as late as
 # a cosine schedule needs to tell runs apart at all, and four cheap looks catch a run that slips
-# later. After the cap, paused runs go on band by band, most likely winner first, while the chances
-# they have of beating the best, by what the finished ones gained from there on, add up to CHANCE.
-BAND_SHARES, CHANCE = (0.25, 0.375, 0.5, 0.7), 0.07
+# later. After the cap, paused runs continue band by band, the most likely winner first, as long as
+# their chances of beating the best add up to CHANCE or more.
+BAND_SHARES = (0.25, 0.375, 0.5, 0.7)
+CHANCE = 0.07
 
 
 def eta_of(rule):
@@ -328,16 +451,18 @@ def bands_of(rule, epochs):
     if rule["type"] == "pause":
         return sorted(rule.get("bands") or {max(1, int(share * epochs)) for share in BAND_SHARES})
     if "max_iter" in rule:
-        parts = [rule["max_iter"] / eta ** (k + 1) for k in range(int(rule["s"]))]
-        return sorted(int(b) for b in parts if b >= 1)
+        bands = [rule["max_iter"] / eta ** (k + 1) for k in range(int(rule["s"]))]
+        return sorted(int(band) for band in bands if band >= 1)
+
     bands = [float(rule["min_iter"])]
     while bands[-1] * eta <= epochs:
         bands.append(bands[-1] * eta)
-    return [int(b) for b in bands]
+    return [int(band) for band in bands]
 
 
 def brackets(max_iter, eta):
-    """Hyperband's brackets (Li et al. 2018, table 1), most eager first: rungs (runs, epochs)."""
+    """Hyperband's brackets (Li et al. 2018, table 1), the most eager first; each is a list of rungs
+    (runs, epochs)."""
     deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
     for s in range(deepest, -1, -1):
         runs = (deepest + 1) // (s + 1) * eta**s
@@ -346,30 +471,52 @@ def brackets(max_iter, eta):
 
 
 def judge(values, others, rule, epochs):
-    """values [e]: a run's, larger is better; others: curves of the other runs; rule:
-    early_terminate -> {rule, epoch: the band, value, rank, of: how many runs reached it, bar: the
-    value missed or met, stop, why: a guard that spoke}; before the first band {stop: False}."""
-    band = max((b for b in bands_of(rule, epochs) if b <= len(values)), default=None)
-    if band is None:
+    """A run's verdict at the last band that it has reached.
+
+    values [e]: a value an epoch, larger is better; others: the same of the other runs; rule: an
+    early_terminate. Returns {stop: False} before the first band, else {rule, epoch: the band,
+    value, bar: the value to reach, rank, of: how many runs reached the band, stop, and, where a
+    guard keeps a run that is below the bar, why}."""
+    bands = [band for band in bands_of(rule, epochs) if band <= len(values)]
+    if not bands:
         return {"stop": False}
-    field = sorted([c[band - 1] for c in others if len(c) >= band] + [values[band - 1]])[::-1]
-    place = int(len(field) / eta_of(rule))
-    bar = field[place - (rule["type"] == "brackets" and len(field) >= eta_of(rule))]
+    band = max(bands)
+    field = [curve[band - 1] for curve in others if len(curve) >= band] + [values[band - 1]]
+    field = sorted(field)[::-1]
+
+    kept = int(len(field) / eta_of(rule))
+    last_kept = rule["type"] == "brackets" and kept > 0
+    bar = field[kept - 1] if last_kept else field[kept]  # the last that stays, or the first to go
     value = values[band - 1] if rule.get("strict", True) else max(values)
-    young = rule["type"] == "pause" and sum(len(c) >= epochs for c in others) < 3
-    why = "fewer than 3 finished runs" if young else ""
+    below = value < bar
+
+    guard = ""
+    if rule["type"] == "pause" and sum(len(curve) >= epochs for curve in others) < 3:
+        guard = "fewer than 3 finished runs"
     if max(values) >= rule.get("preserve_threshold", math.inf):
-        why = "preserve_threshold"
-    verdict = {"rule": rule["type"], "epoch": band, "value": value, "bar": bar, "of": len(field)}
-    verdict |= {"rank": 1 + sum(v > value for v in field), "stop": bool(value < bar and not why)}
-    return verdict | ({"why": why} if why and value < bar else {})
+        guard = "preserve_threshold"
+
+    verdict = {
+        "rule": rule["type"],
+        "epoch": band,
+        "value": value,
+        "bar": bar,
+        "of": len(field),
+        "rank": 1 + sum(v > value for v in field),
+        "stop": bool(below and not guard),
+    }
+    if below and guard:
+        verdict["why"] = guard
+    return verdict
 
 
 def should_stop(values, others, early_terminate):
-    """values [e]: a value an epoch, larger is better; others: the same of every other run;
-    early_terminate as in the sweep file, `epochs` in it (default: the longest curve) being the
-    length of a whole run -> whether the run is to be stopped, that is paused, now. hyperband is
-    W&B's rule to the letter (sweeps 0.3.0, hyperband_stopping.py). Raises UsageError."""
+    """Whether a run is to be stopped, that is paused, now.
+
+    values [e]: a value an epoch, larger is better; others: the same of every other run;
+    early_terminate: as in the sweep file, where `epochs` is the length of a whole run (default: the
+    longest curve). Type hyperband is W&B's rule to the letter (sweeps 0.3.0,
+    hyperband_stopping.py). Raises UsageError."""
     if not early_terminate:
         return False
     space.check_rule(early_terminate)
@@ -1019,7 +1166,7 @@ def continue_trial(options):
 
 def write_report(sweep, path=None, as_json=False):
     """Write report.md, and the page to path -> (its text, or JSON, null if not known; Findings)."""
-    found = Findings(sweep, fit, Posterior)
+    found = Findings(sweep, fit_gp, Posterior)
     blocks = list(sweep_blocks(found))
     text = markdown(blocks)
     files.replace_file(sweep.folder / "report.md", text)

@@ -92,7 +92,7 @@ def test_replicas_set_the_noise():
         for k in (1, 2):
             value = best.history[-1] - gap * k
             state.trials.append(sweep.Trial(10 + k, best.params, "finished", [value]))
-        found = findings.Findings(state, sweep.fit, sweep.Posterior)
+        found = findings.Findings(state, sweep.fit_gp, sweep.Posterior)
         noises.append(found.noise)
         assert found.replicas
     assert noises[0] < 0.0008 and noises[1] > 0.003
@@ -106,7 +106,7 @@ def test_runs_alike_but_for_their_seed_are_replicas():
     for n, (lr, seed) in enumerate(itertools.product((1e-4, 1e-3, 1e-2), (0, 1, 2)), 1):
         trial = sweep.Trial(n, {"lr": lr, "seed": seed}, "finished", [0.9 + lr + 1e-4 * (n % 2)])
         state.trials.append(trial)
-    found = findings.Findings(state, sweep.fit, sweep.Posterior)
+    found = findings.Findings(state, sweep.fit_gp, sweep.Posterior)
     assert found.replicas and found.importance[1][0] < 1e-6 and 2e-5 < found.noise < 3e-4
 
 
@@ -117,7 +117,7 @@ def finished(values, interval=0.0, **more):
         rows = [[1.0, v - interval, v + interval]]
         params = {"x": (n - 0.5) / len(values)}
         state.trials.append(sweep.Trial(n, params, "finished", [v], rows))
-    return findings.Findings(state, sweep.fit, sweep.Posterior)
+    return findings.Findings(state, sweep.fit_gp, sweep.Posterior)
 
 
 def test_importance_stands_beside_what_permuted_scores_give():
@@ -166,7 +166,7 @@ def test_ruined_runs_stay_out_of_means_by_parameter():
 
 def test_curves_that_were_not_recorded_are_not_projected():
     state = sweep.read_sweep(PUBLISHED)
-    found = findings.Findings(state, sweep.fit, sweep.Posterior)
+    found = findings.Findings(state, sweep.fit_gp, sweep.Posterior)
     assert all(math.isnan(row.chance) and math.isnan(row.final["mean"]) for row in found.stopped)
     page = report.page("s", list(report.sweep_blocks(found)))
     assert "Learning curves" not in page and ">100%<" not in page
@@ -203,13 +203,13 @@ def test_what_the_published_sweep_says_of_itself_is_so():
     same = seen["eta_min"]
     assert same[0] == same[1] and same[4] == same[6] and len(set(same)) == 10
     assert "156 epochs used, 108 saved by stopping 9 runs" in report.markdown(
-        report.sweep_blocks(findings.Findings(state, sweep.fit, sweep.Posterior))
+        report.sweep_blocks(findings.Findings(state, sweep.fit_gp, sweep.Posterior))
     )
 
 
 def test_its_best_configuration_is_the_command_of_that_run(monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = findings.Findings(sweep.read_sweep(PUBLISHED), sweep.fit, sweep.Posterior)
+    found = findings.Findings(sweep.read_sweep(PUBLISHED), sweep.fit_gp, sweep.Posterior)
     words = found.command.split()[2:]
     assert found.first.number == 3 and sweep.resolve(words) == sweep.resolve(
         ["--hparams=hparams/run3.json"]
@@ -224,6 +224,6 @@ def test_names_from_a_file_are_no_markup():
     for n in range(1, 9):
         state.trials.append(sweep.Trial(n, {"<b>": n / 9}, "finished", [n / 9], [[1.0, 0.1, 0.2]]))
     page = report.page(
-        "s", report.sweep_blocks(findings.Findings(state, sweep.fit, sweep.Posterior))
+        "s", report.sweep_blocks(findings.Findings(state, sweep.fit_gp, sweep.Posterior))
     )
     assert "<b>&lt;b&gt;</b>" in page and "<b>" not in page.replace("<b>&lt;b&gt;</b>", "")

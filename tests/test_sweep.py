@@ -358,7 +358,7 @@ def test_minimise_finds_rosenbrocks_minimum():
 
 def test_fit_finds_the_largest_posterior_density():
     _, x, y, own, category, start = gp_data()
-    theta, lowest, loss = sweep.fit(x, y, own, category)
+    theta, lowest, loss = sweep.fit_gp(x, y, own, category)
     gaps = sweep.squared_gaps(x, x, category)
 
     def density(t):  # normal priors, Cauchy's of the noise, without their constants

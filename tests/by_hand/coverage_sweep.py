@@ -68,11 +68,11 @@ def believed(state):
     best one, before and after."""
     rows = [findings.Row(trial, CUBE) for trial in state.trials]
     model, value = (
-        findings.Worth(state, CUBE, rows, sweep.fit, sweep.Posterior),
+        findings.Worth(state, CUBE, rows, sweep.fit_gp, sweep.Posterior),
         findings.last(rows),
     )
     x = model.known[0]
-    alone = sweep.Posterior(*model.known, sweep.fit(*model.known, noise=(-10.0, 3.0))[0])(x)
+    alone = sweep.Posterior(*model.known, sweep.fit_gp(*model.known, noise=(-10.0, 3.0))[0])(x)
     before = model.middle + model.unit * alone[0], model.unit * alone[1]
     after = model(np.array([row.point for row in rows]))
     top = int(value.argmax())

@@ -89,7 +89,7 @@ def ours(training, runs, replicate):
             state.write("epochs", trial, history=curve[:target], rows=[])
             sweep.settle(state, trial)
     state.folder = Path("sweep")
-    first = findings.Findings(state, sweep.fit, sweep.Posterior).first
+    first = findings.Findings(state, sweep.fit_gp, sweep.Posterior).first
     return first.params, sum(len(t.history) for t in state.trials)
 
 
