@@ -5,32 +5,49 @@ at all, locks, and a command line whose errors are one line. Exit codes of every
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
+import secrets
 import sys
+import tempfile
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
+import yaml
+
 MAX_BYTES, MAX_NODES = 2**30, 10**7  # of a text; lists and objects of a JSON file
 MEMORY = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an engine"  # CUDA's too
 KEPT = "what was written before is whole"
+STDOUT = "-", "/dev/stdout"  # paths whose content is printed
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # they break a line of text
+HYDRA = r"[+~]*(?:\w+[.])*(\w+=\S+)"  # a value as Hydra takes it: a.b=c, +b=c
+
+# ---------------------------------------------------------------- errors
 
 
 class DataError(ValueError):
-    """DataError(where, what, remedy): what is wrong with the user's data, where (file, image, word,
-    key) and what to do about it, as one line; a fourth part is an exit code other than 1."""
+    """What is wrong with the user's data, where (file, image, word, key) and a remedy, as one line;
+    code: the exit code, if not 1."""
 
-    @property
-    def code(self):
-        return self.args[3] if len(self.args) > 3 else 1
+    code = 1
+
+    def __init__(self, where, what="", remedy="", code=None):
+        super().__init__(where, what, remedy, code)
+        self.code = code or self.code
 
     def __str__(self):
-        where, what, remedy = (*map(str, self.args), "", "", "")[:3]
-        line = where + f": {what}" * bool(what) + f"; {remedy}" * bool(remedy)
-        return re.sub(r"(?s)^.*\nfiles\.\w+: ", "", line.strip())  # as a loader process sends it
+        where, what, remedy, _ = self.args
+        line = str(where).strip()
+        if what:
+            line += f": {what}"
+        if remedy:
+            line += f"; {remedy}"
+        # torch raises an error of a loader process anew, with its traceback in front of the line
+        return re.sub(r"(?s)^.*\nfiles\.\w+: ", "", line)
 
 
 class UsageError(DataError):
@@ -39,91 +56,172 @@ class UsageError(DataError):
     code = 2
 
 
-def exit_code(run, say=lambda line: print(f"error: {line}", file=sys.stderr)):
-    """run()'s exit code, or where it fails one of the table, and a line to say; raises bugs."""
+def print_error(line):
+    print(f"error: {line}", file=sys.stderr)
+
+
+def exit_code(run, say=print_error):
+    """The exit code of run() or, where it fails, of the failure, whose line is said. Errors that
+    only a bug can cause are raised."""
+    with contextlib.suppress(AttributeError):  # an ASCII terminal lacks letters of names and words
+        sys.stdout.reconfigure(errors="replace")
     try:
         return run() or 0
-    except (DataError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
-        line, code = str(error), getattr(error, "code", 1)
-        if isinstance(error, OSError):
-            line = f"{error.filename or 'output'}: {error.strerror or error}; {KEPT}"
-        elif isinstance(error, KeyboardInterrupt):
-            line, code = f"interrupted; {KEPT}", 130
-        elif not isinstance(error, DataError):
-            if not re.search(MEMORY, line):  # MemoryError is ""
-                raise
-            line, code = "out of memory; lower --size (and --batch), or use --device cpu", 3
+    except DataError as error:
+        line, code = str(error), error.code
+    except OSError as error:
+        line, code = f"{error.filename or 'output'}: {error.strerror or error}; {KEPT}", 1
+    except KeyboardInterrupt:
+        line, code = f"interrupted; {KEPT}", 130
+    except (MemoryError, RuntimeError) as error:
+        if not re.search(MEMORY, str(error)):  # the text of a MemoryError is ""
+            raise
+        line, code = "out of memory; lower --size (and --batch), or use --device cpu", 3
     say(line)
     return code
 
 
-def read_text(path, limit=MAX_BYTES, encoding="utf-8-sig", other=None):
-    """A text file of at most `limit` bytes, in UTF-8 or else `other`. Raises OSError, DataError."""
-    if not Path(path).is_file():
-        raise UsageError(path, "no such file")
-    if os.path.getsize(path) > limit:
+def shown(name):
+    """A name from a file as an error message shows it: on one line of at most 80 characters."""
+    if not isinstance(name, str) or not name or CONTROL.search(name):
+        name = ascii(name)
+    return name if len(name) <= 80 else name[:77] + "..."
+
+
+def nearest(name, known):
+    """A question that ends an error message where one of the known names is near, or ""."""
+    matches = get_close_matches(str(name), known, 1, 0.6)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_bytes(path, limit=MAX_BYTES):
+    """The content of a file of at most `limit` bytes. Raises DataError, also on a FIFO or device,
+    from which a read might never return."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(path, "not a regular file")
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})") from None
+    if len(raw) > limit:
         raise DataError(path, f"larger than {limit >> 20} MiB", "split it into several files")
-    raw = Path(path).read_bytes()
-    for name in (encoding, other or encoding):
+    return raw
+
+
+def read_text(path, limit=MAX_BYTES, other="utf-8"):
+    """A text of at most `limit` bytes, in UTF-8 or else in the encoding `other`. Raises DataError,
+    or UsageError where there is no such file."""
+    if not os.path.exists(path):
+        raise UsageError(path, "no such file")
+    raw = read_bytes(path, limit)
+    for encoding in ("utf-8-sig", other):
         with contextlib.suppress(UnicodeDecodeError):
-            return raw.decode(name)
+            return raw.decode(encoding)
     raise DataError(path, "not text in UTF-8", "save it as such")
 
 
-def as_dict(pairs, flat=False):
-    if flat:
-        parts = (x if isinstance(x, dict) else {key.rpartition(".")[2]: x} for key, x in pairs)
-        pairs = [pair for part in parts for pair in part.items()]
-    value, seen = dict(pairs), set()
+def unique_dict(pairs):
+    """A dict of (key, value). Raises ValueError where a key comes twice."""
+    value = dict(pairs)
     if len(value) < len(pairs):
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"key {shown(twice)} comes twice in one object")
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {shown(max(keys, key=keys.count))} comes twice in one object")
     return value
 
 
-def read_json(path, text=None, flat=False):
-    """The value of a JSON or YAML file, or of a text from it; flat: of nested objects and dotted
-    keys the last part counts. Raises OSError, DataError, also on a key twice."""
-    import yaml  # which timm needs
-
-    def value(node):  # of YAML, where 5e-4 is a number and off a text, as in version 1.2
-        if node.id == "mapping":
-            return as_dict([(key.value, value(x)) for key, x in node.value], flat)
-        if node.id == "sequence":
-            return [value(x) for x in node.value]
-        for kind in (int, float, lambda x: json.loads(x.lower())) if not node.style else ():
-            with contextlib.suppress(ValueError):
-                return kind(node.value.strip("~") or "null")
+def yaml_value(node):
+    """The value of a YAML node in version 1.2, where 5e-4 is a number and off a text."""
+    if node.id == "mapping":
+        return unique_dict([(key.value, yaml_value(value)) for key, value in node.value])
+    if node.id == "sequence":
+        return [yaml_value(value) for value in node.value]
+    if node.style:  # in quotes
         return node.value
 
-    kind = "YAML" if Path(path).suffix in (".yaml", ".yml") else "JSON"
-    text = read_text(path, MAX_BYTES if kind == "JSON" else 2**20) if text is None else text
+    word = node.value.strip("~").lower() or "null"
+    for kind in (int, float, json.loads):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return node.value
+
+
+def read_json(path, text=None):
+    """The value of a JSON or YAML file, or of a text from it. Raises DataError."""
+    is_yaml = Path(path).suffix in (".yaml", ".yml")
+    if text is None:
+        text = read_text(path, 2**20 if is_yaml else MAX_BYTES)
     try:
-        top = yaml.compose(text, yaml.SafeLoader) if kind == "YAML" else None
-        aliases = top and yaml.AliasToken in map(type, yaml.scan(text))
-        if aliases or text.count("[") + text.count("{") > MAX_NODES:
-            raise ValueError(f"aliases, or more than {MAX_NODES} lists and objects")
-        return value(top) if top else json.loads(text, object_pairs_hook=lambda x: as_dict(x, flat))
+        if text.count("[") + text.count("{") > MAX_NODES:
+            raise ValueError(f"more than {MAX_NODES} lists and objects")
+        if not is_yaml:
+            return json.loads(text, object_pairs_hook=unique_dict)
+        if yaml.AliasToken in map(type, yaml.scan(text)):  # a few of them can fill the memory
+            raise ValueError("aliases are not read")
+        return yaml_value(yaml.compose(text, yaml.SafeLoader))
     except (AttributeError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        kind = "YAML" if is_yaml else "JSON"
         raise DataError(path, f"not a {kind} file ({' '.join(str(error).split())})") from None
 
 
+# ---------------------------------------------------------------- writing
+
+
+def is_stream(path):
+    """Whether what is written there cannot be replaced as a whole: a FIFO, a device, stdout."""
+    return str(path) in STDOUT or os.path.exists(path) and not os.path.isfile(path)
+
+
 def replace_file(path, content):
-    """Write bytes or text whole or not at all (temporary name, fsync, rename), and its folder."""
-    path, content = Path(path), content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write bytes or text whole or not at all (temporary name, fsync, rename), and the folder. A
+    link stays and its target is replaced; a FIFO or device is written into; STDOUT is printed."""
+    if isinstance(content, str):
+        content = content.encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if str(path) in STDOUT:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content)
+        elif is_stream(path):
+            Path(path).write_bytes(content)
+        else:
+            write_whole(Path(os.path.realpath(path)), content)
+    except OSError as error:
+        error.filename = str(path)  # and not the temporary one, nor none
+        raise
+
+
+def write_whole(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the name itself may fill 255 bytes
+    try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
-        with contextlib.suppress(OSError):  # its folder may be a file
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path):
+    """Raise the OSError in which writing the path would end; nothing is made or left behind."""
+    folder = Path(os.path.realpath(path)).parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # its name may be too long
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+        if not is_stream(path):
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b" ")  # a full disk gives a file, and no room in it
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_json(path, value, indent=None):
@@ -131,15 +229,18 @@ def write_json(path, value, indent=None):
     replace_file(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def shown(name):
-    """A name from a file as an error message shows it: on one line, and not for ever."""
-    name = name if isinstance(name, str) and name.isprintable() and name else ascii(name)
-    return name if len(name) <= 80 else name[:77] + "..."
+def guard(outputs, inputs, derived=()):
+    """Raise UsageError before an output replaces an input of the same command or, under a name that
+    was derived from another's and that nobody typed, any file. All are paths, or None."""
+    read = {os.path.realpath(path) for path in inputs if path}
+    for path in filter(None, (*outputs, *derived)):
+        if os.path.realpath(path) in read:
+            raise UsageError(path, "is read by this command", "write to another file")
+        if path in derived and os.path.exists(path):
+            raise UsageError(path, "exists, and no flag names it", "name another, or remove it")
 
 
-def nearest(name, known):
-    """ "; did you mean ...?" where one of the known names is near."""
-    return "".join(f"; did you mean {x}?" for x in get_close_matches(str(name), known, 1, 0.6))
+# ---------------------------------------------------------------- locks
 
 
 def lock(path):
@@ -147,30 +248,64 @@ def lock(path):
     file = open(path, "a+")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # others come where a file system has no locks
-        if isinstance(error, BlockingIOError):
-            return file.close()
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # a file system without locks
+        pass
     return file
 
 
+def lock_folder(folder, name, what):
+    """The lock on folder/name, after which temporary files of killed processes are removed. Raises
+    UsageError, `what` is going on, where another process has it."""
+    held = lock(folder / name)
+    if held is None:
+        raise UsageError(folder, what, "wait for it, or stop it")
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    return held
+
+
+# ---------------------------------------------------------------- command line
+
+
+def plain_flag(word):
+    """--a_b, --x.a-b and --no-a-b as --a-b, --a-b and --a-b=none; other words as they are."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    name = name.rpartition(".")[2].replace("_", "-")
+    if name.startswith("no-") and not equals:
+        return f"--{name[3:]}=none"
+    return f"--{name}{equals}{value}"
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse that takes --a_b, --x.a-b, --no-a-b; errors are one line with the closest flag."""
+    """argparse that takes flags as `plain_flag` does; an error is one line with the closest one."""
 
     def __init__(self, **options):
         layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100)
         super().__init__(formatter_class=layout, allow_abbrev=False, **options)
 
     def parse_known_args(self, args=None, namespace=None):
-        args = [re.sub("^--([^=]+[.])?", "--", w) for w in (sys.argv[1:] if args is None else args)]
-        args = [re.sub("^--no[-_]([^=]+)$", r"--\1=none", word) for word in args]
-        args = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in args]
-        return super().parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else args
+        parsed, rest = super().parse_known_args(map(plain_flag, words), namespace)
+        for action in self._get_positional_actions():
+            given = vars(parsed).get(action.dest)
+            for word in given if isinstance(given, list) else [given]:
+                hydra = re.fullmatch(HYDRA, str(word))
+                if hydra and not os.path.exists(word):
+                    self.error(f"{word}: no such file; for a flag write --{hydra[1]}")
+        return parsed, rest
 
     def error(self, message):
-        groups = ([*a.choices.values()] for a in self._actions if isinstance(a.choices, dict))
-        known = re.findall(r"[\w-]+", message.partition("choose from")[2])
-        known = known or [flag for p in sum(groups, [self]) for flag in p._option_string_actions]
-        wrong = re.search(r"(?:arguments|choice): '?(?:-m )?([^ '=]+)", message)
-        hydra = re.search(r"arguments: (?:-m )?[+~]*(?:\w+[.])*(\w+=\S+)", message)  # its a.b=c
-        hint = f"; use --{hydra[1]}" if hydra else nearest(wrong[1], known) if wrong else ""
+        hydra = re.search(f"arguments: (?:-m )?{HYDRA}", message)
+        wrong = re.search("(?:arguments|choice): '?([^ '=]+)", message)
+        choices = re.findall(r"[\w-]+", message.partition("choose from")[2])
+        hint = ""
+        if hydra:
+            hint = f"; use --{hydra[1]}"
+        elif wrong:
+            hint = nearest(wrong[1], choices or self._option_string_actions)
         self.exit(2, f"error: {message}{hint} (see --help)\n")

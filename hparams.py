@@ -5,20 +5,30 @@ import contextlib
 import dataclasses
 
 from db_postprocess import MODES, SHRINK_RATIO
-from files import DataError, Parser, UsageError, nearest, read_json, shown
+from files import CONTROL, DataError, Parser, UsageError, nearest, read_json, shown, unique_dict
 
-HIDE, AMP, FITS = argparse.SUPPRESS, ("auto", "bf16", "fp16", "off"), ("longer", "area")
+HIDE = argparse.SUPPRESS
+AMP = "auto", "bf16", "fp16", "off"
+FITS = "longer", "area"
+
+# ---------------------------------------------------------------- the table
 
 
 def value(default, text, low=None, high=None, choices=None, group=None):
-    """A hyperparameter; bounds are inclusive; group: for --help, on the first of each."""
-    meta = {"help": text, "low": low, "high": high, "choices": choices, "group": group}
+    """A hyperparameter. Bounds are inclusive; the first one of a group names it for --help."""
+    meta = {
+        "help": text,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "group": group,
+    }
     return dataclasses.field(default=default, metadata=meta)
 
 
 @dataclasses.dataclass(frozen=True)
 class Hparams:
-    """Every training default is written here and nowhere else, by its name in sweeps and JSON."""
+    """Every default of training, here and nowhere else, under its name in sweeps and JSON."""
 
     data: str = value("synth", "folder, label file or a,b; synth, synth-small: drawn", group="data")
     val_data: str = value("", "labels to validate on, if DATA has no val split")
@@ -38,7 +48,7 @@ class Hparams:
     teacher: str = value("", "checkpoints, comma-separated, whose mean map is learned too")
     teacher_weight: float = value(5.0, "of the loss towards the teachers' map", 0, 1000)
     size: int = value(960, "of a page in px, see fit; training: x 32", 32, 8192, group="schedule")
-    fit: str = value("longer", "what becomes size: longer side, or root of the area", choices=FITS)
+    fit: str = value("longer", "which measure of a page becomes `size` px", choices=FITS)
     batch: int = value(8, "pages a step, over all processes", 1, 4096)
     epochs: int = value(22, "length of the run", 1, 100000)
     stop_epoch: int = value(0, "pause after this epoch, inside the schedule (0: never)", 0, 100000)
@@ -80,85 +90,147 @@ class Hparams:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Hparams)}
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a line of text"}
-BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-BOOLEANS["none"] = False  # of --no-ema
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a line of text",
+}
+BOOLEANS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "none": False,  # which --no-ema stands for
+}
+
+# ---------------------------------------------------------------- checks
 
 
-def checked(key, raw, where, text=False):
-    """One value as its field's type; text: as a flag has it. Raises UsageError with the bounds."""
+def parse_value(kind, text):
+    """The value that a flag's text stands for, or the text, which `checked` refuses."""
+    if kind is bool:
+        return BOOLEANS.get(text.lower(), text)
+    with contextlib.suppress(ValueError):
+        return kind(text)
+    return text
+
+
+def checked(key, raw, where):
+    """One value as its field's type. Raises UsageError with the key, the value and the bounds."""
     if key not in FIELDS:
         raise UsageError(where, f"unknown key {shown(key)!r}{nearest(key, FIELDS)}")
-    kind, meta, given = FIELDS[key].type, FIELDS[key].metadata, f"{key} = {shown(repr(raw))}"
-    with contextlib.suppress(ValueError, OverflowError):
-        if text and kind is not str:
-            raw = BOOLEANS.get(raw.lower(), raw) if kind is bool else kind(raw)
-        if type(raw) in (int, float) and kind in (int, float) and kind(raw) == raw:
+    kind = FIELDS[key].type
+    meta = FIELDS[key].metadata
+    given = f"{key} = {shown(repr(raw))}"
+
+    with contextlib.suppress(ValueError, OverflowError, TypeError):  # 3.0 is 3, and 1 is 1.0
+        if bool not in (kind, type(raw)) and kind(raw) == raw:
             raw = kind(raw)
-    if type(raw) is not kind or kind is str and not raw.isprintable():
+    if type(raw) is not kind or kind is str and CONTROL.search(raw):
         raise UsageError(where, f"{given} is not {KINDS[kind]}")
-    low, high, choices = meta["low"], meta["high"], meta["choices"]
-    if low is not None and not low <= raw <= high:  # also catches NaN
-        share = f"a percentage? write {raw / 100:g}" if high <= 1 < raw <= 100 else ""
-        raise UsageError(where, f"{given} is not within {low} to {high}", share)
+
+    low, high = meta["low"], meta["high"]
+    if low is not None and not low <= raw <= high:  # also a NaN
+        is_percentage = high <= 1 < raw <= 100
+        remedy = f"a percentage? write {raw / 100:g}" if is_percentage else ""
+        raise UsageError(where, f"{given} is not within {low} to {high}", remedy)
+
+    choices = meta["choices"]
     if choices and raw not in choices:
         raise UsageError(where, f"{given} is not one of {', '.join(choices)}")
     return raw
 
 
+def validate(hp, where="flags"):
+    """hp, if its values go together in training. Raises UsageError."""
+    if hp.size % 32:
+        raise UsageError(where, f"size = {hp.size} is not a multiple of 32")
+    if hp.neck % 4:
+        raise UsageError(where, f"neck = {hp.neck} is not a multiple of 4")
+    if hp.eta_min > hp.lr:
+        raise UsageError(where, f"eta_min = {hp.eta_min} is above lr = {hp.lr}")
+    if hp.folds == 1:
+        raise UsageError(where, "folds = 1 is not 0 or within 2 to 100")
+    if 0 < hp.folds < hp.fold:
+        raise UsageError(where, f"fold = {hp.fold}, but folds = {hp.folds}")
+    if hp.name.startswith("/") or ".." in hp.name.split("/"):
+        raise UsageError(where, f"name = {hp.name!r} leads out of runs/")
+    return hp
+
+
+# ---------------------------------------------------------------- files
+
+
+def last_parts(values):
+    """(last part of a nested or dotted name, value) of all values in a dict of dicts."""
+    for key, inner in values.items():
+        if isinstance(inner, dict):
+            yield from last_parts(inner)
+        else:
+            yield key.rpartition(".")[2], inner
+
+
 def read_hparams(path):
     """{key: value} of a JSON or YAML file, nested or not. Raises DataError, UsageError."""
     values = read_json(path)
-    if isinstance(values, dict) and {"method", "parameters"} <= values.keys():
-        raise UsageError(path, "is a sweep, no hyperparameters", f"run it: sweep.py {path}")
-    values = read_json(path, flat=True)
     if not isinstance(values, dict):
         raise DataError(path, "not a JSON object (or YAML) of values", "see hparams/run8.json")
+    if {"method", "parameters"} <= values.keys():
+        remedy = f"run it: sweep.py {path}"
+        raise UsageError(path, "is a sweep and not a file of hyperparameters", remedy)
+    try:
+        values = unique_dict([*last_parts(values)])
+    except ValueError as error:
+        raise DataError(path, str(error)) from None
     return {key: checked(key, raw, path) for key, raw in values.items()}
 
 
 def saved_hparams(values, where):
-    """Hparams of a checkpoint or run folder; a key that it lacks has its default, or UsageError."""
+    """Hparams of a checkpoint or run folder; a key that it lacks has its default. Raises
+    UsageError."""
     return Hparams(**{key: checked(key, raw, where) for key, raw in values.items()})
 
 
-def validate(hp, where="flags"):
-    """hp, if its values go together in training. Raises UsageError."""
-    outside = hp.name[:1] == "/" or ".." in hp.name.split("/")
-    for wrong, what in (
-        (hp.size % 32, f"size = {hp.size} is not a multiple of 32"),
-        (hp.neck % 4, f"neck = {hp.neck} is not a multiple of 4"),
-        (hp.eta_min > hp.lr, f"eta_min = {hp.eta_min} is above lr = {hp.lr}"),
-        (0 < hp.folds < max(2, hp.fold), f"fold = {hp.fold} of folds = {hp.folds} (0 or 2 to 100)"),
-        (outside, f"name = {hp.name!r} leads out of runs/"),
-    ):
-        if wrong:
-            raise UsageError(where, what)
-    return hp
+# ---------------------------------------------------------------- flags
 
 
 def add_flags(parser, keys=FIELDS, title=None):
-    """A flag for each key, its help from the table; under title, or in the table's groups."""
+    """A flag for each key, with its help; under one title, or in the groups of the table."""
     group = parser.add_argument_group(title)
     for key in keys:
-        meta, flag = FIELDS[key].metadata, f"--{key.replace('_', '-')}"
-        if not title and meta["group"]:
-            group = parser.add_argument_group(meta["group"])
-        shape = {"nargs": "?", "const": "true"} if FIELDS[key].type is bool else {}
-        metavar = str(FIELDS[key].default) or "''"
-        group.add_argument(flag, dest=key, metavar=metavar, help=meta["help"], **shape)
+        field = FIELDS[key]
+        if field.metadata["group"] and not title:
+            group = parser.add_argument_group(field.metadata["group"])
+        options = {}
+        if field.type is bool:  # --ema alone is --ema=true
+            options = {"nargs": "?", "const": "true"}
+        group.add_argument(
+            f"--{key.replace('_', '-')}",
+            dest=key,
+            metavar=str(field.default) or "''",
+            help=field.metadata["help"],
+            **options,
+        )
 
 
 def given_flags(args, keys=FIELDS):
     """{key: value} of the flags that parsed args hold. Raises UsageError."""
-    given = {key: vars(args)[key] for key in keys if vars(args).get(key) is not None}
-    return {key: checked(key, text, f"--{key}", True) for key, text in given.items()}
+    values = {}
+    for key in keys:
+        text = getattr(args, key, None)
+        if text is not None:
+            values[key] = checked(key, parse_value(FIELDS[key].type, text), f"--{key}")
+    return values
 
 
 def trainer_parser(doc=None):
     """train.py's command line; here, so that a sweep knows its flags without torch."""
     parser = Parser(description=doc, usage="python train.py [--hparams FILE] [--key value ...]")
-    add, mirrors = parser.add_argument, ("wandb", "tensorboard")
+    add = parser.add_argument
+    mirrors = "wandb", "tensorboard"
     add("--hparams", metavar="FILE", help="values to start from, JSON or YAML")
     add("--resume", action="store_true", help="go on with a run: --name NAME, or its folder")
     add("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
@@ -173,5 +245,8 @@ def trainer_parser(doc=None):
 
 def resolve_hparams(args, saved=()):
     """Hparams of default < saved ones < --hparams < flags. Raises DataError, UsageError."""
-    values = dict(saved) | (read_hparams(args.hparams) if args.hparams else {})
-    return validate(Hparams(**{**values, **given_flags(args)}), args.hparams or "flags")
+    values = dict(saved)
+    if args.hparams:
+        values |= read_hparams(args.hparams)
+    values |= given_flags(args)
+    return validate(Hparams(**values), args.hparams or "flags")
