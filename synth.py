@@ -1,20 +1,30 @@
-"""What does an invented receipt look like? Synthetic pages with exact labels: a till writes lines,
-a printer sets them on a sheet, which is worn, bent, laid on a ground and photographed."""
+"""What does an invented receipt look like? Synthetic pages with exact labels.
+
+A till writes lines, a printer sets them on a sheet, and the sheet is worn, bent, laid on a ground
+and photographed. `synthetic_page`, at the end, takes these steps in order. Functions that take a
+`seed` accept a generator, too."""
 
 import itertools
+import re
 from statistics import NormalDist
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+# ---------------------------------------------------------------- light and noise
 
 # quantiles of the normal distribution: random bytes become noise by one table look-up
 NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)])
 
 
 def add_noise(image, seed, sigma):
-    table = np.round(NORMAL * sigma).clip(-127, 127).astype(np.int8)
-    noise = np.frombuffer(np.random.default_rng(seed).bytes(image.size), np.uint8)
-    return cv2.add(image, cv2.LUT(noise.reshape(image.shape), table), dtype=cv2.CV_8U)
+    """uint8 image of any shape plus normal noise of standard deviation `sigma`."""
+    random_bytes = np.random.default_rng(seed).bytes(image.size)
+    levels = np.frombuffer(random_bytes, np.uint8).reshape(image.shape)
+    table = np.int8(np.round(NORMAL * sigma).clip(-127, 127))
+
+    return cv2.add(image, cv2.LUT(levels, table), dtype=cv2.CV_8U)
 
 
 def smooth_field(seed, height, width, cells=4):
@@ -29,339 +39,672 @@ def multiply(image, factor):
 
 
 def shade(image, seed, depth):
-    """Darken one side of a random straight line with a soft edge by up to `depth`."""
+    """Darken one side of a random straight line with a soft edge by up to `depth` (0..1)."""
     rng = np.random.default_rng(seed)
     angle, offset, softness = rng.uniform((0, -0.3, 0.02), (2 * np.pi, 0.3, 0.3))
     y, x = (np.arange(n, dtype=np.float32) / n - 0.5 for n in image.shape[:2])
+
+    # signed distance from the line, in units of the soft edge
     side = (x * np.cos(angle) + (y * np.sin(angle))[:, None] - offset) / softness
-    return multiply(image, 1 - depth * (side.clip(-1, 1, out=side) + 1) / 2)
+
+    return multiply(image, 1 - depth * (side.clip(-1, 1) + 1) / 2)
 
 
-# What receipts say: "_" is a space, "#" a digit, "|" parts a line's cells
+# ---------------------------------------------------------------- what a till writes
+
+# phrases by kind: "_" is a space, "#" a digit, "|" separates the cells of a line
 LATIN = {
-    "shop": "Sunny_Corner Green_Harbour Maple Golden_Olive Lucky_Star Fresh_Garden Moon_River 99",
-    "kind": "Ltd. Store Co. Bistro Cafe Sons_(M) Express Enterprise Mart Restaurant Trading",
-    "place": """1##,_Lake_Road ##,_Oak_Street,_#####_Ashford Lot_1##_&_2##,_Station_Road,_Easton
-        Newton (######-K) GST_ID_No:_00######## Tel:_0#-###_####_Fax:_0#-###_####""",
-    "meta": """Date|1#/0#/201# Time|1#:2#:4# Receipt|A###### Invoice_No.|000##### Cashier|Anna
-        Table|## Till|POS-## Tel|0##-####### Member|##-####-# Served_by|Kumar Tax_ID|0#######""",
+    "shop": """
+        Sunny_Corner Green_Harbour Maple Golden_Olive Lucky_Star
+        Fresh_Garden Moon_River 99
+    """,
+    "kind": """
+        Ltd. Store Co. Bistro Cafe Sons_(M) Express Enterprise Mart
+        Restaurant Trading
+    """,
+    "place": """
+        1##,_Lake_Road ##,_Oak_Street,_#####_Ashford
+        Lot_1##_&_2##,_Station_Road,_Easton Newton (######-K)
+        GST_ID_No:_00######## Tel:_0#-###_####_Fax:_0#-###_####
+    """,
+    "meta": """
+        Date|1#/0#/201# Time|1#:2#:4# Receipt|A###### Invoice_No.|000#####
+        Cashier|Anna Table|## Till|POS-## Tel|0##-####### Member|##-####-#
+        Served_by|Kumar Tax_ID|0#######
+    """,
     "title": "Tax_Invoice Receipt Sales_Slip Cash_Bill",
     "heads": "Item|Qty|Price|Amount Description|No|U.Price|Total",
-    "item": """Milk Bread Coffee Tea Rice Egg_Sandwich Apple Juice Chicken Soup Noodle Butter A4
-        Mint Paper Battery Soap 500ml 12pcs Large Hot Set Lemon Cake Fried_Fish Bolt 2kg w/
-        No.5 (R)""",
-    "part": "Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount Total_(excl._Tax)",
+    "item": """
+        Milk Bread Coffee Tea Rice Egg_Sandwich Apple Juice Chicken Soup
+        Noodle Butter A4 Mint Paper Battery Soap 500ml 12pcs Large Hot Set
+        Lemon Cake Fried_Fish Bolt 2kg w/ No.5 (R)
+    """,
+    "part": """
+        Subtotal Tax_6% Discount Rounding_Adj Service_10% Net_Amount
+        Total_(excl._Tax)
+    """,
     "total": "TOTAL Total_Due AMOUNT_DUE Grand_Total TOTAL_(incl._tax)",
-    "pay": "Cash Change Visa_Card Tendered Card_**#### Approval_###### Points Balance",
-    "foot": "THANK_YOU Please_come_again Goods_sold_are_not_returnable Have_a_nice_day! Call_us",
+    "pay": """
+        Cash Change Visa_Card Tendered Card_**#### Approval_###### Points
+        Balance
+    """,
+    "foot": """
+        THANK_YOU Please_come_again Goods_sold_are_not_returnable
+        Have_a_nice_day! Call_us
+    """,
 }
+
 HANGUL = {
-    "shop": "햇살_초록 바다 행복_하늘 가온 소담 별빛_나무 우리 참좋은 큰길 한빛_모퉁이",
-    "kind": "식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점 정육점",
-    "place": "서울시_강남구_중앙로_## 부산시_은행길_1## 성남시 대표:_김민준 02-###-####",
-    "meta": "일시|202#-0#-1# 시간|1#:3#:5# 영수증_번호|A###### 계산원|이서연 사업자|###-#####",
+    "shop": """
+        햇살_초록 바다 행복_하늘 가온 소담 별빛_나무 우리 참좋은 큰길
+        한빛_모퉁이
+    """,
+    "kind": """
+        식당 마트 카페 분식 약국 문구 베이커리 상회 본점 (주) 편의점
+        정육점
+    """,
+    "place": """
+        서울시_강남구_중앙로_## 부산시_은행길_1## 성남시 대표:_김민준
+        02-###-####
+    """,
+    "meta": """
+        일시|202#-0#-1# 시간|1#:3#:5# 영수증_번호|A###### 계산원|이서연
+        사업자|###-#####
+    """,
     "title": "영수증 매출_전표 주문서 신용_승인",
     "heads": "상품명|수량|단가|금액",
-    "item": "우유 식빵 커피 녹차 김밥 라면 비빔밥 된장_찌개 주스 비누 생수 소 세트 1+1 500ml 아이스 매운",
+    "item": """
+        우유 식빵 커피 녹차 김밥 라면 비빔밥 된장_찌개 주스 비누 생수 소
+        세트 1+1 500ml 아이스 매운
+    """,
     "part": "소계 과세_물품가액 부가세 할인_금액 면세_금액 공급_가액 봉사료",
     "total": "합계 총_액 받을_금액",
-    "pay": "현금 거스름돈 신용카드 받은_금액 카드_**#### 승인_###### 포인트 잔액",
-    "foot": "감사합니다 또_오세요 교환_및_환불은_7일_이내 영수증을_꼭_지참해_주세요",
+    "pay": """
+        현금 거스름돈 신용카드 받은_금액 카드_**#### 승인_###### 포인트
+        잔액
+    """,
+    "foot": """
+        감사합니다 또_오세요 교환_및_환불은_7일_이내
+        영수증을_꼭_지참해_주세요
+    """,
 }
+
+
+class Line(NamedTuple):
+    """A line of a receipt. kind: "text", which is labelled, "mark" (a rule, a bar code), which is
+    not, or "gap". height: in text sizes. weight: of its letters, beyond the face's. cells: pairs
+    (x, text), x in 0..1 of the line. A text begins at an x below 0.5, is centred on 0.5, and ends
+    at an x above it."""
+
+    kind: str
+    height: float
+    weight: int = 0
+    cells: tuple = ()
 
 
 class Till:
-    """Writes a receipt of about `words` words, a share `hangul` of them in Hangul, to `lines`:
-    tuples (kind, height, weight, cells). A cell (x, text) begins at x if that is left of 0.5, and
-    ends there if right of it. Kinds: text, which is labelled, mark (a rule, a bar code) and gap."""
+    """Writes a receipt of about `words` words to `lines`. A share `hangul` (0..1) of its phrases is
+    in Hangul, the others in Latin script."""
 
     def __init__(self, rng, words, hangul):
-        self.rng, self.words, self.hangul, self.large = rng, words, hangul, words >= 40
-        self.lines, self.count, self.upper = [], 0, rng.random() < 0.4
-        self.sayings = [
-            {kind: itertools.cycle(rng.permutation(text.split())) for kind, text in words.items()}
-            for words in (LATIN, HANGUL)
-        ]
-        self.rule = str(rng.choice(["-", "-", "=", "*", "_", ".", "- "])) * 35
-        self.colon = str(rng.choice([" : ", ": ", ":", " "]))
-        self.head_x, self.name_x = rng.choice([0, 0.5, 0.5, 0.5]), rng.choice([0, 0.65])
+        self.rng = rng
+        self.words = words
+        self.hangul = hangul
+        self.large = words >= 40
+        self.lines = []
+        self.count = 0  # words written so far
+        self.upper = rng.random() < 0.4
+
+        # the phrases of a kind come in a random order, over and over
+        self.vocabularies = []
+        for vocabulary in (LATIN, HANGUL):
+            rounds = {}
+            for kind, text in vocabulary.items():
+                rounds[kind] = itertools.cycle(rng.permutation(text.split()))
+            self.vocabularies.append(rounds)
+
+        # how this shop sets out its receipts
+        self.rule = rng.choice(["-", "-", "=", "*", "_", ".", "- "]) * 35
+        self.colon = rng.choice([" : ", ": ", ":", " "])
+        self.head_x = rng.choice([0, 0.5, 0.5, 0.5])
+        self.name_x = rng.choice([0, 0.65])
         self.columns = [0.58, 0.78] if rng.random() < 0.75 else [0.72]
         self.codes = self.large and rng.random() < 0.6
 
-    def say(self, kind):
-        text = next(self.sayings[int(self.rng.random() < self.hangul)][kind]).replace("_", " ")
-        return "".join(str(self.rng.integers(10)) if c == "#" else c for c in text)
+    def phrase(self, kind):
+        """The next phrase of a kind, in either script."""
+        vocabulary = self.vocabularies[int(self.rng.random() < self.hangul)]
+        text = next(vocabulary[kind]).replace("_", " ")
+        return re.sub("#", lambda _: str(self.rng.integers(10)), text)
 
     def money(self):
         value = self.rng.lognormal(2.5, 1.2)
-        return f"{int(value) * 100:,}" if self.hangul > 0.5 else f"{value:,.2f}"
+        if self.hangul > 0.5:
+            return f"{int(value) * 100:,}"
+        return f"{value:,.2f}"
 
     def add(self, *cells, height=1.0, weight=0):
-        cells = [(x, text.upper() if self.upper else text) for x, text in cells]
-        self.lines.append(("text", height, weight, cells))
+        """Write a line of text."""
+        if self.upper:
+            cells = [(x, text.upper()) for x, text in cells]
+        self.lines.append(Line("text", height, weight, cells))
         self.count += sum(len(text.split()) for _, text in cells)
 
-    def until(self, share, rule, write):
+    def write_until(self, share, rule_chance, write):
+        """Call `write` until a share of all words is written; then a rule, by chance, and a gap."""
         while self.count < share * self.words:
             write()
-        if self.rng.random() < rule:
-            self.lines.append(("mark", 0.8, 0, [(0.5, self.rule)]))
-        self.lines.append(("gap", max(0, self.rng.uniform(-2, 1)), 0, None))
 
-    def meta(self):
-        pairs = [self.say("meta").replace("|", self.colon) for _ in range(2)]
-        self.add(*zip((0, 1), pairs[: 1 + (self.large and self.rng.random() < 0.5)]))
+        if self.rng.random() < rule_chance:
+            self.lines.append(Line("mark", 0.8, cells=[(0.5, self.rule)]))
+        self.lines.append(Line("gap", max(0, self.rng.uniform(-2, 1))))
 
-    def item(self):
+    def write_meta(self):
+        """One or two fields, each a name and its value."""
+        pairs = [self.phrase("meta").replace("|", self.colon) for _ in range(2)]
+        two = self.large and self.rng.random() < 0.5
+        self.add(*zip((0, 1), pairs if two else pairs[:1]))
+
+    def write_item(self):
+        """An article: its code, if the shop has codes, then name, count, unit price and price."""
         if self.codes:
             self.add((0, f"88{self.rng.integers(10**8)}"))
-        names = [self.say("item") for _ in range(self.rng.integers(1, 4) if self.large else 1)]
-        count = str(int(self.rng.integers(1, 10) ** 0.7)) + self.rng.choice(["", "", "x"])
-        middle = list(zip(self.columns, (count, self.money()))) if self.large else []
-        self.add((0, " ".join(names)[:22].strip()), *middle, (1, self.money()))
 
-    def sum(self, kind, **style):
-        self.add((self.name_x, self.say(kind)), (1, self.money()), **style)
+        parts = self.rng.integers(1, 4) if self.large else 1
+        name = " ".join([self.phrase("item") for _ in range(parts)])
+        count = str(int(self.rng.integers(1, 10) ** 0.7)) + self.rng.choice(["", "", "x"])
+        middle = []
+        if self.large:
+            middle = zip(self.columns, (count, self.money()))
+        self.add((0, name[:22].strip()), *middle, (1, self.money()))
+
+    def write_sum(self, kind, **style):
+        self.add((self.name_x, self.phrase(kind)), (1, self.money()), **style)
 
     def write(self):
-        """The receipt from its shop to its bar code."""
-        rng, large, shop = self.rng, self.large, f"{self.say('shop')} {self.say('kind')}"
-        self.add((self.head_x, shop), height=rng.uniform(1, 1.8), weight=int(rng.choice([0, 300])))
-        self.until(0.16, 0.4, lambda: self.add((self.head_x, self.say("place"))))
-        if large:
-            self.add((self.head_x, self.say("title")), height=rng.uniform(1, 1.5), weight=200)
-        self.until(0.3, 0.8, self.meta)
-        if large and rng.random() < 0.8:
-            heads = self.say("heads").split("|")
-            self.add((0, heads[0]), *zip(self.columns, heads[1:]), (1, heads[3]), weight=100)
-        self.until(0.64, 0.8, self.item)
-        self.until(0.76, 0.3, lambda: self.sum("part"))
-        self.sum("total", height=rng.uniform(1, 1.7), weight=int(rng.choice([0, 300])))
-        self.until(0.84, 0.6, lambda: self.sum("pay"))
-        self.until(0.95, 0.1, lambda: self.add((0.5, self.say("foot"))))
-        if large and rng.random() < 0.25:
+        """The receipt from its shop to its bar code, as `lines`."""
+        rng = self.rng
+
+        # whose receipt it is
+        shop = f"{self.phrase('shop')} {self.phrase('kind')}"
+        self.add((self.head_x, shop), height=rng.uniform(1, 1.8), weight=rng.choice([0, 300]))
+        self.write_until(0.16, 0.4, lambda: self.add((self.head_x, self.phrase("place"))))
+
+        # what, when and by whom
+        if self.large:
+            self.add((self.head_x, self.phrase("title")), height=rng.uniform(1, 1.5), weight=200)
+        self.write_until(0.3, 0.8, self.write_meta)
+
+        # the items
+        if self.large and rng.random() < 0.8:
+            first, *middle, last = self.phrase("heads").split("|")
+            self.add((0, first), *zip(self.columns, middle), (1, last), weight=100)
+        self.write_until(0.64, 0.8, self.write_item)
+
+        # the sums
+        self.write_until(0.76, 0.3, lambda: self.write_sum("part"))
+        self.write_sum("total", height=rng.uniform(1, 1.7), weight=rng.choice([0, 300]))
+        self.write_until(0.84, 0.6, lambda: self.write_sum("pay"))
+
+        # a farewell
+        self.write_until(0.95, 0.1, lambda: self.add((0.5, self.phrase("foot"))))
+        if self.large and rng.random() < 0.25:
             bars = "".join(rng.choice(["|", "||", "| "], 35))
-            self.lines.append(("mark", rng.uniform(1.5, 3), 400, [(0.5, bars)]))
+            self.lines.append(Line("mark", rng.uniform(1.5, 3), 400, [(0.5, bars)]))
+
         return self.lines
 
 
+# ---------------------------------------------------------------- what a printer sets
+
+
+class Word(NamedTuple):
+    """A word and the rectangle around its ink, in pixels of a mask or of the sheet. low and high:
+    [2] (x, y), its top left and bottom right corners."""
+
+    text: str
+    low: np.ndarray
+    high: np.ndarray
+
+
+def lay_ink(ink, mask, x, y):
+    """Lay mask [h, w] over ink [H, W] with its top left at (x, y), x >= 0. What lies outside is
+    clipped, and the darker of both stays."""
+    mask = mask[max(-y, 0) :]
+    under = ink[max(y, 0) :, x:][: mask.shape[0], : mask.shape[1]]
+    np.maximum(under, mask[: under.shape[0], : under.shape[1]], out=under)
+
+
 class Printer:
-    """A type face as a till prints it, its letters at their natural places or apart; coarse ones
-    are set small and magnified. Sizes are in pixels; a baseline is row 1.25 s + 2 of a mask."""
+    """A type face as a till prints it, with letters at natural distances or spaced out. apart,
+    space: what follows a letter, a word, in text sizes. dots: up to 1, the size at which a coarse
+    face is set before it is magnified. stretch: the width of letters, 1 if natural."""
 
     def __init__(self, rng):
-        self.face = cv2.FontFace(str(rng.choice(["sans", "uni", "italic"], p=[0.6, 0.35, 0.05])))
-        self.apart, self.space = rng.choice([0, rng.uniform(0, 0.1)]), rng.uniform(0.25, 0.4)
-        self.dots, self.stretch = rng.choice([1, 1, 0.7, 0.55]), 1.0
-        self.weight = int(rng.choice([300, 400, 400, 500, 600]))
+        self.face = cv2.FontFace(rng.choice(["sans", "uni", "italic"], p=[0.6, 0.35, 0.05]))
+        self.apart = rng.choice([0, rng.uniform(0, 0.1)])
+        self.space = rng.uniform(0.25, 0.4)
+        self.dots = rng.choice([1, 1, 0.7, 0.55])
+        self.stretch = 1.0
+        self.weight = rng.choice([300, 400, 400, 500, 600])
 
-    def set_text(self, text, s, weight):
-        """A run of words -> ink mask [h, w] uint8 and each word's (text, x0, y0, x1, y1) around its
-        ink, from cap height to baseline at least."""
-        base, x, words = int(1.25 * s) + 2, 2.0 + s // 8, []
-        mask = np.zeros((int(1.7 * s) + 4, 2 * s * (len(text) + 1)), np.uint8)
+    def set_text(self, text, size, weight):
+        """Set a text at a `size` of whole pixels. Returns an ink mask [h, w] uint8 and its `Word`s,
+        which reach at least from the height of a capital to the baseline."""
+        baseline = int(1.25 * size) + 2
+        mask = np.zeros((int(1.7 * size) + 4, 2 * size * (len(text) + 1)), np.uint8)
+        words = []
+
+        x = 2.0 + size // 8
         for word in text.split():
             start = int(x) - 2
-            for char in word:
-                cv2.putText(mask, char, (round(x), base), 255, self.face, s, weight)
-                x += cv2.getTextSize((0, 0), char, (0, 0), self.face, s, weight)[2] + self.apart * s
+            for letter in word:
+                cv2.putText(mask, letter, (round(x), baseline), 255, self.face, size, weight)
+                advance = cv2.getTextSize((0, 0), letter, (0, 0), self.face, size, weight)[2]
+                x += advance + self.apart * size
+
             ink = mask[:, start : int(x) + 3]
-            ink = ink > min(60, int(ink.max()) // 2)  # the thinnest print is pale
-            cols, rows = start + np.flatnonzero(ink.any(0)), np.flatnonzero(ink.any(1))
-            top, bottom = min(rows[0], base - 0.66 * s), max(rows[-1] + 1, base)
-            words.append((word, cols[0], top, cols[-1] + 1, bottom))
-            x += self.space * s
+            ink = ink > min(60, ink.max() // 2)  # the thinnest print is pale
+            left, top, width, height = cv2.boundingRect(np.uint8(ink))
+            left += start
+            low = np.array([left, min(top, baseline - 0.66 * size)])
+            high = np.array([left + width, max(top + height, baseline)])
+            words.append(Word(word, low, high))
+            x += self.space * size
+
         return mask[:, : int(x)], words
 
-    def set_line(self, ink, cells, size, bold, left, y, width):
-        """Set cells into ink, narrower where they would touch: words (text, x0, y0, x1, y1)."""
-        s = max(7, round(size * min(1.0, max(self.dots, 14 / size))))
-        scale, texts = size / s, [self.set_text(text, s, self.weight + bold) for _, text in cells]
-        anchors = np.array([x * width for x, _ in cells])
-        shares = np.array([0.5 if x == 0.5 else float(x > 0.5) for x, _ in cells])
-        widths = scale * np.array([mask.shape[1] for mask, _ in texts])
-        before, after = widths * shares, widths * (1 - shares)  # of a cell, beside its anchor
+    def place_cells(self, x, widths, width):
+        """Places of cells in a line of `width` pixels, given their x [N] (0..1, see `Line`) and
+        natural widths [N]. Returns their left ends [N] and the factor by which all of them are
+        narrowed so that none touches the next."""
+        anchors = x * width
+        before = widths * (np.sign(x - 0.5) + 1) / 2  # what lies left of a cell's anchor
+
+        # between neighbouring anchors: what there is and what is needed
         room = np.diff(anchors, prepend=0, append=width) + 1
-        fit = min(self.stretch, *(room / (np.append(before, 0) + np.append(0, after) + 1e-9)))
-        words, pad, top = [], 0.09 * size, round(y - (0.25 + 2 / s) * size)
-        starts = (left + anchors - before * fit).astype(int).tolist()
-        for (mask, boxes), start in zip(texts, starts):
-            if s < 0.9 * size:  # magnified: dots, not a blur
+        needed = np.append(before, 0) + np.append(0, widths - before)
+        narrow = min(self.stretch, *(room / (needed + 1e-9)))
+
+        return anchors - before * narrow, narrow
+
+    def set_line(self, ink, line, size, left, y, width):
+        """Set a line into ink [H, W] within `width`, its letters' top left at (left, y). Returns
+        its `Word`s, padded."""
+        if not line.cells:
+            return []
+
+        # coarse faces are set small and magnified by `scale`
+        size = size * line.height
+        small = max(7, round(size * min(1.0, max(self.dots, 14 / size))))
+        scale = size / small
+        x, texts = zip(*line.cells)
+        masks = [self.set_text(text, small, self.weight + line.weight) for text in texts]
+
+        widths = scale * np.array([mask.shape[1] for mask, _ in masks])
+        starts, narrow = self.place_cells(np.array(x), widths, width)
+
+        words = []
+        pad = 0.09 * size
+        top = round(y - (0.25 + 2 / small) * size)
+        for (mask, unscaled), start in zip(masks, starts):
+            if small < 0.9 * size:  # magnified: dots, not a blur
                 mask = cv2.threshold(mask, 90, 255, cv2.THRESH_BINARY)[1]
-            mask = cv2.resize(mask, None, fx=scale * fit, fy=scale)[max(-top, 0) :]
-            under = ink[max(top, 0) :, start:][: mask.shape[0], : mask.shape[1]]
-            np.maximum(under, mask[: under.shape[0], : under.shape[1]], out=under)  # clipped
-            for word, *box in boxes:
-                x0, y0, x1, y1 = np.array(box) * scale * (fit, 1, fit, 1) + (start, top) * 2
-                words.append((word, x0 - pad, y0 - pad, x1 + pad, y1 + pad))
+            mask = cv2.resize(mask, None, fx=scale * narrow, fy=scale)
+            origin = int(left + start), top
+            lay_ink(ink, mask, *origin)
+
+            for word, low, high in unscaled:
+                low = low * scale * (narrow, 1) + origin - pad
+                high = high * scale * (narrow, 1) + origin + pad
+                words.append(Word(word, low, high))
+
         return words
 
 
+# ---------------------------------------------------------------- the sheet
+
+
 def draw_sheet(rng, lines, w, h, leading):
-    """Lines, `leading` text sizes apart -> ink mask [h, w] uint8, the labelled words of each line
-    ((text, x0, y0, x1, y1) in sheet pixels) and the text size, which fills the sheet."""
-    printer, margin = Printer(rng), rng.uniform(0.04, 0.09) * w
-    units = sum(height for _, height, _, _ in lines) * leading + 1.6
-    width, size = w - 2 * margin, min(h / units, 0.11 * w)
-    texts = [(height, cells) for kind, height, _, cells in lines if kind == "text"]
-    # lengths in letters, with two for a Hangul syllable, as in its old two-byte code
-    lengths = [k * sum(len(text.encode("cp949")) + 1 for _, text in cells) for k, cells in texts]
+    """Print lines on a sheet, `leading` text sizes apart. Returns the ink mask [h, w] uint8, a list
+    of `Word`s in sheet pixels for each line of text, and the text size at which the lines fill the
+    sheet."""
+    printer = Printer(rng)
+    margin = rng.uniform(0.04, 0.09) * w
+    width = w - 2 * margin
+
+    # how long each line is; a Hangul syllable is as wide as two letters, and has two bytes
+    lengths = []
+    for line in lines:
+        if line.kind == "text":
+            letters = sum(len(text.encode("cp949")) + 1 for _, text in line.cells)
+            lengths.append(line.height * letters)
+
+    # as large as the height allows, then smaller or narrower, until four of five lines fit
+    units = sum(line.height for line in lines) * leading + 1.6
+    size = min(h / units, 0.11 * w)
     fit = width / ((0.55 + printer.apart) * size * np.percentile(lengths, 80))
-    size, printer.stretch = size * min(1, fit / 0.66), float(np.clip(fit, 0.66, 1))
-    ink, found = np.zeros((h, w), np.uint8), []
+    size *= min(1, fit / 0.66)
+    printer.stretch = np.clip(fit, 0.66, 1)
+
+    ink = np.zeros((h, w), np.uint8)
+    labelled = []
     y = 0.8 * size + max(0, h - size * units) * rng.uniform(0.1, 0.5)
-    for kind, height, bold, cells in lines:
-        if cells:
-            words = printer.set_line(ink, cells, size * height, bold, margin, y, width)
-        if kind == "text":
-            found.append(words)
-        y += height * size * leading
-    return ink, found, size
+    for line in lines:
+        words = printer.set_line(ink, line, size, margin, y, width)
+        if line.kind == "text":
+            labelled.append(words)
+        y += line.height * size * leading
+
+    return ink, labelled, size
 
 
-def draw_paper(rng, ink, size, folds, level):
-    """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours: print that fades and breaks
-    into dots, paper grain, creases."""
+def wear_ink(rng, ink, size, level):
+    """Ink mask [h, w] uint8 of text size `size` -> ink mask that is faded and broken into the dots
+    of a print head. level: 0..1, as difficulty in `synthetic_page`, here and below."""
     h, w = ink.shape
     faded = 3.5 * smooth_field(rng, h, w, rng.integers(2, 8)) - 2
-    grain = 3.5 * smooth_field(rng, h, w, int(max(h, w) / max(size * 0.09, 1.6))) - 2
-    gone = faded.clip(0, 1) * rng.uniform(-0.7, 1), grain.clip(0, 1) * rng.uniform(-1, 1)
-    keep = 1 - level * np.maximum(gone, 0).sum(0)
-    ink = cv2.multiply(ink, np.maximum(keep, 0.3), dtype=cv2.CV_8U)
+    dots = int(max(h, w) / max(size * 0.09, 1.6))
+    grain = 3.5 * smooth_field(rng, h, w, dots) - 2
+
+    gone = np.maximum(faded.clip(0, 1) * rng.uniform(-0.7, 1), 0)
+    gone += np.maximum(grain.clip(0, 1) * rng.uniform(-1, 1), 0)
+    return cv2.multiply(ink, np.maximum(1 - level * gone, 0.3), dtype=cv2.CV_8U)
+
+
+def draw_paper(rng, ink, folds, level):
+    """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours, with grain and with a crease
+    at each fold, see `View`."""
+    h, w = ink.shape
     white = 250 - rng.uniform(0, 22) - rng.uniform(0, 12) * np.array([0, 0.5, 2])
     black = rng.uniform(5, 80) + np.array([0, 0, 1]) * rng.uniform(0, 40) * (rng.random() < 0.25)
-    sheet = cv2.LUT(cv2.merge([ink] * 3), np.linspace(white, black, 256).astype(np.uint8)[None])
+    colours = np.uint8(np.linspace(white, black, 256))  # by amount of ink
+
     light = 1 + (smooth_field(rng, h, w, 50) - 0.5) * 0.04 * level
-    for at, *_ in folds:
+    for at, _ in folds:
         d = np.linspace(-at, 1 - at, h, dtype=np.float32)[:, None]
-        crease = np.sign(d) * np.exp(-np.abs(d) / 0.1) * 0.09 * rng.choice([-1, 1])
-        light *= 1 + level * (crease + np.exp(-((d / 0.003) ** 2)) * rng.uniform(-0.2, 0.1))
-    return multiply(sheet, light)
+        sides = np.sign(d) * np.exp(-np.abs(d) / 0.1) * 0.09 * rng.choice([-1, 1])
+        edge = np.exp(-((d / 0.003) ** 2)) * rng.uniform(-0.2, 0.1)
+        light *= 1 + level * (sides + edge)
+
+    return multiply(colours[ink], light)
 
 
-def sheet_corners(rng, h, w, ratio, photo, level):
-    """Corners [4, 2] in page pixels of a turned sheet of width / height `ratio`, in perspective."""
-    turn = np.deg2rad(rng.normal(0, (5 if photo else 0.8) * level))
-    corners = np.array([[-ratio, -1], [ratio, -1], [ratio, 1], [-ratio, 1]]) / 2
-    corners = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    corners += rng.uniform(-1, 1, (4, 2)) * (0.035 if photo else 0.003) * level
-    corners, span = corners - corners.min(0), np.ptp(corners, 0)
-    scale = rng.uniform(*((0.9, 0.98) if photo else (0.98, 1.005))) * min(w / span[0], h / span[1])
+# ---------------------------------------------------------------- from sheet to page
+
+
+class Camera(NamedTuple):
+    """What photographs or scans do to a page at difficulty 1. turn: standard deviation in degrees.
+    tilt: how far corners move, in heights of the sheet. fill: least and greatest share of the page
+    that the sheet fills. light: range of brightness. blur: largest sigma, in text sizes. grey:
+    share of pictures without colour."""
+
+    turn: float
+    tilt: float
+    fill: tuple
+    light: float
+    blur: float
+    grey: float
+
+
+PHOTO = Camera(
+    turn=5,
+    tilt=0.035,
+    fill=(0.9, 0.98),
+    light=0.4,
+    blur=0.075,
+    grey=0.1,
+)
+SCAN = Camera(
+    turn=0.8,
+    tilt=0.003,
+    fill=(0.98, 1.005),
+    light=0.07,
+    blur=0.04,
+    grey=0.95,
+)
+
+SQUARE = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])  # clockwise from the top left
+
+
+def sheet_corners(rng, h, w, ratio, camera, level):
+    """Corners [4, 2] of a sheet of width / height `ratio`, turned and in perspective, in pixels of
+    a page [h, w]."""
+    turn = np.deg2rad(rng.normal(0, camera.turn * level))
+    cos, sin = np.cos(turn), np.sin(turn)
+    corners = (SQUARE - 0.5) * (ratio, 1) @ np.array([[cos, sin], [-sin, cos]])
+    corners += rng.uniform(-1, 1, (4, 2)) * camera.tilt * level
+
+    # about as large as the page allows, near its middle
+    corners -= corners.min(0)
+    span = np.ptp(corners, 0)
+    scale = rng.uniform(*camera.fill) * min(w / span[0], h / span[1])
     return corners * scale + ((w, h) - span * scale) * rng.uniform(0.3, 0.7, 2)
 
 
+class View(NamedTuple):
+    """How a sheet of w x h pixels is seen on a page: bent within a plane, then in perspective.
+    waves: [2, 3], amplitude in pixels, frequency and phase of the bends in x and in y. folds: pairs
+    of a height (0..1) and the kinks [2] in x and in y, in pixels. matrix: [3, 3], the homography
+    from the plane to page pixels."""
+
+    w: int
+    h: int
+    waves: np.ndarray
+    folds: list
+    matrix: np.ndarray
+
+
 def draw_bends(rng, size, level):
-    """A sheet's waves in x and y (pixels, frequency, phase) [2, 3], its folds (height, kinks)."""
+    """Random waves and folds, see `View`, of a sheet with text size `size`."""
     waves = rng.uniform((0, 2, 0), 6, (2, 3))
     waves[:, 0] = rng.normal(0, 0.15, 2) * size * level
-    n, kink = int(rng.integers(1, 4)) * (rng.random() < 0.1 + 0.5 * level), 0.5 * size * level
-    return waves, [(rng.uniform(0.15, 0.85), rng.normal(0, kink, 2)) for _ in range(n)]
+
+    count = rng.integers(1, 4)
+    if rng.random() >= 0.1 + 0.5 * level:
+        count = 0
+    folds = []
+    for _ in range(count):
+        folds.append((rng.uniform(0.15, 0.85), rng.normal(0, 0.5 * size * level, 2)))
+
+    return waves, folds
 
 
-def displacement(q, bends, w, h):
-    """From the plane's coordinate q [..., 2] to the sheet's: u = q + displacement(q). Its slope
-    stays well under 1, so that q follows from u by iteration."""
-    waves, folds = bends
-    y_x = q[..., ::-1] / (h, w)  # the sheet waves in x as y grows, in y as x grows
-    move = waves[:, 0] * np.sin(waves[:, 1] * y_x + waves[:, 2])
-    return move + sum(kinks * np.abs(y_x[..., :1] - at) for at, kinks in folds)
+def displacement(q, view):
+    """What is added to a point q [..., 2] of the plane to reach the point u of the sheet that lies
+    there. Its slope stays well below 1, so that q follows from u by iteration."""
+    y_x = q[..., ::-1] / (view.h, view.w)  # the sheet waves in x as y grows, in y as x grows
+    amplitude, frequency, phase = view.waves.T
+    moves = amplitude * np.sin(frequency * y_x + phase)
+    return moves + sum(kinks * np.abs(y_x[..., :1] - at) for at, kinks in view.folds)
 
 
-def page_to_sheet(matrix, bends, w, h, page_h, page_w, step=8):
-    """Sheet xy under the page's pixels, two float32 [page_h, page_w], linear from step to step."""
-    rows, cols = -(-page_h // step) + 2, -(-page_w // step) + 2
-    grid = np.stack(np.meshgrid(np.arange(cols) - 0.5, np.arange(rows) - 0.5), -1) * step
-    q = cv2.perspectiveTransform(grid.reshape(1, -1, 2), np.linalg.inv(matrix)).reshape(grid.shape)
-    u = cv2.resize(np.float32(q + displacement(q, bends, w, h)), (cols * step, rows * step))
+def sheet_to_page(points, view):
+    """Points [N, P, 2] on the sheet -> [N, P, 2] on the page."""
+    q = points
+    for _ in range(30):
+        q = points - displacement(q, view)
+    return cv2.perspectiveTransform(q, view.matrix)
+
+
+def page_to_sheet(view, page_h, page_w, step=8):
+    """Sheet x and y under the page's pixels, two float32 [page_h, page_w]: exact at every `step`
+    pixels, linear between."""
+    rows = page_h // step + 3
+    cols = page_w // step + 3
+    grid = (np.indices((cols, rows)).T - 0.5) * step  # [rows, cols, 2]
+
+    q = cv2.perspectiveTransform(grid, np.linalg.inv(view.matrix))
+    u = np.float32(q + displacement(q, view))
+    u = cv2.resize(u, (cols * step, rows * step))
     return cv2.split(u[step : step + page_h, step : step + page_w])
 
 
-def background(rng, h, w, photo):
-    """Wood, cloth, a desk or a scanner's lid, uint8 [h, w, 3]."""
-    if not photo:
-        grey = rng.uniform(225, 255) if rng.random() < 0.75 else rng.uniform(5, 60)
-        return np.full((h, w, 3), int(grey), np.uint8)
+def draw_lid(rng, h, w):
+    """A scanner's lid, white or dark, uint8 [h, w, 3]."""
+    grey = rng.uniform(225, 255) if rng.random() < 0.75 else rng.uniform(5, 60)
+    return np.full((h, w, 3), int(grey), np.uint8)
+
+
+def draw_desk(rng, h, w):
+    """Wood or cloth under the sheet, uint8 [h, w, 3]."""
     colour = rng.uniform(30, 190) * (1 + rng.uniform(-0.2, 0.2) * np.array([1, 0, -1]))
-    grain = [side // step + 2 for side, step in zip((h, w), rng.choice([3, 20, 200], 2))]
-    light = 1 + 0.07 * cv2.resize(rng.standard_normal(grain, np.float32), (w, h))
-    return multiply(np.full((h, w, 3), colour.astype(np.uint8)), light)
+    step_y, step_x = rng.choice([3, 20, 200], 2)
+    grain = rng.standard_normal((h // step_y + 2, w // step_x + 2), np.float32)
+    light = 1 + 0.07 * cv2.resize(grain, (w, h))
+    return multiply(np.full((h, w, 3), np.uint8(colour)), light)
 
 
-def photograph(rng, image, size, photo, level):
-    """Uneven light and a shadow, blur (it follows the text size), noise, tone and JPEG: image
-    [H, W, 3] uint8 -> uint8."""
-    light = 1 + (smooth_field(rng, *image.shape[:2], 2) - 0.5) * (0.4 if photo else 0.07) * level
-    image, dark = multiply(image, light), rng.uniform(0.15, 0.5) * level
-    if photo and rng.random() < 0.6:
-        image = shade(image, rng, dark)
-    sigma = rng.uniform(0, 0.075 if photo else 0.04) * size * (0.3 + 0.7 * level)
-    image = cv2.GaussianBlur(image, (0, 0), max(0.3, sigma))
-    image = add_noise(image, rng, rng.uniform(1, 14) * level)
-    low, high = (0 if photo else max(0, rng.uniform(-1, 1.2) * level)), rng.uniform(0.82, 1.15)
+def photograph(rng, page, size, camera, level):
+    """A picture [H, W, 3] uint8 of the page [H, W, 3] uint8, whose text size is `size` pixels."""
+    # uneven light, and a shadow over most photographs
+    light = 1 + (smooth_field(rng, *page.shape[:2], 2) - 0.5) * camera.light * level
+    page = multiply(page, light)
+    depth = rng.uniform(0.15, 0.5) * level
+    if camera is PHOTO and rng.random() < 0.6:
+        page = shade(page, rng, depth)
+
+    # blur, which follows the text size, and noise
+    sigma = rng.uniform(0, camera.blur) * size * (0.3 + 0.7 * level)
+    page = cv2.GaussianBlur(page, (0, 0), max(0.3, sigma))
+    page = add_noise(page, rng, rng.uniform(1, 14) * level)
+
+    # tone: scans may lose their blacks, and both kinds of picture their whites
+    low = 0
+    if camera is SCAN:
+        low = max(0, rng.uniform(-1, 1.2) * level)
+    high = rng.uniform(0.82, 1.15)
     tone = np.clip((np.linspace(0, 1, 256) - low) / (high - low), 0, 1) ** rng.uniform(0.85, 1.2)
-    image = cv2.LUT(image, (tone * 255).astype(np.uint8))
-    grey = rng.random() < (0.1 if photo else 0.95)
-    image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.uniform(95 - 55 * level, 96))]
-    return cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR_RGB)
+    page = cv2.LUT(page, np.uint8(tone * 255))
+
+    # a JPEG, in colour or grey
+    grey = rng.random() < camera.grey
+    page = cv2.cvtColor(page, cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR)
+    quality = int(rng.uniform(95 - 55 * level, 96))
+    _, jpeg = cv2.imencode(".jpg", page, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
 
 
-def cut_line(words):
-    """Words of a line (text, x0, y0, x1, y1) -> runs with gaps of at most 0.7 of their height."""
-    runs = []
-    for word in sorted(words, key=lambda word: word[1]):
-        if not runs or word[1] - runs[-1][-1][3] > 0.7 * (word[4] - word[2]):
-            runs.append([])
-        runs[-1].append(word)
+# ---------------------------------------------------------------- labels
+
+
+def join_words(words):
+    """Words of a line -> one `Word` for every run of words whose gaps are at most 0.7 of their
+    height."""
+    first, *others = sorted(words, key=lambda word: word.low[0])
+    runs = [first]
+    for word in others:
+        text, low, high = runs[-1]
+        if word.low[0] - high[0] > 0.7 * (word.high - word.low)[1]:
+            runs.append(word)
+        else:
+            runs[-1] = Word(
+                f"{text} {word.text}",
+                np.minimum(low, word.low),
+                np.maximum(high, word.high),
+            )
     return runs
 
 
-def place_labels(rng, lines, unit, matrix, bends, w, h):
-    """Words of each line (text, x0, y0, x1, y1) on the sheet -> dicts of points [4, 2] on the page
-    and the transcription: a quad a word, or an upright rectangle a run, as a hand draws it."""
-    runs = [run for words in lines for run in (cut_line(words) if unit == "line" else zip(words))]
-    boxes = [(*np.min([b[1:3] for b in run], 0), *np.max([b[3:] for b in run], 0)) for run in runs]
-    q = corners = np.array(boxes)[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    for _ in range(30):  # from the sheet's coordinates to the plane's
-        q = corners - displacement(q, bends, w, h)
-    quads = cv2.perspectiveTransform(q, matrix)
+def rectangles(low, high):
+    """Top left and bottom right corners, [N, 2] each -> upright quads [N, 4, 2]."""
+    return np.where(SQUARE, high[:, None], low[:, None])
+
+
+def place_labels(rng, lines, unit, view):
+    """Labels on the page for the words of each line on the sheet: dicts of points [4, 2] and the
+    transcription, a quad for each word, or an upright rectangle for each run of words."""
+    if unit == "line":
+        lines = [join_words(words) for words in lines]
+    texts, low, high = zip(*itertools.chain(*lines))
+
+    quads = sheet_to_page(rectangles(np.array(low), np.array(high)), view)
+
+    # people draw upright rectangles, a little loose: each side by a share of the height
     if unit == "line":
         low, high = quads.min(1), quads.max(1)  # [N, 2]
-        hand = rng.uniform((-0.06, -0.06, -0.05, -0.05), (0, 0, 0.05, 0.05), (len(quads), 4))
-        boxes = np.concatenate([low, high], 1) + hand * (high - low)[:, 1:]
-        quads = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    texts = [" ".join(word[0] for word in run) for run in runs]
+        slips = rng.uniform((-0.06, -0.06, -0.05, -0.05), (0, 0, 0.05, 0.05), (len(quads), 4))
+        slips *= (high - low)[:, 1:]
+        quads = rectangles(low + slips[:, :2], high + slips[:, 2:])
+
     return [{"points": quad, "transcription": text} for quad, text in zip(quads, texts)]
 
 
-def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
-    """Seed (int or ints) -> page [H, W, 3] uint8 RGB, its longer side `size`, of about `words`
-    words, and its labels: dicts of points [4, 2] float64 (x, y) page pixels (pixel (i, j) covers
-    [i, i+1) x [j, j+1)), clockwise from the text's top left, and transcription.
+# ---------------------------------------------------------------- the page
 
-    unit "word": photographs and scans, a quad a word. "line": mostly narrow grey scans, an upright
-    rectangle a run of text cut at wide gaps, the habit of SROIE's labels. difficulty 0..1 scales
-    wear, warp, light, blur and noise."""
-    rng, line = np.random.default_rng(seed), unit == "line"
-    photo, hangul = rng.random() < 0.5, float(rng.choice([0, 0, 0.12, 0.9]))
-    aspect = rng.uniform(0.7, 0.8) if photo and rng.random() < 0.75 else rng.uniform(0.45, 0.85)
+
+class Plan(NamedTuple):
+    """What a page will be. hangul: share of its phrases (0..1). aspect: width / height of the page.
+    leading: distance between lines, in text sizes."""
+
+    camera: Camera
+    hangul: float
+    words: float
+    aspect: float
+    leading: float
+
+
+def plan_page(rng, words, unit):
+    """A random `Plan` of about `words` words."""
+    photo = rng.random() < 0.5
+    hangul = rng.choice([0, 0, 0.12, 0.9])
+    if photo and rng.random() < 0.75:
+        aspect = rng.uniform(0.7, 0.8)
+    else:
+        aspect = rng.uniform(0.45, 0.85)
     leading = rng.uniform(1.08, 1.3)
-    if line:
-        photo, words = rng.random() < 0.05, words * rng.uniform(0.6, 1.2)
-        aspect, leading = np.clip(rng.normal(0.51, 0.08), 0.36, 0.75), rng.uniform(1.15, 1.6)
-    page_h, page_w = size, round(size * aspect)
-    ratio, turned = aspect * (rng.uniform(0.72, 1) if photo else 1), 0.4 if line else 1
-    corners = sheet_corners(rng, page_h, page_w, ratio, photo, difficulty * turned)
+
+    if unit == "line":  # mostly narrow scans, as in SROIE
+        photo = rng.random() < 0.05
+        words *= rng.uniform(0.6, 1.2)
+        aspect = np.clip(rng.normal(0.51, 0.08), 0.36, 0.75)
+        leading = rng.uniform(1.15, 1.6)
+
+    return Plan(PHOTO if photo else SCAN, hangul, words, aspect, leading)
+
+
+def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
+    """Draw a page [H, W, 3] uint8 RGB of about `words` words, its longer side `size` pixels, and
+    return it with its labels: dicts of points [4, 2] float64 in page pixels (x, y), clockwise from
+    the text's top left, and of the transcription. Pixel (i, j) covers [i, i+1) x [j, j+1).
+
+    seed: int or ints. unit: "word" draws photographs and scans with a quad for each word; "line"
+    mostly narrow grey scans with an upright rectangle for each run of words up to a wide gap, the
+    convention of SROIE. difficulty: 0..1, scales wear, warp, light, blur and noise."""
+    rng = np.random.default_rng(seed)
+    plan = plan_page(rng, words, unit)
+    camera = plan.camera
+    shape = size, round(size * plan.aspect)
+
+    # where the sheet lies; its own pixels are about as large as the page's
+    ratio = plan.aspect
+    if camera is PHOTO:
+        ratio *= rng.uniform(0.72, 1)
+    level = difficulty * 0.4 if unit == "line" else difficulty
+    corners = sheet_corners(rng, *shape, ratio, camera, level)
     edges = np.linalg.norm(corners - np.roll(corners, -1, 0), axis=1)
-    w, h = int(edges[[0, 2]].mean()), int(edges[[1, 3]].mean())
-    lines = [("gap", line * rng.uniform(0, 5), 0, None), *Till(rng, words, hangul).write()]
-    ink, found, text = draw_sheet(rng, lines, w, h, leading)
-    bends = draw_bends(rng, text, difficulty)
-    sheet = draw_paper(rng, ink, text, bends[1], difficulty)
-    square = np.float32([[0, 0], [w, 0], [w, h], [0, h]])
-    matrix = cv2.getPerspectiveTransform(square, np.float32(corners))
-    page = background(rng, page_h, page_w, photo)
-    x, y = page_to_sheet(matrix, bends, w, h, page_h, page_w)
+    w = int(edges[::2].mean())
+    h = int(edges[1::2].mean())
+
+    # what is printed on it
+    above = rng.uniform(0, 5)
+    if unit == "word":
+        above = 0
+    lines = [Line("gap", above), *Till(rng, plan.words, plan.hangul).write()]
+    ink, printed, text_size = draw_sheet(rng, lines, w, h, plan.leading)
+
+    # how it is bent, worn and seen
+    waves, folds = draw_bends(rng, text_size, difficulty)
+    ink = wear_ink(rng, ink, text_size, difficulty)
+    sheet = draw_paper(rng, ink, folds, difficulty)
+    matrix = cv2.getPerspectiveTransform(np.float32(SQUARE * (w, h)), np.float32(corners))
+    view = View(w, h, waves, folds, matrix)
+
+    # the picture of it
+    draw_ground = draw_desk if camera is PHOTO else draw_lid
+    page = draw_ground(rng, *shape)
+    x, y = page_to_sheet(view, *shape)
     cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR, page, cv2.BORDER_TRANSPARENT)
-    page = photograph(rng, page, text, photo, difficulty)
-    return page, place_labels(rng, found, unit, matrix, bends, w, h)
+    page = photograph(rng, page, text_size, camera, difficulty)
+
+    return page, place_labels(rng, printed, unit, view)

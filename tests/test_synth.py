@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import synth
-from synth import synthetic_page
+from synth import Line, Word, synthetic_page
 
 PAGES = [synthetic_page((9, i)) for i in range(10)]
 SMALL = [synthetic_page((9, i), size=320, words=18) for i in range(16)]
@@ -48,9 +48,14 @@ def test_lines_are_upright_rectangles_cut_at_wide_gaps():
 
 
 def test_a_line_is_cut_where_the_gap_is_wide():
-    words = [("TOTAL", 0, 0, 50, 20), ("12.00", 120, 0, 170, 20), ("DUE", 58, 0, 90, 20)]
-    texts = [[word[0] for word in run] for run in synth.cut_line(words)]
-    assert texts == [["TOTAL", "DUE"], ["12.00"]]
+    total = Word("TOTAL", np.array([0, 2]), np.array([50, 20]))
+    price = Word("12.00", np.array([120, 0]), np.array([170, 20]))
+    due = Word("DUE", np.array([58, 0]), np.array([90, 22]))
+    runs = synth.join_words([total, price, due])
+    assert [(text, *low, *high) for text, low, high in runs] == [
+        ("TOTAL DUE", 0, 0, 90, 22),
+        ("12.00", 120, 0, 170, 20),
+    ]
 
 
 def test_words_as_stated():
@@ -90,14 +95,39 @@ def test_every_glyph_is_in_the_font():
         assert not any(np.array_equal(drawn[0], canvas) for canvas in drawn[1:])
 
 
+@pytest.mark.parametrize("x", [0, 13, 35])
+@pytest.mark.parametrize("y", [-4, 0, 25])
+def test_ink_is_laid_within_the_sheet_and_the_darker_stays(x, y):
+    rng = np.random.default_rng(0)
+    ink, mask = rng.integers(0, 256, (30, 40)), rng.integers(0, 256, (9, 12))
+    wide = np.zeros((60, 80), int)
+    wide[10:40, 10:50] = ink
+    part = wide[10 + y : 19 + y, 10 + x : 22 + x]
+    np.maximum(part, mask, out=part)
+    synth.lay_ink(ink, mask, x, y)
+    assert np.array_equal(ink, wide[10:40, 10:50])
+
+
+def test_cells_keep_their_places_and_narrow_where_they_would_touch():
+    printer = synth.Printer(np.random.default_rng(0))
+    x, widths = np.array([0, 0.5, 1]), np.array([100, 80, 60])
+    left, narrow = printer.place_cells(x, widths, 400)
+    assert narrow == 1 and left.tolist() == [0, 160, 340]
+    left, narrow = printer.place_cells(x, 2 * widths, 400)
+    assert narrow == pytest.approx(201 / 280)
+    right = left + 2 * widths * narrow
+    assert left[0] == 0 and right[2] == 400 and right[1] - 200 == pytest.approx(200 - left[1])
+    assert right[0] - 1 <= left[1] and right[1] - 1 <= left[2]
+
+
 def test_boxes_hold_all_ink_and_fit_it():
     for seed in range(4):
         rng = np.random.default_rng(seed)
         lines = synth.Till(rng, 117, 0.5 * (seed % 2)).write()
-        lines = [line for line in lines if line[0] in ("text", "gap")]
+        lines = [line for line in lines if line.kind in ("text", "gap")]
         ink, runs, _ = synth.draw_sheet(rng, lines, 800, 1200, 1.2)
         left = ink.copy()
-        for _, x0, y0, x1, y1 in [box for run in runs for box in run]:
+        for _, (x0, y0), (x1, y1) in [word for words in runs for word in words]:
             rows = slice(int(np.floor(y0)), int(np.ceil(y1)))
             cols = slice(int(np.floor(x0)), int(np.ceil(x1)))
             columns = np.flatnonzero((ink[rows, cols] > 60).any(0))
@@ -108,12 +138,12 @@ def test_boxes_hold_all_ink_and_fit_it():
 
 
 def test_blocks_and_separators_carry_no_label():
-    lines = [("mark", 3, 400, [(0.5, "| || |" * 6)])]
-    lines += [("mark", 1, 0, [(0.5, 30 * char)]) for char in ("-", "=", "*", "_", ".", "- ")]
-    lines.insert(1, ("text", 1, 0, [(0, "Milk"), (1, "2.50")]))
+    lines = [Line("mark", 3, 400, [(0.5, "| || |" * 6)])]
+    lines += [Line("mark", 1, 0, [(0.5, 30 * char)]) for char in ("-", "=", "*", "_", ".", "- ")]
+    lines.insert(1, Line("text", 1, 0, [(0, "Milk"), (1, "2.50")]))
     ink, runs, _ = synth.draw_sheet(np.random.default_rng(1), lines, 800, 1200, 1.2)
-    assert [[word[0] for word in words] for words in runs] == [["Milk", "2.50"]]
-    y0, y1 = runs[0][0][2], runs[0][0][4]
+    assert [[word.text for word in words] for words in runs] == [["Milk", "2.50"]]
+    y0, y1 = runs[0][0].low[1], runs[0][0].high[1]
     assert (ink[: int(y0)] > 0).sum() > 1000 and (ink[int(y1) + 1 :] > 0).any(1).sum() >= 6
 
 
@@ -121,18 +151,20 @@ def test_quads_follow_perspective_curl_and_folds():
     """Word boxes filled with ink and warped like a page: each word's ink must have the area and the
     centre of its quad; an offset of half a pixel would show. Folds within a word bow its sides."""
     page_h, page_w, w, h = 1000, 760, 620, 900
-    boxes = [("x", x, y, x + 70, y + 26) for x in range(20, 540, 90) for y in range(20, 860, 60)]
-    sheet = np.zeros((h, w), np.float32)
-    for _, x0, y0, x1, y1 in boxes:
-        sheet[y0:y1, x0:x1] = 1
+    square = np.float32([[0, 0], [w, 0], [w, h], [0, h]])
+    words, sheet = [], np.zeros((h, w), np.float32)
+    for x in range(20, 540, 90):
+        for y in range(20, 860, 60):
+            words.append(Word("x", np.array([x, y]), np.array([x + 70, y + 26])))
+            sheet[y : y + 26, x : x + 70] = 1
     for seed in range(6):
-        rng, square = np.random.default_rng(seed), np.float32([[0, 0], [w, 0], [w, h], [0, h]])
-        corners = np.float32(synth.sheet_corners(rng, page_h, page_w, w / h, True, 1.0))
+        rng = np.random.default_rng(seed)
+        corners = np.float32(synth.sheet_corners(rng, page_h, page_w, w / h, synth.PHOTO, 1.0))
         matrix = cv2.getPerspectiveTransform(square, corners)
-        bends = synth.draw_bends(rng, 25, 1.0)
-        x, y = synth.page_to_sheet(matrix, bends, w, h, page_h, page_w)
+        view = synth.View(w, h, *synth.draw_bends(rng, 25, 1.0), matrix)
+        x, y = synth.page_to_sheet(view, page_h, page_w)
         page, offsets = cv2.remap(sheet, x - 0.5, y - 0.5, cv2.INTER_LINEAR), []
-        for label in synth.place_labels(None, [boxes], "word", matrix, bends, w, h):
+        for label in synth.place_labels(None, [words], "word", view):
             quad = label["points"]
             (x0, y0), (x1, y1) = np.int32(quad.min(0)) - 3, np.int32(quad.max(0)) + 4
             ink, exact = cv2.moments(page[y0:y1, x0:x1]), cv2.moments(np.float32(quad - (x0, y0)))
