@@ -185,7 +185,12 @@ def grown_sides(rects, unclip_ratio, shrink_ratio):
 
 
 def polygon_area(polygon):
-    return cv2.contourArea(polygon.astype(np.float32))
+    return abs(signed_area(polygon))
+
+
+def signed_area(polygon):
+    """Area of a polygon [P, 2], negative where it runs counter-clockwise on the screen."""
+    return cv2.contourArea(polygon.astype(np.float32), oriented=True)
 
 
 def rect_corners(rects):

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import shapely
 import torch
 
 import cleval
 import data
 import evaluate
 import labels
-from db_postprocess import DECODING, decode_page, first_that_fit
+from db_postprocess import DECODING, decode_page, first_that_fit, signed_area
 from dbnet import choose_device, load_network
 from files import DataError, Parser, UsageError, exit_code, read_json, read_text, replace_file
 from hparams import Hparams, add_flags, checked, saved_hparams
@@ -47,12 +46,6 @@ def canonical(polygon):
         polygon = polygon[::-1]
     start = np.lexsort((polygon[:, 0], polygon.sum(1)))[0]
     return np.roll(polygon, -start, 0)
-
-
-def signed_area(polygon):
-    """Area of a polygon [P, 2], negative where it runs counter-clockwise on the screen."""
-    x, y = polygon.T
-    return (x[:-1] @ y[1:] - y[:-1] @ x[1:] + x[-1] * y[0] - y[-1] * x[0]) / 2
 
 
 def vote(members, weights, votes):
@@ -87,11 +80,12 @@ def rank_regions(polygons, scores):
 
 def overlaps(polygons, owner):
     """N polygons, members [N] -> {(i, j): IoU} of pairs i < j of different members where > 0."""
-    areas = cleval.to_shapely(polygons)
-    i, j = shapely.STRtree(areas).query(areas)
-    i, j = np.stack([i, j])[:, owner[i] < owner[j]]
-    shared, area = shapely.area(shapely.intersection(areas[i], areas[j])), shapely.area(areas)
-    iou = shared / (area[i] + area[j] - shared)
+    shapes = cleval.make_shapes(cleval.to_shapely(polygons))
+    i, j = cleval.touching(shapes.box, shapes.box)
+    different = owner[i] < owner[j]
+    i, j = i[different], j[different]
+    shared = cleval.overlap_area(shapes, i, shapes, j)
+    iou = shared / (shapes.area[i] + shapes.area[j] - shared)
     return dict(zip(zip(i.tolist(), j.tolist()), np.round(iou, 9).tolist()))
 
 
