@@ -51,41 +51,51 @@ MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is 
 CALM = "lower --lr or use --amp off; the run folder keeps the last whole epoch"
 FETCH_EVERY = 10  # steps between looks at the losses; each look waits for the GPU
 MAXIMUM = "the next line is the maximum over epochs on the pages that select it"
+
+# columns of log.csv
 LOSSES = ("loss", "loss_shrink", "loss_thresh", "loss_binary")
 SCORES = ("precision", "recall", "hmean", "hmean_lo", "hmean_hi")
-COLUMNS = ("epoch", "lr", *LOSSES, *SCORES)
-COLUMNS += ("seconds", "images_s", "wait", "peak_gib", "val_seconds")
+CLOCKS = ("seconds", "images_s", "wait", "peak_gib", "val_seconds")
+COLUMNS = ("epoch", "lr", *LOSSES, *SCORES, *CLOCKS)
 
 
 # ---------------------------------------------------------------- configuration
 
 
-def resolve(args):
-    """Hparams of default < --hparams < flags, or on --resume those of the run folder < flags that
-    may change. Raises DataError, UsageError."""
+def resolve_run(args):
+    """Hparams of one run: default < --hparams < flags or, on --resume, those of the run folder <
+    flags that may change. Raises DataError, UsageError."""
     if not args.resume:
         return resolve_hparams(args)
-    given = {**(read_hparams(args.hparams) if args.hparams else {}), **given_flags(args)}
-    if not given.get("name"):
+
+    given = read_hparams(args.hparams) if args.hparams else {}
+    given |= given_flags(args)
+    name = given.get("name")
+    if not name:
         raise UsageError("--resume", "names no run", "add --name or the run's folder")
-    path = Path("runs", given["name"], "hparams.json")
-    if path.parent.is_dir() and not path.exists():  # killed before it was written
+    path = Path("runs", name, "hparams.json")
+    if path.parent.is_dir() and not path.exists():  # the run was killed before it was written
         return resolve_hparams(args)
+
     saved = read_hparams(path)
     for key, new in given.items():
-        if key not in MAY_CHANGE and saved.get(key, FIELDS[key].default) != new:
-            what = f"{key} is {saved.get(key)!r} in run {given['name']} and cannot become {new!r}"
+        old = saved.get(key, FIELDS[key].default)
+        if key not in MAY_CHANGE and old != new:
+            what = f"{key} is {old!r} in run {name} and cannot become {new!r}"
             remedy = f"start a new run; --init {path.parent}/last.pt begins with its weights"
             raise UsageError("--resume", what, remedy)
     return resolve_hparams(args, {**saved, "stop_epoch": 0})
 
 
 def choose_run_folder(hp, stem):
-    """(hp with its name, folder) of a new run, not made yet. Raises UsageError where it exists."""
-    name, number = hp.name or stem, 1
+    """Hparams with the run's name, and its folder, which is not made yet. Without --name the name is
+    the stem, counted up. Raises UsageError where the folder of a given name exists."""
+    name = hp.name or stem
+    number = 1
     while not hp.name and Path("runs", name).exists():
         number += 1
         name = f"{stem}-{number}"
+
     folder = Path("runs", name)
     if folder.exists():
         raise UsageError(folder, "exists", "choose another name, or --resume to go on with it")
@@ -96,12 +106,15 @@ def choose_run_folder(hp, stem):
 
 
 def join_group():
-    """Join the processes that torchrun started; their store, or None where this one is alone."""
+    """Join the processes that torchrun started. Returns their store, or None for a single process."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         return None
+
+    # torchrun's store keeps what processes wrote before it started them again
     store, rank, size = next(dist.rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt-{attempt}", store)  # torchrun's keeps what the last one said
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     threading.Thread(target=follow_agent, args=(os.getppid(),), daemon=True).start()
@@ -109,7 +122,7 @@ def join_group():
 
 
 def follow_agent(agent):
-    """Stops this process, as a SIGTERM does, when the torchrun that started it is gone."""
+    """Stop this process, as a SIGTERM does, when the torchrun that started it is gone."""
     while os.getppid() == agent:
         time.sleep(1)
     print("torchrun is gone: stopping", file=sys.stderr)
@@ -136,44 +149,53 @@ def total(values):
     return values
 
 
-def own_device(name):
+def device_of_process(name):
     """torch.device of --device; under torchrun each process has its own GPU. Raises UsageError."""
     gpus = torch.cuda.device_count()
     if dist.is_initialized() and gpus and name.startswith(("auto", "cuda")):
-        if (here := int(os.environ["LOCAL_WORLD_SIZE"])) > gpus:
-            raise UsageError("torchrun", f"{here} processes, {gpus} GPUs", "lower --nproc-per-node")
+        processes = int(os.environ["LOCAL_WORLD_SIZE"])
+        if processes > gpus:
+            what = f"{processes} processes, {gpus} GPUs"
+            raise UsageError("torchrun", what, "lower --nproc-per-node")
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     return evaluate.choose_device(name)
 
 
-def machine(device, dtype):
+def describe_machine(device, dtype):
     """The device, the number type and the versions of a run, as one line."""
-    name, cuda = f"{torch.get_num_threads()} threads", ""
-    if device.type == "cuda":
-        name, cuda = torch.cuda.get_device_name(device), f", CUDA {torch.version.cuda}"
     kind = str(dtype or torch.float32).removeprefix("torch.")
-    if cuda and dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type != "cuda":
+        threads = torch.get_num_threads()
+        return f"device {device} ({threads} threads), {kind}, torch {torch.__version__}"
+
+    if dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         kind += " (emulated here: --amp fp16 is faster)"
-    return f"device {device} ({name}), {kind}, torch {torch.__version__}{cuda}"
+    name = torch.cuda.get_device_name(device)
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
+    return f"device {device} ({name}), {kind}, {versions}"
 
 
 class Stop:
     """CTRL-C and SIGTERM as a flag that the loop looks at between steps."""
 
     def __init__(self):
-        self.signal = self.agreed = None
+        self.signal = None  # what this process received
+        self.agreed = None  # what all processes act upon
         for number in STOP_SIGNALS:
             signal.signal(number, self.request)
 
     def request(self, number, _):
-        if self.signal == number == signal.SIGINT and not dist.is_initialized():
-            raise KeyboardInterrupt  # asked twice: do not wait for the step
+        again = self.signal == number == signal.SIGINT
+        if again and not dist.is_initialized():
+            raise KeyboardInterrupt  # the second CTRL-C does not wait for the step
         self.signal = number
 
     def agree(self):
-        """A signal to one process is one to all; they call this at the same step."""
-        told = total(torch.tensor([self.signal == n for n in STOP_SIGNALS], dtype=torch.float64))
-        self.agreed = next((n for n, count in zip(STOP_SIGNALS, told) if count), None)
+        """The signal that any process received, or None. All processes call this at the same step,
+        so that they stop together."""
+        received = torch.tensor([self.signal == number for number in STOP_SIGNALS]).double()
+        counts = total(received).tolist()
+        self.agreed = next((n for n, count in zip(STOP_SIGNALS, counts) if count), None)
         return self.agreed
 
 
@@ -210,42 +232,45 @@ def read_pages(hp):
 
 
 def ancestors(hp):
-    """Checkpoints that a run begins from or learns from; a resumed one can do without its init."""
-    begun = [hp.init] if Path(hp.init).is_file() else []
-    return [path for path in begun + hp.teacher.split(",") if path]
+    """Paths of the checkpoints that a run starts from or learns from. A resumed run no longer needs
+    the one it started from."""
+    start = [hp.init] if Path(hp.init).is_file() else []
+    return [path for path in start + hp.teacher.split(",") if path]
 
 
 def trace_origin(hp, trained):
-    """What a checkpoint says of the pages behind it, as lists of digests: trained on, also by its
-    ancestors, and those that chose an ancestor's epoch; who does not tell is unknown."""
+    """What a checkpoint records of the pages behind it, as lists of digests: pages trained on, by
+    its ancestors too, and pages that chose an ancestor's epoch; and what records neither."""
     origin = {"trained": {*trained}, "chosen": set(), "unknown": {hp.pseudo_labels} - {""}}
     for path in ancestors(hp):
-        before = load_checkpoint(path).get("origin") or {"unknown": [path]}
-        for key, values in before.items():
+        recorded = load_checkpoint(path).get("origin") or {"unknown": [path]}
+        for key, values in recorded.items():
             origin[key].update(values)
     return {key: sorted(values) for key, values in origin.items()}
 
 
 def check_schedule(hp):
-    """Warn of a cosine that does not end with the run."""
-    if not 0.8 * hp.epochs <= hp.T_max <= 1.5 * hp.epochs:  # it rises again, or is cut off
+    """Warn of a cosine that rises again, or is cut off, before the run ends."""
+    if not 0.8 * hp.epochs <= hp.T_max <= 1.5 * hp.epochs:
         end = learning_rate(hp, hp.epochs - 1, hp.epochs)
         print(f"warning: T_max = {hp.T_max}: epoch {hp.epochs}, the last, has lr {end:.1e}")
 
 
 def keep_split(hp, split):
-    """hp with the hash of its split, which is written to runs/. Raises DataError when a resumed
-    run's pages would fall into other folds than before."""
+    """hp with the hash of its split, which is written to runs/. Raises DataError where the pages of
+    a resumed run would fall into other folds than before."""
     if hp.split not in ("", split["hash"]):
         what = f"its pages make split {split['hash']}, in run {hp.name} it was {hp.split}"
         raise DataError(hp.data, what, "put the data back or start a new run")
+
     write_json(Path("runs", f"split-{split['hash']}.json"), split, indent=1)
     print(f"fold {hp.fold} of {hp.folds}, split {split['hash']}")
     return dataclasses.replace(hp, split=split["hash"])
 
 
 def start_worker(_):
-    for number in STOP_SIGNALS:  # to the whole group; the trainer saves, and needs their batches
+    # CTRL-C goes to the whole group; the trainer saves, and needs the batches for it
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=follow_trainer, daemon=True).start()
     cv2.setNumThreads(1)
@@ -253,44 +278,54 @@ def start_worker(_):
 
 
 def follow_trainer():
-    """Ends a loader process when its trainer is gone, which the fork server between them hides."""
+    """End a loader process when its trainer is gone, which the fork server between them hides."""
     torch.multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def make_loader(train, hp, device, start_epoch, start_step, cache=None):
-    """One stream of batches over all epochs that are left: no epoch begins with an empty queue.
-    Each process loads its share of the pages of a batch, on the canvas of the whole batch."""
+    """A DataLoader of all batches that are left, over the ends of epochs, so that no epoch begins
+    with an empty queue. Each process loads its share of the pages of a batch, on the canvas of the
+    whole batch."""
     rank, size = place()
-    batches = [b for e in range(start_epoch, hp.epochs) for b in data.epoch_batches(train, hp, e)]
+    epochs = range(start_epoch, hp.epochs)
+    batches = [batch for epoch in epochs for batch in data.epoch_batches(train, hp, epoch)]
     batches = [batch[rank::size] for batch in batches[start_step:]]
+
     workers = hp.workers
     if workers < 0:
         cores = cv2.getNumberOfCPUs() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = max(1, min(16, cores)) if device.type == "cuda" else 0
-    ahead = 2**31 // (max(workers, 1) * hp.batch * hp.size**2 * 7)  # in /dev/shm, at most 2 GiB
+
+    # batches that wait lie in /dev/shm: at most 2 GiB, 7 bytes a pixel of page and maps
+    prefetch = 2**31 // (max(workers, 1) * hp.batch * hp.size**2 * 7)
+
     # not fork: OpenCV's and OpenMP's threads do not survive it, and the workers would wait for them
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cv2", "shapely", "torch"])  # once, in memory that they share
+    context.set_forkserver_preload(["cv2", "shapely", "torch"])  # loaded once, shared by all
+
     return torch.utils.data.DataLoader(
         data.Receipts(train, hp, cache),
         batch_sampler=batches,
         num_workers=workers,
         worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
-        prefetch_factor=max(1, min(4, ahead)) if workers else None,
+        prefetch_factor=max(1, min(4, prefetch)) if workers else None,
         multiprocessing_context=context if workers else None,
-        generator=torch.Generator(),  # or it would draw from the global one, which resume puts back
+        generator=torch.Generator(),  # the global one, which --resume puts back, stays untouched
     )
 
 
 # ---------------------------------------------------------------- one step
 
 
-def learning_rate(hp, epoch, progress):
-    """CosineAnnealingLR by epoch (from 0), times the warm-up by progress in epochs."""
+def learning_rate(hp, epoch, epochs_done):
+    """Cosine annealing by whole epochs, from 0 (Loshchilov and Hutter 2017), times a linear warm-up
+    by epochs_done, which counts parts of epochs."""
     cosine = hp.eta_min + (hp.lr - hp.eta_min) * (1 + math.cos(math.pi * epoch / hp.T_max)) / 2
-    return cosine * min(1.0, progress / hp.warmup if hp.warmup else 1.0)
+    if epochs_done < hp.warmup:
+        return cosine * (epochs_done / hp.warmup)
+    return cosine
 
 
 def float_tensors(model):
@@ -305,18 +340,23 @@ def update_ema(ema, model, step):
 
 
 def start_network(hp, device, fresh):
-    """The network, with hp's weights if fresh: of process 0, for others later. Raises DataError."""
+    """The network of a run. fresh: with the weights hp names, which other processes get from process
+    0 later. Raises DataError, UsageError."""
     torch.manual_seed(hp.seed)
-    pretrained = hp.pretrained if fresh and place()[0] == 0 and not hp.init else "none"
+    pretrained = "none"
+    if fresh and place()[0] == 0 and not hp.init:
+        pretrained = hp.pretrained
     model = DBNet(hp.backbone, hp.neck, pretrained)
+
     if hp.init and fresh:
         state = load_checkpoint(hp.init)
         try:
             model.load_state_dict(state.get("ema") or state["model"])
         except RuntimeError:
-            of = state["hparams"]
-            remedy = f"use --backbone {of.backbone} --neck {of.neck}"
+            theirs = state["hparams"]
+            remedy = f"use --backbone {theirs.backbone} --neck {theirs.neck}"
             raise UsageError(f"--init {hp.init}", "weights of another network", remedy) from None
+
     if hp.sync_bn and dist.is_initialized():
         if device.type != "cuda":
             raise UsageError("sync_bn = true", "needs GPUs", "on CPUs use freeze_bn")
@@ -334,10 +374,16 @@ class Trainer:
     best, log rows; and what the checkpoints say of the pages."""
 
     def __init__(self, hp, device, fresh=True, digests=((), ())):
-        """fresh: no state will be loaded; digests: of the train and the val pages."""
-        self.hp, self.device, self.processes = hp, device, place()[1]
-        self.model = self.forward = start_network(hp, device, fresh)
-        if hp.compile:  # once for all canvases: other layouts of memory pin their sides
+        """fresh: no state will be loaded. digests: of the train pages and of the val pages."""
+        self.hp = hp
+        self.device = device
+        self.processes = place()[1]
+
+        # the network, and what is called instead of it in training
+        self.model = start_network(hp, device, fresh)
+        self.forward = self.model
+        if hp.compile:
+            # one layout of memory for all canvases: another would compile for its sides alone
             importlib.import_module("torch._inductor.config").force_layout_optimization = True
             self.forward = torch.compile(self.model, dynamic=True)
         if dist.is_initialized():
@@ -345,38 +391,60 @@ class Trainer:
             self.forward = wrap(self.forward, gradient_as_bucket_view=True)
             self.forward.broadcast_buffers = False  # see averaged_model; as an argument it warns
         self.teachers = [load_network(path, device)[0] for path in hp.teacher.split(",") if path]
-        self.ema = copy.deepcopy(self.model).eval() if hp.ema else None
-        self.averaged = [float_tensors(self.ema), float_tensors(self.model)] if hp.ema else None
+
+        # moving average
+        self.ema = None
+        if hp.ema:
+            self.ema = copy.deepcopy(self.model).eval()
+            self.averaged = float_tensors(self.ema), float_tensors(self.model)
+
+        # optimizer and number type
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[hp.optimizer]
         parameters = self.model.parameters()
         self.optimizer = kind(parameters, hp.lr, weight_decay=hp.weight_decay, fused=True)
         self.dtype = evaluate.amp_dtype(hp.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.best, self.rows, self.scores = {"hmean": -1.0, "epoch": 0}, [], {}
-        self.origin, self.val_digests = trace_origin(hp, digests[0]), digests[1]
-        self.writer, self.failed = None, []
+
+        # scores, and the pages behind them
+        self.best = {"hmean": -1.0, "epoch": 0}
+        self.rows = []
+        self.scores = {}
+        self.origin = trace_origin(hp, digests[0])
+        self.val_digests = digests[1]
+
+        # the save in flight
+        self.writer = None
+        self.failed = []
+
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch):
-        """Epochs finished; steps, losses and [seconds, of them waited] of the one in hand."""
-        self.epoch, self.step, self.losses, self.timing = epoch, 0, [], [0.0, 0.0]
+        """Set the position to the start of an epoch, after `epoch` finished ones."""
+        self.epoch = epoch
+        self.step = 0
+        self.losses = []  # of its steps [4]
+        self.timing = [0.0, 0.0]  # seconds, and how many of them it waited for batches
 
     def train_mode(self):
         self.model.train()
-        for module in self.model.modules() if self.hp.freeze_bn else ():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        if self.hp.freeze_bn:
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def train_step(self, pages, maps, lr, number):
-        """pages uint8 [B, H, W, 3], maps uint8 [B, 4, H, W] -> losses [4] (sum, BCE, L1, Dice), to
-        be added over the processes: each has its share of the batch's pages."""
+        """pages uint8 [B, H, W, 3] and maps uint8 [B, 4, H, W], this process's share of a batch ->
+        losses [4] (sum, BCE, L1, Dice), to be added over the processes. number: of the step in the
+        run, from 0."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
+        # the gradients become their mean over the processes, whose shares may differ by a page
         loss, parts = self.loss_of(pages, maps)
         share = len(pages) / self.hp.batch if self.processes > 1 else 1.0
         self.optimizer.zero_grad(set_to_none=True)
-        # gradients become their mean over the processes
         self.scaler.scale(loss * (share * self.processes)).backward()
+
         if self.hp.clip:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.hp.clip)
@@ -387,46 +455,57 @@ class Trainer:
         return torch.cat([loss.detach()[None], parts]) * share
 
     def loss_of(self, pages, maps):
-        """pages, maps: see `train_step` -> the loss, a scalar, its parts [3] (BCE, L1, Dice)."""
+        """pages and maps as in `train_step` -> the loss, a scalar, and its parts [3] (BCE, L1,
+        Dice)."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             logits = self.forward(pages)  # [B, 2, H, W]
             with torch.no_grad():
                 taught = [teacher(pages)[:, 0].float().sigmoid() for teacher in self.teachers]
         loss, parts = db_loss(logits, maps)
         if taught:
-            loss = loss + self.hp.teacher_weight * teacher_loss(logits, sum(taught) / len(taught))
+            target = sum(taught) / len(taught)  # [B, H, W]
+            loss = loss + self.hp.teacher_weight * teacher_loss(logits, target)
         return loss, parts
 
     def rehearse(self, pages, height, width):
-        """Take the memory of a step on the largest canvas before the first one, not hours later;
-        weights, statistics and random state stay. pages: how many. Raises what the step would."""
-        kept = [buffer.clone() for buffer in self.model.buffers()]
+        """Take the memory of a step on the largest canvas before the first one, not hours later.
+        Weights, statistics and random state stay as they are. pages: how many. Raises what the step
+        would raise."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
         moments = [torch.empty_like(p) for p in self.model.parameters() for _ in "mv"]  # Adam's
-        with torch.random.fork_rng([self.device] * (self.device.type == "cuda")):
+
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
             self.train_mode()
             pages = torch.zeros(pages, height, width, 3, dtype=torch.uint8, device=self.device)
-            self.loss_of(pages, pages.new_zeros(len(pages), 4, height, width))[0].backward()
+            maps = pages.new_zeros(len(pages), 4, height, width)
+            self.loss_of(pages, maps)[0].backward()
+
         del moments
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, value in zip(self.model.buffers(), kept):
+        for buffer, value in zip(self.model.buffers(), buffers):
             buffer.copy_(value)
 
     def averaged_model(self):
-        """The network to validate and to share, in eval mode; the same in every process, which
-        without sync_bn have batch-norm statistics of their own."""
-        model = (self.ema if self.ema is not None else self.model).eval()
+        """The network to validate and to share, in eval mode. It is process 0's: without sync_bn
+        the others have batch-norm statistics of their own."""
+        model = (self.model if self.ema is None else self.ema).eval()
         if dist.is_initialized():
             for tensor in float_tensors(model):
                 dist.broadcast(tensor.data, 0)
         return model
 
     def state(self):
-        """Everything exact resume needs, as plain dicts of tensors and JSON types."""
+        """All that exact resume needs, as plain dicts of tensors and JSON types."""
         state = {key: part.state_dict() if part else None for key, part in self.parts().items()}
         state |= {key: getattr(self, key) for key in POSITION}
         state["rng"] = torch.get_rng_state()
-        state["cuda_rng"] = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
-        return state | {"hparams": dataclasses.asdict(self.hp), "origin": self.origin}
+        state["cuda_rng"] = None
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state()
+        state["hparams"] = dataclasses.asdict(self.hp)
+        state["origin"] = self.origin
+        return state
 
     def parts(self):
         return {key: getattr(self, key) for key in ("model", "ema", "optimizer", "scaler")}
@@ -439,9 +518,12 @@ class Trainer:
                     part.load_state_dict(state[key])
             for key in POSITION:
                 setattr(self, key, state[key])
-            before = state.get("origin") or {"unknown": [self.hp.init] if self.hp.init else []}
-            for key, values in before.items():
+
+            # the run's own record of its pages counts as well: its init may be gone
+            recorded = state.get("origin") or {"unknown": [self.hp.init] if self.hp.init else []}
+            for key, values in recorded.items():
                 self.origin[key] = sorted({*self.origin[key], *values})
+
             torch.set_rng_state(state["rng"])
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"])
@@ -450,16 +532,20 @@ class Trainer:
             raise DataError(f"{folder}/last.pt", what) from None
 
     def save(self, folder, is_best=False):
-        """Write last.pt (and best.pt) behind the training's back; waits for the save before."""
+        """Write last.pt, and best.pt if is_best, in a thread, once the save before it has ended.
+        Raises OSError when that one failed."""
         self.wait()
         if place()[0]:
             return
-        last, best = to_cpu(self.state()), None
+
+        last = to_cpu(self.state())
+        best = None
         if is_best:
-            best = {k: last[k] for k in ("hparams", "epoch", "scores")}
-            best["model"] = last["ema"] or last["model"]
             chosen = sorted({*self.origin["chosen"], *self.val_digests})
+            best = {key: last[key] for key in ("hparams", "epoch", "scores")}
+            best["model"] = last["ema"] or last["model"]
             best["origin"] = {**self.origin, "chosen": chosen}
+
         args = folder, last, best, self.failed
         self.writer = threading.Thread(target=write_checkpoints, args=args)
         self.writer.start()
@@ -477,8 +563,10 @@ def to_cpu(value):
     if torch.is_tensor(value):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {k: to_cpu(v) for k, v in value.items()}
-    return [to_cpu(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {key: to_cpu(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_cpu(x) for x in value]
+    return value
 
 
 def write_checkpoints(folder, last, best, failed):
@@ -494,7 +582,7 @@ def write_checkpoints(folder, last, best, failed):
 
 
 def keep_previous(folder):
-    """Make prev.pt a second name of last.pt, without a moment in which either is missing."""
+    """Make prev.pt another name of last.pt, without a moment in which either is missing."""
     temporary = folder / f".prev.pt.{os.getpid()}.tmp"
     try:
         os.link(folder / "last.pt", temporary)
@@ -505,20 +593,24 @@ def keep_previous(folder):
 
 
 def load_last(folder):
-    """The newest whole checkpoint of a run (says if not last.pt) or None. Raises DataError."""
-    keys, damaged = ("model", "optimizer", "hparams", "epoch", "rows"), None
+    """The newest whole checkpoint of a run, or None. Says when that is not last.pt. Raises
+    DataError where none is whole."""
+    keys = ("model", "optimizer", "hparams", "epoch", "rows")
+    damaged = None
     for path in (folder / "last.pt", folder / "prev.pt"):
-        if path.exists():
-            try:
-                state = load_checkpoint(path, keys)
-            except DataError as error:
-                damaged = damaged or error
-                continue
-            if damaged:
-                print(f"warning: {damaged}; going on from {path}, epoch {state['epoch']}")
-            return state
+        if not path.exists():
+            continue
+        try:
+            state = load_checkpoint(path, keys)
+        except DataError as error:
+            damaged = damaged or error
+            continue
+        if damaged:
+            print(f"warning: {damaged}; going on from {path}, epoch {state['epoch']}")
+        return state
     if damaged:
         raise damaged
+    return None
 
 
 # ---------------------------------------------------------------- log.csv and its mirrors
@@ -572,7 +664,7 @@ def tagged(row):
 
 
 def to_tensorboard(hp, folder):
-    """Writes runs/NAME/tensorboard anew: after a resume nothing is there twice."""
+    """A function that writes to runs/NAME/tensorboard, anew: after a resume nothing is there twice."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -589,32 +681,45 @@ def to_tensorboard(hp, folder):
 
 
 def to_wandb(hp, folder):
-    """Sends to W&B, or without an account to runs/NAME/wandb for `wandb sync`, under one id."""
+    """A function that sends to W&B or, without an account, writes to runs/NAME/wandb for `wandb
+    sync`. A resumed run keeps its id."""
     import wandb
 
     wandb.finish()  # the run before in this process
+
+    # what was written offline is sent again, under the same id
     past = sorted(folder.glob("wandb/*run-*-*"))
     for path in folder.glob("wandb/offline-run-*"):
-        shutil.rmtree(path)  # its rows are sent again
+        shutil.rmtree(path)
     online = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
-    options = {"mode": None if online else "offline", "settings": wandb.Settings(silent=True)}
-    options |= {"id": past[-1].name.rpartition("-")[2] if past else None, "resume": "allow"}
-    options |= {"name": hp.name, "dir": folder, "config": dataclasses.asdict(hp)}
-    run = wandb.init(project=os.environ.get("WANDB_PROJECT", "receipts"), **options)
-    run.define_metric("*", step_metric="epoch")
-    known = run.summary.get("epoch", 0)
-    kept = os.path.relpath(Path(run.dir).parent)
-    offline = run.settings.mode == "offline"
-    print(f"wandb: {kept}; to send it: wandb sync {kept}" if offline else f"wandb: {run.url}")
+    tracked = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "receipts"),
+        name=hp.name,
+        id=past[-1].name.rpartition("-")[2] if past else None,
+        resume="allow",
+        config=dataclasses.asdict(hp),
+        dir=folder,
+        mode=None if online else "offline",
+        settings=wandb.Settings(silent=True),
+    )
+    tracked.define_metric("*", step_metric="epoch")
+    sent = tracked.summary.get("epoch", 0)
+
+    if tracked.settings.mode == "offline":
+        kept = os.path.relpath(Path(tracked.dir).parent)
+        print(f"wandb: {kept}; to send it: wandb sync {kept}")
+    else:
+        print(f"wandb: {tracked.url}")
 
     def send(row, pictures=(), best=None):
         step = row["epoch"]
-        if step > known:
-            run.log({"epoch": step, **tagged(row)}, step=step)
+        if step > sent:
+            tracked.log({"epoch": step, **tagged(row)}, step=step)
         if pictures:
-            run.log({f"pages/{p.stem}": wandb.Image(str(p)) for p in pictures}, step=step)
+            images = {f"pages/{path.stem}": wandb.Image(str(path)) for path in pictures}
+            tracked.log(images, step=step)
         if best:
-            run.log_artifact(best, name=f"best-{run.id}", type="model")
+            tracked.log_artifact(best, name=f"best-{tracked.id}", type="model")
 
     return send
 
@@ -623,11 +728,12 @@ MIRRORS = {"wandb": to_wandb, "tensorboard": to_tensorboard}
 
 
 def start_mirrors(kinds, hp, folder, rows):
-    """A function(row, pictures, best.pt) for each mirror, now or before. Raises UsageError."""
+    """A function(row, pictures, best.pt) for each mirror that --log names or the run has already;
+    the rows so far are sent. Raises UsageError."""
     if place()[0]:
         return []
     try:
-        kinds = [k for k in MIRRORS if k in kinds or (folder / k).is_dir()]
+        kinds = [kind for kind in MIRRORS if kind in kinds or (folder / kind).is_dir()]
         mirrors = [MIRRORS[kind](hp, folder) for kind in kinds]
     except Exception as error:  # noqa: BLE001 (W&B has many of its own)
         raise UsageError("--log", (str(error).splitlines() or [repr(error)])[0]) from None
@@ -641,58 +747,85 @@ def start_mirrors(kinds, hp, folder, rows):
 
 
 def fetch_losses(trainer, pending, steps):
-    """Move the losses of the last steps [K][4] to the host and add them over the processes; raise
-    DataError, flag outliers. Raises OSError as well when the last save failed."""
-    for row in total(torch.stack(pending).double().cpu()).tolist():
-        trainer.losses.append(row)
-        number, epoch = len(trainer.losses), trainer.epoch + 1
-        if not all(map(math.isfinite, row)):
-            where = f"epoch {epoch}, step {number} of {steps}"
-            raise DataError(where, f"loss is {row[0]}", CALM, 4)
-        recent = [r[0] for r in trainer.losses[-50:-1]]
-        if len(recent) >= 10 and row[0] > 3 * statistics.median(recent):
-            where = f"in epoch {epoch}, step {number}"
-            print(f"warning: loss {row[0]:.3f} {where} is above 3 times its running median")
+    """Move the losses of the last steps, a list of [4], to the host and add them over the processes;
+    warn of outliers. Raises DataError where one is not finite, OSError when the last save failed."""
+    epoch = trainer.epoch + 1
+    for losses in total(torch.stack(pending).double().cpu()).tolist():
+        trainer.losses.append(losses)
+        step = len(trainer.losses)
+        if not all(map(math.isfinite, losses)):
+            where = f"epoch {epoch}, step {step} of {steps}"
+            raise DataError(where, f"loss is {losses[0]}", CALM, 4)
+
+        recent = [loss for loss, *_ in trainer.losses[-50:-1]]
+        if len(recent) >= 10 and losses[0] > 3 * statistics.median(recent):
+            where = f"in epoch {epoch}, step {step}"
+            print(f"warning: loss {losses[0]:.3f} {where} is above 3 times its running median")
     pending.clear()
     if trainer.failed:
         raise trainer.failed[0]
 
 
-def train_epoch(trainer, batches, steps, stop, steps_left):
-    """The rest of one epoch, up to a signal. Losses and times go to the trainer. steps_left: of the
-    run, to say once how long it will take, or 0."""
-    hp, device, pending = trainer.hp, trainer.device, []
+def train_epoch(trainer, batches, steps, stop, pace):
+    """The rest of one epoch, up to a signal. Its losses and times go to the trainer."""
+    hp = trainer.hp
+    device = trainer.device
     look_every = FETCH_EVERY if device.type == "cuda" else 1
+    pending = []  # losses that are still on the device
+    began = time.perf_counter()
     trainer.train_mode()
-    begin, measured = time.perf_counter(), None
+
     for step in progress(range(trainer.step, steps), f"epoch {trainer.epoch + 1}, steps"):
+        # the next batch, and how long the device had to wait for it
         asked = time.perf_counter()
         batch = next(batches)
         trainer.timing[1] += time.perf_counter() - asked
         pages, maps = (part.to(device, non_blocking=True) for part in batch)
+
+        # forward, backward, update
         number = trainer.epoch * steps + step
         lr = learning_rate(hp, trainer.epoch, (number + 1) / steps)
         pending.append(trainer.train_step(pages, maps, lr, number))
         trainer.step = step + 1
+
+        # now and then: losses, signals, pace
         if trainer.step % look_every == 0 or trainer.step == steps:
             fetch_losses(trainer, pending, steps)
             if stop.agree():
                 break
-            now = time.perf_counter(), trainer.step
-            measured = measured or now  # not from the start, which loads, and may compile
-            if steps_left and now[1] - measured[1] >= 5:
-                seconds = (now[0] - measured[0]) / (now[1] - measured[1]) * steps_left
-                print(f"about {duration(seconds)} for {steps_left} steps, validation not counted")
-                if device.type == "cpu" and seconds > 3600:
-                    print("this is a CPU; the quick start is --hparams hparams/quickstart.json")
-                steps_left = 0
-    trainer.timing[0] += time.perf_counter() - begin
+            pace.look(step)
+
+    trainer.timing[0] += time.perf_counter() - began
+
+
+class Pace:
+    """Says once, after some steps, how long a run will take."""
+
+    def __init__(self, steps_left, device):
+        self.steps_left = steps_left
+        self.device = device
+        self.begun = None  # (time, step); not the start, which loads and may compile
+
+    def look(self, step):
+        now = time.perf_counter()
+        if self.begun is None:
+            self.begun = now, step
+        began, first = self.begun
+        if not self.steps_left or step - first < 5:
+            return
+
+        seconds = (now - began) / (step - first) * self.steps_left
+        print(f"about {duration(seconds)} for {self.steps_left} steps, validation not counted")
+        if self.device.type == "cpu" and seconds > 3600:
+            print("this is a CPU; the quick start is --hparams hparams/quickstart.json")
+        self.steps_left = 0
 
 
 def duration(seconds):
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.{int(unit == 'h')}f} {unit}"
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
     return f"{seconds:.0f} s"
 
 
@@ -709,7 +842,7 @@ def score_pages(trainer, val, seen=None):
 
 
 def finish_epoch(trainer, val, others, steps):
-    """Validate, append the epoch's row, advance. Returns (row, whether it is the best so far)."""
+    """Validate, append the epoch's row, advance. Returns whether it is the best so far."""
     hp, begin = trainer.hp, time.perf_counter()
     if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
         raise DataError(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM, 4)
@@ -737,89 +870,112 @@ def finish_epoch(trainer, val, others, steps):
     if is_best := row["hmean"] > trainer.best["hmean"]:
         trainer.best = {"hmean": row["hmean"], "epoch": row["epoch"]}
     trainer.begin_epoch(row["epoch"])
-    return trainer.rows[-1], is_best
+    return is_best
+
+
+# ---------------------------------------------------------------- one run
 
 
 def open_folder(hp, folder, resume):
-    """Make or find a run's folder; a lock on it. Raises UsageError if another trains there."""
+    """Make or find the folder of a run. Returns a lock on it. Raises UsageError if another process
+    trains there."""
     folder.mkdir(parents=True, exist_ok=resume)
     if not (folder / "hparams.json").exists():
         write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)
     held = lock(folder / "hparams.json")
     if held is None:
         raise UsageError(folder, "another process is training there", "wait for it, or stop it")
-    for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+
+    # what a process that was killed has left
+    for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
     shutil.rmtree(folder / "cache", ignore_errors=True)
+
     print(f"run folder {folder}", flush=True)
     return held
 
 
 def load_run(folder):
-    """What a run goes on from, or None; log.csv is cut to it."""
+    """The state that a run goes on from, or None; log.csv is cut to its rows."""
     state = load_last(folder)
+    if state is None:
+        print(f"{folder} has no checkpoint yet: starting at epoch 1")
+        return None
+
     try:
-        if state and state["best"]["epoch"]:
+        if state["best"]["epoch"]:
             load_checkpoint(folder / "best.pt")
     except DataError as error:
         print(f"warning: {error}; the next epoch's becomes best.pt")
         state["best"] = {"hmean": -1.0, "epoch": 0}
-    if state:
-        write_log(folder / "log.csv", state["rows"])
-        inside = f", step {state['step']}" if state["step"] else ""
-        print(f"resuming {folder} after epoch {state['epoch']}{inside}")
-    else:
-        print(f"{folder} has no checkpoint yet: starting at epoch 1")
+    write_log(folder / "log.csv", state["rows"])
+    inside = f", step {state['step']}" if state["step"] else ""
+    print(f"resuming {folder} after epoch {state['epoch']}{inside}")
     return state
 
 
-def run(hp, folder, resume, options, stop):
-    """Train to hp.epochs (or hp.stop_epoch); options: the command line's. Returns the exit code."""
-    print(machine(options.device, evaluate.amp_dtype(hp.amp, options.device)))
+def train_one(hp, folder, resume, options, stop):
+    """Train a run to hp.epochs or hp.stop_epoch. options: the command line's. Returns the exit
+    code."""
+    print(describe_machine(options.device, evaluate.amp_dtype(hp.amp, options.device)))
     pages, digests, hp = from_first(lambda: read_pages(hp))
-    trainer = None if resume else Trainer(hp, options.device, True, digests)  # no folder yet
+
+    # a new run has no folder before its network stands: what is wrong with it leaves nothing
+    trainer = None if resume else Trainer(hp, options.device, True, digests)
     with open_folder(hp, folder, resume) if place()[0] == 0 else contextlib.nullcontext():
         state = from_first(lambda: load_run(folder) if resume else None)
-        trainer = trainer or Trainer(hp, options.device, state is None, digests)
+        if trainer is None:
+            trainer = Trainer(hp, options.device, state is None, digests)
         if state:
             trainer.load(state, folder)
         return train_run(trainer, pages, folder, options, stop)
 
 
 def train_run(trainer, pages, folder, options, stop):
-    """What is left of a run; pages: of `read_pages`. Returns the exit code."""
-    (train, val, others), hp, begin = pages, trainer.hp, time.perf_counter()
-    mirrors = start_mirrors(options.log, hp, folder, trainer.rows)
+    """What is left of a run, from its first batch to its last line. Returns the exit code."""
+    began = time.perf_counter()
+    train, val, others = pages
+    hp = trainer.hp
     steps = -(-len(train) // hp.batch)
-    last = min(hp.epochs, hp.stop_epoch or hp.epochs)
-    left = (hp.epochs - trainer.epoch) * steps - trainer.step
+    last_epoch = min(hp.epochs, hp.stop_epoch or hp.epochs)
+    mirrors = start_mirrors(options.log, hp, folder, trainer.rows)
+
+    # the largest batch first, so that what does not fit is known now
     cache = folder / "cache" if hp.cache else None
     loader = make_loader(train, hp, options.device, trainer.epoch, trainer.step, cache)
-    if options.device.type == "cuda" and left:
-        keys = max(loader.batch_sampler, key=lambda keys: math.prod(keys[0][2:]))
-        trainer.rehearse(len(keys), *keys[0][2:])
+    if options.device.type == "cuda" and loader.batch_sampler:
+        largest = max(loader.batch_sampler, key=lambda keys: math.prod(keys[0][2:]))
+        trainer.rehearse(len(largest), *largest[0][2:])
+
+    pace = Pace(len(loader.batch_sampler), options.device)
     batches = iter(loader)
     try:
-        while trainer.epoch < last and not stop.agreed:
-            train_epoch(trainer, batches, steps, stop, left)
-            left = is_best = 0
-            if trainer.step == steps:
-                row, is_best = finish_epoch(trainer, val, others, steps)
-                print_row(trainer, options.baseline[1])
-                stop.agree()
+        while trainer.epoch < last_epoch and not stop.agreed:
+            train_epoch(trainer, batches, steps, stop, pace)
+            pace.steps_left = 0  # the time of a validation would count
+
+            # stopped inside the epoch: keep the place
+            if trainer.step < steps:
+                trainer.save(folder)
+                continue
+
+            is_best = finish_epoch(trainer, val, others, steps)
+            print_row(trainer, options.baseline[1])
+            stop.agree()
             trainer.save(folder, is_best)
-            for send in mirrors if trainer.step == 0 else ():
-                send(row)
+            for send in mirrors:
+                send(trainer.rows[-1])
         from_first(trainer.wait)
     finally:
         for loader in torch.multiprocessing.active_children():
             loader.kill()  # an error's traceback holds `batches`, and they ignore SIGTERM
         del batches
         shutil.rmtree(folder / "cache", ignore_errors=True)
-    stopped = stop.agreed if trainer.epoch < last else 0
+
+    stopped = stop.agreed if trainer.epoch < last_epoch else None
     if trainer.epoch == hp.epochs:
-        finish_run(trainer, val, folder, mirrors, options.artifact)
-        print(f"{folder}: {duration(time.perf_counter() - begin)} in this process")
+        draw_last_pictures(trainer, val, folder, mirrors, options.artifact)
+        print(f"{folder}: {duration(time.perf_counter() - began)} in this process")
         if options.baseline[0]:
             print_gain(trainer.scores, Path(options.baseline[0]))
     print_end(trainer, steps, stopped)
@@ -837,16 +993,17 @@ def print_gain(scores, folder):
     print(f"{difference}, vs {folder}")
 
 
-def finish_run(trainer, val, folder, mirrors, artifact):
-    """Pictures of the first validation pages with the last weights, to the mirrors as well."""
+def draw_last_pictures(trainer, val, folder, mirrors, artifact):
+    """Draw the first validation pages as the last weights see them, for the mirrors as well."""
     network = evaluate.Network(trainer.averaged_model(), trainer.hp)
     if place()[0]:
         return
     for _, (page, found) in evaluate.predict(network, val[:8], trainer.device, lambda *two: two):
         evaluate.draw_picture(page, *found, folder / "pictures")
+    pictures = sorted((folder / "pictures").glob("*.jpg"))
+    best = folder / "best.pt" if artifact else None
     for send in mirrors:
-        pictures = sorted((folder / "pictures").glob("*.jpg"))
-        send({"epoch": trainer.epoch}, pictures, folder / "best.pt" if artifact else None)
+        send({"epoch": trainer.epoch}, pictures, best)
 
 
 def print_end(trainer, steps, stopped):
@@ -866,45 +1023,68 @@ def print_end(trainer, steps, stopped):
 # ---------------------------------------------------------------- folds and replicas
 
 
-def members(args, stem):
-    """Hparams of each run of --fold all, --seeds N, named STEM-fold2-seed1. Raises UsageError."""
+def member_hparams(args, stem):
+    """Hparams of each run of --fold all and --seeds N, named STEM-fold2-seed1. Raises UsageError."""
     if place()[1] > 1:
         raise UsageError("torchrun", "not with --fold all, --seeds", "train one --fold, one --seed")
-    all_folds, seeds = args.fold == "all", args.seeds
-    shared = vars(args) | {"resume": False} | ({"fold": None} if all_folds else {})
-    hp = resolve(argparse.Namespace(**shared))
+
+    all_folds = args.fold == "all"
+    shared = vars(args) | {"resume": False}
+    if all_folds:
+        shared["fold"] = None
+    hp = resolve_run(argparse.Namespace(**shared))
+    folds = range(1, hp.folds + 1) if all_folds and hp.folds else [hp.fold]
+    seeds = range(hp.seed, hp.seed + (args.seeds or 1))
+
     result = []
-    for fold in range(1, hp.folds + 1) if all_folds and hp.folds else [hp.fold]:
-        for seed in range(hp.seed, hp.seed + max(seeds or 1, 1)):
-            name = (hp.name or stem) + f"-fold{fold}" * all_folds + f"-seed{seed}" * bool(seeds)
+    for fold in folds:
+        for seed in seeds:
+            name = hp.name or stem
+            if all_folds:
+                name += f"-fold{fold}"
+            if args.seeds:
+                name += f"-seed{seed}"
             result.append(dataclasses.replace(hp, name=name, fold=fold, seed=seed))
-    return result
+    return result or [hp]
 
 
-def run_members(runs, args):
+def resumed_members(runs, args):
+    """Hparams of runs with --resume: those that have begun keep their own values, as a single run
+    does, and the others take over those. Raises UsageError where one exists without --resume."""
+    kept = {}
+    for hp in runs:
+        if Path("runs", hp.name, "hparams.json").exists():
+            if not args.resume:
+                remedy = "choose another name, or --resume to go on"
+                raise UsageError(f"runs/{hp.name}", "exists", remedy)
+            flags = {"name": hp.name, "fold": str(hp.fold), "seed": str(hp.seed)}
+            pattern = resolve_run(argparse.Namespace(**vars(args) | flags))
+            kept[hp.name] = pattern
+    if not kept:
+        return runs
+    return [
+        kept.get(hp.name) or dataclasses.replace(pattern, name=hp.name, fold=hp.fold, seed=hp.seed)
+        for hp in runs
+    ]
+
+
+def train_members(runs, args):
     """Train runs in turn; a failure is named and the others go on. Returns the exit code."""
-    made = [hp for hp in runs if Path("runs", hp.name, "hparams.json").exists()]
-    if made and not args.resume:
-        what = "exists", "choose another name, or --resume to go on"
-        raise UsageError(f"runs/{made[0].name}", *what)
-    for hp in made:  # each goes on with its own values, as a single run does
-        own = {"name": hp.name, "fold": str(hp.fold), "seed": str(hp.seed)}
-        runs[runs.index(hp)] = first = resolve(argparse.Namespace(**vars(args) | own))
-    for k, hp in enumerate(runs if made else ()):  # those that never began: as the others
-        if not Path("runs", hp.name, "hparams.json").exists():
-            runs[k] = dataclasses.replace(first, name=hp.name, fold=hp.fold, seed=hp.seed)
-    stop, failed = Stop(), []
+    runs = resumed_members(runs, args)
+    stop = Stop()
+    failed = []
     for hp in runs:
         folder = Path("runs", hp.name)
         if (folder / "log.csv").exists() and hp.epochs in read_log(folder):
             print(f"{folder} is finished")
             continue
-        work = partial(run, hp, folder, folder.exists(), args, stop)
-        code = exit_code(partial(explaining, work))
+        work = partial(train_one, hp, folder, folder.exists(), args, stop)
+        code = exit_code(partial(explain_errors, work))
         if code > 128:
             return code
         if code:
             failed.append(hp.name)
+
     report_members([hp for hp in runs if hp.name not in failed])
     for name in failed:
         print(f"failed: {name}; go on by the same command and --resume")
@@ -931,38 +1111,45 @@ def report_members(runs):
         print(f"{name}: {score}{remark}")
 
 
-def begin(args, stem):
-    """(hparams, folder, whether there is something to go on from) of one run; nothing is made yet.
-    A process group that torchrun started again goes on by itself. Raises UsageError."""
-    hp = resolve(args)
+# ---------------------------------------------------------------- command line
+
+
+def choose_run(args, stem):
+    """Hparams and folder of a single run, and whether it exists already; nothing is made yet. A run
+    that torchrun started again goes on by itself. Raises UsageError."""
+    hp = resolve_run(args)
     if not hp.name and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         raise UsageError("--max-restarts", "a restarted group has to find its run", "add --name")
     if hp.batch < place()[1]:
         raise UsageError(f"batch = {hp.batch}", f"{place()[1]} processes need a page each")
+
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if again and not args.resume and Path("runs", hp.name).exists():
         args.resume = True
-        hp = resolve(args)
+        hp = resolve_run(args)
     if args.resume:
         return hp, Path("runs", hp.name), True
     return *choose_run_folder(hp, stem), False
 
 
 def parse_args(argv):
-    """The command line; --resume may have a run's folder, a fold is named as by --fold all."""
+    """The command line. --resume may name the run's folder; --fold 2 names a run as --fold all
+    does."""
     parser = trainer_parser(__doc__)
     args, rest = parser.parse_known_args(argv)
     if args.resume and not args.name and len(rest) == 1:
-        run = rest.pop().removesuffix("last.pt")
-        args.name = os.path.relpath(run, "runs") if "/" in run else run
+        folder = rest.pop().removesuffix("last.pt")
+        args.name = os.path.relpath(folder, "runs") if "/" in folder else folder
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if args.name and "/" not in args.name and args.fold not in (None, "all"):  # a sweep has trials
+
+    one_fold = args.fold not in (None, "all")
+    if one_fold and args.name and "/" not in args.name:  # a sweep names its trials itself
         args.name = args.name.removesuffix(f"-fold{args.fold}") + f"-fold{args.fold}"
     return args
 
 
-def check_flags(args, hp):
+def check_trainer_flags(args, hp):
     """Raises UsageError on flags that have no effect."""
     mirrored = "wandb" in args.log or args.resume and Path("runs", hp.name, "wandb").is_dir()
     rules = [
@@ -978,26 +1165,55 @@ def check_flags(args, hp):
     evaluate.refuse_idle(args, rules)
 
 
-def start(args):
-    """Do what the command line says; returns the exit code."""
+def execute(args):
+    """Do what the command line says. Returns the exit code."""
     stem = Path(args.hparams).stem if args.hparams else "run"
-    stem += f"-fold{args.fold}" * (args.fold not in (None, "all"))
+    if args.fold not in (None, "all"):
+        stem += f"-fold{args.fold}"
+    if "WANDB_SWEEP_ID" in os.environ:
+        args.log.append("wandb")
+
     several = args.fold == "all" or args.seeds is not None
-    args.log += ["wandb"] if "WANDB_SWEEP_ID" in os.environ else []
-    runs = members(args, stem) if several else [resolve(args)]
-    check_flags(args, runs[0])
+    runs = member_hparams(args, stem) if several else [resolve_run(args)]
+    check_trainer_flags(args, runs[0])
     if args.print_hparams:
         print(json.dumps(dataclasses.asdict(runs[0]), indent=1))
         return 0
-    args.device = own_device(args.device)
+
+    args.device = device_of_process(args.device)
     args.baseline = (args.baseline, read_log(args.baseline)) if args.baseline else ("", {})
-    for kind in args.log:  # a folder of logs, named as the package, is a module without a file
+    for kind in args.log:
+        # a folder of logs with the name of the package is a module too, but one without a file
         if not getattr(importlib.util.find_spec(kind), "origin", None):
             raise UsageError(f"--log {kind}", "its package is missing", f"pip install {kind}")
+
     if several:
-        return run_members(runs, args)
-    hp, folder, resume = from_first(lambda: begin(args, os.environ.get("WANDB_RUN_ID", stem)))
-    return run(hp, folder, resume, args, Stop())
+        return train_members(runs, args)
+    stem = os.environ.get("WANDB_RUN_ID", stem)
+    hp, folder, resume = from_first(lambda: choose_run(args, stem))
+    return train_one(hp, folder, resume, args, Stop())
+
+
+def explain_errors(work, store=None):
+    """work(). Raises DataError where an error of PyTorch has words for users, else that error."""
+    try:
+        return work()
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text = str(error)
+        if "shared memory" in text and "No space left" in text:
+            remedy = "lower --workers, or raise its size (Docker: --shm-size=8g)"
+            raise DataError("/dev/shm", "is full", remedy) from None
+
+        # a worker that was killed tears its pipe, or PyTorch notices that it is gone
+        torn = not isinstance(error, RuntimeError | BrokenPipeError)
+        if torn or "DataLoader worker" in text and not text.startswith("Caught"):
+            remedy = "was memory or /dev/shm full? lower --workers"
+            raise DataError("a loader process", "was killed", remedy, 137) from None
+
+        if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
+            remedy = "the run folder keeps the last whole epoch"
+            raise DataError("a process of the group", "was lost", remedy, 137) from None
+        raise
 
 
 def main(argv=None):
@@ -1005,13 +1221,14 @@ def main(argv=None):
     store = join_group()
 
     def work():
-        with open(os.devnull, "w") as hidden:  # rank 0 alone prints, but for the first error
+        # process 0 alone prints, but for the first error
+        with open(os.devnull, "w") as hidden:
             out, err = (hidden, hidden) if place()[0] else (sys.stdout, sys.stderr)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = explaining(lambda: start(parse_args(argv)), store)
-            if store:
-                dist.destroy_process_group()
-            return code
+                code = explain_errors(lambda: execute(parse_args(argv)), store)
+        if store:
+            dist.destroy_process_group()
+        return code
 
     def say(line):
         with contextlib.suppress(dist.DistError):  # the store's host is gone, and has said why
@@ -1019,24 +1236,6 @@ def main(argv=None):
                 print(f"error: {line}", file=sys.stderr)
 
     return exit_code(work, say)
-
-
-def explaining(work, store=None):
-    """work(). Raises DataError where an error of PyTorch has words for users, else that error."""
-    try:
-        return work()
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        text, torn = str(error), not isinstance(error, RuntimeError | BrokenPipeError)
-        if "shared memory" in text and "No space left" in text:
-            remedy = "lower --workers, or raise its size (Docker: --shm-size=8g)"
-            raise DataError("/dev/shm", "is full", remedy) from None
-        if torn or "DataLoader worker" in text and not text.startswith("Caught"):
-            remedy = "was memory or /dev/shm full? lower --workers"
-            raise DataError("a loader process", "was killed", remedy, 137) from None
-        if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
-            kept = "the run folder keeps the last whole epoch"
-            raise DataError("a process of the group", "was lost", kept, 137) from None
-        raise
 
 
 if __name__ == "__main__":

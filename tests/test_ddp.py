@@ -111,12 +111,12 @@ def test_each_process_has_its_own_gpu_and_touches_no_other(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: touched.append(str(device)))
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    devices = [str(train.own_device(name)) for name in ("auto", "cuda", "cpu")]
+    devices = [str(train.device_of_process(name)) for name in ("auto", "cuda", "cpu")]
     assert devices == ["cuda:1", "cuda:1", "cpu"]
     assert touched == ["cuda:1"] * 4 + ["cpu"]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="3 processes, 2 GPUs"):
-        train.own_device("auto")
+        train.device_of_process("auto")
 
 
 def test_the_first_process_to_fail_says_why(monkeypatch, capsys):
@@ -127,7 +127,7 @@ def test_the_first_process_to_fail_says_why(monkeypatch, capsys):
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     failures = [torch.OutOfMemoryError("CUDA out of memory"), lost, lost, RuntimeError("a bug")]
     monkeypatch.setattr(train, "join_group", lambda: store)
-    monkeypatch.setattr(train, "start", fail)
+    monkeypatch.setattr(train, "execute", fail)
     assert [train.main([]) for _ in range(3)] == [3, 137, 137]
     error_line(capsys.readouterr().err, "out of memory")
     with pytest.raises(RuntimeError, match="a bug"):
