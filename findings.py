@@ -1,36 +1,88 @@
-"""What has a sweep found? The values of its runs, stopped ones projected to their end, the part of
-luck in the best one, what each parameter matters. It computes, report.py draws; the Gaussian
-process is handed in."""
+"""What has a sweep found? What its runs are worth, where stopped ones would have ended, how much of
+the best one's lead is luck, and which parameters matter.
+
+report.py draws what is computed here. The Gaussian process is sweep.py's, whose `fit` and
+`Posterior` are handed in."""
 
 import functools
 import math
 import shlex
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 import space
 from space import Cube, flags, identity, is_number, parse_space
 
-SEED_PRIOR = (0.0, 1.0)  # of the noise in a report: runs may differ by nothing but their seed
+PAIRED = 0.3  # standard error of a paired difference over that of a score: .08 and .27 points
+# middle and width of the prior on the noise, see sweep.py: runs may differ by nothing but their seed,
+# and replicas may say that they do not
+SEED_PRIOR = (0.0, 1.0)
+REPLICAS_PRIOR = (0.0, 2.0)
+
+# ---------------------------------------------------------------- estimates
 
 
-# ---------------------------------------------------------------- values
+@dataclass
+class Estimate:
+    """A mean, its standard deviation and its 95 % interval; NaN for what is not known."""
+
+    mean: float = math.nan
+    sd: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+    def text(self, show):
+        """Mean and interval, as far as they are known, with `show` turning a number into text."""
+        if np.isnan(self.low):
+            return show(self.mean)
+        return f"{show(self.mean)} ({show(self.low)} to {show(self.high)})"
+
+    def may_equal(self, other):
+        return abs(self.mean - other.mean) <= 1.96 * math.hypot(self.sd, other.sd)
 
 
-def observations(history, sign):
-    """History entries -> the values to maximise, NaN of failed and pending runs, and variances."""
-    value = np.full(len(history), np.nan)
-    variance = np.array([h.get("sd", 0) for h in history], float) ** 2
-    done = [h for h in history if h["state"] == "finished"]
-    curves = [sign * np.array(h["history"]) for h in done if h.get("history")]
-    for i, h in enumerate(history):
-        if h["state"] == "finished":
-            value[i] = sign * h["value"]
-        elif h["state"] == "stopped":
-            curve = sign * np.array(h.get("history") or [h["value"]], float)
-            value[i], sd = project(curve, curves, h.get("epochs", 0))
-            variance[i] += sd * sd
-    return value, variance
+@dataclass
+class Curve(Estimate):
+    """Estimates [m] along an axis of the cube, at u [m]."""
+
+    u: np.ndarray = ()
+
+
+def estimate(mean, sd, limits, width=1.96):
+    """Estimate whose interval is the mean -+ width sd, cut off at limits (low, high)."""
+    ends = mean, mean - width * sd, mean + width * sd
+    mean, low, high = np.clip(ends, *limits)
+    return Estimate(mean, sd, low, high)
+
+
+@functools.cache
+def student(freedom, share):
+    """The value that |t| exceeds with probability share, Student's t having `freedom` degrees of
+    freedom: t is sqrt(freedom) times the tangent of an angle whose density is its cosine to the
+    power of freedom - 1."""
+    angle = (np.arange(100000) + 0.5) * math.pi / 200000
+    mass = np.cumsum(np.cos(angle) ** (freedom - 1))
+    angle = np.interp(1 - share, mass / mass[-1], angle + math.pi / 400000)
+    return math.sqrt(freedom) * math.tan(angle)
+
+
+def mean_estimate(values, limits):
+    """Estimate of the mean of values [n], by Student's t; without an interval for one value."""
+    n = len(values)
+    if n == 1:
+        return Estimate(float(values[0]))
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    return estimate(float(np.mean(values)), error, limits, student(n - 1, 0.05))
+
+
+def spearman(a, b):
+    """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
+    # values below less values above: twice the distance from the mean rank
+    a, b = (np.sign(np.subtract.outer(x, x)).sum(1) for x in (a, b))
+    return float(a @ b / max(math.sqrt((a @ a) * (b @ b)), 1))
 
 
 def ruined(values):
@@ -40,205 +92,210 @@ def ruined(values):
     return values < middle - 10 * spread
 
 
+def paired(rows):
+    """Standard error of a run's difference to another one on the same pages, from its interval over
+    pages; 0 if that is not known. rows are [seconds, low, high] an epoch."""
+    if not rows:
+        return 0.0
+    return PAIRED * float(np.nan_to_num(np.ptp(rows[-1][1:3]))) / 3.92
+
+
+# ---------------------------------------------------------------- projections
+
+
+def observations(history, sign):
+    """History entries, see sweep.py's `suggest` -> values to maximise [n] and their variances [n].
+    A stopped run has the value it would have ended with, a failed or pending one has NaN."""
+    values = np.full(len(history), np.nan)
+    variances = np.array([run.get("sd", 0) for run in history], float) ** 2
+    curves = [
+        sign * np.array(run["history"])
+        for run in history
+        if run["state"] == "finished" and run.get("history")
+    ]
+    for i, run in enumerate(history):
+        if run["state"] == "finished":
+            values[i] = sign * run["value"]
+        elif run["state"] == "stopped":
+            curve = sign * np.array(run.get("history") or [run["value"]], float)
+            values[i], sd = project(curve, curves, run.get("epochs", 0))
+            variances[i] += sd * sd
+    return values, variances
+
+
 def project(history, curves, epochs):
-    """history [e] of a stopped run, curves of finished ones [epochs each] -> its final value, sd:
-    ridge regression of their gains from epoch e on by their values there: who lags gains more."""
-    e, here = len(history), float(np.mean(history[-2:]))  # a single value is noisy
-    whole = np.array([c for c in curves if len(c) >= epochs > e])
+    """history [e] of a stopped run, curves [epochs] of finished ones -> the value the run would
+    have ended with, and its sd. Gains from epoch e on are regressed on the level there: a run that
+    lags gains more."""
+    stop = len(history)
+    here = float(level_at(np.array(history), stop))
+    whole = np.array([curve for curve in curves if len(curve) >= epochs > stop])
     if not len(whole):
-        return here, max(float(np.std([c[-1] for c in curves] or history)), 1e-6)
-    finals, level = whole[:, -1], whole[:, max(e - 2, 0) : e].mean(1)
-    spread = float(np.subtract(*np.quantile(finals[~ruined(finals)], [0.75, 0.25]))) / 1.35
-    gain = finals - level
-    off = np.abs(gain - np.median(gain))
-    keep = off <= 5 * max(np.median(off), spread / 2)
-    level, gain, n = level[keep], gain[keep], keep.sum()
+        spread = float(np.std([curve[-1] for curve in curves] or history))
+        return here, max(spread, 1e-6)
+
+    finals = whole[:, -1]
+    spread = robust_spread(finals)
+    level, gain = usual_gains(level_at(whole, stop), finals, spread)
+
+    # ridge regression; the penalty is worth two runs
     unit = max(float(level.std()), 1e-9)
-    x, at = (level - level.mean()) / unit, np.clip((here - level.mean()) / unit, -3, 3)
-    slope = x @ gain / (x @ x + 2)  # the penalty is worth two runs
+    x = (level - level.mean()) / unit
+    at = np.clip((here - level.mean()) / unit, -3, 3)
+    slope = x @ gain / (x @ x + 2)
+
     residual = gain - gain.mean() - slope * x
-    # the finals' spread, worth two runs, gives way to the residuals'; wider where few runs are
-    # known and far from them, and as Student's t is wider than a normal law at 95 %
     prior = max(spread, abs(np.median(gain)) / 20, 1e-6) ** 2
+    return here + float(gain.mean() + slope * at), prediction_sd(x, at, residual, prior)
+
+
+def level_at(curves, epoch):
+    """curves [..., epochs] -> mean of the last two values up to an epoch: a single one is noisy."""
+    return curves[..., max(epoch - 2, 0) : epoch].mean(-1)
+
+
+def robust_spread(values):
+    """Standard deviation of values [n] as their quartiles tell it, failures left out."""
+    low, high = np.quantile(values[~ruined(values)], [0.25, 0.75])
+    return float(high - low) / 1.35
+
+
+def usual_gains(level, finals, spread):
+    """Levels and gains of the runs whose gain is not an outlier, for a spread of final values."""
+    gain = finals - level
+    distance = np.abs(gain - np.median(gain))
+    usual = distance <= 5 * max(np.median(distance), spread / 2)
+    return level[usual], gain[usual]
+
+
+def prediction_sd(x, at, residual, prior):
+    """Standard deviation of a regression on x [n], whose residuals are [n], at a new point. It is
+    wider far from the known runs, and where they are few: the prior variance counts as two runs,
+    and 1.96 sd reach as far as Student's t does."""
+    n = len(x)
     variance = (residual @ residual + 2 * prior) / n * (1 + 1 / n + at**2 / (x @ x + 2))
-    sd = math.sqrt(variance) * student(int(n), 0.05) / 1.96
-    return here + float(gain.mean() + slope * at), sd
+    return math.sqrt(variance) * student(n, 0.05) / 1.96
 
 
 def chance_to_win(history, curves, epochs):
-    """Probability that a stopped run would end above the best finished one (0.5 if none is)."""
+    """Probability that a stopped run would end above the best finished one (0.5 if there is none)."""
     mean, sd = project(history, curves, epochs)
-    return space.normal_cdf((mean - max((c[-1] for c in curves), default=mean)) / sd)
+    best = max((curve[-1] for curve in curves), default=mean)
+    return space.normal_cdf((mean - best) / sd)
 
 
-# ---------------------------------------------------------------- findings
-
-PAIRED = 0.3  # standard error of a paired difference in those of a score: .08 of .27 points
+# ---------------------------------------------------------------- worth
 
 
-class Row:
-    """A trial as a report shows it: numbers, words, estimates; NaN for what is not known."""
-
-    def __init__(self, trial, cube):
-        self.number, self.state, self.why = trial.number, trial.state, trial.why
-        self.epochs, self.history = len(trial.history), list(trial.history) * trial.recorded
-        self.last = trial.history[-1] if trial.history else math.nan
-        self.pages = trial.rows[-1][1:3] if trial.rows else [math.nan] * 2  # interval over pages
-        self.params, self.values = trial.params, [trial.params[d.name] for d in cube.free]
-        self.point, self.flags = cube.encode(trial.params), " ".join(flags(trial.params))
-        self.verdict = next((v for v in reversed(trial.judged) if v["stop"]), None)
-        self.ruined, self.chance = False, math.nan  # of a stopped one to beat the best
-        self.paired = paired(trial.rows)
-        # what its configuration is worth, what one repetition gives, where a stopped one would end
-        self.expected = self.repeated = self.final = estimate(math.nan, math.nan, (0, 1))
-
-
-class Findings:
-    """What a sweep has found, as report.py shows it: numbers, words and Rows. fit and posterior
-    are sweep.py's `fit` and `Posterior`."""
-
-    def __init__(self, sweep, fit, posterior):
-        cube, sign = Cube(parse_space(sweep.spec)), sweep.sign
-        self.name, self.method, self.metric = sweep.folder.name, sweep.spec["method"], sweep.metric
-        others = [t.number for t in sweep.trials if t.known]
-        self.notes = sweep.notes + [f"Trials {str(others)[1:-1]} ran elsewhere."] * bool(others)
-        self.sign, self.epochs, self.names = sign, sweep.epochs, [d.name for d in cube.free]
-        kind = (100, 2, (0, 1)) if sweep.metric in space.SHARES else (1, 4, (-math.inf, math.inf))
-        self.points, self.digits, limits = kind  # the first two: as it is shown
-        self.trials = [Row(t, cube) for t in sweep.trials]
-        self.rows = [r for r in self.trials if r.state in ("finished", "stopped")]
-        for row, lost in zip(self.rows, ruined(sign * last(self.rows)) if self.rows else ()):
-            row.ruined = bool(lost)
-        self.sound = [r for r in self.rows if not r.ruined] or self.rows
-        ranked = sorted(self.rows, key=lambda r: (-sign * r.last, r.number))
-        self.finished = [r for r in ranked if r.state == "finished"]
-        self.stopped = [r for r in ranked if r.state == "stopped"]
-        self.failed = [r for r in self.trials if r.state == "failed"]
-        # final and early values are only pooled, and said to be, where there is nothing else
-        self.pooled = len(self.finished) < 6 and bool(self.stopped)
-        pool = self.rows if self.pooled else self.finished
-        self.fair, self.out = ([r for r in pool if r.ruined == lost] for lost in (False, True))
-        groups = {"finished, last epoch": self.finished, "stopped, at the stop": self.stopped}
-        groups |= {"all, each at the last epoch it had": self.rows} if self.pooled else {}
-        self.spread = [line for name, rows in groups.items() for line in spread(name, rows)]
-        seconds = [row[0] for t in sweep.trials if not t.known for row in t.rows]
-        self.hours = sum(seconds) / 3600 if seconds else math.nan
-        self.spent = sum(r.epochs for r in self.trials if r.number not in others)
-        self.saved = sum(sweep.epochs - r.epochs for r in self.stopped if r.number not in others)
-
-        enough = len(self.sound) > 2 and cube.free
-        model = Worth(sweep, cube, self.sound, fit, posterior) if enough else None
-        self.importance = model.importance() if model else []
-        self.noise, self.replicas = (model.noise, model.replicas) if model else (math.nan, False)
-        for row in self.sound if model else ():
-            mean, sd = (float(x[0]) for x in model(row.point))
-            row.expected = estimate(mean, sd, limits)
-            again = math.hypot(sd, self.noise, row.paired)
-            row.repeated = estimate(mean, again, limits, student(len(self.sound) - 1, 0.05))
-        whole = [[sign * v for v in r.history] for r in self.finished if r.history]
-        for row in self.stopped:
-            if whole and row.history:
-                known = [sign * v for v in row.history], whole, sweep.epochs
-                mean, sd = project(*known)
-                row.final, row.chance = estimate(sign * mean, sd, limits), chance_to_win(*known)
-
-        self.top = [r for r in self.finished or self.stopped if not r.ruined]  # best value first
-        worth = {r: sign * np.nan_to_num(r.expected["mean"], nan=r.last) for r in self.top}
-        self.first = max(self.top, key=worth.get, default=None)  # best posterior mean first
-        self.rivals = [r.number for r in self.stopped if r.chance > 0.2]
-        mean, sd = (np.array([r.expected[k] for r in self.finished]) for k in ("mean", "sd"))
-        near = np.abs(mean - mean[:1]) <= 1.96 * np.hypot(sd, sd[:1])
-        self.ties = [r.number for r, like in zip(self.finished, near) if like]
-        self.luck = luck(self.fair, sign)
-        known = self.fair, self.first, model, limits
-        self.parameters = [facts(d, i, *known) for i, d in enumerate(cube.free)]
-        self.params = self.first.params if self.first else {}
-        self.command = shlex.join(["python", "train.py", *sweep.extra, *flags(self.params)])
-        best = sorted(self.fair, key=lambda r: -sign * r.last)[: 3 * (len(self.fair) > 5)]
-        self.edges = [at_edge(d, [r.params[d.name] for r in best]) for d in cube.free if best]
-        self.notes += filter(None, self.edges)
-
-
-def estimate(mean, sd, limits, wide=1.96):
-    mean, low, high = (np.clip(mean + side * wide * sd, *limits) for side in (0, -1, 1))
-    return {"mean": mean, "sd": sd, "low": low, "high": high}
-
-
-def last(rows):
-    return np.array([row.last for row in rows])
-
-
-def paired(rows):
-    """Standard error of a difference to another run, from a run's interval over pages, or 0."""
-    return PAIRED * float(np.nan_to_num(np.ptp(rows[-1][1:3]))) / 3.92 if rows else 0.0
-
-
-def sample(fit, x, y, variance, category, noise):
-    """Draws of theta [k, d + 2] around its best fit and their weights [k] by posterior density
-    (importance sampling). Few runs leave theta open, and the best fit alone believes too much."""
-    best, _, loss = fit(x, y, variance, category, noise=noise)
-    draws = int(np.clip(1e7 / len(x) ** 2, 20, 200))
-    steps = np.random.default_rng(0).standard_normal((draws, len(best)))
-    theta = best + 0.7 * steps
-    log = 0.5 * (steps**2).sum(1) - [loss(t)[0] for t in theta]
-    weights = np.exp(log - log.max())
-    keep = weights > 1e-3
-    return theta[keep], weights[keep] / weights[keep].sum()
+class Importance(NamedTuple):
+    share: float  # of the scores' variance, due to a parameter's main effect
+    by_chance: float  # share of permutations of the scores that give the parameter as much
 
 
 class Worth:
-    """GP of the metric itself, of sound rows: mean and sd [m], in its units, of the worth at u.
-    What the pages' intervals say of a comparison's noise is given; what the seed adds (noise, the
-    sd of one run) is learnt: from replicas, alike but for `seed`, else by a prior of much of it."""
+    """What configurations are worth: a Gaussian process of the metric, without the noise of a seed,
+    given sound rows. Points u [m, d] of the cube -> mean and sd [m], in the metric's units.
+
+    The noise of a comparison that the intervals over pages tell is given. What the seed adds
+    (`noise`, the sd of one run) is learnt from replicas, runs alike but for their seed, or else by
+    a prior that expects much of it."""
 
     def __init__(self, sweep, cube, rows, fit, posterior):
         history = sweep.history()
-        value, variance = observations([history[row.number - 1] for row in rows], sweep.sign)
-        self.cube, self.sign, self.middle, self.unit = cube, sweep.sign, value.mean(), value.std()
-        self.unit = max(self.unit, 1e-9)
+        values, variances = observations([history[row.number - 1] for row in rows], sweep.sign)
+        self.cube, self.sign = cube, sweep.sign
+        self.middle = values.mean()
+        self.unit = max(values.std(), 1e-9)
+
         x = cube.features(np.array([row.point for row in rows]))
-        self.known = x, (value - self.middle) / self.unit, variance / self.unit**2, cube.category
+        y = (values - self.middle) / self.unit
+        self.known = x, y, variances / self.unit**2, cube.category
         self.replicas = len(np.unique(x, axis=0)) < len(x)
-        self.prior = SEED_PRIOR[0], SEED_PRIOR[1] * (2 if self.replicas else 1)
+        self.prior = REPLICAS_PRIOR if self.replicas else SEED_PRIOR
+
         self.fit, self.posterior = fit, posterior
-        self.model = posterior(*self.known, *sample(fit, *self.known, self.prior))
+        self.model = posterior(*self.known, *self.sample())
         self.noise = self.unit * math.sqrt(self.model.weights @ self.model.noise[:, 0])
 
     def __call__(self, u):
         mean, sd = self.model(self.cube.features(np.atleast_2d(u)))
         return self.sign * (self.middle + self.unit * mean), self.unit * sd
 
+    def sample(self):
+        """Draws of theta [k, d + 2] around its best fit and their weights [k] by posterior density
+        (importance sampling). Few runs leave theta open; the best fit alone would be too sure."""
+        best, _, loss = self.fit(*self.known, noise=self.prior)
+        draws = int(np.clip(1e7 / len(self.known[0]) ** 2, 20, 200))
+        steps = np.random.default_rng(0).standard_normal((draws, len(best)))
+        theta = best + 0.7 * steps
+        log = 0.5 * (steps**2).sum(1) - [loss(t)[0] for t in theta]
+        weights = np.exp(log - log.max())
+        keep = weights > 1e-3
+        return theta[keep], weights[keep] / weights[keep].sum()
+
+    def along(self, point, i, limits):
+        """Curve along the i-th parameter through a point [d]."""
+        u = np.linspace(0, 1, 81)
+        points = np.where(np.arange(len(point)) == i, u[:, None], point)
+        return Curve(**vars(estimate(*self(points), limits)), u=u)
+
     def importance(self):
-        """Of each parameter: the share of the scores' variance that its main effect has in the
-        best fit, and the share of permutations of the scores that give it as much."""
-        x, y, own, category = self.known
-        d, rng, order, shares = x.shape[1], np.random.default_rng(0), np.arange(len(y)), []
-        grid, own_axis = np.linspace(0.04, 0.96, 12), np.eye(d, dtype=bool)[:, None, None]
-        points = np.where(own_axis, grid[:, None, None], rng.random((64, d)))  # [d, 12, 64, d]
-        points = self.cube.features(points.reshape(-1, d))
-        for _ in range(1 + int(np.clip(2e3 / len(y), 19, 99))):
-            known = x, y[order], own[order], category
-            mean = self.posterior(*known, self.fit(*known, noise=self.prior)[0])(points)[0]
-            shares.append(np.minimum(mean.reshape(d, 12, 64).mean(2).var(1), 1))  # y has variance 1
-            order = rng.permutation(order)
-        first, *others = np.array(shares)
-        return list(zip(first, np.mean(others >= first - 1e-9, 0)))
+        """The Importance of each parameter, under the best fit."""
+        x, y, variance, category = self.known
+        d = x.shape[1]
+        rng = np.random.default_rng(0)
+
+        # [d, 12, 64, d]: one parameter at 12 values, the others at 64 random points each
+        grid = np.linspace(0.04, 0.96, 12)[:, None, None]
+        varied = np.eye(d, dtype=bool)[:, None, None]
+        points = np.where(varied, grid, rng.random((64, d))).reshape(-1, d)
+        points = self.cube.features(points)
+
+        def main_effects(order):
+            """Variance [d] of the mean along each parameter, the scores being in this order."""
+            known = x, y[order], variance[order], category
+            theta = self.fit(*known, noise=self.prior)[0]
+            mean = self.posterior(*known, theta)(points)[0]
+            variances = mean.reshape(d, 12, 64).mean(2).var(1)
+            return np.minimum(variances, 1)  # y has variance 1
+
+        orders = [np.arange(len(y))]
+        for _ in range(int(np.clip(2e3 / len(y), 19, 99))):
+            orders.append(rng.permutation(orders[-1]))
+        shares, *permuted = map(main_effects, orders)
+        by_chance = np.mean(np.array(permuted) >= shares - 1e-9, 0)
+        return list(map(Importance, shares, by_chance))
+
+
+# ---------------------------------------------------------------- luck
+
+
+@dataclass
+class Luck:
+    """How far the best of n runs lies above their mean, in their sd."""
+
+    n: int
+    expected: float  # of n runs of equal worth
+    found: float
+    limit: float  # exceeded by 5 % of n runs of equal worth
+    row: object  # the best run
 
 
 def luck(rows, sign):
-    """n, expected and found distance of the best row from the mean in sd, its 5 % limit, row."""
-    n, value = len(rows), sign * last(rows)
+    """Luck of rows, None for fewer than 3."""
+    n = len(rows)
     if n < 3:
-        return {}
-    found = (value.max() - value.mean()) / max(value.std(ddof=1), 1e-12)
-    told = {"n": n, "expected": expected_maximum(n), "found": found, "limit": outlier_limit(n)}
-    return told | {"row": rows[int(np.argmax(value))]}
+        return None
+    values = sign * last(rows)
+    found = (values.max() - values.mean()) / max(values.std(ddof=1), 1e-12)
+    return Luck(n, expected_maximum(n), found, outlier_limit(n), rows[int(np.argmax(values))])
 
 
 def expected_maximum(n):
     """Expected largest of n standard normal values: integral of (x > 0) - Phi^n, by midpoints."""
     x = np.arange(-8, 8, 0.01) + 0.005
-    return float(((x > 0) - np.array([space.normal_cdf(v) for v in x]) ** n).sum()) / 100
+    below = np.array([space.normal_cdf(value) for value in x]) ** n
+    return float(((x > 0) - below).sum()) / 100
 
 
 def outlier_limit(n):
@@ -247,76 +304,295 @@ def outlier_limit(n):
     return (n - 1) / math.sqrt(n) * math.sqrt(t * t / (n - 2 + t * t))
 
 
-@functools.cache
-def student(v, share):
-    """The value that |t| exceeds with probability share, at v degrees of freedom: t is sqrt(v)
-    times the tangent of an angle whose density is its cosine's power v - 1."""
-    angle = (np.arange(100000) + 0.5) * math.pi / 200000
-    mass = np.cumsum(np.cos(angle) ** (v - 1))
-    angle = np.interp(1 - share, mass / mass[-1], angle + math.pi / 400000)
-    return math.sqrt(v) * math.tan(angle)
+# ---------------------------------------------------------------- one parameter
 
 
-def mean_interval(values):
-    """Mean of values [n] and half its 95 % interval by Student's t, NaN for one value."""
-    n = len(values)
-    sd = float(np.std(values, ddof=1)) if n > 1 else math.nan
-    return float(np.mean(values)), student(max(n - 1, 1), 0.05) * sd / math.sqrt(n)
+class Group(NamedTuple):
+    """Scores of the runs with one value of a parameter, or with one from low to high."""
+
+    ends: list  # [value] or [low, high]
+    n: int
+    mean: Estimate
+    median: float
 
 
-def spread(label, rows):
-    """(label, trials left out, n, mean, median, sd, low, high); once more without ruined rows."""
-    out = [row for row in rows if row.ruined]
-    for without in ([], out)[: 1 + bool(out)]:
-        v = last([row for row in rows if row not in without])
-        if len(v):
-            sd, numbers = v.std(ddof=1) if len(v) > 1 else math.nan, [r.number for r in without]
-            yield label, numbers, len(v), v.mean(), np.median(v), sd, v.min(), v.max()
+class Parameter:
+    """The score of rows against a Dimension, the i-th that varies. along is the posterior's Curve,
+    groups are of the scores, rho is their rank correlation: None without ranks or with few runs."""
+
+    def __init__(self, dimension, i, rows, along, limits):
+        values = [row.values[i] for row in rows]
+        self.key = dimension.name
+        self.ticks = axis_ticks(dimension)
+        self.along = along
+        self.groups = []
+        self.rho = None
+        self.chance = 1.96 / math.sqrt(max(len(rows) - 1, 1))  # |rho| that chance exceeds in 5 %
+        if len(rows) > 2:
+            self.groups = groups_of(dimension, values, last(rows), limits)
+            if not dimension.category and all(map(is_number, values)):
+                self.rho = spearman(values, last(rows))
 
 
-def facts(d, i, rows, first, model, limits):
-    """The score of rows against Dimension d, the i-th: ticks, the posterior's mean and interval
-    along d through the first, groups, rank correlation and how much of it chance explains."""
-    ticks = [(x, d.value(x)) for x in (0, 0.25, 0.5, 0.75, 1)]
-    if 0 < len(d.levels) <= 8:
-        ticks = [((a + b) / 2, v) for a, b, v in zip(d.edges, d.edges[1:], d.levels)]
-    along, u = (), np.linspace(0, 1, 81)
-    if first and model:
-        points = np.where(np.arange(len(first.point)) == i, u[:, None], first.point)
-        along = {"u": u, **estimate(*model(points), limits)}
-    values = [row.values[i] for row in rows]
-    ranked = len(rows) > 2 and not d.category and all(map(is_number, values))
-    rho = spearman(values, last(rows)) if ranked else None
-    groups = groups_of(d, values, rows, limits) if len(rows) > 2 else []
-    told = {"key": d.name, "ticks": ticks, "along": along, "groups": groups}
-    return told | {"rho": rho, "chance": 1.96 / math.sqrt(max(len(rows) - 1, 1))}
+def axis_ticks(dimension):
+    """(u, value) of the labels of an axis: all levels, or five values of the range."""
+    if not 0 < len(dimension.levels) <= 8:
+        return [(u, dimension.value(u)) for u in (0, 0.25, 0.5, 0.75, 1)]
+    return [(dimension.encode(level), level) for level in dimension.levels]
 
 
-def at_edge(d, best):
-    """The remark that the best runs lie at one end of Dimension d's range, with the one to try."""
-    u = [d.encode(value) for value in best]
-    side = (min(u) > 0.9) - (max(u) < 0.1)
-    if not side or not d.law or "normal" in d.law[0]:
+def groups_of(dimension, values, scores, limits):
+    """Groups of scores [n] by a parameter's values [n]; by thirds where these are many numbers."""
+    numbers = all(map(is_number, values))
+    by_key = {identity(value): [value] for value in sorted(values, key=None if numbers else str)}
+    if numbers and not (dimension.levels and len(by_key) <= 8):
+        ends, index = thirds(values)
+    else:
+        ends, keys = by_key.values(), list(by_key)
+        index = np.array([keys.index(identity(value)) for value in values])
+
+    groups = []
+    for k, pair in enumerate(ends):
+        x = scores[index == k]
+        if len(x):
+            groups.append(Group(pair, len(x), mean_estimate(x, limits), np.median(x)))
+    return groups
+
+
+def thirds(values):
+    """values [n] -> (low, high) of each third of them, and in which third each value is [n]."""
+    order = sorted(values)
+    n = len(order)
+    cuts = [order[0], order[n // 3], order[2 * n // 3], order[-1]]
+    return pairwise(cuts), np.searchsorted(cuts[1:3], values, side="right")
+
+
+def at_edge(dimension, best):
+    """The remark that the best runs' values lie at one end of a Dimension's range, with the range
+    to try; empty if they do not."""
+    u = [dimension.encode(value) for value in best]
+    at_low, at_high = max(u) < 0.1, min(u) > 0.9
+    bounded = dimension.law and "normal" not in dimension.law[0]
+    if not bounded or not (at_low or at_high):
         return ""
-    low, high = (max(space.quantile(d.law, x + side / 2), 0) for x in (0, 1))
-    told = f"the best three runs lie at the {'upper' if side > 0 else 'lower'} end of its range"
-    return f"{d.name}: {told}; try {low:.3g} to {high:.3g}"
+    end, shift = ("upper", 0.5) if at_high else ("lower", -0.5)
+    low, high = (max(space.quantile(dimension.law, u + shift), 0) for u in (0, 1))
+    where = f"the best three runs lie at the {end} end of its range"
+    return f"{dimension.name}: {where}; try {low:.3g} to {high:.3g}"
 
 
-def groups_of(d, values, rows, limits):
-    """(ends, n, mean and interval, median) of the scores by a parameter's values, or in thirds."""
-    keys = {identity(v): v for v in sorted(values, key=str)}
-    groups = [([v], [identity(x) == key for x in values]) for key, v in keys.items()]
-    if all(map(is_number, values)) and not (d.levels and len(keys) <= 8):
-        order, x = sorted(values), np.array(values)
-        a, b, c, e = (order[k * len(order) // 3 - (k == 3)] for k in range(4))
-        groups = [([a, b], x < b), ([b, c], (b <= x) & (x < c)), ([c, e], c <= x)]
-    got = [(ends, last(rows)[np.array(member)]) for ends, member in groups if any(member)]
-    return [(ends, len(v), estimate(*mean_interval(v), limits, 1), np.median(v)) for ends, v in got]
+# ---------------------------------------------------------------- findings
 
 
-def spearman(a, b):
-    """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
-    # values below less values above: twice the distance from the mean rank
-    a, b = (np.sign(np.subtract.outer(x, x)).sum(1) for x in (a, b))
-    return float(a @ b / math.sqrt((a @ a) * (b @ b))) if a.any() and b.any() else 0.0
+class Row:
+    """A trial as a report shows it; NaN for what is not known. seed is that of trials that name
+    none."""
+
+    def __init__(self, trial, cube, seed=0):
+        self.number = trial.number
+        self.state = trial.state
+        self.why = trial.why
+        self.verdict = next((v for v in reversed(trial.judged) if v["stop"]), None)
+
+        self.params = trial.params
+        self.seed = trial.params.get("seed", seed)
+        self.values = [trial.params[d.name] for d in cube.free]
+        self.point = cube.encode(trial.params)
+        self.flags = " ".join(flags(trial.params))
+
+        self.epochs = len(trial.history)
+        self.history = list(trial.history) if trial.recorded else []
+        self.last = trial.history[-1] if trial.history else math.nan
+        self.pages = trial.rows[-1][1:3] if trial.rows else [math.nan] * 2  # interval over pages
+        self.paired = paired(trial.rows)
+        self.ruined = False
+
+        self.expected = Estimate()  # what its configuration is worth
+        self.repeated = Estimate()  # what one repetition would give
+        self.final = Estimate()  # where it would have ended, had it not been stopped
+        self.chance = math.nan  # that it would have beaten the best
+
+
+def last(rows):
+    return np.array([row.last for row in rows])
+
+
+def sound(rows):
+    return [row for row in rows if not row.ruined]
+
+
+def of_state(rows, state):
+    return [row for row in rows if row.state == state]
+
+
+class Spread(NamedTuple):
+    label: str
+    without: list  # numbers of the trials left out
+    n: int
+    mean: float
+    median: float
+    sd: float
+    low: float
+    high: float
+
+
+def spreads(label, rows):
+    """Spread of rows, and once more without the ruined ones if there are any."""
+    lost = [row.number for row in rows if row.ruined]
+    lines = [(rows, []), (sound(rows), lost)] if lost else [(rows, [])]
+    return [spread(label, without, last(some)) for some, without in lines if some]
+
+
+def spread(label, without, x):
+    sd = x.std(ddof=1) if len(x) > 1 else math.nan
+    return Spread(label, without, len(x), x.mean(), np.median(x), sd, x.min(), x.max())
+
+
+@dataclass
+class Configuration:
+    """Finished runs alike but for their seed, as one line of the ranking."""
+
+    runs: list  # Rows by number
+    value: float  # mean of the runs'
+    pages: list  # interval over pages, mean of the runs'
+    expected: Estimate
+
+
+def configurations(rows, names):
+    """Configurations of rows whose values have these names."""
+    alike = {}
+    for row in sorted(rows, key=lambda row: row.number):
+        pairs = zip(names, row.values)
+        key = tuple(identity(value) for name, value in pairs if name != "seed")
+        alike.setdefault(key, []).append(row)
+
+    for runs in alike.values():
+        pages = np.mean([run.pages for run in runs], axis=0)
+        expected = (sound(runs) or runs)[0].expected
+        yield Configuration(runs, last(runs).mean(), pages, expected)
+
+
+class Findings:
+    """What a sweep has found, as report.py shows it. fit and posterior are the Gaussian process,
+    sweep.py's `fit` and `Posterior`."""
+
+    def __init__(self, sweep, fit, posterior):
+        cube = Cube(parse_space(sweep.spec))
+        self.name = sweep.folder.name
+        self.method = sweep.spec["method"]
+        self.metric = sweep.metric
+        self.sign = sweep.sign
+        self.epochs = sweep.epochs
+        self.names = [d.name for d in cube.free]
+        self.points, self.digits, limits = 1, 4, (-math.inf, math.inf)  # the first two: as shown
+        if sweep.metric in space.SHARES:
+            self.points, self.digits, limits = 100, 2, (0, 1)
+
+        seed = getattr(sweep.hparams, "seed", 0)
+        self.trials = [Row(trial, cube, seed) for trial in sweep.trials]
+        self.group_runs()
+        self.count_cost(sweep)
+
+        model = None
+        self.importance = []
+        self.noise = math.nan
+        self.replicas = False
+        if len(self.sound) > 2 and cube.free:
+            model = Worth(sweep, cube, self.sound, fit, posterior)
+            self.estimate_worth(model, limits)
+        self.project_stopped(limits)
+
+        self.choose_best()
+        self.luck = luck(self.fair, self.sign)
+        self.parameters = []
+        for i, dimension in enumerate(cube.free):
+            along = model.along(self.first.point, i, limits) if model and self.first else None
+            self.parameters.append(Parameter(dimension, i, self.fair, along, limits))
+        self.command = shlex.join(["python", "train.py", *sweep.extra, *flags(self.params)])
+        self.remark(sweep, cube)
+
+    def group_runs(self):
+        """Rows by state, ranked by value, and those that may be compared."""
+        self.rows = [row for row in self.trials if row.state in ("finished", "stopped")]
+        if self.rows:
+            for row, lost in zip(self.rows, ruined(self.sign * last(self.rows))):
+                row.ruined = bool(lost)
+        self.sound = sound(self.rows) or self.rows
+
+        ranked = sorted(self.rows, key=lambda row: (-self.sign * row.last, row.number))
+        self.finished = of_state(ranked, "finished")
+        self.stopped = of_state(ranked, "stopped")
+        self.failed = of_state(self.trials, "failed")
+
+        # final and early values are pooled, and said to be, only where there are few final ones
+        self.pooled = len(self.finished) < 6 and bool(self.stopped)
+        pool = self.rows if self.pooled else self.finished
+        self.fair = sound(pool)
+        self.out = [row for row in pool if row.ruined]
+
+        self.spread = spreads("finished, last epoch", self.finished)
+        self.spread += spreads("stopped, at the stop", self.stopped)
+        if self.pooled:
+            self.spread += spreads("all, each at the last epoch it had", self.rows)
+
+    def count_cost(self, sweep):
+        """Epochs and hours spent and saved; trials known from another sweep cost nothing."""
+        ours = [trial for trial in sweep.trials if not trial.known]
+        self.spent = sum(len(t.history) for t in ours)
+        self.saved = sum(sweep.epochs - len(t.history) for t in ours if t.state == "stopped")
+        seconds = [row[0] for trial in ours for row in trial.rows]
+        self.hours = sum(seconds) / 3600 if seconds else math.nan
+        self.hours_saved = self.saved * self.hours / max(self.spent, 1)
+
+    def estimate_worth(self, model, limits):
+        """What each sound run's configuration is worth, and what a repetition would give."""
+        self.importance = model.importance()
+        self.noise, self.replicas = model.noise, model.replicas
+        width = student(len(self.sound) - 1, 0.05)
+        for row in self.sound:
+            mean, sd = (float(x[0]) for x in model(row.point))
+            row.expected = estimate(mean, sd, limits)
+            again = math.hypot(sd, self.noise, row.paired)
+            row.repeated = estimate(mean, again, limits, width)
+
+    def project_stopped(self, limits):
+        """Where stopped runs would have ended."""
+        curves = [self.sign * np.array(row.history) for row in self.finished if row.history]
+        for row in self.stopped:
+            if curves and row.history:
+                known = self.sign * np.array(row.history), curves, self.epochs
+                mean, sd = project(*known)
+                row.final = estimate(self.sign * mean, sd, limits)
+                row.chance = chance_to_win(*known)
+
+    def choose_best(self):
+        """The best run by posterior mean, stopped runs that may rival it, the ranking and its ties."""
+        self.top = sound(self.finished or self.stopped)
+        self.first = max(self.top, key=self.worth, default=None)
+        self.params = self.first.params if self.first else {}
+        self.rivals = [row.number for row in self.stopped if row.chance > 0.2]
+
+        ranking = configurations(self.finished, self.names)
+        self.ranking = sorted(ranking, key=lambda c: -self.sign * c.value)
+        self.ties = [
+            configuration.runs[0].number
+            for configuration in self.ranking
+            if configuration.expected.may_equal(self.ranking[0].expected)
+        ]
+
+    def worth(self, row):
+        return self.sign * np.nan_to_num(row.expected.mean, nan=row.last)
+
+    def remark(self, sweep, cube):
+        """Sentences about the sweep: a history's own, and what follows from its runs."""
+        self.edges = []
+        if len(self.fair) > 5:
+            best = sorted(self.fair, key=lambda row: -self.sign * row.last)[:3]
+            remarks = [at_edge(d, [row.params[d.name] for row in best]) for d in cube.free]
+            self.edges += filter(None, remarks)
+
+        elsewhere = [str(trial.number) for trial in sweep.trials if trial.known]
+        self.notes = list(sweep.notes)
+        if elsewhere:
+            self.notes.append(f"Trials {', '.join(elsewhere)} ran elsewhere.")
+        self.notes += self.edges

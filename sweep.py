@@ -1101,10 +1101,10 @@ def start_sweep(options, extra):
     with held:
         run_sweep(sweep, options, read_enqueued(sweep, options.enqueue, options.known))
         found = write_report(sweep)[1]
-    print(*filter(None, found.edges), f"{sweep.folder}/report.md", sep="\n")
+    print(*found.edges, f"{sweep.folder}/report.md", sep="\n")
     if found.finished:
         lucky, best = found.finished[0], found.first or found.finished[0]
-        worth = np.nan_to_num(best.expected["mean"], nan=best.last)
+        worth = np.nan_to_num(best.expected.mean, nan=best.last)
         print("next, the best by what all trials say, and the luckiest, on pages that select it")
         told = f"best {sweep.metric} {worth:.4f} expected of trial {best.number}"
         print(f"{told}, luckiest {lucky.last:.4f} of trial {lucky.number}")
@@ -1173,7 +1173,7 @@ def write_report(sweep, path=None, as_json=False):
     if path:
         files.replace_file(path, page(blocks[0][1], blocks))
     if as_json:
-        twice = ["rows", "sound", "finished", "stopped", "failed", "fair", "out", "top"]
+        twice = ["rows", "ranking", "sound", "finished", "stopped", "failed", "fair", "out", "top"]
         told = {key: x for key, x in vars(found).items() if key not in twice}
         text = json.dumps(told, default=lambda x: x.tolist() if hasattr(x, "tolist") else vars(x))
         text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1) + "\n"

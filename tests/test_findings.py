@@ -27,6 +27,20 @@ def spec(**more):
     return {**base, "parameters": parameters, **more}
 
 
+def find(state):
+    return findings.Findings(state, sweep.fit_gp, sweep.Posterior)
+
+
+def text_of(found):
+    return report.markdown(report.sweep_blocks(found))
+
+
+def table_of(text, title):
+    """Rows of cells of the table under a title."""
+    lines = text.split(f"## {title}\n")[1].split("\n## ")[0].splitlines()
+    return [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+
+
 # ---------------------------------------------------------------- values
 
 
@@ -55,7 +69,8 @@ def test_expected_maximum():
 def test_student_interval_and_spearman():
     for v, t in ((1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (30, 2.0423)):
         assert abs(findings.student(v, 0.05) - t) < 1e-4
-    assert abs(findings.mean_interval([1.0, 2.0])[1] - 12.7062 * math.sqrt(0.5 / 2)) < 1e-3
+    mean = findings.mean_estimate([1.0, 2.0], (-math.inf, math.inf))
+    assert abs(mean.high - 1.5 - 12.7062 * math.sqrt(0.5 / 2)) < 1e-3 and mean.sd == 0.5
     for n, limit in ((3, 1.153), (10, 2.176), (20, 2.557), (30, 2.745)):
         assert abs(findings.outlier_limit(n) - limit) < 1e-3  # Grubbs 1969, table I, 5 %
     assert findings.spearman([1, 2, 3, 4], [10, 20, 25, 1e9]) == 1
@@ -92,12 +107,13 @@ def test_replicas_set_the_noise():
         for k in (1, 2):
             value = best.history[-1] - gap * k
             state.trials.append(sweep.Trial(10 + k, best.params, "finished", [value]))
-        found = findings.Findings(state, sweep.fit_gp, sweep.Posterior)
+        found = find(state)
         noises.append(found.noise)
         assert found.replicas
     assert noises[0] < 0.0008 and noises[1] > 0.003
-    told = report.markdown(report.sweep_blocks(found))
-    assert "is learnt from replicas" in told
+    told = text_of(found)
+    assert "is learnt from replicas" in told and "--seeds" not in told
+    assert "is hardly known: `train.py --seeds 3` would tell" in text_of(finished([0.9] * 5))
 
 
 def test_runs_alike_but_for_their_seed_are_replicas():
@@ -106,7 +122,7 @@ def test_runs_alike_but_for_their_seed_are_replicas():
     for n, (lr, seed) in enumerate(itertools.product((1e-4, 1e-3, 1e-2), (0, 1, 2)), 1):
         trial = sweep.Trial(n, {"lr": lr, "seed": seed}, "finished", [0.9 + lr + 1e-4 * (n % 2)])
         state.trials.append(trial)
-    found = findings.Findings(state, sweep.fit_gp, sweep.Posterior)
+    found = find(state)
     assert found.replicas and found.importance[1][0] < 1e-6 and 2e-5 < found.noise < 3e-4
 
 
@@ -117,7 +133,7 @@ def finished(values, interval=0.0, **more):
         rows = [[1.0, v - interval, v + interval]]
         params = {"x": (n - 0.5) / len(values)}
         state.trials.append(sweep.Trial(n, params, "finished", [v], rows))
-    return findings.Findings(state, sweep.fit_gp, sweep.Posterior)
+    return find(state)
 
 
 def test_importance_stands_beside_what_permuted_scores_give():
@@ -133,10 +149,10 @@ def test_a_range_whose_best_runs_lie_at_its_end_is_named():
     told = "x: the best three runs lie at the {} end of its range; try {}"
     found = finished((0.9 + 0.002 * np.arange(30)).tolist())
     assert found.edges == [told.format("upper", "0.5 to 1.5")] and found.notes == found.edges
-    assert told.format("upper", "0.5 to 1.5") in report.markdown(report.sweep_blocks(found))
+    assert told.format("upper", "0.5 to 1.5") in text_of(found)
     assert finished(0.9 - 0.002 * np.arange(30)).edges == [told.format("lower", "0 to 0.5")]
     assert finished([0.9, 0.91, 0.92, 0.93, 0.94]).edges == []  # too few runs
-    assert finished(0.9 - 0.001 * np.abs(np.arange(30) - 15.0)).edges == [""]
+    assert finished(0.9 - 0.001 * np.abs(np.arange(30) - 15.0)).edges == []
     dim = space.parse_dimension("lr", log_range(1e-4, 1e-2))
     assert findings.at_edge(dim, [9e-3, 8e-3, 9.5e-3]).endswith("try 0.001 to 0.1")
     assert findings.at_edge(dim, [1.1e-4, 1.2e-4, 0.9e-4]).endswith("try 1e-05 to 0.001")
@@ -146,19 +162,111 @@ def test_a_range_whose_best_runs_lie_at_its_end_is_named():
 def test_intervals_stay_within_0_and_100():
     found = finished([0.9999, 0.999, 0.996, 0.998, 0.9999, 0.9995])
     estimates = [e for row in found.trials for e in (row.expected, row.repeated)]
-    estimates += [group[2] for item in found.parameters for group in item["groups"]]
-    assert all(0 <= e["low"] <= e["mean"] and e["high"] <= 1 for e in estimates)
-    assert any(e["high"] == 1 for e in estimates)
-    assert found.parameters[0]["along"]["high"].max() <= 1
+    estimates += [group.mean for item in found.parameters for group in item.groups]
+    assert all(0 <= e.low <= e.mean and e.high <= 1 for e in estimates)
+    assert any(e.high == 1 for e in estimates)
+    assert found.parameters[0].along.high.max() <= 1
 
 
 def test_ruined_runs_stay_out_of_means_by_parameter():
     values = [0.96, 0.961, 0.962, 0.959, 0.96, 0.961, 0.3, 0.96]
     found = finished(values)
-    assert [group[1] for group in found.parameters[0]["groups"]] == [2, 2, 3]
-    assert min(group[2]["mean"] for group in found.parameters[0]["groups"]) > 0.95
-    told = report.markdown(report.sweep_blocks(found))
+    assert [group.n for group in found.parameters[0].groups] == [2, 2, 3]
+    assert min(group.mean.mean for group in found.parameters[0].groups) > 0.95
+    told = text_of(found)
     assert "Over the 7 finished runs; trial 7, far below, left out." in told
+
+
+def test_a_configuration_is_one_row_with_its_seeds():
+    state = sweep.Sweep(Path("s"), spec(parameters={"x": {"min": 0.0, "max": 1.0}}), 1, [])
+    state.hparams = sweep.resolve(["--seed=5"])
+    runs = [({"x": 0.3}, 0.95), ({"x": 0.7}, 0.955), ({"x": 0.3, "seed": 6}, 0.97)]
+    for n, (params, value) in enumerate([*runs, ({"x": 0.9}, 0.9)], 1):
+        rows = [[1.0, value - 0.01, value + 0.01]]
+        state.trials.append(sweep.Trial(n, params, "finished", [value], rows))
+    found = find(state)
+    header, _, *rows = table_of(text_of(found), "Finished trials")
+    assert header[1:4] == ["trial", "hmean", "interval"] and header[-2:] == ["x", "seeds"]
+    assert [row[:4] for row in rows] == [
+        ["1", "1, 3", "96.00", "95.00 to 97.00"],
+        ["2", "2", "95.50", "94.50 to 96.50"],
+        ["3", "4", "90.00", "89.00 to 91.00"],
+    ]
+    assert [row[-2:] for row in rows] == [["0.3", "5, 6"], ["0.7", "5"], ["0.9", "5"]]
+    assert found.ties[0] == 1 and 3 not in found.ties
+    assert found.ranking[0].expected == found.trials[0].expected == found.trials[2].expected
+
+
+def test_swept_seeds_are_one_row_too_and_a_ruined_replica_counts_in_the_mean():
+    values = {"x": {"values": [1, 2, 3]}, "seed": {"values": [0, 1]}}
+    state = sweep.Sweep(Path("s"), spec(parameters=values), 1, [])
+    scores = [0.95, 0.951, 0.949, 0.3, 0.948, 0.952]
+    for n, score in enumerate(scores, 1):
+        params = {"x": (n + 1) // 2, "seed": 1 - n % 2}
+        state.trials.append(sweep.Trial(n, params, "finished", [score]))
+    header, _, *rows = table_of(text_of(find(state)), "Finished trials")
+    assert header[-2:] == ["x", "seeds"] and "seed" not in header
+    assert [(row[1], row[2], *row[-2:]) for row in rows] == [
+        ("1, 2", "95.05", "1", "0, 1"),
+        ("5, 6", "95.00", "3", "0, 1"),
+        ("3, 4", "62.45", "2", "0, 1"),
+    ]
+    assert rows[2][4] != "-"  # the posterior mean of the one that is sound
+
+
+def test_without_replicas_there_is_no_column_of_seeds():
+    header, *_ = table_of(text_of(finished([0.9, 0.91, 0.92])), "Finished trials")
+    assert header[-1] == "x"
+
+
+def test_few_runs_have_no_rank_correlation():
+    """Its limit, 1.96 / sqrt(n - 1), is none below five runs."""
+    for n, words in (
+        (3, "Too few runs for a rank correlation (n = 3)."),
+        (4, "Too few runs for a rank correlation (n = 4)."),
+        (5, "(n = 5, limit 0.98)"),
+    ):
+        told = text_of(finished([0.9 + 0.001 * k for k in range(n)]))
+        assert words in told and "limit 1." not in told.split("## Score by parameter")[1]
+
+
+def test_what_a_parameter_explains_is_a_sentence():
+    line = (
+        "Its main effect explains {} of the scores' variance; {} of permuted scores give it as much"
+    )
+    assert report.importance(0.3, 0.01) == line.format("30%", "1%") + "."
+    told = report.importance(0.03, 0.2)
+    assert told == line.format("3%", "20%") + ": no importance is shown."
+
+
+def test_hours_are_those_of_the_epochs():
+    told = text_of(finished([0.9, 0.91, 0.92]))
+    assert "(0.00 hours used, 0.00 saved; process starts not counted)" in told
+
+
+def test_the_best_of_few_runs_has_no_posterior_mean():
+    for values, words in (
+        ([0.9], "Trial 1, the only sound one of the finished trials."),
+        ([0.9, 0.91], "Trial 2, the best value of the finished trials, too few for a posterior"),
+    ):
+        told = text_of(finished(values)).split("## Best configuration")[1]
+        assert words in told and "best posterior" not in told
+    assert "the best posterior mean of the finished trials" in text_of(finished([0.9, 0.91, 0.92]))
+
+
+def test_groups_of_numbers_are_in_their_order_and_one_run_has_a_mean():
+    dim = space.parse_dimension("n", {"values": [4, 16, 8, 2]})
+    groups = findings.groups_of(dim, [16, 4, 8, 4], np.array([0.9, 0.8, 0.7, 0.6]), (0, 1))
+    assert [group.ends for group in groups] == [[4], [8], [16]]
+    assert [group.n for group in groups] == [2, 1, 1]
+    assert [group.mean.mean for group in groups] == pytest.approx([0.7, 0.7, 0.9])
+    assert groups[1].mean.text("{:.2f}".format) == "0.70"
+    assert groups[0].mean.text("{:.2f}".format) == "0.70 (0.00 to 1.00)"
+
+
+def test_thirds_share_their_ends():
+    ends, index = findings.thirds([5, 1, 4, 2, 3, 6, 7])
+    assert list(ends) == [(1, 3), (3, 5), (5, 7)] and index.tolist() == [2, 0, 1, 0, 1, 2, 2]
 
 
 # ---------------------------------------------------------------- the published sweep
@@ -166,13 +274,13 @@ def test_ruined_runs_stay_out_of_means_by_parameter():
 
 def test_curves_that_were_not_recorded_are_not_projected():
     state = sweep.read_sweep(PUBLISHED)
-    found = findings.Findings(state, sweep.fit_gp, sweep.Posterior)
-    assert all(math.isnan(row.chance) and math.isnan(row.final["mean"]) for row in found.stopped)
+    found = find(state)
+    assert all(math.isnan(row.chance) and math.isnan(row.final.mean) for row in found.stopped)
     page = report.page("s", list(report.sweep_blocks(found)))
     assert "Learning curves" not in page and ">100%<" not in page
-    row = found.luck["row"]  # Run 8, whose replica gave 96.70 and, on unseen pages, 96.26
-    assert row.number == 8 and 0.961 < row.expected["mean"] < 0.965
-    assert row.repeated["low"] < 0.9626 < row.expected["high"] and row.repeated["high"] > 0.966
+    row = found.luck.row  # Run 8, whose replica gave 96.70 and, on unseen pages, 96.26
+    assert row.number == 8 and 0.961 < row.expected.mean < 0.965
+    assert row.repeated.low < 0.9626 < row.expected.high and row.repeated.high > 0.966
 
 
 def test_what_the_published_sweep_says_of_itself_is_so():
@@ -203,13 +311,13 @@ def test_what_the_published_sweep_says_of_itself_is_so():
     same = seen["eta_min"]
     assert same[0] == same[1] and same[4] == same[6] and len(set(same)) == 10
     assert "156 epochs used, 108 saved by stopping 9 runs" in report.markdown(
-        report.sweep_blocks(findings.Findings(state, sweep.fit_gp, sweep.Posterior))
+        report.sweep_blocks(find(state))
     )
 
 
 def test_its_best_configuration_is_the_command_of_that_run(monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = findings.Findings(sweep.read_sweep(PUBLISHED), sweep.fit_gp, sweep.Posterior)
+    found = find(sweep.read_sweep(PUBLISHED))
     words = found.command.split()[2:]
     assert found.first.number == 3 and sweep.resolve(words) == sweep.resolve(
         ["--hparams=hparams/run3.json"]
@@ -223,7 +331,5 @@ def test_names_from_a_file_are_no_markup():
     state = sweep.Sweep(Path("s"), spec(parameters={"<b>": {"min": 0.0, "max": 1.0}}), 1, [])
     for n in range(1, 9):
         state.trials.append(sweep.Trial(n, {"<b>": n / 9}, "finished", [n / 9], [[1.0, 0.1, 0.2]]))
-    page = report.page(
-        "s", report.sweep_blocks(findings.Findings(state, sweep.fit_gp, sweep.Posterior))
-    )
+    page = report.page("s", report.sweep_blocks(find(state)))
     assert "<b>&lt;b&gt;</b>" in page and "<b>" not in page.replace("<b>&lt;b&gt;</b>", "")

@@ -1250,7 +1250,7 @@ def test_report_of_the_published_sweep(cli):
         assert "No rank correlation" in next(x for x in lines if x.startswith(f"**{name}**"))
     finished, stopped = out.split("## Stopped early")
     assert "96.60" not in finished and "| 8 | 10 | 96.60 | not recorded | - | - |" in stopped
-    assert "it is chance" not in out and out.count(": not shown.") == 4
+    assert "it is chance" not in out and out.count(": no importance is shown.") == 4
 
 
 def test_the_report_as_json(cli):

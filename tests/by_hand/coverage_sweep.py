@@ -67,10 +67,8 @@ def believed(state):
     """(value, posterior mean, sd) of each trial, before and after, and how many are tied with the
     best one, before and after."""
     rows = [findings.Row(trial, CUBE) for trial in state.trials]
-    model, value = (
-        findings.Worth(state, CUBE, rows, sweep.fit_gp, sweep.Posterior),
-        findings.last(rows),
-    )
+    model = findings.Worth(state, CUBE, rows, sweep.fit_gp, sweep.Posterior)
+    value = findings.last(rows)
     x = model.known[0]
     alone = sweep.Posterior(*model.known, sweep.fit_gp(*model.known, noise=(-10.0, 3.0))[0])(x)
     before = model.middle + model.unit * alone[0], model.unit * alone[1]
