@@ -4,7 +4,6 @@ the best one's lead is luck, and which parameters matter.
 report.py draws what is computed here. The Gaussian process is sweep.py's, whose `fit` and
 `Posterior` are handed in."""
 
-import functools
 import math
 import shlex
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 import space
+from interval import expected_maximum, outlier_limit, spearman, student
 from space import Cube, flags, identity, is_number, parse_space
 
 PAIRED = 0.3  # standard error of a paired difference over that of a score: .08 and .27 points
@@ -58,17 +58,6 @@ def estimate(mean, sd, limits, width=1.96):
     return Estimate(mean, sd, low, high)
 
 
-@functools.cache
-def student(freedom, share):
-    """The value that |t| exceeds with probability share, Student's t having `freedom` degrees of
-    freedom: t is sqrt(freedom) times the tangent of an angle whose density is its cosine to the
-    power of freedom - 1."""
-    angle = (np.arange(100000) + 0.5) * math.pi / 200000
-    mass = np.cumsum(np.cos(angle) ** (freedom - 1))
-    angle = np.interp(1 - share, mass / mass[-1], angle + math.pi / 400000)
-    return math.sqrt(freedom) * math.tan(angle)
-
-
 def mean_estimate(values, limits):
     """Estimate of the mean of values [n], by Student's t; without an interval for one value."""
     n = len(values)
@@ -76,13 +65,6 @@ def mean_estimate(values, limits):
         return Estimate(float(values[0]))
     error = float(np.std(values, ddof=1)) / math.sqrt(n)
     return estimate(float(np.mean(values)), error, limits, student(n - 1, 0.05))
-
-
-def spearman(a, b):
-    """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
-    # values below less values above: twice the distance from the mean rank
-    a, b = (np.sign(np.subtract.outer(x, x)).sum(1) for x in (a, b))
-    return float(a @ b / max(math.sqrt((a @ a) * (b @ b)), 1))
 
 
 def ruined(values):
@@ -289,19 +271,6 @@ def luck(rows, sign):
     values = sign * last(rows)
     found = (values.max() - values.mean()) / max(values.std(ddof=1), 1e-12)
     return Luck(n, expected_maximum(n), found, outlier_limit(n), rows[int(np.argmax(values))])
-
-
-def expected_maximum(n):
-    """Expected largest of n standard normal values: integral of (x > 0) - Phi^n, by midpoints."""
-    x = np.arange(-8, 8, 0.01) + 0.005
-    below = np.array([space.normal_cdf(value) for value in x]) ** n
-    return float(((x > 0) - below).sum()) / 100
-
-
-def outlier_limit(n):
-    """Distance from the mean, in sd, that the best of n equal runs exceeds in 5 % (Grubbs 1969)."""
-    t = student(n - 2, 0.1 / n)
-    return (n - 1) / math.sqrt(n) * math.sqrt(t * t / (n - 2 + t * t))
 
 
 # ---------------------------------------------------------------- one parameter

@@ -2,6 +2,7 @@
 
 A score, or the difference of two, is a dataclass that prints itself and says what it is over."""
 
+import functools
 import math
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
@@ -211,3 +212,37 @@ def student_975_squared(freedom):
     2 degrees of freedom, 1 % at 3 and under .1 % from 7 on."""
     z = 1.96 * (8 * freedom + 3) / (8 * freedom + 1)
     return freedom * math.expm1(z**2 / freedom)
+
+
+# ---------------------------------------------------------------- few runs
+
+
+@functools.cache
+def student(freedom, share):
+    """The value that |t| exceeds with probability share, Student's t having `freedom` degrees of
+    freedom: t is sqrt(freedom) times the tangent of an angle whose density is its cosine to the
+    power of freedom - 1."""
+    angle = (np.arange(100000) + 0.5) * math.pi / 200000
+    mass = np.cumsum(np.cos(angle) ** (freedom - 1))
+    angle = np.interp(1 - share, mass / mass[-1], angle + math.pi / 400000)
+    return math.sqrt(freedom) * math.tan(angle)
+
+
+def expected_maximum(n):
+    """Expected largest of n standard normal values: integral of (x > 0) - Phi^n, by midpoints."""
+    x = np.arange(-8, 8, 0.01) + 0.005
+    below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x]) ** n
+    return float(((x > 0) - below).sum()) / 100
+
+
+def outlier_limit(n):
+    """Distance from the mean, in sd, that the best of n equal runs exceeds in 5 % (Grubbs 1969)."""
+    t = student(n - 2, 0.1 / n)
+    return (n - 1) / math.sqrt(n) * math.sqrt(t * t / (n - 2 + t * t))
+
+
+def spearman(a, b):
+    """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
+    # values below less values above: twice the distance from the mean rank
+    a, b = (np.sign(np.subtract.outer(x, x)).sum(1) for x in (a, b))
+    return float(a @ b / max(math.sqrt((a @ a) * (b @ b)), 1))

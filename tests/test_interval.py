@@ -1,6 +1,7 @@
 """Intervals against closed forms, simulated pages and their groups."""
 
 import json
+import math
 import tracemalloc
 from dataclasses import asdict
 from statistics import NormalDist
@@ -17,9 +18,13 @@ from interval import (
     bootstrap,
     count_sample,
     expanded_bca,
+    expected_maximum,
     make_score,
+    outlier_limit,
     paired_difference,
     read_score,
+    spearman,
+    student,
     student_975_squared,
 )
 
@@ -183,3 +188,18 @@ def test_the_quantile_of_student_is_near_the_published_ones():
         (100, 1.984, 0.001),
     ):
         assert 0 <= student_975_squared(freedom) ** 0.5 / quantile - 1 + 1e-4 < error
+
+
+def test_expected_maximum():
+    assert abs(expected_maximum(2) - 1 / math.sqrt(math.pi)) < 1e-5
+    assert abs(expected_maximum(3) - 1.5 / math.sqrt(math.pi)) < 1e-5
+    assert f"{expected_maximum(11):.2f}" == "1.59"
+
+
+def test_student_grubbs_and_spearman():
+    for v, t in ((1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (30, 2.0423)):
+        assert abs(student(v, 0.05) - t) < 1e-4
+    for n, limit in ((3, 1.153), (10, 2.176), (20, 2.557), (30, 2.745)):
+        assert abs(outlier_limit(n) - limit) < 1e-3  # Grubbs 1969, table I, 5 %
+    assert spearman([1, 2, 3, 4], [10, 20, 25, 1e9]) == 1
+    assert abs(spearman([1, 2, 2, 3], [1, 2, 3, 4]) - 0.9486833) < 1e-6
