@@ -17,8 +17,8 @@ from interval import expected_maximum, outlier_limit, spearman, student
 from space import Cube, flags, identity, is_number, parse_space
 
 PAIRED = 0.3  # standard error of a paired difference over that of a score: .08 and .27 points
-# middle and width of the prior on the noise, see sweep.py: runs may differ by nothing but their seed,
-# and replicas may say that they do not
+# middle and width of the prior on the log noise variance, where 0 means that runs differ by little
+# but their seed; it is wide where replicas can tell
 SEED_PRIOR = (0.0, 1.0)
 REPLICAS_PRIOR = (0.0, 2.0)
 
@@ -155,8 +155,9 @@ def prediction_sd(x, at, residual, prior):
     wider far from the known runs, and where they are few: the prior variance counts as two runs,
     and 1.96 sd reach as far as Student's t does."""
     n = len(x)
-    variance = (residual @ residual + 2 * prior) / n * (1 + 1 / n + at**2 / (x @ x + 2))
-    return math.sqrt(variance) * student(n, 0.05) / 1.96
+    noise = (residual @ residual + 2 * prior) / n
+    distance = 1 + 1 / n + at**2 / (x @ x + 2)
+    return math.sqrt(noise * distance) * student(n, 0.05) / 1.96
 
 
 def chance_to_win(history, curves, epochs):
@@ -178,14 +179,16 @@ class Worth:
     """What configurations are worth: a Gaussian process of the metric, without the noise of a seed,
     given sound rows. Points u [m, d] of the cube -> mean and sd [m], in the metric's units.
 
-    The noise of a comparison that the intervals over pages tell is given. What the seed adds
-    (`noise`, the sd of one run) is learnt from replicas, runs alike but for their seed, or else by
-    a prior that expects much of it."""
+    Of the noise, the part due to the pages is known from their intervals. The part due to the seed
+    (`noise`, the sd of one run) is learnt from replicas, which are runs alike but for their seed;
+    without replicas, a prior expects much of it."""
 
     def __init__(self, sweep, cube, rows, fit, posterior):
         history = sweep.history()
-        values, variances = observations([history[row.number - 1] for row in rows], sweep.sign)
-        self.cube, self.sign = cube, sweep.sign
+        entries = [history[row.number - 1] for row in rows]
+        values, variances = observations(entries, sweep.sign)
+        self.cube = cube
+        self.sign = sweep.sign
         self.middle = values.mean()
         self.unit = max(values.std(), 1e-9)
 
@@ -195,7 +198,8 @@ class Worth:
         self.replicas = len(np.unique(x, axis=0)) < len(x)
         self.prior = REPLICAS_PRIOR if self.replicas else SEED_PRIOR
 
-        self.fit, self.posterior = fit, posterior
+        self.fit = fit
+        self.posterior = posterior
         self.model = posterior(*self.known, *self.sample())
         self.noise = self.unit * math.sqrt(self.model.weights @ self.model.noise[:, 0])
 
@@ -263,14 +267,20 @@ class Luck:
     row: object  # the best run
 
 
-def luck(rows, sign):
+def measure_luck(rows, sign):
     """Luck of rows, None for fewer than 3."""
     n = len(rows)
     if n < 3:
         return None
     values = sign * last(rows)
     found = (values.max() - values.mean()) / max(values.std(ddof=1), 1e-12)
-    return Luck(n, expected_maximum(n), found, outlier_limit(n), rows[int(np.argmax(values))])
+    return Luck(
+        n,
+        expected_maximum(n),
+        found,
+        outlier_limit(n),
+        rows[int(np.argmax(values))],
+    )
 
 
 # ---------------------------------------------------------------- one parameter
@@ -286,8 +296,8 @@ class Group(NamedTuple):
 
 
 class Parameter:
-    """The score of rows against a Dimension, the i-th that varies. along is the posterior's Curve,
-    groups are of the scores, rho is their rank correlation: None without ranks or with few runs."""
+    """The score of rows against a Dimension, the i-th that varies: the posterior's Curve along it,
+    Groups of scores, and rho, the rank correlation, None for categories and under 3 runs."""
 
     def __init__(self, dimension, i, rows, along, limits):
         values = [row.values[i] for row in rows]
@@ -354,8 +364,7 @@ def at_edge(dimension, best):
 
 
 class Row:
-    """A trial as a report shows it; NaN for what is not known. seed is that of trials that name
-    none."""
+    """A trial as a report shows it; NaN for what is not known. seed is the default."""
 
     def __init__(self, trial, cube, seed=0):
         self.number = trial.number
@@ -407,14 +416,25 @@ class Spread(NamedTuple):
 
 def spreads(label, rows):
     """Spread of rows, and once more without the ruined ones if there are any."""
+    lines = [(rows, [])]
     lost = [row.number for row in rows if row.ruined]
-    lines = [(rows, []), (sound(rows), lost)] if lost else [(rows, [])]
+    if lost:
+        lines.append((sound(rows), lost))
     return [spread(label, without, last(some)) for some, without in lines if some]
 
 
 def spread(label, without, x):
     sd = x.std(ddof=1) if len(x) > 1 else math.nan
-    return Spread(label, without, len(x), x.mean(), np.median(x), sd, x.min(), x.max())
+    return Spread(
+        label,
+        without,
+        len(x),
+        x.mean(),
+        np.median(x),
+        sd,
+        x.min(),
+        x.max(),
+    )
 
 
 @dataclass
@@ -428,7 +448,7 @@ class Configuration:
 
 
 def configurations(rows, names):
-    """Configurations of rows whose values have these names."""
+    """Rows -> Configurations; names are those of the rows' values."""
     alike = {}
     for row in sorted(rows, key=lambda row: row.number):
         pairs = zip(names, row.values)
@@ -436,9 +456,12 @@ def configurations(rows, names):
         alike.setdefault(key, []).append(row)
 
     for runs in alike.values():
-        pages = np.mean([run.pages for run in runs], axis=0)
-        expected = (sound(runs) or runs)[0].expected
-        yield Configuration(runs, last(runs).mean(), pages, expected)
+        yield Configuration(
+            runs,
+            value=last(runs).mean(),
+            pages=np.mean([run.pages for run in runs], axis=0),
+            expected=(sound(runs) or runs)[0].expected,
+        )
 
 
 class Findings:
@@ -472,7 +495,7 @@ class Findings:
         self.project_stopped(limits)
 
         self.choose_best()
-        self.luck = luck(self.fair, self.sign)
+        self.luck = measure_luck(self.fair, self.sign)
         self.parameters = []
         for i, dimension in enumerate(cube.free):
             along = model.along(self.first.point, i, limits) if model and self.first else None
@@ -537,7 +560,7 @@ class Findings:
     def choose_best(self):
         """The best run by posterior mean, stopped runs that may rival it, the ranking and its ties."""
         self.top = sound(self.finished or self.stopped)
-        self.first = max(self.top, key=self.worth, default=None)
+        self.first = max(self.top, key=self.rank_value, default=None)
         self.params = self.first.params if self.first else {}
         self.rivals = [row.number for row in self.stopped if row.chance > 0.2]
 
@@ -549,7 +572,7 @@ class Findings:
             if configuration.expected.may_equal(self.ranking[0].expected)
         ]
 
-    def worth(self, row):
+    def rank_value(self, row):
         return self.sign * np.nan_to_num(row.expected.mean, nan=row.last)
 
     def remark(self, sweep, cube):
