@@ -1,7 +1,7 @@
 """What has a sweep found? What its runs are worth, where stopped ones would have ended, how much of
 the best one's lead is luck, and which parameters matter.
 
-report.py draws what is computed here. The Gaussian process is sweep.py's, whose `fit` and
+report.py draws what is computed here. The Gaussian process is sweep.py's, whose `fit_gp` and
 `Posterior` are handed in."""
 
 import math
@@ -161,7 +161,7 @@ def prediction_sd(x, at, residual, prior):
 
 
 def chance_to_win(history, curves, epochs):
-    """Probability that a stopped run would end above the best finished one (0.5 if there is none)."""
+    """Probability that a stopped run would end above the best finished one (0.5 without one)."""
     mean, sd = project(history, curves, epochs)
     best = max((curve[-1] for curve in curves), default=mean)
     return space.normal_cdf((mean - best) / sd)
@@ -466,7 +466,7 @@ def configurations(rows, names):
 
 class Findings:
     """What a sweep has found, as report.py shows it. fit and posterior are the Gaussian process,
-    sweep.py's `fit` and `Posterior`."""
+    sweep.py's `fit_gp` and `Posterior`."""
 
     def __init__(self, sweep, fit, posterior):
         cube = Cube(parse_space(sweep.spec))
@@ -558,7 +558,7 @@ class Findings:
                 row.chance = chance_to_win(*known)
 
     def choose_best(self):
-        """The best run by posterior mean, stopped runs that may rival it, the ranking and its ties."""
+        """The best run by posterior mean, stopped runs that may rival it, and the ranking."""
         self.top = sound(self.finished or self.stopped)
         self.first = max(self.top, key=self.rank_value, default=None)
         self.params = self.first.params if self.first else {}
