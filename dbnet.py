@@ -6,6 +6,8 @@ import hashlib
 import io
 import logging
 import math
+import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -96,7 +98,7 @@ class DBNet(nn.Module):
 
 
 def make_head(channels, bias):
-    """[B, channels, h, w] -> logits [B, 1, H, W], at first about `bias`: below 0, nothing is text."""
+    """[B, channels, h, w] -> logits [B, 1, H, W], first about `bias`: below 0, nothing is text."""
     inner = channels // 4
     last = nn.ConvTranspose2d(inner, 1, 2, 2)
     nn.init.constant_(last.bias, bias)
@@ -145,8 +147,8 @@ def make_backbone(name, pretrained):
 
 
 def download_backbone(name):
-    """timm feature extractor with its ImageNet weights. Raises DataError with the ways to do without
-    the download."""
+    """timm feature extractor with its ImageNet weights. Raises DataError with the ways to do
+    without the download."""
     import timm
 
     print(
@@ -237,9 +239,9 @@ def balanced_bce(logit, target, mask, ratio=3, floor=1000):
 
 
 def largest_weights(values, count):
-    """Values [B, N] >= 0, count [B] -> weights [B, N] that pick the `count` largest; values that tie
-    for the last place share it evenly. Bisection on the bits of a float, which sort like its value:
-    31 passes, exact."""
+    """Values [B, N] >= 0, count [B] -> weights [B, N] that pick the `count` largest; values that
+    tie for the last place share it evenly. Bisection on the bits of a float, which sort like its
+    value: 31 passes, exact."""
     bits = values.contiguous().view(torch.int32)
 
     # the largest level that at least `count` values reach
@@ -306,8 +308,8 @@ def read_saved(path, where, wrong, remedy="", legacy=False):
 
 
 def check_archive(content):
-    """Raises ValueError unless the bytes are a ZIP file of whole, uncompressed entries whose comment
-    is that of save_checkpoint or missing."""
+    """Raises ValueError unless the bytes are a ZIP file of whole, uncompressed entries, with the
+    comment of save_checkpoint or none."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
@@ -369,6 +371,47 @@ def check_fields(state):
         raise ValueError("scores are not within 0 to 1, or not of pages")
 
 
+def load_last(folder):
+    """The newest whole checkpoint of a run, or None. Says when that is not last.pt. Raises
+    DataError where none is whole."""
+    damaged = None
+    for path in (folder / "last.pt", folder / "prev.pt"):
+        if not path.exists():
+            continue
+        try:
+            state = load_checkpoint(path, ("model", "optimizer", "hparams", "epoch", "rows"))
+        except DataError as error:
+            damaged = damaged or error
+            continue
+        if damaged:
+            print(f"warning: {damaged}; going on from {path}, epoch {state['epoch']}")
+        return state
+    if damaged:
+        raise damaged
+
+
+def keep_previous(folder):
+    """Make prev.pt another name of last.pt, without a moment in which either is missing."""
+    temporary = folder / f".prev.pt.{os.getpid()}.tmp"
+    try:
+        os.link(folder / "last.pt", temporary)
+    except OSError:  # a file system without hard links
+        shutil.copy2(folder / "last.pt", temporary)
+    os.replace(temporary, folder / "prev.pt")
+    temporary.unlink(missing_ok=True)  # rename does nothing between two names of one file
+
+
+def to_cpu(value):
+    """A copy of nested dicts and lists with every tensor on the CPU."""
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: to_cpu(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_cpu(x) for x in value]
+    return value
+
+
 # ---------------------------------------------------------------- prediction
 
 
@@ -420,28 +463,6 @@ def fold_norms(model):
         folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm, conv.transposed))
         folded.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
 
-    same = torch.allclose(folded(page), logits, rtol=1e-3, atol=1e-3)
-    return folded if same else model
-
-
-def choose_device(name, work=True):
-    """torch.device of --device, made the current one; `auto` is CUDA where there is one. Raises
-    UsageError, and where it is to work also if the installed torch has no kernels for it."""
-    gpus, where = torch.cuda.device_count(), f"--device {name}"
-    try:
-        device = torch.device(("cpu", "cuda")[gpus > 0] if name == "auto" else name)
-    except RuntimeError:
-        raise UsageError(where, "not a device", "use cuda, cuda:1 or cpu") from None
-    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
-        raise UsageError(where, f"not here, with {gpus} CUDA devices", "use cpu")
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # what asks for no device means the current one
-    try:
-        if work:
-            torch.ones(1, device=device)  # the least that runs a kernel
-    except RuntimeError as error:
-        if "no kernel image" not in str(error):
-            raise
-        what = f"torch serves no such GPU, but {', '.join(torch.cuda.get_arch_list())}"
-        raise UsageError(where, what, "install torch's wheel for that GPU, or use cpu") from None
-    return device
+    if torch.allclose(folded(page), logits, rtol=1e-3, atol=1e-3):
+        return folded
+    return model

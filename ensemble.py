@@ -28,7 +28,8 @@ import data
 import evaluate
 import labels
 from db_postprocess import DECODING, decode_page, first_that_fit, signed_area
-from dbnet import choose_device, load_network
+from dbnet import load_network
+from engine import choose_device
 from files import DataError, Parser, UsageError, exit_code, read_json, read_text, replace_file
 from hparams import Hparams, add_flags, checked, saved_hparams
 from interval import Difference, bootstrap_groups, make_score, paired_difference

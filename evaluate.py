@@ -32,7 +32,8 @@ import cleval
 import data
 import report
 from db_postprocess import DECODING, decode_page
-from dbnet import choose_device, load_checkpoint, load_network, save_checkpoint
+from dbnet import load_checkpoint, load_network, save_checkpoint
+from engine import choose_device
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
 from interval import SEEN, bootstrap_groups, make_score, paired_difference

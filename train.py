@@ -39,13 +39,33 @@ import torch.distributed as dist
 import data
 import evaluate
 from cleval import mean_scores, page_row
-from dbnet import DBNet, db_loss, load_checkpoint, load_network, save_checkpoint, teacher_loss
+from dbnet import (
+    DBNet,
+    db_loss,
+    keep_previous,
+    load_checkpoint,
+    load_last,
+    load_network,
+    save_checkpoint,
+    teacher_loss,
+    to_cpu,
+)
+from engine import (
+    STOP_SIGNALS,
+    Stop,
+    describe_machine,
+    device_of_process,
+    explain_errors,
+    from_first,
+    join_group,
+    place,
+    total,
+)
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
 from hparams import FIELDS, given_flags, read_hparams, resolve_hparams, trainer_parser
 from interval import bootstrap_groups, make_score, paired_difference, read_score
 from report import progress
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EMA_DECAY = 0.999
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is resumed
 CALM = "lower --lr or use --amp off; the run folder keeps the last whole epoch"
@@ -88,8 +108,8 @@ def resolve_run(args):
 
 
 def choose_run_folder(hp, stem):
-    """Hparams with the run's name, and its folder, which is not made yet. Without --name the name is
-    the stem, counted up. Raises UsageError where the folder of a given name exists."""
+    """Hparams with the run's name, and its folder, which is not made yet. Without --name the name
+    is the stem, counted up. Raises UsageError where the folder of a given name exists."""
     name = hp.name or stem
     number = 1
     while not hp.name and Path("runs", name).exists():
@@ -100,103 +120,6 @@ def choose_run_folder(hp, stem):
     if folder.exists():
         raise UsageError(folder, "exists", "choose another name, or --resume to go on with it")
     return dataclasses.replace(hp, name=name), folder
-
-
-# ---------------------------------------------------------------- many processes
-
-
-def join_group():
-    """Join the processes that torchrun started. Returns their store, or None for a single process."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
-        return None
-
-    # torchrun's store keeps what processes wrote before it started them again
-    store, rank, size = next(dist.rendezvous("env://"))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt-{attempt}", store)
-
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    threading.Thread(target=follow_agent, args=(os.getppid(),), daemon=True).start()
-    return store
-
-
-def follow_agent(agent):
-    """Stop this process, as a SIGTERM does, when the torchrun that started it is gone."""
-    while os.getppid() == agent:
-        time.sleep(1)
-    print("torchrun is gone: stopping", file=sys.stderr)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def place():
-    """(rank, number) of the processes of this run; rank 0 alone prints and writes."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def from_first(make):
-    """What make() gives in process 0, in every process."""
-    box = [make() if place()[0] == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
-    return box[0]
-
-
-def total(values):
-    """A tensor on the CPU summed over the processes, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
-
-
-def device_of_process(name):
-    """torch.device of --device; under torchrun each process has its own GPU. Raises UsageError."""
-    gpus = torch.cuda.device_count()
-    if dist.is_initialized() and gpus and name.startswith(("auto", "cuda")):
-        processes = int(os.environ["LOCAL_WORLD_SIZE"])
-        if processes > gpus:
-            what = f"{processes} processes, {gpus} GPUs"
-            raise UsageError("torchrun", what, "lower --nproc-per-node")
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    return evaluate.choose_device(name)
-
-
-def describe_machine(device, dtype):
-    """The device, the number type and the versions of a run, as one line."""
-    kind = str(dtype or torch.float32).removeprefix("torch.")
-    if device.type != "cuda":
-        threads = torch.get_num_threads()
-        return f"device {device} ({threads} threads), {kind}, torch {torch.__version__}"
-
-    if dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
-        kind += " (emulated here: --amp fp16 is faster)"
-    name = torch.cuda.get_device_name(device)
-    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
-    return f"device {device} ({name}), {kind}, {versions}"
-
-
-class Stop:
-    """CTRL-C and SIGTERM as a flag that the loop looks at between steps."""
-
-    def __init__(self):
-        self.signal = None  # what this process received
-        self.agreed = None  # what all processes act upon
-        for number in STOP_SIGNALS:
-            signal.signal(number, self.request)
-
-    def request(self, number, _):
-        again = self.signal == number == signal.SIGINT
-        if again and not dist.is_initialized():
-            raise KeyboardInterrupt  # the second CTRL-C does not wait for the step
-        self.signal = number
-
-    def agree(self):
-        """The signal that any process received, or None. All processes call this at the same step,
-        so that they stop together."""
-        received = torch.tensor([self.signal == number for number in STOP_SIGNALS]).double()
-        counts = total(received).tolist()
-        self.agreed = next((n for n, count in zip(STOP_SIGNALS, counts) if count), None)
-        return self.agreed
 
 
 # ---------------------------------------------------------------- data
@@ -340,8 +263,8 @@ def update_ema(ema, model, step):
 
 
 def start_network(hp, device, fresh):
-    """The network of a run. fresh: with the weights hp names, which other processes get from process
-    0 later. Raises DataError, UsageError."""
+    """The network of a run. fresh: with the weights that hp names; other processes get them from
+    process 0 later. Raises DataError, UsageError."""
     torch.manual_seed(hp.seed)
     pretrained = "none"
     if fresh and place()[0] == 0 and not hp.init:
@@ -558,17 +481,6 @@ class Trainer:
             raise self.failed[0]
 
 
-def to_cpu(value):
-    """A copy of nested dicts and lists with every tensor on the CPU."""
-    if torch.is_tensor(value):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: to_cpu(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_cpu(x) for x in value]
-    return value
-
-
 def write_checkpoints(folder, last, best, failed):
     try:
         if best is not None:
@@ -579,38 +491,6 @@ def write_checkpoints(folder, last, best, failed):
         write_log(folder / "log.csv", last["rows"])
     except Exception as error:  # noqa: BLE001 (the trainer raises it; a thread would only print it)
         failed.append(error)
-
-
-def keep_previous(folder):
-    """Make prev.pt another name of last.pt, without a moment in which either is missing."""
-    temporary = folder / f".prev.pt.{os.getpid()}.tmp"
-    try:
-        os.link(folder / "last.pt", temporary)
-    except OSError:  # a file system without hard links
-        shutil.copy2(folder / "last.pt", temporary)
-    os.replace(temporary, folder / "prev.pt")
-    temporary.unlink(missing_ok=True)  # rename does nothing between two names of one file
-
-
-def load_last(folder):
-    """The newest whole checkpoint of a run, or None. Says when that is not last.pt. Raises
-    DataError where none is whole."""
-    keys = ("model", "optimizer", "hparams", "epoch", "rows")
-    damaged = None
-    for path in (folder / "last.pt", folder / "prev.pt"):
-        if not path.exists():
-            continue
-        try:
-            state = load_checkpoint(path, keys)
-        except DataError as error:
-            damaged = damaged or error
-            continue
-        if damaged:
-            print(f"warning: {damaged}; going on from {path}, epoch {state['epoch']}")
-        return state
-    if damaged:
-        raise damaged
-    return None
 
 
 # ---------------------------------------------------------------- log.csv and its mirrors
@@ -664,7 +544,8 @@ def tagged(row):
 
 
 def to_tensorboard(hp, folder):
-    """A function that writes to runs/NAME/tensorboard, anew: after a resume nothing is there twice."""
+    """A function that writes to runs/NAME/tensorboard, which starts empty: after --resume no row is
+    there twice."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -747,8 +628,9 @@ def start_mirrors(kinds, hp, folder, rows):
 
 
 def fetch_losses(trainer, pending, steps):
-    """Move the losses of the last steps, a list of [4], to the host and add them over the processes;
-    warn of outliers. Raises DataError where one is not finite, OSError when the last save failed."""
+    """Move the losses of the last steps, a list of [4], to the host, add them over the processes
+    and warn of outliers. Raises DataError where one is not finite, OSError when the last save
+    failed."""
     epoch = trainer.epoch + 1
     for losses in total(torch.stack(pending).double().cpu()).tolist():
         trainer.losses.append(losses)
@@ -1192,28 +1074,6 @@ def execute(args):
     stem = os.environ.get("WANDB_RUN_ID", stem)
     hp, folder, resume = from_first(lambda: choose_run(args, stem))
     return train_one(hp, folder, resume, args, Stop())
-
-
-def explain_errors(work, store=None):
-    """work(). Raises DataError where an error of PyTorch has words for users, else that error."""
-    try:
-        return work()
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        text = str(error)
-        if "shared memory" in text and "No space left" in text:
-            remedy = "lower --workers, or raise its size (Docker: --shm-size=8g)"
-            raise DataError("/dev/shm", "is full", remedy) from None
-
-        # a worker that was killed tears its pipe, or PyTorch notices that it is gone
-        torn = not isinstance(error, RuntimeError | BrokenPipeError)
-        if torn or "DataLoader worker" in text and not text.startswith("Caught"):
-            remedy = "was memory or /dev/shm full? lower --workers"
-            raise DataError("a loader process", "was killed", remedy, 137) from None
-
-        if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
-            remedy = "the run folder keeps the last whole epoch"
-            raise DataError("a process of the group", "was lost", remedy, 137) from None
-        raise
 
 
 def main(argv=None):

@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dbnet import (
     DBNet,
-    choose_device,
     db_loss,
     largest_weights,
     load_checkpoint,
     load_network,
     save_checkpoint,
 )
+from engine import choose_device
 from files import DataError, UsageError
 from hparams import Hparams
 

@@ -1,0 +1,166 @@
+"""On what does a network run? The device, the processes that torchrun started, the signals that
+stop them together, and what PyTorch's errors mean."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+from files import DataError, UsageError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+# ---------------------------------------------------------------- device
+
+
+def choose_device(name, work=True):
+    """torch.device of --device, made the current one; `auto` is CUDA where there is one. Raises
+    UsageError, and where it is to work also if the installed torch has no kernels for it."""
+    gpus, where = torch.cuda.device_count(), f"--device {name}"
+    try:
+        device = torch.device(("cpu", "cuda")[gpus > 0] if name == "auto" else name)
+    except RuntimeError:
+        raise UsageError(where, "not a device", "use cuda, cuda:1 or cpu") from None
+    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
+        raise UsageError(where, f"not here, with {gpus} CUDA devices", "use cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what asks for no device means the current one
+    try:
+        if work:
+            torch.ones(1, device=device)  # the least that runs a kernel
+    except RuntimeError as error:
+        if "no kernel image" not in str(error):
+            raise
+        what = f"torch serves no such GPU, but {', '.join(torch.cuda.get_arch_list())}"
+        raise UsageError(where, what, "install torch's wheel for that GPU, or use cpu") from None
+    return device
+
+
+def device_of_process(name):
+    """torch.device of --device; under torchrun each process has its own GPU. Raises UsageError."""
+    gpus = torch.cuda.device_count()
+    if dist.is_initialized() and gpus and name.startswith(("auto", "cuda")):
+        processes = int(os.environ["LOCAL_WORLD_SIZE"])
+        if processes > gpus:
+            what = f"{processes} processes, {gpus} GPUs"
+            raise UsageError("torchrun", what, "lower --nproc-per-node")
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    return choose_device(name)
+
+
+def describe_machine(device, dtype):
+    """The device, the number type and the versions of a run, as one line."""
+    kind = str(dtype or torch.float32).removeprefix("torch.")
+    if device.type != "cuda":
+        threads = torch.get_num_threads()
+        return f"device {device} ({threads} threads), {kind}, torch {torch.__version__}"
+
+    if dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        kind += " (emulated here: --amp fp16 is faster)"
+    name = torch.cuda.get_device_name(device)
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
+    return f"device {device} ({name}), {kind}, {versions}"
+
+
+# ---------------------------------------------------------------- processes
+
+
+def join_group():
+    """Join the processes that torchrun started. Returns their store; None for a single process."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+        return None
+
+    # torchrun's store keeps what processes wrote before it started them again
+    store, rank, size = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    threading.Thread(target=follow_agent, args=(os.getppid(),), daemon=True).start()
+    return store
+
+
+def follow_agent(agent):
+    """Stop this process, as a SIGTERM does, when the torchrun that started it is gone."""
+    while os.getppid() == agent:
+        time.sleep(1)
+    print("torchrun is gone: stopping", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def place():
+    """(rank, number) of the processes of this run; rank 0 alone prints and writes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def from_first(make):
+    """What make() gives in process 0, in every process."""
+    box = [make() if place()[0] == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+    return box[0]
+
+
+def total(values):
+    """A tensor on the CPU summed over the processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+# ---------------------------------------------------------------- signals
+
+
+class Stop:
+    """CTRL-C and SIGTERM as a flag that the loop looks at between steps."""
+
+    def __init__(self):
+        self.signal = None  # what this process received
+        self.agreed = None  # what all processes act upon
+        for number in STOP_SIGNALS:
+            signal.signal(number, self.request)
+
+    def request(self, number, _):
+        again = self.signal == number == signal.SIGINT
+        if again and not dist.is_initialized():
+            raise KeyboardInterrupt  # the second CTRL-C does not wait for the step
+        self.signal = number
+
+    def agree(self):
+        """The signal that any process received, or None. All processes call this at the same step,
+        so that they stop together."""
+        received = torch.tensor([self.signal == number for number in STOP_SIGNALS]).double()
+        counts = total(received).tolist()
+        self.agreed = next((n for n, count in zip(STOP_SIGNALS, counts) if count), None)
+        return self.agreed
+
+
+# ---------------------------------------------------------------- errors
+
+
+def explain_errors(work, store=None):
+    """work(). Raises DataError where an error of PyTorch has words for users, else that error."""
+    try:
+        return work()
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text = str(error)
+        if "shared memory" in text and "No space left" in text:
+            remedy = "lower --workers, or raise its size (Docker: --shm-size=8g)"
+            raise DataError("/dev/shm", "is full", remedy) from None
+
+        # a worker that was killed tears its pipe, or PyTorch notices that it is gone
+        torn = not isinstance(error, RuntimeError | BrokenPipeError)
+        if torn or "DataLoader worker" in text and not text.startswith("Caught"):
+            remedy = "was memory or /dev/shm full? lower --workers"
+            raise DataError("a loader process", "was killed", remedy, 137) from None
+
+        if store and any(word in text for word in ("gloo", "NCCL", "peer", "onnection")):
+            remedy = "the run folder keeps the last whole epoch"
+            raise DataError("a process of the group", "was lost", remedy, 137) from None
+        raise
