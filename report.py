@@ -146,6 +146,7 @@ class Plot:
 
     def at(self, x, y):
         """Data units -> pixels; what lies outside is drawn at the edge."""
+        # 56 px on the left and 40 below are for labels, 28 and 20 opposite for marks at the edge
         across, up = share_of(x, *self.xs), share_of(y, *self.ys)
         return 56 + across * (self.width - 84), self.height - 40 - up * (self.height - 60)
 
@@ -224,9 +225,12 @@ def bars(items, high):
 
 # ---------------------------------------------------------------- a sweep
 
+# f is findings.py's Findings in all of these; each part of the report is a function that yields
+# blocks, and each figure one that returns an SVG
+
 
 def sweep_blocks(f):
-    """findings.py's Findings -> blocks. Shares are printed in points, 0 to 100."""
+    """Findings -> blocks. Shares are printed in points, 0 to 100."""
     for part in (head, figures, ranking, early, luck, distribution, parameters, best):
         yield from part(f)
 
@@ -241,6 +245,7 @@ def interval(f, low, high):
 
 
 def with_interval(f, estimate):
+    """An Estimate's mean and interval, as far as they are known."""
     return estimate.text(lambda x: show(f, x))
 
 
@@ -340,6 +345,7 @@ def parallel_plot(f):
 
 
 def best_last(f, rows):
+    """Rows in drawing order: the best configuration lies on top."""
     return sorted(rows, key=lambda row: row is f.first)
 
 
@@ -384,7 +390,7 @@ def ranking(f):
 
     if len(f.ties) > 1:
         yield paragraph(
-            "Not to be told apart by this sweep, noise of a repetition counted: trials",
+            "This sweep cannot tell these apart, given the noise of a repetition: trials",
             f"{listed(f.ties)}.",
         )
 
@@ -396,7 +402,7 @@ def early(f):
         remark = "`--continue-trial N` takes a paused run to its end."
         if not any(row.history for row in f.stopped):
             remark = "No curve, no projection."
-        yield paragraph("Values at the epoch of the stop: not comparable with final ones.", remark)
+        yield paragraph("Values at the epoch of the stop do not compare with final ones.", remark)
         header = ["trial", "epoch", f"{f.metric} there", "stopped by", "projected final (95 %)"]
         header += ["chance to win", *f.names]
         yield "table", header, [stopped_row(f, row) for row in f.stopped]
@@ -429,7 +435,7 @@ def luck(f):
     if f.luck.found < f.luck.limit:
         verdict = f"no {verdict}; real differences of a normal spread would look the same"
     yield paragraph(
-        f"Best of {n} sound runs{pooled}: of {n} runs of equal worth the best is expected at",
+        f"Best of {n} sound runs{pooled}: the best of {n} runs of equal worth is expected at",
         f"{f.luck.expected:+.2f} sd from their mean; found at {f.luck.found:+.2f} sd. That is",
         f"{verdict}.",
     )
@@ -497,7 +503,7 @@ def correlation(n, rho, chance):
     if abs(rho) > chance:
         return f"Rank correlation with the score {rho:+.2f} (n = {n}, limit {chance:.2f})."
     why = f"({rho:+.2f}, n = {n}, limit {chance:.2f})"
-    return f"No rank correlation with the score is shown {why}: the means below are no trend."
+    return f"No rank correlation with the score is shown {why}: the means below show no trend."
 
 
 def importance(share, by_chance):
@@ -528,7 +534,7 @@ def best(f):
     yield paragraph(f"Trial {f.first.number}, {why_best(f)}.")
     if f.rivals:
         rivals = f"Stopped trials that may well be better: {listed(f.rivals)}"
-        yield paragraph(f"{rivals}; --continue-trial tells.")
+        yield paragraph(f"{rivals}; `--continue-trial N` would tell.")
     yield "code", "", f.command
     yield "code", "json", json.dumps(f.params, indent=1)
 
@@ -548,8 +554,8 @@ def why_best(f):
 
 
 def scores_blocks(title, about, scores, counts, pages, density, heights, worst):
-    """Blocks of a run's scores: {metric's name: Score}; counts: labels and pairs as of --json;
-    pages, density, heights: items of `bars`; worst [(caption, data URL)]."""
+    """Blocks of a run's scores: {metric's name: Score}; counts: labels and pairs as in --json;
+    pages, density, heights: items of `bars`; worst: [(caption, data URL)]."""
     first, *_ = scores.values()
     yield "#", title
     yield paragraph(about, f"Intervals: 95 %, over {first.over}.")

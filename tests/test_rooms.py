@@ -78,7 +78,7 @@ def test_imports_point_down(room):
     assert ours & COMMANDS <= IMPORTABLE
 
 
-@pytest.mark.parametrize("room", [*FLOORS[0], *FLOORS[1], "sweep"])
+@pytest.mark.parametrize("room", [*FLOORS[0], *FLOORS[1], "findings", "sweep"])
 def test_the_lower_floors_and_the_sweep_load_no_torch(room):
     code = f"import json, sys, {room}; print(json.dumps([*sys.modules]))"
     command = [sys.executable, "-c", code]
