@@ -222,8 +222,13 @@ def predict_all(ensemble, pages, subsets):
             found[k] = decode_page(prob, page.size, networks[k].hp)
         return [*found, *(combine(ensemble, page, keep, maps, found) for keep in subsets)]
 
-    found = evaluate.predict_each([*networks.values()], pages, ensemble.device, job)
-    found = list(zip(*(one for _, one in found)))
+    if networks:
+        stream = evaluate.predict_each([*networks.values()], pages, ensemble.device, job)
+        found = [result for _, result in stream]
+    else:
+        data.inspect_pages(pages)  # for their sizes
+        found = [job(page, []) for page in pages]
+    found = list(zip(*found))
     return found[: len(members)], found[len(members) :]
 
 

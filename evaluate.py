@@ -16,11 +16,11 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from itertools import chain, pairwise
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,33 +52,44 @@ def amp_dtype(amp, device):
     return torch.bfloat16 if amp == "bf16" or has_bf16 else torch.float16
 
 
-def ahead(pool, function, items, count):
-    """function(item) of each item in order, computed on a pool at most `count` items ahead."""
-    waiting = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > count:
-            yield waiting.popleft().result()
-    yield from (future.result() for future in waiting)
-
-
 class Network(NamedTuple):
-    """A network that predicts: its model, its Hparams, and the page sizes whose maps are averaged
-    where they are not hp.size alone."""
+    """A network that predicts: its model and its Hparams. sizes: the page sizes whose maps are
+    averaged, where they are not hp.size alone."""
 
     model: torch.nn.Module
     hp: Hparams
     sizes: tuple = ()
 
+    def hp_by_size(self):
+        """Its Hparams at each of the page sizes."""
+        return [replace(self.hp, size=size) for size in self.sizes or (self.hp.size,)]
+
 
 class Sheet(NamedTuple):
-    """A page at one size on its way through one network."""
+    """A page at one size, as one network sees it."""
 
-    index: int  # of the page
     network: int
-    prob: np.ndarray  # uint8 [H', W'] that grows tile by tile, H' and W' multiples of 32
+    prob: np.ndarray  # uint8 [H', W'], H' and W' multiples of 32: the map, filled tile by tile
     shape: tuple  # its rows and columns without padding
-    tiles: list  # (y, x, picture uint8 [h, w, 3]) to predict, then those not back yet
+
+
+@dataclass
+class PageUnderWay:
+    """A page from its loading to its last map."""
+
+    index: int
+    sheets: list
+    missing: int = 0  # tiles whose maps are not back yet
+
+
+class Tile(NamedTuple):
+    """A window of a sheet, on its way through the network."""
+
+    owner: PageUnderWay
+    sheet: Sheet
+    y: int
+    x: int
+    picture: np.ndarray  # uint8 [h, w, 3]
 
 
 def map_shape(page_size, hp):
@@ -86,159 +97,179 @@ def map_shape(page_size, hp):
     return data.scaled(page_size, data.fit_factor(page_size, hp))[::-1]
 
 
-def cut_tiles(image, page, hp, tile):
-    """(y, x, picture uint8 [h, w, 3]) of a page: the whole of it at `fit_factor` or, where that is
-    less than hp.size map pixels for `tile` > 0 page pixels, enlarged to this, in windows of hp.size
-    that overlap by a quarter; and the rows and columns without padding."""
+def predict_each(networks, pages, device, job, tile=0, failed=None):
+    """Yields (index, job(page, K maps uint8 [h, w])) of pages in their order, the maps by K
+    networks; sets page.size. Page xy = map xy * page.size / map size. tile: see `cut_page`.
+
+    Pages of one padded shape share a batch on a GPU, so that none sees padding it would not have
+    alone. Jobs run in threads beside the networks. At most some 200 pages are under way at a time.
+    Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
+    threads = min(8, cv2.getNumberOfCPUs())
+    batch_size = 8 if device.type == "cuda" else 1
+    load = partial(load_page, networks=networks, tile=tile, failed=failed)
+    results, turn = {}, 0  # futures by index; the index whose result comes next
+    bar = report.progress(desc="predicting", total=len(pages))
+    with ThreadPoolExecutor(threads) as loaders, ThreadPoolExecutor(threads) as workers, bar:
+        # pages are decoded, scaled and cut into tiles, some way ahead of the networks
+        loading = (loaders.submit(load, index, page) for index, page in enumerate(pages))
+        loaded = (future.result() for future in run_ahead(loading, 4 if tile else 32))
+
+        # tiles go through their network in batches; one is at work while the last is fetched
+        batches = batch_tiles(loaded, batch_size)
+        launched = (launch(networks, tiles, device) for tiles in batches)
+        for tiles, maps, event in run_ahead(launched, 1):
+            if event is not None:
+                event.synchronize()
+
+            # their maps are pasted; once a page has all of them, its job starts
+            for piece, prob in zip(tiles, maps.numpy()):
+                paste(piece, prob)
+                owner = piece.owner
+                owner.missing -= 1
+                if not owner.missing:
+                    page = pages[owner.index]
+                    done = workers.submit(run_job, job, networks, page, owner.sheets)
+                    results[owner.index] = done
+                    bar.update()
+
+            # results leave in the order of the pages
+            while turn in results or failed and turn in failed:
+                if turn in results:
+                    if len(results) <= 64 and not results[turn].done():
+                        break
+                    yield turn, results.pop(turn).result()
+                turn += 1
+        for index in sorted(results):
+            yield index, results[index].result()
+
+
+def run_ahead(started, count):
+    """The items of an iterator, which starts something with each, `count` of them later."""
+    waiting = deque()
+    for item in started:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def load_page(index, page, networks, tile, failed):
+    """The tiles of a page for each network and page size; sets page.size. Raises DataError or, with
+    a dict `failed`, enters it there and returns none."""
+    views = [(k, hp) for k, network in enumerate(networks) for hp in network.hp_by_size()]
+    try:
+        image = data.open_page(page, [hp for _, hp in views], tile)
+        under_way = PageUnderWay(index, [])
+        tiles = []
+        for k, hp in views:
+            tiles += cut_page(image, page, hp, tile, k, under_way)
+    except DataError as error:
+        if failed is None:
+            raise
+        failed[index] = error
+        return []
+    under_way.missing = len(tiles)
+    return tiles
+
+
+def cut_page(image, page, hp, tile, network, under_way):
+    """The Tiles of one Sheet of a page: the whole of it at `fit_factor` or, where that is less than
+    hp.size map pixels for `tile` > 0 page pixels, enlarged to this, in windows of hp.size that
+    overlap by a quarter."""
     whole = data.fit_factor(page.size, hp)
-    w, h = data.scaled(page.size, factor := max(whole, tile and hp.size / tile))
-    if w * h > data.MAX_PIXELS:
-        what = f"size {hp.size}, --tile {tile}: over {data.MAX_PIXELS >> 20} M pixels"
-        raise DataError(page.path, what, "use a larger --tile or a smaller --size")
-    image = data.resize_page(image, w, h)
+    factor = max(whole, hp.size / tile if tile else 0)
+    width, height = data.scaled(page.size, factor)
+    if width * height > data.MAX_PIXELS:
+        problem = f"size {hp.size}, --tile {tile}: over {data.MAX_PIXELS >> 20} M pixels"
+        raise DataError(page.path, problem, "use a larger --tile or a smaller --size")
+    image = data.resize_page(image, width, height)
+
+    sheet = Sheet(network, np.empty(image.shape[:2], np.uint8), (height, width))
+    under_way.sheets.append(sheet)
     window = -(-hp.size // 32) * 32 if factor > whole else max(image.shape)
-
-    def starts(length):
-        spare, stride = max(length - window, 0), window * 3 // 4
-        return [min(start, spare) for start in range(0, spare + stride, stride)]
-
-    corners = [(y, x) for y in starts(image.shape[0]) for x in starts(image.shape[1])]
-    return [(y, x, image[y : y + window, x : x + window]) for y, x in corners], (h, w), image.shape
+    rows, columns = (window_starts(length, window) for length in image.shape[:2])
+    corners = [(y, x) for y in rows for x in columns]
+    return [Tile(under_way, sheet, y, x, image[y : y + window, x : x + window]) for y, x in corners]
 
 
-def load_sheets(index, page, networks, tile):
-    """The Sheets of a page for each network and page size; sets page.size. Raises DataError."""
-    sizes = [(k, size) for k, n in enumerate(networks) for size in n.sizes or (n.hp.size,)]
-    hps = [replace(networks[k].hp, size=size) for k, size in sizes]
-    image = data.open_page(page, hps, tile)
-    for (k, _), hp in zip(sizes, hps):
-        tiles, shape, padded = cut_tiles(image, page, hp, tile)
-        yield Sheet(index, k, np.empty(padded[:2], np.uint8), shape, tiles)
+def window_starts(length, window):
+    """Where windows that overlap by a quarter begin, so that they cover a length."""
+    spare, stride = max(length - window, 0), window * 3 // 4
+    return [min(start, spare) for start in range(0, spare + stride, stride)]
 
 
-def paste(sheet, tile, prob):
-    """Put a tile's map [h, w] into its sheet, from the middle of its overlap with those before."""
-    (y, x, _), (h, w) = tile, prob.shape
-    top, left = h // 8 * (y > 0), w // 8 * (x > 0)
-    sheet.prob[y + top : y + h, x + left : x + w] = prob[top:, left:]
-    sheet.tiles.remove(tile)
-
-
-def batches(pages, batch):
-    """Tiles of the Sheets of pages, those of one network and shape together: lists of at most
-    `batch` (sheet, tile). None waits for more than 128 pages."""
-    queues = {}
-    for count, sheets in enumerate(pages, 1):
-        for sheet in sheets:
-            for tile in list(sheet.tiles):
-                kind = sheet.network, tile[2].shape
-                queues.setdefault(kind, []).append((sheet, tile))
-                if len(queues[kind]) == batch:
-                    yield queues.pop(kind)
+def batch_tiles(pages, batch_size):
+    """Lists of at most `batch_size` tiles of one network and shape, from pages (lists of tiles).
+    None waits for more than 128 pages."""
+    queues = defaultdict(list)
+    for count, tiles in enumerate(pages, 1):
+        for tile in tiles:
+            kind = tile.sheet.network, tile.picture.shape
+            queues[kind].append(tile)
+            if len(queues[kind]) == batch_size:
+                yield queues.pop(kind)
         if count % 128 == 0:
             yield from queues.values()
-            queues = {}
+            queues.clear()
     yield from queues.values()
 
 
 @torch.no_grad()
-def launch(network, tiles, device):
-    """Start a network on some (sheet, tile): uint8 maps [B, h, w], the event of its end or None."""
-    pages = torch.from_numpy(np.stack([picture for _, (_, _, picture) in tiles]))
-    pages = pages.pin_memory() if device.type == "cuda" else pages
+def launch(networks, tiles, device):
+    """Start a batch of tiles on their network: (tiles, maps uint8 [B, h, w], the event at their end
+    on a GPU)."""
+    network = networks[tiles[0].sheet.network]
+    pictures = torch.from_numpy(np.stack([tile.picture for tile in tiles]))  # [B, h, w, 3]
+    if device.type == "cuda":
+        pictures = pictures.pin_memory()
     dtype = amp_dtype(network.hp.amp, device)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        logits = network.model(pages.to(device, non_blocking=True))  # [B, 1, H, W]
+        logits = network.model(pictures.to(device, non_blocking=True))  # [B, 1, h, w]
     maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
     maps = maps.to("cpu", non_blocking=True)
-    return maps, torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+    event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+    return tiles, maps, event
+
+
+def paste(tile, prob):
+    """Put a tile's map [h, w] into its sheet, from the middle of its overlap with those before."""
+    height, width = prob.shape
+    top = height // 8 if tile.y else 0
+    left = width // 8 if tile.x else 0
+    bottom, right = tile.y + height, tile.x + width
+    tile.sheet.prob[tile.y + top : bottom, tile.x + left : right] = prob[top:, left:]
+
+
+def run_job(job, networks, page, sheets):
+    """job(page, maps) with what the Sheets of a page became: a map uint8 [h, w] of each network."""
+    maps = []
+    for k, network in enumerate(networks):
+        views = [s.prob[: s.shape[0], : s.shape[1]] for s in sheets if s.network == k]
+        if network.sizes:
+            maps.append(mean_map(views, [1] * len(views), map_shape(page.size, network.hp)))
+        else:
+            maps += views
+    return job(page, maps)
 
 
 def mean_map(maps, weights, shape):
     """K maps uint8 [h, w] of any sizes -> their weighted mean uint8, `shape` (rows, columns)."""
     total = np.zeros(shape, np.float32)
     for prob, weight in zip(maps, weights):
-        prob = prob if prob.shape == shape else cv2.resize(prob, shape[::-1])
+        if prob.shape != shape:
+            prob = cv2.resize(prob, shape[::-1])
         total += np.float32(weight) * prob
     return np.round(total / np.float32(sum(weights))).astype(np.uint8)
 
 
-def page_maps(sheets, networks, page):
-    """What the Sheets of a page became: a map uint8 [h, w] of each network."""
-    for k, network in enumerate(networks):
-        maps = [s.prob[: s.shape[0], : s.shape[1]] for s in sheets if s.network == k]
-        shape = map_shape(page.size, network.hp)
-        yield mean_map(maps, [1] * len(maps), shape) if network.sizes else maps[0]
-
-
-def predict_maps(networks, pages, device, tile=0, failed=None):
-    """Yields (index, K maps uint8 [h, w]) of pages by K networks, nearly in the pages' order; sets
-    page.size. A page, decoded for who needs most, is scaled by each network's `fit_factor` (tile:
-    see cut_tiles); page xy = map xy * page.size / map size. Pages of one padded shape share a batch
-    on a GPU, so none sees padding that it would not have alone; the next is at work meanwhile.
-    Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
-    open_sheets = {}
-
-    def load(i):
-        try:
-            open_sheets[i] = list(load_sheets(i, pages[i], networks, tile))
-            return open_sheets[i]
-        except DataError as error:
-            if failed is None:
-                raise
-            failed[i] = error
-
-    def fetch(tiles, maps, event):
-        if event is not None:
-            event.synchronize()
-        for (sheet, piece), prob in zip(tiles, maps.numpy()):
-            paste(sheet, piece, prob)
-            if not any(s.tiles for s in open_sheets[sheet.index]):
-                sheets = open_sheets.pop(sheet.index)
-                yield sheet.index, list(page_maps(sheets, networks, pages[sheet.index]))
-
-    with ThreadPoolExecutor(min(8, cv2.getNumberOfCPUs())) as pool:
-        loaded = filter(None, ahead(pool, load, range(len(pages)), 4 if tile else 32))
-        queue = batches(loaded, 8 if device.type == "cuda" else 1)
-        started = ((some, *launch(networks[some[0][0].network], some, device)) for some in queue)
-        for flying, _ in pairwise(chain(started, [None])):  # the next has started by then
-            yield from fetch(*flying)
-
-
-def predict_each(networks, pages, device, job, tile=0, failed=None):
-    """Yields (index, job(page, maps)) of pages in their order. Jobs run in threads beside the
-    networks; at most some 200 pages are under way at a time, whatever their number. Without
-    networks, jobs get no maps. maps, tile, failed: see predict_maps."""
-    waiting, turn, skipped = {}, 0, {} if failed is None else failed
-    if not networks:
-        data.inspect_pages(pages)
-        yield from ((i, job(page, [])) for i, page in enumerate(pages))
-        return
-
-    def finished(limit):
-        nonlocal turn
-        while turn in skipped or turn in waiting and (len(waiting) > limit or waiting[turn].done()):
-            if turn not in skipped:
-                yield turn, waiting.pop(turn).result()
-            turn += 1
-
-    bar = report.progress(desc="predicting", total=len(pages))
-    with ThreadPoolExecutor(min(8, cv2.getNumberOfCPUs())) as pool, bar:
-        for i, maps in predict_maps(networks, pages, device, tile, failed):
-            waiting[i] = pool.submit(job, pages[i], maps)
-            bar.update()
-            yield from finished(64)
-        yield from finished(0)
-
-
 def predict(network, pages, device, job, tile=0, failed=None):
     """Yields (index, job(page, found)) of pages in their order, found: (polygons [P, 2] in page
-    pixels, scores [N]) by a network. tile, failed: see predict_maps."""
+    pixels, scores [N]) by a network. tile, failed: see `predict_each`."""
 
-    def work(page, maps):
+    def decode(page, maps):
         return job(page, decode_page(maps[0], page.size, network.hp))
 
-    return predict_each([network], pages, device, work, tile, failed)
+    return predict_each([network], pages, device, decode, tile, failed)
 
 
 # ---------------------------------------------------------------- pictures

@@ -146,7 +146,7 @@ def network_map(folder, image, *sizes, flip=False):
     model = ensemble.flipped(tiny_network()) if flip else tiny_network()
     network = Network(model, replace(HP, amp="off"), sizes)
     pages = [Page("a.png", folder / "images/a.png")]
-    ((_, (prob,)),) = evaluate.predict_maps([network], pages, CPU)
+    ((_, (prob,)),) = evaluate.predict_each([network], pages, CPU, lambda page, maps: maps)
     return prob.astype(int)
 
 

@@ -20,7 +20,7 @@ import data
 import evaluate
 from db_postprocess import polygons_from_map
 from dbnet import DBNet, save_checkpoint
-from evaluate import Network, predict_maps
+from evaluate import Network
 from files import read_json
 from hparams import Hparams
 from labels import Page, load_labels
@@ -325,6 +325,12 @@ def test_confidences_stand_on_pictures_beside_their_words(work):
     assert scored[changed[:, 0], changed[:, 1]].min() < 60 and scored.max() == 255
 
 
+def page_maps(networks, pages, tile=0):
+    """K maps of each page."""
+    stream = evaluate.predict_each(networks, pages, CPU, lambda page, maps: maps, tile)
+    return [maps for _, maps in stream]
+
+
 class Ink(torch.nn.Module):
     """Finds dark places and what is near, so that pipelines can be tested without training."""
 
@@ -339,24 +345,24 @@ class Ink(torch.nn.Module):
 @pytest.mark.parametrize("batch", [1, 8])
 def test_networks_and_pages_in_one_pass_get_the_maps_they_get_alone(work, monkeypatch, batch):
     """Bit for bit, also of networks of different sizes and with pages of one shape in a batch."""
-    in_batches, pages = evaluate.batches, load_labels("s", "train")
-    monkeypatch.setattr(evaluate, "batches", lambda sheets, _: in_batches(sheets, batch))
+    in_batches, pages = evaluate.batch_tiles, load_labels("s", "train")
+    monkeypatch.setattr(evaluate, "batch_tiles", lambda loaded, _: in_batches(loaded, batch))
     kinds = (3, 96), (5, 64), (5, 96)
     networks = [Network(Ink(1, n), replace(TINY, size=size)) for n, size in kinds]
-    together = dict(predict_maps(networks, pages, CPU))
-    for i, page in enumerate(pages):
+    together = page_maps(networks, pages)
+    for page, maps in zip(pages, together, strict=True):
         assert page.size == data.read_image(page.path).shape[1::-1]
-        for network, prob in zip(networks, together[i], strict=True):
-            ((_, (alone,)),) = predict_maps([network], [page], CPU)
+        for network, prob in zip(networks, maps, strict=True):
+            ((alone,),) = page_maps([network], [page])
             assert np.array_equal(prob, alone) and max(prob.shape) == network.hp.size
-    assert len({prob.tobytes() for maps in together.values() for prob in maps}) == 18
+    assert len({prob.tobytes() for maps in together for prob in maps}) == 18
 
 
 def test_tiles_merge_into_the_map_of_the_whole_page(work):
     def ink_map(size, tile):
         network = Network(Ink(1, 1), replace(TINY, size=size, amp="off"))
         pages = evaluate.picture_pages("big.png")
-        ((_, (found,)),) = predict_maps([network], pages, CPU, tile)
+        ((found,),) = page_maps([network], pages, tile)
         assert pages[0].size == (300, 700)
         return found
 
@@ -381,7 +387,7 @@ def test_words_come_back_to_their_pixels_whatever_the_fit(work, size):
     networks = [Network(Ink(1, 1), replace(TINY, size=384, fit=fit)) for fit in ("area", "longer")]
     shapes = [(384, 384)] * 2 if size[0] == size[1] else [(665, 222), (384, 128)]
     for tile in (0, 192):
-        ((_, together),) = predict_maps(networks, [page], CPU, tile)
+        (together,) = page_maps(networks, [page], tile)
         for network, prob, shape in zip(networks, together, shapes, strict=True):
             assert tile or prob.shape == shape == evaluate.map_shape(size, network.hp)
             scale = np.array(prob.shape[::-1]) / size
@@ -390,7 +396,7 @@ def test_words_come_back_to_their_pixels_whatever_the_fit(work, size):
             (polygon,), _ = evaluate.decode_page(prob, page.size, mode)
             wanted = [[60, 120], [240, 120], [240, 168], [60, 168]]
             assert np.abs(polygon - wanted).max() <= 1 / scale.min()
-            ((_, (alone,)),) = predict_maps([network], [page], CPU, tile)
+            ((alone,),) = page_maps([network], [page], tile)
             assert np.array_equal(prob, alone)
 
 
