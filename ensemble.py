@@ -8,6 +8,7 @@ python ensemble.py --validate out.csv --data TEST        what is wrong with a su
 
 One checkpoint is an ensemble of one. Exit code 5: not shown to be better than the best member."""
 
+import codecs
 import csv
 import hashlib
 import io
@@ -30,7 +31,16 @@ import labels
 from db_postprocess import DECODING, decode_page, first_that_fit, signed_area
 from dbnet import load_network
 from engine import choose_device
-from files import DataError, Parser, UsageError, exit_code, read_json, read_text, replace_file
+from files import (
+    DataError,
+    Parser,
+    UsageError,
+    exit_code,
+    read_bytes,
+    read_json,
+    read_text,
+    replace_file,
+)
 from hparams import Hparams, add_flags, checked, saved_hparams
 from interval import Difference, bootstrap_groups, make_score, paired_difference
 
@@ -362,7 +372,9 @@ def write_submission(path, pages, found):
 
 def read_table(path):
     """A CSV of the header HEADER -> [(line, fields)]. Raises DataError when it is none."""
-    text = read_text(path, 2**26, "utf-8")
+    text = read_text(path, 2**26)
+    if read_bytes(path, 2**26).startswith(codecs.BOM_UTF8):
+        raise DataError(f"{path}: line 1", "a byte order mark before the header", "save without it")
     try:
         csv.field_size_limit(2**20)
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)

@@ -572,7 +572,7 @@ BAD = [
     (2, (*DETECTORS, "--weights", "1,1,nan"), "3 positive numbers"),
     (2, (*DETECTORS, "--weights", "1,1,x"), "--weights"),
     (2, (*DETECTORS, "--decide", "0.9", "0.95"), "--decide"),
-    (2, (*MAPS, "--thresh", "3"), "--thresh: thresh = '3' is not within"),
+    (2, (*MAPS, "--thresh", "3"), "--thresh: thresh = 3.0 is not within"),
     (2, (*MAPS, "--mode", "circle"), "--mode: mode = 'circle' is not one of polygon, box"),
     (2, (FOLDS[0], "--scales", "9,x"), "--scales"),
     (2, (FOLDS[0], "--scales", "9,96"), "--scales: size = 9.0 is not within"),
