@@ -28,6 +28,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -524,7 +525,7 @@ def should_stop(values, others, early_terminate):
     return judge(values, others, early_terminate, early_terminate.get("epochs", longest))["stop"]
 
 
-# ---------------------------------------------------------------- state
+# ---------------------------------------------------------------- trial states
 
 ROOT = Path(__file__).resolve().parent
 TRAINER = [sys.executable, str(ROOT / "train.py")]
@@ -541,19 +542,21 @@ class Trial:
     crashes: int = 0
     whole: bool = False  # go through to the last epoch, do not judge again
     revived: bool = False
-    why: str = ""
-    said: int = 0  # bytes in its log before the process that runs now
+    why: str = ""  # it failed
+    log_start: int = 0  # bytes in its log before the process that runs now
     recorded: bool = True  # its curve; a history file may know no more than the last value
     known: bool = False  # from another sweep
 
     def __post_init__(self):
-        self.params, self.name = plain(self.params), f"trial-{self.number:03d}"
+        self.params = plain(self.params)
+        self.name = f"trial-{self.number:03d}"
 
 
 @dataclass
 class Sweep:
-    """runs/<sweep>/: sweep.json (what is swept) and state.jsonl, a line a trial event, the
-    whole state. A line counts once its newline is on the disk; half a line is cut off."""
+    """runs/<sweep>/: sweep.json (what is swept) and state.jsonl, one line for each event of a trial,
+    which is the whole state. A line counts once its newline is on the disk; half a line is cut off.
+    Without a folder nothing is written."""
 
     folder: Path
     spec: dict
@@ -564,15 +567,16 @@ class Sweep:
     notes: list = field(default_factory=list)  # sentences of a history file
 
     def __post_init__(self):
+        self.cube = Cube(parse_space(self.spec))
+        self.metric = leaf(self.spec["metric"]["name"])
         self.sign = 1 if maximised(self.spec) else -1
         self.cap = self.spec.get("run_cap", math.inf)
         self.rule = {"type": ""} | (self.spec.get("early_terminate") or {})
         if "preserve_threshold" in self.rule:  # in the metric's units; values judged are maximised
             self.rule["preserve_threshold"] *= self.sign
-        self.metric = leaf(self.spec["metric"]["name"])
 
     def write(self, event, trial=None, **more):
-        """Apply an event, once it is on the disk (where there is a folder). Raises OSError."""
+        """Apply an event, once it is on the disk. Raises OSError."""
         data = {"event": event, "trial": trial.number if trial else 0, **more}
         if self.folder:
             with open(self.folder / "state.jsonl", "a") as file:
@@ -582,46 +586,67 @@ class Sweep:
         self.apply(data)
 
     def apply(self, event):
+        """Change the state as an event says. Raises KeyError, TypeError, ValueError."""
         kind = event["event"]
         if kind == "new":
-            self.trials.append(Trial(event["number"], event["params"], **event.get("known", {})))
-            self.cap += "known" in event
-            if event["number"] != len(self.trials):
+            if event["number"] != len(self.trials) + 1:
                 raise ValueError("a trial is missing, or there twice")
+            result = event.get("known", {})
+            self.trials.append(Trial(event["number"], event["params"], **result))
+            self.cap += "known" in event
             return
+
         trial = {t.number: t for t in self.trials}[event["trial"]]
         if kind == "epochs":
-            trial.history, trial.rows = event["history"], event["rows"]
+            trial.history = event["history"]
+            trial.rows = event["rows"]
         elif kind == "judged":
             trial.judged += (event["verdict"],)
-            trial.state = "stopped" if event["verdict"]["stop"] else trial.state
+            if event["verdict"]["stop"]:
+                trial.state = "stopped"
         elif kind == "crashed":
             trial.crashes += 1
         elif kind in ("finished", "stopped", "failed"):
-            trial.state, trial.why = kind, event["why"] if kind == "failed" else ""
+            trial.state = kind
+            trial.why = event["why"] if kind == "failed" else ""
         elif kind == "continued":
-            trial.state, trial.revived, trial.whole = "pending", True, event["whole"]
+            trial.state = "pending"
+            trial.revived = True
+            trial.whole = event["whole"]
             trial.crashes = 0
 
     def history(self):
-        """The trials as suggest() wants them."""
+        """The trials as suggest() takes them."""
+        entries = []
         seed = getattr(self.hparams, "seed", 0)
-        return [
-            {"params": {**t.params, "seed": t.params.get("seed", seed)}, "state": t.state}
-            | {"value": t.history[-1] if t.history else None}
+        for trial in self.trials:
             # a projection takes no more of a stopped run than its last values and how many it has
-            | {"history": list(t.history) * (t.recorded or t.state == "stopped")}
-            | {"epochs": self.epochs, "sd": paired(t.rows)}
-            for t in self.trials
-        ]
+            with_curve = trial.recorded or trial.state == "stopped"
+            entry = {
+                "params": {**trial.params, "seed": trial.params.get("seed", seed)},
+                "state": trial.state,
+                "value": trial.history[-1] if trial.history else None,
+                "history": list(trial.history) if with_curve else [],
+                "epochs": self.epochs,
+                "sd": paired(trial.rows),
+            }
+            entries.append(entry)
+        return entries
 
     def curve(self, trial):
         """A trial's values, larger being better."""
-        return [self.sign * v for v in trial.history]
+        return [self.sign * value for value in trial.history]
 
     def curves(self, least=1, without=None):
-        alive = [t for t in self.trials if t is not without and t.state != "failed" and t.recorded]
-        return [self.curve(t) for t in alive if len(t.history) >= least]
+        """Curves of the trials that have at least so many epochs and did not fail."""
+        return [
+            self.curve(trial)
+            for trial in self.trials
+            if trial is not without
+            and trial.state != "failed"
+            and trial.recorded
+            and len(trial.history) >= least
+        ]
 
 
 def load_spec(path):
@@ -631,17 +656,24 @@ def load_spec(path):
         raise UsageError(path, "has no method", f"one run is: train.py --hparams {path}")
     try:
         spec = space.check_spec(spec)
-        name, command = spec["metric"]["name"], spec.get("command") or []
-        if leaf(name) not in space.LOGGED or "test" in name:
-            known = f"but {', '.join(space.LOGGED)}{nearest(leaf(name), space.LOGGED)}"
-            raise UsageError("metric", f"train.py writes no {files.shown(name)}", known)
-        words = map(str, command if isinstance(command, list) else [command])
-        if given := [word for word in words if word[:1] == "-" or "=" in word]:
-            raise UsageError("command", f"{given[0]} is not used", "give it on the command line")
-        return spec
+        check_for_trainer(spec)
     except UsageError as error:
         where, *rest = error.args
         raise UsageError(f"{path}: {where}", *rest) from None
+    return spec
+
+
+def check_for_trainer(spec):
+    """Raises UsageError for a metric that train.py does not write, or a command that it lacks."""
+    name = spec["metric"]["name"]
+    if leaf(name) not in space.LOGGED or "test" in name:
+        hint = f"but {', '.join(space.LOGGED)}{nearest(leaf(name), space.LOGGED)}"
+        raise UsageError("metric", f"train.py writes no {files.shown(name)}", hint)
+
+    command = spec.get("command") or []
+    for word in map(str, command if isinstance(command, list) else [command]):
+        if word[:1] == "-" or "=" in word:
+            raise UsageError("command", f"{word} is not used", "give it on the command line")
 
 
 def read_sweep(path):
@@ -650,93 +682,125 @@ def read_sweep(path):
 
     path = Path(path)
     if path.is_dir() and not (path / "sweep.json").exists():
-        raise UsageError(path, "is no sweep folder", "give runs/NAME of a sweep")
+        raise UsageError(path, "is not a sweep folder", "give runs/NAME of a sweep")
     data = read_json(path / "sweep.json" if path.is_dir() else path)
     try:
         if not path.is_dir():
             return read_history(path, data)
-        spec, extra = space.check_spec(data["sweep"]), data["extra"]
+        spec = space.check_spec(data["sweep"])
         hparams = saved_hparams(data["hparams"], path / "sweep.json")
-        sweep = Sweep(path, spec, hparams.epochs, [], extra, hparams)
+        sweep = Sweep(path, spec, hparams.epochs, [], data["extra"], hparams)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(path, f"is no sweep that ran ({error!r})", "give runs/NAME") from None
-    log = path / "state.jsonl"
+    replay_events(sweep)
+    return sweep
+
+
+def replay_events(sweep):
+    """Bring a sweep to the state that its state.jsonl tells. Raises DataError."""
+    log = sweep.folder / "state.jsonl"
     text = log.read_bytes() if log.exists() else b""
-    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
+    whole = text[: text.rfind(b"\n") + 1]
+    for number, line in enumerate(whole.splitlines(), 1):
         try:
             sweep.apply(json.loads(line))
         except (ValueError, KeyError, TypeError, IndexError):
             raise DataError(f"{log}: line {number}", "is damaged", "remove it") from None
-    return sweep
 
 
 def read_history(path, data):
     """A history file's content -> Sweep. Raises DataError, UsageError, KeyError or TypeError."""
-    spec, epochs, trials = space.check_spec(data["sweep"]), data["epochs"], []
+    spec = space.check_spec(data["sweep"])
+    epochs = data["epochs"]
     names = {d.name for d in parse_space(spec)}
-    for number, r in enumerate(data["trials"], 1):
-        sound = r["number"] == number and r["state"] in ("finished", "stopped", "failed")
-        sound = sound and isinstance(r["params"], dict) and names <= plain(r["params"]).keys()
-        if not sound or not is_number(r["value"]) or not 0 < int(r["epoch"]) <= epochs <= 1e5:
-            raise DataError(f"{path}: trial {number}", f"is {r!r:.200}", "see hparams/history_*")
-        space.check_share(f"{path}: trial {number}", spec["metric"]["name"], r["value"])
-        values = [r["value"]] * int(r["epoch"])
-        trials.append(Trial(number, r["params"], r["state"], values, recorded=False))
+    trials = []
+    for number, record in enumerate(data["trials"], 1):
+        where = f"{path}: trial {number}"
+        value, state, params = (record[key] for key in ("value", "state", "params"))
+        sound = (
+            record["number"] == number
+            and state in ("finished", "stopped", "failed")
+            and isinstance(params, dict)
+            and names <= plain(params).keys()
+            and is_number(value)
+            and 0 < int(record["epoch"]) <= epochs <= 1e5
+        )
+        if not sound:
+            raise DataError(where, f"is {record!r:.200}", "see hparams/history_*")
+        space.check_share(where, spec["metric"]["name"], value)
+        values = [value] * int(record["epoch"])
+        trials.append(Trial(number, params, state, values, recorded=False))
+
     extra, notes = ([str(word) for word in data.get(key, [])] for key in ("extra", "notes"))
     return Sweep(Path("runs") / path.stem, spec, epochs, trials, extra, None, notes)
 
 
 def open_locked(folder):
-    """(Sweep, lock) of a folder for the one process that may write there. Raises UsageError."""
-    if (held := lock(folder / "lock")) is None:
+    """(Sweep or None, lock) of a folder for the one process that may write there. Raises
+    UsageError."""
+    held = lock(folder / "lock")
+    if held is None:
         raise UsageError(folder, "another sweep is running on this folder", "wait for it")
+
+    # what a kill left: half a line, and files that were not renamed yet
     log = folder / "state.jsonl"
-    if log.exists():  # what a kill left behind the last newline
+    if log.exists():
         os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
     return (read_sweep(folder) if (folder / "sweep.json").exists() else None), held
 
 
-def open_sweep(folder, spec, extra):
-    """(Sweep, lock) of a folder: made if it is not there, or its own, going on with this file where
-    its trials stay comparable. Raises UsageError naming the key where they do not."""
-    cube = Cube(parse_space(spec))
-    for u in (0.0, 1.0, 0.5):  # the lowest, the highest and the middle point
-        hparams = resolve(extra + flags(cube.decode(np.full(len(cube.free), u))))
-    if (folder / "hparams.json").exists():  # refused: no folder is left behind
+def open_sweep(draft):
+    """(Sweep, lock) of the draft's folder. A new folder is made; a sweep that is there goes on by
+    the draft if its trials stay comparable. Raises UsageError naming the key where they do not."""
+    folder = draft.folder
+    if (folder / "hparams.json").exists():
         raise UsageError(folder, "is a run of train.py's", "give --name NEW")
     folder.mkdir(parents=True, exist_ok=True)
     sweep, held = open_locked(folder)
+
     if sweep and sweep.curves():
-        had, given = (essence(*known) for known in ((sweep.spec, sweep.extra), (spec, extra)))
-        for key in {**had, **given}:
-            if had.get(key) != given.get(key):
-                told = f"holds trials with {key} {had.get(key, 'unset')}, which would not compare"
-                raise UsageError(folder, told, "give the same, or --name NEW")
-        keys = [k for k in sorted({*spec, *sweep.spec}) if spec.get(k) != sweep.spec.get(k)]
-        print(f"{folder} goes on with another {', '.join(keys)}\n" * bool(keys), end="")
-    if sweep is None or sweep.spec != spec or sweep.extra != extra:
-        made = {"sweep": spec, "extra": extra, "hparams": asdict(hparams)}
+        before, now = essence(sweep), essence(draft)
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key):
+                value = before.get(key, "unset")
+                what = f"holds trials with {key} {value}, which would not compare"
+                raise UsageError(folder, what, "give the same, or --name NEW")
+        keys = {*draft.spec, *sweep.spec}
+        changed = [key for key in sorted(keys) if draft.spec.get(key) != sweep.spec.get(key)]
+        if changed:
+            print(f"{folder} goes on with another {', '.join(changed)}")
+
+    if sweep is None or (sweep.spec, sweep.extra) != (draft.spec, draft.extra):
+        made = {"sweep": draft.spec, "extra": draft.extra, "hparams": asdict(draft.hparams)}
         files.replace_file(folder / "sweep.json", json.dumps(made, indent=1))
         sweep = read_sweep(folder)
     return sweep, held
 
 
-def essence(spec, extra):
-    """What trials share that compare: the metric, constants, what varies and train.py's flags."""
-    dims = {d.name: d.levels[0] if len(d.levels) == 1 else "varying" for d in parse_space(spec)}
-    return {"metric": leaf(spec["metric"]["name"]), "flags": " ".join(extra) or "none", **dims}
+def essence(sweep):
+    """What trials that compare have in common: the metric, train.py's flags, what varies and the
+    constants."""
+    return {
+        "metric": sweep.metric,
+        "flags": " ".join(sweep.extra) or "none",
+        **{d.name: "varying" for d in sweep.cube.free},
+        **sweep.cube.constants,
+    }
 
 
 def resolve(words, ours=()):
-    """train.py's flags, none of the keys `ours`, -> Hparams. Raises DataError, UsageError."""
+    """train.py's flags, none of them for a key of `ours`, -> Hparams. Raises DataError,
+    UsageError."""
     from hparams import resolve_hparams, trainer_parser
 
     parser = trainer_parser()
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        parser._option_string_actions.update(make_parser()._option_string_actions if ours else {})
+        if ours:  # a user typed them: perhaps a flag of ours was meant
+            parents = [parser, make_parser()]
+            parser = Parser(parents=parents, add_help=False, conflict_handler="resolve")
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for key in ours:
         if vars(args).get(key) != parser.get_default(key):
@@ -744,52 +808,76 @@ def resolve(words, ours=()):
     return resolve_hparams(args)
 
 
-# ---------------------------------------------------------------- trials
+def resolve_space(cube, extra):
+    """Hparams of the space's middle, once its lowest and its highest point are found to be values
+    that train.py takes. Raises DataError, UsageError."""
+    for u in (0.0, 1.0, 0.5):
+        hparams = resolve(extra + flags(cube.decode(np.full(len(cube.free), u))))
+    return hparams
+
+
+# ---------------------------------------------------------------- processes
 
 RETRIES = 2  # of a trial whose process or machine died, from its last checkpoint
 AGAIN = 30  # seconds until a trial is started again that crashed or still runs on another host
 NEW = "a new trial"
 
 
+class Job(NamedTuple):
+    """A process that works on a trial."""
+
+    process: subprocess.Popen
+    target: int  # the epoch to train it to; 0: it waits for a trainer that a killed sweep left
+    slot: int  # which of the devices
+
+
 def run_sweep(sweep, options, queue=(), only=None):
     """Run trials, or the one `only`, until the cap, then revive. Raises DataError, UsageError."""
-    busy, failures = {}, 0  # trial: (process, epochs to train it to, slot)
-    for trial in [t for t in ([only] if only else sweep.trials) if t.state == "pending"]:
-        settle(sweep, trial)
-        busy |= adopt(sweep, trial)
+    jobs = {}  # trial: Job
+    failures = 0  # in a row
+    for trial in [only] if only else sweep.trials:
+        if trial.state == "pending":
+            settle(sweep, trial)
+            if job := adopt(sweep, trial):
+                jobs[trial] = job
     try:
         while True:
-            while len(busy) < options.parallel and (job := next_job(sweep, queue, only, busy)):
+            # start what there is room for
+            while len(jobs) < options.parallel and (job := next_job(sweep, queue, only, jobs)):
                 trial, target = job
-                slot = min(set(range(options.parallel)) - {b[2] for b in busy.values()})
-                busy[trial] = start(sweep, trial, target, slot, options), target, slot
-            if not busy:
+                slot = min(set(range(options.parallel)) - {job.slot for job in jobs.values()})
+                process = start_trainer(sweep, trial, target, slot, options)
+                jobs[trial] = Job(process, target, slot)
+            if not jobs:
                 return
+
+            # wait until a process ends, and see what it brought
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-            for trial in [t for t, b in busy.items() if b[0].poll() is not None]:
-                process, target, _ = busy.pop(trial)
-                if target:
-                    collect(sweep, trial, target, process.returncode)
+            for trial in [t for t, job in jobs.items() if job.process.poll() is not None]:
+                job = jobs.pop(trial)
+                if job.target:
+                    collect(sweep, trial, job.target, job.process.returncode)
                 if trial.state != "pending":
                     failures = failures + 1 if trial.state == "failed" else 0
             if failures >= 3:
                 what = f"three trials failed in a row, the last one: {trial.why}"
                 raise DataError(sweep.folder, what, "see the .log files, then start it again")
     finally:
-        for process, *_ in busy.values():
-            # train.py saves exactly (srun kills it: the epoch is lost); the trial stays pending
-            process.send_signal(signal.SIGTERM)
-        for process, *_ in busy.values():
-            process.wait()
+        # train.py saves exactly (srun kills it: the epoch is lost); the trial stays pending
+        for job in jobs.values():
+            job.process.send_signal(signal.SIGTERM)
+        for job in jobs.values():
+            job.process.wait()
 
 
 def next_job(sweep, queue, only=None, busy=()):
-    """(trial, epochs to train it to), the trial a new one where it is time; None: nothing now."""
+    """(trial, epochs to train it to), a new trial where it is time for one; None: nothing now."""
     if only:
         return (only, sweep.epochs) if only.state == "pending" and not busy else None
     goal = sweep.spec["metric"].get("target", math.inf * sweep.sign)
-    if any(c[-1] >= sweep.sign * goal for c in sweep.curves(sweep.epochs)):
+    if any(curve[-1] >= sweep.sign * goal for curve in sweep.curves(sweep.epochs)):
         return None
+
     choose = choose_bracket if sweep.rule["type"] == "brackets" else choose_trial
     while (job := choose(sweep, busy)) == NEW:
         params, source = propose(sweep, queue)
@@ -804,8 +892,9 @@ def next_job(sweep, queue, only=None, busy=()):
 
 def choose_trial(sweep, busy):
     """(trial, epochs to train it to) to run next; NEW: one to propose; None: nothing now."""
-    if free := [t for t in sweep.trials if t.state == "pending" and t not in busy]:
-        return free[0], next_target(sweep, free[0])
+    for trial in sweep.trials:
+        if trial.state == "pending" and trial not in busy:
+            return trial, next_target(sweep, trial)
     if len(sweep.trials) < sweep.cap:
         return NEW
     return None if busy else revive(sweep)
@@ -813,7 +902,9 @@ def choose_trial(sweep, busy):
 
 def next_target(sweep, trial):
     """Epochs after which the trial's process is to end: its next band, or the last epoch."""
-    bands = bands_of(sweep.rule, sweep.epochs) if sweep.rule["type"] and not trial.whole else []
+    if trial.whole or not sweep.rule["type"]:
+        return sweep.epochs
+    bands = bands_of(sweep.rule, sweep.epochs)
     return min([b for b in bands if len(trial.history) < b < sweep.epochs], default=sweep.epochs)
 
 
@@ -821,138 +912,179 @@ def revive(sweep):
     """(trial, epochs) of the stopped run most likely to beat the best finished one, if one may."""
     limit = sweep.rule.get("revive", math.inf if sweep.rule["type"] == "pause" else 0)
     more = sum(t.revived for t in sweep.trials if t.state != "failed") < limit
-    stopped = [t for t in sweep.trials if t.state == "stopped" and (more or t.revived)]
     whole = sweep.curves(sweep.epochs)
-    chances = {t: chance_to_win(sweep.curve(t), whole, sweep.epochs) for t in stopped}
-    trial = max(stopped, key=chances.get, default=None)
-    if trial is None or sum(chances.values()) < CHANCE:
+    chances = {
+        trial: chance_to_win(sweep.curve(trial), whole, sweep.epochs)
+        for trial in sweep.trials
+        if trial.state == "stopped" and (more or trial.revived)
+    }
+    if not chances or sum(chances.values()) < CHANCE:
         return None
+
+    trial = max(chances, key=chances.get)
     sweep.write("continued", trial, whole=False, why=f"chance to win {chances[trial]:.3f}")
-    told = f"goes on from epoch {len(trial.history)}: chance to beat the best"
-    print(f"trial {trial.number} {told} {chances[trial]:.0%}")
+    chance = f"chance to beat the best {chances[trial]:.0%}"
+    print(f"trial {trial.number} goes on from epoch {len(trial.history)}: {chance}")
     return trial, next_target(sweep, trial)
 
 
 def choose_bracket(sweep, busy):
-    """The same for type brackets, whose trials are numbered through its brackets in turn: when all
-    of one's runs have reached a rung the best 1/eta are promoted, the others wait, paused."""
-    end, table = 0, itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule)))
+    """The same for type brackets, whose trials are numbered through its brackets in turn. When all
+    runs of a bracket have reached a rung, the best 1/eta go on and the others are paused."""
+    end = 0
+    table = itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule)))
     while end < sweep.cap:
         rungs = next(table)
         first, end = end, min(end + rungs[0][0], sweep.cap)
         group = sweep.trials[first:end]
         for _, rung in rungs:
-            group = [t for t in group if t.state != "failed"]
-            late = [t for t in group if len(t.history) < rung]
-            if free := [t for t in late if t not in busy]:
-                return free[0], rung
+            group = [trial for trial in group if trial.state != "failed"]
+            late = [trial for trial in group if len(trial.history) < rung]
+            for trial in late:
+                if trial not in busy:
+                    return trial, rung
             if late or len(sweep.trials) < end or not group or rung >= sweep.epochs:
                 break
-            group.sort(key=lambda t: -sweep.sign * t.history[rung - 1])
-            keep = max(1, int(len(group) / eta_of(sweep.rule)))
-            bar = group[keep - 1].history[rung - 1]
-            for rank, trial in enumerate(group, 1):
-                if rung not in [v["epoch"] for v in trial.judged]:
-                    verdict = {"rule": "brackets", "epoch": rung, "value": trial.history[rung - 1]}
-                    verdict |= {"rank": rank, "of": len(group), "bar": bar, "stop": rank > keep}
-                    sweep.write("judged", trial, verdict=verdict)
-            group = group[:keep]
+            group = promote(sweep, group, rung)
         if len(sweep.trials) < end:
             return NEW
+    return None
+
+
+def promote(sweep, group, rung):
+    """Judge the trials of a bracket that have all reached a rung -> those that go on."""
+    group = sorted(group, key=lambda trial: -sweep.sign * trial.history[rung - 1])
+    keep = max(1, int(len(group) / eta_of(sweep.rule)))
+    bar = group[keep - 1].history[rung - 1]
+    for rank, trial in enumerate(group, 1):
+        if rung not in [verdict["epoch"] for verdict in trial.judged]:
+            verdict = {
+                "rule": "brackets",
+                "epoch": rung,
+                "value": trial.history[rung - 1],
+                "rank": rank,
+                "of": len(group),
+                "bar": bar,
+                "stop": rank > keep,
+            }
+            sweep.write("judged", trial, verdict=verdict)
+    return group[:keep]
 
 
 def propose(sweep, queue):
-    """Params and source of the next trial: what is enqueued and untried, else suggest()'s;
-    drawn from (seed, trial), so that a restarted sweep proposes what it would have proposed."""
-    cube = Cube(parse_space(sweep.spec))
-    tried = {cube.key(t.params) for t in sweep.trials}
-    if fresh := [(params, path) for path, params in queue if cube.key(params) not in tried]:
-        return fresh[0]
+    """Params, or None, and source of the next trial: what is enqueued and untried, else suggest()'s.
+    The latter is drawn from (seed, trial): a restarted sweep proposes what it would have."""
+    tried = {sweep.cube.key(trial.params) for trial in sweep.trials}
+    for source, params in queue:
+        if sweep.cube.key(params) not in tried:
+            return params, source
     rng = np.random.default_rng((sweep.spec.get("seed", 0), len(sweep.trials)))
-    return plain(suggest(sweep.spec, sweep.history(), rng) or {}) or None, "suggest"
+    params = suggest(sweep.spec, sweep.history(), rng)
+    return params and plain(params), "suggest"
 
 
-def start(sweep, trial, target, slot, options):
+def start_trainer(sweep, trial, target, slot, options):
     """Start train.py up to epoch target. The process inherits a lock of the trial, which names its
     slot: should the sweep be killed, its successor waits for the orphan to reach its band instead
     of running a second trainer into the same folder or on the same device. Raises UsageError."""
     folder = sweep.folder / trial.name
-    command = [*options.launcher, *TRAINER, *sweep.extra, *flags(trial.params)]
-    if not (begun := (folder / "hparams.json").exists()):
+    begun = (folder / "hparams.json").exists()
+    if not begun:
         shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to keep
-    command += ["--resume"] * begun + [f"--name={sweep.folder.name}/{trial.name}"]
-    command += [f"--stop-epoch={target if target < sweep.epochs else 0}"]
-    device = {"CUDA_VISIBLE_DEVICES": options.devices[slot]} if options.devices else {}
-    pipes = {"stdin": subprocess.DEVNULL, "env": os.environ | device, "start_new_session": True}
+
+    command = [*options.launcher, *TRAINER, *sweep.extra, *flags(trial.params)]
+    if begun:
+        command.append("--resume")
+    command.append(f"--name={sweep.folder.name}/{trial.name}")
+    command.append(f"--stop-epoch={target if target < sweep.epochs else 0}")
+    environment = dict(os.environ)
+    if options.devices:
+        environment["CUDA_VISIBLE_DEVICES"] = options.devices[slot]
+
     with lock(f"{folder}.lock") as held, open(f"{folder}.log", "ab") as log:
         Path(held.name).write_text(str(slot))
-        pipes["pass_fds"] = [held.fileno()]
-        trial.said = log.tell()
+        trial.log_start = log.tell()
         try:
-            return subprocess.Popen(command, stdout=log, stderr=log, **pipes)
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                pass_fds=[held.fileno()],
+            )
         except OSError as error:
             raise UsageError("--launcher", f"{command[0]}: {error.strerror}") from None
 
 
 def adopt(sweep, trial):
-    """{trial: (process, 0, slot)} to wait for the trainer that a killed sweep left, if any."""
+    """A Job that waits for the trainer that a killed sweep left, or None if there is none."""
     path = sweep.folder / f"{trial.name}.lock"
     if held := lock(path):
-        held.close()
-        return {}
+        return held.close()
     print(f"trial {trial.number} still runs from before; waiting for it")
     wait = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
     process = subprocess.Popen([sys.executable, "-c", wait, path])
-    return {trial: (process, 0, int(path.read_text() or 0))}
+    return Job(process, 0, int(path.read_text() or 0))
 
 
 def collect(sweep, trial, target, code):
     """Record what a trainer with this exit code has brought. Raises DataError, UsageError."""
-    said = (sweep.folder / f"{trial.name}.log").read_bytes()[trial.said :]
+    said = (sweep.folder / f"{trial.name}.log").read_bytes()[trial.log_start :]
     tail = said[-4000:].decode(errors="replace").strip().splitlines()[-5:]
-    told = [line for line in tail if line.startswith("error: ") and not line.endswith(KEPT)]
     history, rows = read_rows(sweep, trial)
     if history != list(trial.history):
         sweep.write("epochs", trial, history=history, rows=rows)
-    full = any(os.strerror(e) in line for e in (errno.ENOSPC, errno.EDQUOT) for line in tail)
-    if code and (full or shutil.disk_usage(sweep.folder).free < 1 << 20):  # no crash of the trial's
-        told = f"trial {trial.number}: {os.strerror(errno.ENOSPC)}"
-        raise DataError(sweep.folder, told, "make room and start again; nothing is lost")
-    why = ""
-    if code == 2 or code == 1 and told:  # tracebacks and OSErrors end with 1 too, and are crashes
-        why = refused(sweep, trial, code, (told or tail or ["no message"])[-1])
-    elif not all(abs(v) < 1e100 for v in trial.history):
+    if code:
+        check_disk(sweep, trial, tail)
+
+    # tracebacks and OSErrors end with 1, too, and are crashes
+    errors = [line for line in tail if line.startswith("error: ") and not line.endswith(KEPT)]
+    if code == 2 or (code == 1 and errors):
+        line = (errors or tail or ["no message"])[-1]
+        if "another process is training there" in line:  # locks of this host do not show it
+            print(f"trial {trial.number} still runs on another host; asking again in {AGAIN} s")
+            time.sleep(AGAIN)
+            return
+        why = refusal(sweep, trial, code, line)
+    elif not all(abs(value) < 1e100 for value in history):
         why = "non-finite metric"
     elif code in (3, 4):
         why = "out of memory" if code == 3 else "non-finite loss"
     elif code == 0 and len(history) >= target:
         print(f"trial {trial.number} epoch {len(history)}/{sweep.epochs}: {history[-1]:.4f}")
-        settle(sweep, trial)
-    elif trial.crashes >= RETRIES:  # whatever the code: srun gives 0 when its node dies
-        why = f"crashed {RETRIES + 1} times, exit code {code}"
-    else:
+        return settle(sweep, trial)
+    elif trial.crashes < RETRIES:  # whatever the code: srun gives 0 when its node dies
         sweep.write("crashed", trial, code=code, tail=tail)
-        again = f"retry {trial.crashes} of {RETRIES} from epoch {len(history)}"
-        print(f"trial {trial.number} crashed (exit code {code}): {again}")
-        time.sleep(AGAIN)  # or an outage of a minute would use up all retries
-    if why:
-        sweep.write("failed", trial, why=why, tail=tail)
-        print(f"trial {trial.number} failed, {why}: {' | '.join(tail[-2:])}")
+        retry = f"retry {trial.crashes} of {RETRIES} from epoch {len(history)}"
+        print(f"trial {trial.number} crashed (exit code {code}): {retry}")
+        return time.sleep(AGAIN)  # or an outage of a minute would use up all retries
+    else:
+        why = f"crashed {RETRIES + 1} times, exit code {code}"
+    sweep.write("failed", trial, why=why, tail=tail)
+    print(f"trial {trial.number} failed, {why}: {' | '.join(tail[-2:])}")
 
 
-def refused(sweep, trial, code, line):
+def check_disk(sweep, trial, tail):
+    """Raises DataError if the disk is full, for which a trial is not to blame."""
+    messages = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+    full = any(message in line for message in messages for line in tail)
+    if full or shutil.disk_usage(sweep.folder).free < 1 << 20:
+        what = f"trial {trial.number}: {messages[0]}"
+        raise DataError(sweep.folder, what, "make room and start again; nothing is lost")
+
+
+def refusal(sweep, trial, code, line):
     """Why a trial failed that train.py explained with a line: values that do not go together.
-    Anything else, as missing data, is for the user to mend. Raises DataError, UsageError."""
-    if "another process is training there" in line:  # locks of this host do not show it
-        print(f"trial {trial.number} still runs on another host; asking again in {AGAIN} s")
-        time.sleep(AGAIN)
-        return ""
+    Anything else, such as missing data, is for the user to mend. Raises DataError, UsageError."""
     try:
         resolve(sweep.extra + flags(trial.params))
     except UsageError as error:
         return f"train.py refuses its values: {error}"
-    wrong, what = UsageError if code == 2 else DataError, line.removeprefix("error: ")
-    raise wrong(f"trial {trial.number}: train.py stops", what, "correct that; nothing is lost")
+    kind = UsageError if code == 2 else DataError
+    what = line.removeprefix("error: ")
+    raise kind(f"trial {trial.number}: train.py stops", what, "correct that; nothing is lost")
 
 
 def read_rows(sweep, trial):
@@ -960,10 +1092,10 @@ def read_rows(sweep, trial):
     path = sweep.folder / trial.name / "log.csv"
     if not path.exists():
         return [], []
+    columns = ("seconds", f"{sweep.metric}_lo", f"{sweep.metric}_hi")
     try:
         rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
         values = [float(row[sweep.metric]) for row in rows]
-        columns = ("seconds", f"{sweep.metric}_lo", f"{sweep.metric}_hi")
         return values, [[float(row.get(c) or "nan") for c in columns] for row in rows]
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise DataError(path, f"is damaged ({error})", "remove it: last.pt has it too") from None
@@ -971,36 +1103,47 @@ def read_rows(sweep, trial):
 
 def settle(sweep, trial):
     """What follows from the epochs a pending trial has: finished, judged, or on to the next."""
-    rule, done = sweep.rule, len(trial.history)
-    bands = () if trial.whole or rule["type"] in ("", "brackets") else bands_of(rule, sweep.epochs)
+    rule = sweep.rule
+    done = len(trial.history)
     if done >= sweep.epochs:
-        sweep.write("finished", trial)
-    elif done not in set(bands) - {v["epoch"] for v in trial.judged}:
+        return sweep.write("finished", trial)
+
+    judging = rule["type"] not in ("", "brackets") and not trial.whole
+    if not judging or done not in bands_of(rule, sweep.epochs):
         return
-    elif trial.revived:
-        sweep.write("stopped", trial, why="waits for its chance against the others")
-    else:
-        verdict = judge(sweep.curve(trial), sweep.curves(without=trial), rule, sweep.epochs)
-        verdict |= {k: sweep.sign * verdict[k] for k in ("value", "bar")}
-        sweep.write("judged", trial, verdict=verdict)
-        why = f" (kept: {verdict['why']})" if "why" in verdict else ""
-        word = "paused" if verdict["stop"] else "goes on"
-        told = "{value:.4f} is rank {rank} of {of}, bar {bar:.4f}".format(**verdict)
-        print(f"trial {trial.number} {word} at epoch {done}: {told}{why}")
+    if done in [verdict["epoch"] for verdict in trial.judged]:
+        return
+    if trial.revived:
+        return sweep.write("stopped", trial, why="waits for its chance against the others")
+
+    verdict = judge(sweep.curve(trial), sweep.curves(without=trial), rule, sweep.epochs)
+    for key in ("value", "bar"):
+        verdict[key] *= sweep.sign
+    sweep.write("judged", trial, verdict=verdict)
+    word = "paused" if verdict["stop"] else "goes on"
+    rank = "{value:.4f} is rank {rank} of {of}, bar {bar:.4f}".format(**verdict)
+    guard = f" (kept: {verdict['why']})" if "why" in verdict else ""
+    print(f"trial {trial.number} {word} at epoch {done}: {rank}{guard}")
 
 
 def simulate(curves, early_terminate):
     """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep trains each."""
-    spec = {"metric": space.METRIC, "run_cap": len(curves), "early_terminate": early_terminate}
-    spec |= {"parameters": {"run": {"min": 0.0, "max": float(len(curves))}}}
+    numbers = {"min": 0.0, "max": float(len(curves))}
+    spec = {
+        "metric": space.METRIC,
+        "run_cap": len(curves),
+        "early_terminate": early_terminate,
+        "parameters": {"run": numbers},
+    }
     queue = [("", {"run": k}) for k in range(len(curves))]
     sweep = Sweep(None, spec, len(curves[0]), [])
     with contextlib.redirect_stdout(None):
-        for trial, target in iter(lambda: next_job(sweep, queue), None):
+        while job := next_job(sweep, queue):
+            trial, target = job
             curve = curves[trial.number - 1][:target]
             sweep.write("epochs", trial, history=list(map(float, curve)), rows=[])
             settle(sweep, trial)
-    return np.array([len(t.history) for t in sweep.trials])
+    return np.array([len(trial.history) for trial in sweep.trials])
 
 
 # ---------------------------------------------------------------- command line
@@ -1012,22 +1155,32 @@ extra: [flags of every trial], notes: [sentences]; JSON or YAML"""
 OURS = {"stop_epoch", "resume", "name", "seeds", "print_hparams"}  # flags that a sweep gives itself
 # what each way to call it takes besides
 TRAIN = "sweep parallel devices launcher"
-MODES = {"report": "html json", "replay": "rule", "status": "", "wandb": "sweep"}
-MODES |= {"continue_trial": TRAIN, "a run": f"{TRAIN} name", "enqueue": f"{TRAIN} name known"}
+MODES = {
+    "report": "html json",
+    "replay": "rule",
+    "status": "",
+    "wandb": "sweep",
+    "continue_trial": TRAIN,
+    "a run": f"{TRAIN} name",
+    "enqueue": f"{TRAIN} name known",
+}
 
 
 def make_parser():
     parser = Parser(usage="sweep.py [SWEEP] [flags]", description=__doc__)
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="file (default: a quick sweep)")
+
     add = parser.add_argument_group("run").add_argument
     add("--name", help="folder under runs/ (default: the file's stem)")
     add("--enqueue", nargs="+", default=[], metavar="FILE|DIR", help="hparams, sweeps to try first")
-    add("--known", action="store_true", help="--enqueue a sweep's trials as results, not to be run")
+    known = "take the enqueued sweep's trials as results instead of running them"
+    add("--known", action="store_true", help=known)
     add("--parallel", type=int, metavar="N", help="trials side by side (default: one a device)")
     add("--devices", type=lambda s: s.split(","), default=[], metavar="0,1", help="GPUs to use")
-    add("--launcher", type=shlex.split, default=[], metavar="CMD", help='as "srun --gpus=1"')
+    add("--launcher", type=shlex.split, default=[], metavar="CMD", help='such as "srun --gpus=1"')
     add("--continue-trial", type=int, metavar="N", help="of folder SWEEP, to its last epoch")
-    title = "look; DIR is a sweep's folder, FILE a history as hparams/history_v5inrfwe.json"
+
+    title = "look; DIR is a sweep's folder, FILE a history like hparams/history_v5inrfwe.json"
     add = parser.add_argument_group(title, HISTORY).add_argument
     add("--status", metavar="DIR", help="its trials, one a line")
     add("--report", metavar="DIR|FILE", help="print and write report.md: ranking, importance, luck")
@@ -1045,15 +1198,21 @@ def parse(words):
     options, extra = parser.parse_known_args(words)
     given = [key for key, value in vars(options).items() if value != parser.get_default(key)]
     mode = next((key for key in MODES if key in given), "a run")
-    alone = mode not in ("a run", "enqueue")
-    if alone and extra or "=" in (options.sweep or "") and not Path(options.sweep).exists():
+
+    trains = mode in ("a run", "enqueue")
+    override = "=" in (options.sweep or "") and not Path(options.sweep).exists()  # such as lr=3
+    if override or (extra and not trains):
         parser.error(f"unrecognized arguments: {' '.join(extra) or options.sweep}")
-    if wrong := [key for key in given if key not in (mode, *MODES[mode].split())]:
-        homes = ", ".join(key for key in MODES if wrong[0] in MODES[key].split()) or "nothing else"
-        what = f"has no effect with {mode}, it belongs to {homes}"
-        raise UsageError(f"--{wrong[0]}".replace("_", "-"), what.replace("_", "-"))
-    options.parallel = len(options.devices) or 1 if options.parallel is None else options.parallel
-    if not 1 <= options.parallel <= (len(options.devices) or options.parallel):
+    for key in given:
+        if key != mode and key not in MODES[mode].split():
+            homes = [home for home in MODES if key in MODES[home].split()]
+            what = f"has no effect with {mode}, it belongs to {', '.join(homes) or 'nothing else'}"
+            raise UsageError(f"--{key}".replace("_", "-"), what.replace("_", "-"))
+
+    devices = len(options.devices)
+    if options.parallel is None:
+        options.parallel = devices or 1
+    if options.parallel < 1 or 0 < devices < options.parallel:
         raise UsageError("--parallel", f"is {options.parallel}", "give 1 or more, one a device")
     return options, extra
 
@@ -1069,11 +1228,7 @@ def run(words):
     elif options.status:
         print_status(read_sweep(options.status))
     elif options.wandb:
-        form, dropped = space.wandb_form(load_spec(options.sweep or QUICK))
-        # YAML, which W&B reads, takes 5e-05 for a word and 5.0e-05 for a number
-        print(re.sub(r"(?<=[ -])(\d+)e", r"\1.0e", json.dumps(form, indent=1)))
-        if dropped:
-            print(f"dropped, W&B has no such key: {', '.join(dropped)}", file=sys.stderr)
+        print_wandb(load_spec(options.sweep or QUICK))
     elif options.continue_trial is not None:
         continue_trial(options)
     else:
@@ -1085,79 +1240,138 @@ def start_sweep(options, extra):
     spec = load_spec(options.sweep or QUICK)
     name = options.name or (Path(options.sweep).stem if options.sweep else "quick")
     if Path(name).name != name or name == "..":
-        raise UsageError("--name", f"{name} is no folder's name", "give one without /")
-    resolve(extra, {d.name for d in parse_space(spec)})
-    sweep, held = open_sweep(Path("runs") / name, spec, extra)
-    rule = spec.get("early_terminate") or {}
+        raise UsageError("--name", f"{name} is not a folder's name", "give one without /")
+    cube = Cube(parse_space(spec))
+    resolve(extra, {d.name for d in cube.dims})
+    hparams = resolve_space(cube, extra)
+
+    draft = Sweep(Path("runs") / name, spec, hparams.epochs, [], extra, hparams)
+    sweep, held = open_sweep(draft)
+    print_idle(sweep)
+    with held:
+        queue = []
+        if options.known:
+            add_known(sweep, options.enqueue)
+        else:
+            queue = read_queue(sweep, options.enqueue)
+        run_sweep(sweep, options, queue)
+        _, found = write_report(sweep)
+    print_end(sweep, found)
+
+
+def print_idle(sweep):
+    """Say which keys of the sweep file have no effect."""
+    spec, rule = sweep.spec, sweep.spec.get("early_terminate") or {}
+    keys = sorted(space.NO_EFFECT & set(spec))
+    keys += [f"metric.{key}" for key in spec["metric"] if "impute" in key]
     idle = "min_iter" if "max_iter" in rule else "s"  # as by W&B
-    keys = sorted(space.NO_EFFECT & {*spec}) + [f"metric.{k}" for k in spec["metric"] if "imp" in k]
-    keys += [f"early_terminate.{idle}"] * (idle in rule)
+    if idle in rule:
+        keys.append(f"early_terminate.{idle}")
     if rule and min(bands_of(rule, sweep.epochs), default=sweep.epochs) >= sweep.epochs:
         keys.append(f"early_terminate (no band before epoch {sweep.epochs})")
     if keys:
         print(f"without effect here: {', '.join(keys)}")
-    if not maximised(spec) and "hmean" in spec["metric"]["name"]:
+    if sweep.sign < 0 and sweep.metric == "hmean":
         print("warning: metric hmean is minimised; for the best give goal maximize")
-    with held:
-        run_sweep(sweep, options, read_enqueued(sweep, options.enqueue, options.known))
-        found = write_report(sweep)[1]
+
+
+def print_end(sweep, found):
+    """The sweep's result in the last line."""
     print(*found.edges, f"{sweep.folder}/report.md", sep="\n")
-    if found.finished:
-        lucky, best = found.finished[0], found.first or found.finished[0]
-        worth = np.nan_to_num(best.expected.mean, nan=best.last)
-        print("next, the best by what all trials say, and the luckiest, on pages that select it")
-        told = f"best {sweep.metric} {worth:.4f} expected of trial {best.number}"
-        print(f"{told}, luckiest {lucky.last:.4f} of trial {lucky.number}")
-    else:
-        print("no trial finished")
+    if not found.finished:
+        return print("no trial finished")
+
+    lucky = found.finished[0]
+    best = found.first or lucky
+    worth = np.nan_to_num(best.expected.mean, nan=best.last)
+    print("next, the best by what all trials say, and the luckiest, on pages that select it")
+    expected = f"best {sweep.metric} {worth:.4f} expected of trial {best.number}"
+    print(f"{expected}, luckiest {lucky.last:.4f} of trial {lucky.number}")
 
 
-def read_enqueued(sweep, paths, known):
-    """Hparams files and, best first, the trials of histories and folders -> [(source, params)] to
-    try, missing ones from the sweep's hparams; known: trials that lie in the space become its own,
-    with their results. Says what lies outside. Raises DataError, UsageError."""
+def read_past(path):
+    """A sweep folder or a history -> Sweep; None for a file of another kind. Raises DataError."""
+    if Path(path).is_dir():
+        return read_sweep(path)
+    data = read_json(path)
+    return read_sweep(path) if isinstance(data, dict) and "trials" in data else None
+
+
+def best_first(sweep, sign):
+    """The trials of a past sweep that have a value."""
+    trials = [trial for trial in sweep.trials if trial.state in ("finished", "stopped")]
+    return sorted(trials, key=lambda trial: -sign * sum(trial.history[-1:]))
+
+
+def outside(cube, params, skip=()):
+    """`lr = 3` for each value that lies outside the space."""
+    pairs = [(d, params[d.name]) for d in cube.dims if d.name not in skip]
+    return [f"{d.name} = {value}" for d, value in pairs if not 0 <= d.encode(value) <= 1]
+
+
+def read_queue(sweep, paths):
+    """[(source, params)] to try first: hparams files, and the trials of past sweeps, best first.
+    Values that they lack are the sweep's; says what lies outside the space. Raises DataError,
+    UsageError."""
     from hparams import read_hparams
 
-    queue, dims = [], parse_space(sweep.spec)
-    fixed = {d.name: d.levels[0] for d in dims if len(d.levels) == 1}
+    configurations = []
     for path in paths:
-        past = Path(path).is_dir() or isinstance(x := read_json(path), dict) and "trials" in x
-        other = read_sweep(path) if past else sweep
-        if known and (not past or (other.metric, other.epochs) != (sweep.metric, sweep.epochs)):
-            raise UsageError(path, f"no {sweep.metric} of {sweep.epochs} epochs", "drop --known")
-        if known and [*other.extra] != [*sweep.extra]:
-            print(f"warning: {path}: its trials had other flags: {' '.join(other.extra) or 'none'}")
-        runs = [t for t in other.trials if t.state in ("finished", "stopped")]
-        runs = runs if past else [Trial(0, read_hparams(path))]
-        own = fixed | (asdict(other.hparams) if other.hparams else {})
-        for t in sorted(runs, key=lambda t: -sweep.sign * sum(t.history[-1:])):
-            source = f"{path}: trial {t.number}" if past else str(path)
-            values = {**(own if known else asdict(sweep.hparams)), **t.params}
-            params = {d.name: values.get(d.name) for d in dims}
-            params |= {"seed": values["seed"]} if known and "seed" in t.params else {}  # a replica
-            tried = [(d, params[d.name]) for d in dims if not known or d.name != "seed"]
-            if out := [f"{d.name} = {x}" for d, x in tried if not 0 <= d.encode(x) <= 1]:
-                more = "left out" if known else "constants stay the sweep's, the others are tried"
-                print(f"{source}: {', '.join(out)} outside the space: {more}")
-            if not known:
-                queue.append((source, params | fixed))
-            elif not out and params not in [x.params for x in sweep.trials if x.known]:
-                result = {k: vars(t)[k] for k in ("state", "history", "rows", "recorded")}
-                result["known"] = True
-                sweep.write("new", number=len(sweep.trials) + 1, params=params, known=result)
-    if known:
-        print(f"{sum(t.known for t in sweep.trials)} trials are known")
+        past = read_past(path)
+        if past is None:
+            configurations.append((str(path), read_hparams(path)))
+        else:
+            for trial in best_first(past, sweep.sign):
+                configurations.append((f"{path}: trial {trial.number}", trial.params))
+
+    queue = []
+    for source, values in configurations:
+        values = asdict(sweep.hparams) | plain(values)
+        params = {d.name: values.get(d.name) for d in sweep.cube.dims}
+        if words := outside(sweep.cube, params):
+            remark = "outside the space: constants stay the sweep's, the others are tried"
+            print(f"{source}: {', '.join(words)} {remark}")
+        queue.append((source, params | sweep.cube.constants))
     return queue
+
+
+def add_known(sweep, paths):
+    """Trials of past sweeps that lie in the space become the sweep's own, with their results, best
+    first; says which do not. Raises DataError, UsageError."""
+    for path in paths:
+        past = read_past(path)
+        if past is None or (past.metric, past.epochs) != (sweep.metric, sweep.epochs):
+            what = f"no {sweep.metric} of {sweep.epochs} epochs"
+            raise UsageError(path, what, "drop --known")
+        if [*past.extra] != [*sweep.extra]:
+            words = " ".join(past.extra) or "none"
+            print(f"warning: {path}: its trials had other flags: {words}")
+
+        for trial in best_first(past, sweep.sign):
+            rest = asdict(past.hparams) if past.hparams else {}
+            values = sweep.cube.constants | rest | trial.params
+            params = {d.name: values.get(d.name) for d in sweep.cube.dims}
+            if "seed" in trial.params:  # a replica
+                params["seed"] = trial.params["seed"]
+            if words := outside(sweep.cube, params, {"seed"}):
+                where = f"{path}: trial {trial.number}"
+                print(f"{where}: {', '.join(words)} outside the space: left out")
+            elif params not in [other.params for other in sweep.trials if other.known]:
+                keys = ("state", "history", "rows", "recorded")
+                result = {key: vars(trial)[key] for key in keys} | {"known": True}
+                sweep.write("new", number=len(sweep.trials) + 1, params=params, known=result)
+    print(f"{sum(trial.known for trial in sweep.trials)} trials are known")
 
 
 def continue_trial(options):
     folder = Path(options.sweep or "")
     if not (folder / "sweep.json").exists() or folder.resolve().parent != Path("runs").resolve():
-        raise UsageError(folder, "is no sweep's folder in ./runs", "give runs/NAME")
+        raise UsageError(folder, "is not a sweep's folder in ./runs", "give runs/NAME")
     sweep, held = open_locked(folder)
-    trial = next((t for t in sweep.trials if t.number == options.continue_trial), None)
+    number = options.continue_trial
+    trial = next((trial for trial in sweep.trials if trial.number == number), None)
     if trial is None or trial.state == "finished":
-        raise UsageError(folder, f"has no trial {options.continue_trial} that is not finished")
+        raise UsageError(folder, f"has no trial {number} that is not finished")
     with held:
         sweep.write("continued", trial, whole=True, why="--continue-trial")
         run_sweep(sweep, options, only=trial)
@@ -1173,64 +1387,108 @@ def write_report(sweep, path=None, as_json=False):
     if path:
         files.replace_file(path, page(blocks[0][1], blocks))
     if as_json:
-        twice = ["rows", "ranking", "sound", "finished", "stopped", "failed", "fair", "out", "top"]
-        told = {key: x for key, x in vars(found).items() if key not in twice}
-        text = json.dumps(told, default=lambda x: x.tolist() if hasattr(x, "tolist") else vars(x))
-        text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1) + "\n"
+        twice = ("rows", "ranking", "sound", "finished", "stopped", "failed", "fair", "out", "top")
+        facts = {key: value for key, value in vars(found).items() if key not in twice}
+        text = json.dumps(facts, default=lambda x: x.tolist() if hasattr(x, "tolist") else vars(x))
+        numbers = json.loads(text, parse_constant=lambda _: None)
+        text = json.dumps(numbers, indent=1) + "\n"
     return text, found
+
+
+def print_wandb(spec):
+    form, dropped = space.wandb_form(spec)
+    # YAML, which W&B reads, takes 5e-05 for a word and 5.0e-05 for a number
+    print(re.sub(r"(?<=[ -])(\d+)e", r"\1.0e", json.dumps(form, indent=1)))
+    if dropped:
+        print(f"dropped, W&B has no such key: {', '.join(dropped)}", file=sys.stderr)
 
 
 def print_replay(sweep, given=None):
     """What the usual rules, or the given one (JSON, or a sweep's file), would have done."""
-    epochs, alive = sweep.epochs, [t for t in sweep.trials if t.history and t.state != "failed"]
-    whole, curves = [sweep.curve(t) for t in alive if t.state == "finished"], []
+    alive = [trial for trial in sweep.trials if trial.history and trial.state != "failed"]
     if not alive:
         raise DataError(sweep.folder.name, "has no trial with a value yet", "replay it later")
-    for trial, curve in zip(alive, map(sweep.curve, alive)):
-        end = project(curve, whole, epochs)[0] if trial.recorded else curve[-1]
-        curves.append((curve + [end] * epochs)[:epochs])
-    if made_up := sum(len(t.history) < epochs or not t.recorded for t in alive):
-        told = "curves are not known: their epochs stand at the recorded value where there is only"
-        print(f"{made_up} of {len(curves)} {told} one, else from their end on at the projected one")
-    hyperband = {"type": "hyperband", "min_iter": max(1, epochs * 10 // 22), "eta": 2}
-    rules = {"hyperband": hyperband, "pause": {"type": "pause"}, "brackets": {"type": "brackets"}}
-    rules |= {sweep.rule["type"]: sweep.rule} if sweep.rule["type"] else {}
-    rules["hyperband, strict false"] = {**hyperband, "strict": False}
-    if given:
-        rule = read_json(*(("--rule", given) if given.lstrip()[:1] == "{" else (given,)))
-        rule = rule.get("early_terminate", rule) if isinstance(rule, dict) else rule
-        space.check_rule(rule, sweep.metric)
-        rules = {given: Sweep(None, sweep.spec | {"early_terminate": rule}, epochs, []).rule}
-    best, total = int(np.argmax([c[-1] for c in curves])), len(curves) * epochs
-    numbers = np.array([str(t.number) for t in alive])
+    curves = whole_curves(sweep, alive)
+    rules = read_rule(sweep, given) if given else usual_rules(sweep)
+
+    numbers = np.array([str(trial.number) for trial in alive])
+    best = int(np.argmax([curve[-1] for curve in curves]))
+    total = len(curves) * sweep.epochs
     for name, rule in rules.items():
         trained = simulate(curves, rule)
-        early = np.unique(trained[trained < epochs])
-        stops = [f"{', '.join(numbers[trained == k])} at epoch {k}" for k in early] or ["none"]
-        saved, kept = total - trained.sum(), "kept" if trained[best] == epochs else "lost"
-        told = f"{saved} of {total} epochs saved ({saved / total:.0%})"
-        print(f"{name}: stopped {'; '.join(stops)}. {told}, best run {numbers[best]} {kept}")
+        early = np.unique(trained[trained < sweep.epochs])
+        stops = [f"{', '.join(numbers[trained == epoch])} at epoch {epoch}" for epoch in early]
+        saved = total - trained.sum()
+        share = f"{saved} of {total} epochs saved ({saved / total:.0%})"
+        fate = "kept" if trained[best] == sweep.epochs else "lost"
+        print(
+            f"{name}: stopped {'; '.join(stops) or 'none'}. {share}, best run {numbers[best]} {fate}"
+        )
+
+
+def whole_curves(sweep, trials):
+    """Curves of the trials to the last epoch, larger being better; says which are made up."""
+    finished = [sweep.curve(trial) for trial in trials if trial.state == "finished"]
+    curves = []
+    for trial in trials:
+        curve = sweep.curve(trial)
+        end = project(curve, finished, sweep.epochs)[0] if trial.recorded else curve[-1]
+        curves.append((curve + [end] * sweep.epochs)[: sweep.epochs])
+
+    n = len(trials)
+    flat = sum(not trial.recorded for trial in trials)
+    if flat:
+        print(f"{flat} of {n} runs have no curve; their recorded value stands for every epoch")
+    short = sum(trial.recorded and len(trial.history) < sweep.epochs for trial in trials)
+    if short:
+        print(f"{short} of {n} runs are not finished; their projected value stands for the rest")
+    return curves
+
+
+def usual_rules(sweep):
+    hyperband = {"type": "hyperband", "min_iter": max(1, sweep.epochs * 10 // 22), "eta": 2}
+    rules = {"hyperband": hyperband, "pause": {"type": "pause"}, "brackets": {"type": "brackets"}}
+    if sweep.rule["type"]:
+        rules[sweep.rule["type"]] = sweep.rule
+    rules["hyperband, strict false"] = {**hyperband, "strict": False}
+    return rules
+
+
+def read_rule(sweep, given):
+    """{given: early_terminate} of JSON, or of a file. Raises DataError, UsageError."""
+    is_json = given.lstrip()[:1] == "{"
+    rule = read_json("--rule", given) if is_json else read_json(given)
+    if isinstance(rule, dict):
+        rule = rule.get("early_terminate", rule)
+    space.check_rule(rule, sweep.metric)
+    return {given: Sweep(None, sweep.spec | {"early_terminate": rule}, sweep.epochs, []).rule}
 
 
 def print_status(sweep):
     path = sweep.folder / "lock"
     running = "a" if path.exists() and lock(path) is None else "no"
-    states = [t.state for t in sweep.trials]
-    told = [f"{len(states)} trials of {str(sweep.cap).replace('inf', 'no cap')}"]
-    told += [f"{states.count(s)} {s}" for s in ("finished", "stopped", "failed", "pending")]
-    print(f"{sweep.folder}: {', '.join(told)}, {running} sweep is running")
-    for t in sweep.trials:
-        value = f"{t.history[-1]:.4f}" if t.history else "-"
-        given = " ".join(f[2:] for f in flags(t.params))
-        judged = ["{rule} at {epoch}: rank {rank} of {of}".format(**v) for v in t.judged[-1:]]
-        at = f"{t.number:3d} {t.state:8s} epoch {len(t.history):3d}/{sweep.epochs}"
-        print(f"  {at}  {value}  {given}  {'; '.join(filter(None, [t.why, *judged]))}")
+    states = [trial.state for trial in sweep.trials]
+    cap = "no cap" if sweep.cap == math.inf else sweep.cap
+    counts = [f"{len(states)} trials of {cap}"]
+    counts += [f"{states.count(s)} {s}" for s in ("finished", "stopped", "failed", "pending")]
+    print(f"{sweep.folder}: {', '.join(counts)}, {running} sweep is running")
+
+    for trial in sweep.trials:
+        epoch = f"epoch {len(trial.history):3d}/{sweep.epochs}"
+        value = f"{trial.history[-1]:.4f}" if trial.history else "-"
+        params = " ".join(flag[2:] for flag in flags(trial.params))
+        remarks = [trial.why] if trial.why else []
+        for verdict in trial.judged[-1:]:
+            remarks.append("{rule} at {epoch}: rank {rank} of {of}".format(**verdict))
+        line = f"  {trial.number:3d} {trial.state:8s} {epoch}  {value}  {params}"
+        print(f"{line}  {'; '.join(remarks)}")
 
 
 def main(argv=None):
     sys.stdout.reconfigure(line_buffering=True)  # a log up to the moment of a kill
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv))
+    words = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: run(words))
 
 
 if __name__ == "__main__":
