@@ -34,7 +34,17 @@ import numpy as np
 
 import files
 import space
-from files import KEPT, DataError, Parser, UsageError, exit_code, lock, nearest, read_json
+from files import (
+    KEPT,
+    DataError,
+    Parser,
+    UsageError,
+    exit_code,
+    lock,
+    lock_folder,
+    nearest,
+    read_json,
+)
 from findings import Findings, chance_to_win, observations, paired, project
 from report import markdown, page, sweep_blocks
 from space import Cube, entries, flags, is_number, leaf, maximised, parse_space, plain
@@ -738,16 +748,10 @@ def read_history(path, data):
 def open_locked(folder):
     """(Sweep or None, lock) of a folder for the one process that may write there. Raises
     UsageError."""
-    held = lock(folder / "lock")
-    if held is None:
-        raise UsageError(folder, "another sweep is running on this folder", "wait for it")
-
-    # what a kill left: half a line, and files that were not renamed yet
+    held = lock_folder(folder, "lock", "another sweep is running on this folder")
     log = folder / "state.jsonl"
-    if log.exists():
+    if log.exists():  # without the half a line that a kill left
         os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
     return (read_sweep(folder) if (folder / "sweep.json").exists() else None), held
 
 
@@ -798,9 +802,9 @@ def resolve(words, ours=()):
     parser = trainer_parser()
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        if ours:  # a user typed them: perhaps a flag of ours was meant
-            parents = [parser, make_parser()]
-            parser = Parser(parents=parents, add_help=False, conflict_handler="resolve")
+        if ours:  # a user typed them: the nearest flag may be one of the sweep's own
+            parser.conflict_handler = "resolve"
+            add_arguments(parser)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for key in ours:
         if vars(args).get(key) != parser.get_default(key):
@@ -1168,6 +1172,11 @@ MODES = {
 
 def make_parser():
     parser = Parser(usage="sweep.py [SWEEP] [flags]", description=__doc__)
+    add_arguments(parser)
+    return parser
+
+
+def add_arguments(parser):
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="file (default: a quick sweep)")
 
     add = parser.add_argument_group("run").add_argument
@@ -1189,7 +1198,6 @@ def make_parser():
     add("--replay", metavar="DIR|FILE", help="what each stopping rule would have done")
     add("--rule", metavar="JSON|SWEEP", help="with --replay: what this early_terminate would have")
     add("--wandb", action="store_true", help="print SWEEP as W&B's schema has it")
-    return parser
 
 
 def parse(words):
@@ -1199,10 +1207,8 @@ def parse(words):
     given = [key for key, value in vars(options).items() if value != parser.get_default(key)]
     mode = next((key for key in MODES if key in given), "a run")
 
-    trains = mode in ("a run", "enqueue")
-    override = "=" in (options.sweep or "") and not Path(options.sweep).exists()  # such as lr=3
-    if override or (extra and not trains):
-        parser.error(f"unrecognized arguments: {' '.join(extra) or options.sweep}")
+    if extra and mode not in ("a run", "enqueue"):
+        parser.error(f"unrecognized arguments: {' '.join(extra)}")
     for key in given:
         if key != mode and key not in MODES[mode].split():
             homes = [home for home in MODES if key in MODES[home].split()]

@@ -1047,7 +1047,7 @@ def test_bad_input_is_one_line_before_the_first_run(cli):
         (spec(run_cap=0), "run_cap"),
         (spec(parameters={"rl": {"min": 0.0, "max": 1.0}}), "--rl", "did you mean --lr"),
         (spec(parameters={"lr": log_range(0, 1)}), "logarithm"),
-        (spec(parameters={"lr": log_range(1e-3, 100)}), "lr = '100.0'", "1e-12 to 10"),
+        (spec(parameters={"lr": log_range(1e-3, 100)}), "lr = 100.0", "1e-12 to 10"),
         (spec(parameters={"size": {"values": [64, 100, 128]}}), "size = 100", "multiple of 32"),
         (spec(parameters={"amp": {"value": "fp8"}}), "amp = 'fp8'", "fp16"),
     ):
@@ -1060,7 +1060,7 @@ def test_bad_input_is_one_line_before_the_first_run(cli):
     for words, word in (
         (["s.json", "--lr=3"], "--lr"),
         (["s.json", "lr=3"], "lr=3; use --lr=3"),
-        (["a.b.lr=3"], "a.b.lr=3; use --lr=3"),
+        (["a.b.lr=3"], "a.b.lr=3: no such file; for a flag write --lr=3"),
         (["s.json", "--known"], "--known: has no effect with a run, it belongs to enqueue"),
         (["--replay=x", "--parallel=2"], "--parallel: has no effect with replay"),
         (["--report=x", "--replay=y"], "--replay: has no effect with report"),
@@ -1073,7 +1073,7 @@ def test_bad_input_is_one_line_before_the_first_run(cli):
         (["s.json", "--name=taken"], "taken"),
         (["s.json", "--lancher=x"], "did you mean --launcher"),
         (["s.json", "--weight_dekay=1"], "did you mean --weight-decay"),
-        (["s.json", "--weight-decay=11"], "weight_decay = '11'"),
+        (["s.json", "--weight-decay=11"], "weight_decay = 11.0"),
         (["--lancher", "s.json"], "--launcher"),
         (["--status=x", "--htm=y"], "--html"),
         (["--data", "s.json"], "--data: expected one argument"),
