@@ -1,7 +1,8 @@
 """What is a sample? A picture and its labelled words, checked, brought to the size of training and
 augmented, and the target maps the network learns; and which pages are trained on.
 
-python data.py check DATA [--pictures OUT]    what is in there, what will go wrong
+python data.py check DATA [--pictures OUT]    what DATA holds and what will go wrong
+python data.py diff OLD NEW                   labels added, removed and moved, by page
 python data.py synth OUT --pages 64 --seed 0  draw synthetic receipts with exact labels
 python data.py split DATA --folds 5           stratified, grouped folds as one JSON with a hash
 python data.py convert DATA OUT --to paddle   labels from one format to another
@@ -36,7 +37,16 @@ from PIL import Image, JpegImagePlugin
 import labels
 from augment import PAD_COLOUR, augment_colours, draw_homography, warp_page
 from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
-from files import DataError, Parser, UsageError, exit_code, read_json, replace_file, write_json
+from files import (
+    DataError,
+    Parser,
+    UsageError,
+    exit_code,
+    read_bytes,
+    read_json,
+    replace_file,
+    write_json,
+)
 from hparams import FITS, Hparams, resolve_hparams
 from report import progress
 from synth import synthetic_page
@@ -45,23 +55,40 @@ NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of on
 SAME_TEXTS = 0.95  # shared transcriptions; one receipt: 0.97 and more, of one shop: up to 0.92
 NO_GROUPS = "each page is a group: if one shop has several, name it, or intervals are too narrow"
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
+
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
-MAX_PICTURE_BYTES, MAX_JPEG_HEADER, MAX_PIXELS = 2**28, 2**24, 2**27
-REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # bits of cv2.IMREAD_REDUCED_COLOR_2, _4, _8
+MAX_PICTURE_BYTES = 2**28
+MAX_JPEG_HEADER = 2**24
+MAX_PIXELS = 2**27
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # bits of cv2.IMREAD_REDUCED_COLOR_2, _4, _8
+
 # errors and limits are ours
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 
 
+# ---------------------------------------------------------------- pictures
+
+
+class Header(NamedTuple):
+    kind: str  # the format's name in Pillow
+    width: int
+    height: int
+    end: int  # position in the file
+
+
 def read_header(raw):
-    """(format, width, height, where it ends) by a picture's header. Raises anything if broken."""
-    jpeg, others = raw.startswith(b"\xff\xd8"), ("PNG", "BMP", "WEBP", "TIFF")
-    file = io.BytesIO(raw[:MAX_JPEG_HEADER] if jpeg else raw)
-    # of a JPEG Image.open would go on to the pictures behind the first one
-    picture = JpegImagePlugin.JpegImageFile(file) if jpeg else Image.open(file, formats=others)
-    return picture.format, *picture.size, file.tell()
+    """Header of a picture's bytes. Raises whatever Pillow does on a broken one."""
+    if raw.startswith(b"\xff\xd8"):
+        # Image.open would go on to the pictures behind the first one
+        file = io.BytesIO(raw[:MAX_JPEG_HEADER])
+        picture = JpegImagePlugin.JpegImageFile(file)
+    else:
+        file = io.BytesIO(raw)
+        picture = Image.open(file, formats=("PNG", "BMP", "WEBP", "TIFF"))
+    return Header(picture.format, *picture.size, file.tell())
 
 
 def read_image(path):
@@ -71,30 +98,16 @@ def read_image(path):
 
 def read_page(path, hps=(), tile=0):
     """(picture uint8 RGB [H, W, 3], (width, height)) of a file, see `decode_picture`."""
-    return decode_picture(read_bytes(path), path, hps, tile)
+    return decode_picture(read_bytes(path, MAX_PICTURE_BYTES), path, hps, tile)
 
 
 def open_page(page, hps=(), tile=0):
     """The picture of a page, uint8 RGB [H, W, 3], see `decode_picture`; sets page.size (width,
     height) and page.digest. Raises DataError."""
-    raw = read_bytes(page.path)
+    raw = read_bytes(page.path, MAX_PICTURE_BYTES)
     page.digest = bytes_digest(raw)
     image, page.size = decode_picture(raw, page.path, hps, tile)
     return image
-
-
-def read_bytes(path):
-    """The bytes of a picture's file. Raises DataError where it is missing, too large or a pipe."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(path, "not a regular file")  # a pipe would wait for its writer
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_PICTURE_BYTES + 1)
-    except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})") from None
-    if len(raw) > MAX_PICTURE_BYTES:
-        raise DataError(path, f"larger than {MAX_PICTURE_BYTES >> 20} MiB")
-    return raw
 
 
 def jpeg_reduction(width, height, factor):
@@ -118,16 +131,20 @@ def decode_picture(raw, path, hps=(), tile=0):
     what the header says, and fills a truncated file with grey."""
     broken = DataError(path, "not a picture in JPEG, PNG, BMP, WebP or TIFF, or broken")
     try:
-        kind, width, height, end = read_header(raw)
+        header = read_header(raw)
     except Exception:  # noqa: BLE001 Pillow raises whatever a broken header leads it to
         raise broken from None
+
+    width, height = header.width, header.height
     if width * height > MAX_PIXELS:
         raise DataError(path, f"{width} x {height} px", f"up to {MAX_PIXELS >> 20} M are read")
-    if kind in ENDS and raw.find(ENDS[kind], end) < 0:  # more may follow it: phones add a film
+    kind = header.kind
+    if kind in ENDS and raw.find(ENDS[kind], header.end) < 0:  # phones add a film behind it
         raise DataError(path, "truncated", "fetch it again or leave it out of the labels")
 
     factors = [max(fit_factor((width, height), hp), tile and hp.size / tile) for hp in hps]
-    divisor = jpeg_reduction(width, height, max(factors, default=1)) if kind == "JPEG" else 1
+    factor = max(factors, default=1)
+    divisor = jpeg_reduction(width, height, factor) if kind == "JPEG" else 1
     image = None
     with contextlib.suppress(cv2.error):
         pixels = np.frombuffer(raw, np.uint8)
@@ -161,10 +178,25 @@ def map_threads(function, items, desc):
         return list(progress(pool.map(function, items), desc, len(items)))
 
 
+def inspect_pages(pages, desc="reading pages"):
+    """Open every picture once, under a bar named `desc`. Sets of each page: size (width, height);
+    digest of the picture's bytes; thumbnail [1024] for `near_duplicates`; repaired, the words as
+    training takes them. Raises DataError on the first picture that cannot be read."""
+
+    def inspect(page):
+        page.thumbnail = thumbnail(open_page(page, [Hparams(fit="area")]))
+        page.repaired = repair_words(page)
+
+    map_threads(inspect, pages, desc)
+
+
+# ---------------------------------------------------------------- sizes
+
+
 def fit_factor(page_size, hp):
     """By what a page (width, height) is scaled: its longer side becomes hp.size or, with hp.fit
     "area", its area hp.size squared, so that a long, narrow receipt keeps its print; but its longer
-    side at most three times hp.size."""
+    side becomes at most three times hp.size."""
     longer = max(page_size)
     mean = math.sqrt(math.prod(page_size)) if hp.fit == "area" else longer
     return hp.size / max(mean, longer / 3)
@@ -182,73 +214,123 @@ def resize_page(image, w, h):
     return cv2.copyMakeBorder(image, 0, -h % 32, 0, -w % 32, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
 
 
+def word_heights(page):
+    """Short side of each word's smallest rectangle [N], page pixels."""
+    return np.array([min(cv2.minAreaRect(p.astype(np.float32))[1]) for p in page.polygons])
+
+
+# ---------------------------------------------------------------- targets
+
+
+class Edges(NamedTuple):
+    """P edges a -> b of an outline as `distance_to_outline` needs them, float32 [P, 1] each.
+
+    a ----- half -----+----- half ----- b     u = (ux, uy): the direction of the edge
+                      |--- along ---|         along = x ux + y uy + along_0, from the middle
+                                    | across  across = x uy - y ux + across_0
+                                 (x, y)
+    """
+
+    ux: np.ndarray
+    uy: np.ndarray
+    along_0: np.ndarray
+    half: np.ndarray  # of the length
+    across_0: np.ndarray
+    a_y: np.ndarray
+    b_y: np.ndarray
+    slope: np.ndarray  # the edge lies on the line x = slope y + start
+    start: np.ndarray
+
+
 def edge_tables(polygons):
-    """What `distance_to_outline` needs of each polygon's edges: list of float32 arrays [9, P, 1].
-    For an edge a -> b of length L and direction (ux, uy): ux, uy, -a.u - L / 2, L / 2, a_y ux - a_x
-    uy, a_y, b_y, and the line x = slope y + start. All polygons at once, since numpy's small calls
-    would cost more than the pixels."""
+    """The edges of N polygons [P, 2]: N float32 arrays [9, P, 1], whose rows are those of Edges.
+    All polygons at once, since numpy's small calls would cost more than the pixels."""
     a = np.concatenate(polygons)
     b = np.concatenate([np.concatenate([p[1:], p[:1]]) for p in polygons])
     edge = b - a
     half = np.hypot(*edge.T) / 2
     ux, uy = (edge / np.maximum(2 * half, 1e-9)[:, None]).T
     slope = edge[:, 0] / np.where(np.abs(edge[:, 1]) < 1e-9, 1, edge[:, 1])
-    along, across = -(a[:, 0] * ux + a[:, 1] * uy) - half, a[:, 1] * ux - a[:, 0] * uy
-    start = a[:, 0] - slope * a[:, 1]
-    table = np.array([ux, uy, along, half, across, a[:, 1], b[:, 1], slope, start], np.float32)
-    return np.split(table[:, :, None], np.cumsum([len(p) for p in polygons])[:-1], 1)
+    table = Edges(
+        ux=ux,
+        uy=uy,
+        along_0=-(a[:, 0] * ux + a[:, 1] * uy) - half,
+        half=half,
+        across_0=a[:, 1] * ux - a[:, 0] * uy,
+        a_y=a[:, 1],
+        b_y=b[:, 1],
+        slope=slope,
+        start=a[:, 0] - slope * a[:, 1],
+    )
+    ends = np.cumsum([len(p) for p in polygons])[:-1]
+    return np.split(np.array(table, np.float32)[:, :, None], ends, 1)
 
 
-def distance_to_outline(edges, rows, columns):
-    """Distance from pixel centres to the outline of a polygon, in px, and which lie inside. edges:
-    [9, P, 1] of `edge_tables`; rows, columns: slices, as of `pixel_window`. Returns float32 and,
-    even-odd, bool [height, width] of these."""
-    y, x = (np.arange(s.start, s.stop, dtype=np.float32) + np.float32(0.5) for s in (rows, columns))
-    most = max(16, 2**24 // (len(y) * len(x)))
-    if edges.shape[1] > most:  # an outline of many points on a large window would fill the memory
-        parts = np.split(edges, range(most, edges.shape[1], most), 1)
-        parts = zip(*(distance_to_outline(part, rows, columns) for part in parts))
-        distances, inside = map(list, parts)
-        return np.minimum.reduce(distances), np.logical_xor.reduce(inside)
-    ux, uy, along0, half, across0, a_y, b_y, slope, start = edges
-    along = (x * ux + along0)[:, None] + (y * uy)[:, :, None]  # [P, height, width], 0 at mid-edge
-    across = (x * uy + across0)[:, None] - (y * ux)[:, :, None]
-    # beyond an end of the edge, the overshoot is the other leg of the triangle
-    np.abs(along, out=along)
-    along -= half[:, None]
+def distance_to_outline(table, rows, columns):
+    """Distance from pixel centres to the outline of a polygon, in px, and which lie inside. table:
+    [9, P, 1] of `edge_tables`; rows, columns: slices, as of `pixel_window`. Returns float32 and, by
+    the even-odd rule, bool [height, width] of these."""
+    y = np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5)
+    x = np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5)
+    count = table.shape[1]
+    if count > max(16, 2**24 // (len(y) * len(x))):
+        # many edges on a large window would fill the memory
+        first, inside_first = distance_to_outline(table[:, : count // 2], rows, columns)
+        second, inside_second = distance_to_outline(table[:, count // 2 :], rows, columns)
+        return np.minimum(first, second), inside_first ^ inside_second
+
+    edges = Edges(*table)
+    along = (x * edges.ux + edges.along_0)[:, None] + (y * edges.uy)[:, :, None]
+    across = (x * edges.uy + edges.across_0)[:, None] - (y * edges.ux)[:, :, None]
+
+    # distance^2 = across^2 + overshoot^2, the overshoot being what of |along| is beyond an end
+    np.abs(along, out=along)  # [P, height, width]
+    along -= edges.half[:, None]
     flat = along.reshape(-1, len(x))
     cv2.max(flat, 0, flat)
     along *= along
     across *= across
     along += across
-    crosses = (y >= a_y) != (y >= b_y)  # [P, height], rows in which the edge crosses pixel centres
-    where = np.where(crosses, y * slope + start, np.float32(-np.inf))
-    return np.sqrt(along.min(0)), np.logical_xor.reduce(x < where[:, :, None], 0)
+
+    # a pixel is inside if a ray from it to the right crosses an odd number of edges
+    crosses = (y >= edges.a_y) != (y >= edges.b_y)  # [P, height]
+    crossing = np.where(crosses, y * edges.slope + edges.start, np.float32(-np.inf))
+    return np.sqrt(along.min(0)), np.logical_xor.reduce(x < crossing[:, :, None], 0)
 
 
 def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
     """Target maps of one page, uint8 [4, height, width] (arXiv 1911.08947, section 3.4). polygons:
-    N arrays [P, 2] in map pixels; ignore: N bools. Channels: 0 shrink map (1 inside the outline
-    moved in by D = A (1 - r^2) / L), 1 threshold map (255 on the outline, falling linearly to 0 at
-    distance D), 2 mask of the shrink map (0 on ignored words), 3 mask of the threshold map (1
-    within D of a word). A word too thin for a shrunk outline keeps its middle line. Words are
-    independent, so where they meet the larger value counts."""
+    N arrays [P, 2] in map pixels; ignore: N bools. Channels:
+
+    0  shrink map: 1 inside the outline moved in by D = A (1 - r^2) / L, for a word too thin for
+       that on its middle line
+    1  threshold map: 255 on the outline, falling linearly to 0 at distance D
+    2  mask of the shrink map: 0 on ignored words
+    3  mask of the threshold map: 1 within D of a word
+
+    Words are independent, so where they meet the larger value counts."""
     maps = np.zeros((4, height, width), np.uint8)
     maps[2] = 1
-    words = zip(polygons, edge_tables(polygons) if polygons else [], ignore)
-    for polygon, edges, skip in sorted(words, key=lambda word: word[2]):
+    tables = edge_tables(polygons) if polygons else []
+
+    for i in np.argsort(ignore, kind="stable"):  # ignored words last, for they erase
+        polygon = polygons[i]
         length = cv2.arcLength(polygon.astype(np.float32), True)
         reach = shrink_distance(polygon_area(polygon), length, shrink_ratio) if length else 0
         rows, columns = pixel_window(polygon, reach, height, width)
-        shrink, thresh, _, near = window = maps[:, rows, columns]
-        if not shrink.size or reach <= 0 and not skip:
+        window = maps[:, rows, columns]
+        if not window.size or (reach <= 0 and not ignore[i]):
             continue
-        distance, inside = distance_to_outline(edges, rows, columns)
-        if skip:  # these come last
+
+        distance, inside = distance_to_outline(tables[i], rows, columns)
+        if ignore[i]:
             window[[0, 2, 3]] *= ~inside
             continue
         core = inside & (distance >= reach)
-        shrink |= core if core.any() else inside & (distance == distance[inside].max(initial=-1))
+        if not core.any():
+            core = inside & (distance == distance[inside].max(initial=-1))
+        shrink, thresh, _, near = window
+        shrink |= core
         near |= inside | (distance < reach)
         cv2.max(thresh, 255 - cv2.convertScaleAbs(distance, alpha=255 / reach), thresh)
     return maps
@@ -256,10 +338,14 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
 
 def pixel_window(polygon, margin, height, width):
     """Slices (rows, columns) of the page's pixels within `margin` of a polygon's bounding box."""
-    (left, top), (right, bottom) = polygon.min(0).tolist(), polygon.max(0).tolist()
+    left, top = polygon.min(0).tolist()
+    right, bottom = polygon.max(0).tolist()
     left, right = max(math.floor(left - margin), 0), min(math.ceil(right + margin), width)
     top, bottom = max(math.floor(top - margin), 0), min(math.ceil(bottom + margin), height)
     return slice(top, max(top, bottom)), slice(left, max(left, right))
+
+
+# ---------------------------------------------------------------- samples
 
 
 class Repaired(NamedTuple):
@@ -281,15 +367,25 @@ def repair_words(page):
     crossing = ~shapely.is_valid(shapes)
     shapes = np.where(crossing, shapely.convex_hull(shapes), shapes)
     inside = shapely.intersection(shapes, shapely.box(0, 0, *page.size))
-    area, left = shapely.area(shapes), shapely.area(inside)
-    outside, kept = (area >= 1) & (left < area / 2), (area >= 1) & (left >= area / 2)
-    found = {"self-crossing": kept & crossing, "zero-area": area < 1, "outside": outside}
-    found["clipped"] = kept & (left < area - 1e-6)
-    for i in np.flatnonzero(found["self-crossing"] | found["clipped"]):
+    area = shapely.area(shapes)
+    left = shapely.area(inside)
+
+    kept = (area >= 1) & (left >= area / 2)
+    crossing &= kept
+    clipped = kept & (left < area - 1e-6)
+    for i in np.flatnonzero(crossing | clipped):
         part = max(shapely.get_parts(inside[i]), key=shapely.area)
         polygons[i] = shapely.get_coordinates(part.exterior)[:-1]
+
+    kinds = {
+        "self-crossing": crossing,
+        "zero-area": area < 1,
+        "outside": (area >= 1) & (left < area / 2),
+        "clipped": clipped,
+    }
+    counts = {kind: int(words.sum()) for kind, words in kinds.items()}
     ignore = [skip or not keep for skip, keep in zip(page.ignore, kept.tolist())]
-    return Repaired(polygons, ignore, {what: int(words.sum()) for what, words in found.items()})
+    return Repaired(polygons, ignore, counts)
 
 
 class Receipts:
@@ -309,17 +405,19 @@ class Receipts:
             self.pages.append((page.path, page.size, points, ends, np.array(ignore, bool)))
 
     def page(self, i):
-        """Page i, brought down where it will be scaled by less than half, for bilinear sampling
-        would skip pixels: uint8 [H, W, 3]."""
+        """Page i, uint8 [H, W, 3], shrunk where it will be scaled by less than half: bilinear
+        sampling would skip pixels."""
         file = Path(self.cache or "", f"{i}.npy")
         if self.cache and file.exists():
             return np.load(file)
+
         image, size = read_page(self.pages[i][0], [self.hp])
-        if (factor := fit_factor(size, self.hp)) < 0.5:
+        factor = fit_factor(size, self.hp)
+        if factor < 0.5:
             image = cv2.resize(image, scaled(size, factor), interpolation=cv2.INTER_AREA)
-        with contextlib.suppress(OSError):  # no room for it
-            if self.cache:
-                np.save(buffer := io.BytesIO(), image)
+        if self.cache:
+            np.save(buffer := io.BytesIO(), image)
+            with contextlib.suppress(OSError):  # no room for it
                 replace_file(file, buffer.getbuffer())
         return image
 
@@ -351,21 +449,7 @@ def epoch_batches(pages, hp, epoch):
     return [[(epoch, i, h, w) for i in batch] for batch, (w, h) in zip(batches.tolist(), canvases)]
 
 
-def inspect_pages(pages, desc="reading pages"):
-    """Open every picture once, under a bar named `desc`. Sets of each page: size (width, height);
-    digest of the picture's bytes; thumbnail [1024] for `near_duplicates`; repaired, the words as
-    training takes them. Raises DataError on the first picture that cannot be read."""
-
-    def inspect(page):
-        page.thumbnail = thumbnail(open_page(page, [Hparams(fit="area")]))
-        page.repaired = repair_words(page)
-
-    map_threads(inspect, pages, desc)
-
-
-def stack_thumbnails(pages):
-    """Thumbnails of inspected pages [N, 1024]."""
-    return np.array([page.thumbnail for page in pages])
+# ---------------------------------------------------------------- duplicates, groups and folds
 
 
 def thumbnail(image):
@@ -376,9 +460,14 @@ def thumbnail(image):
     return small.ravel() / max(np.linalg.norm(small), 1e-6)
 
 
+def stack_thumbnails(pages):
+    """Thumbnails of inspected pages [N, 1024]."""
+    return np.array([page.thumbnail for page in pages])
+
+
 def near_duplicates(thumbnails, least=NEAR_DUPLICATE):
     """Yields pairs a < b of pages whose thumbnails [N, 1024] correlate above `least`: one picture
-    in another size, quality or brightness; not crops and turned pages."""
+    in another size, quality or brightness, but not cropped or turned."""
     for k in range(0, len(thumbnails), 256):  # [256, N] at a time: 100 MB for 100,000 pages
         close = thumbnails[k : k + 256] @ thumbnails[k:].T > least
         yield from (np.argwhere(np.triu(close, 1)) + k).tolist()
@@ -387,53 +476,62 @@ def near_duplicates(thumbnails, least=NEAR_DUPLICATE):
 def same_texts(pages):
     """Yields pairs a < b of pages that share more than 8 kinds of transcriptions and SAME_TEXTS of
     all that they have: one receipt in two pictures. Their hashes, 1024, find the candidates."""
-    words = [Counter(t for t in page.texts if t not in (None, "", "###")) for page in pages]
+    texts = [Counter(t for t in page.texts if t not in (None, "", "###")) for page in pages]
     counts = np.zeros((len(pages), 1024), np.float32)
-    for own, row in zip(words, counts):
-        for word, count in own.items() if len(own) > 8 else ():
+    for words, row in zip(texts, counts):
+        if len(words) <= 8:
+            continue
+        for word, count in words.items():
             row[zlib.crc32(word.encode(errors="replace")) % 1024] += count
     counts /= np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-6)
+
     for a, b in near_duplicates(counts, 0.9):
-        shared = words[a] & words[b]
-        if len(shared) > 8 and shared.total() > SAME_TEXTS * (words[a] | words[b]).total():
+        shared = texts[a] & texts[b]
+        if len(shared) > 8 and shared.total() > SAME_TEXTS * (texts[a] | texts[b]).total():
             yield a, b
 
 
+def same_receipts(pages):
+    """Pairs a < b of inspected pages that show one receipt, by picture or by text."""
+    return itertools.chain(near_duplicates(stack_thumbnails(pages)), same_texts(pages))
+
+
 def page_groups(pages):
-    """Group number of each inspected page [N], one for those that share a `group`, are
-    near-duplicates or have the same texts."""
-    group, first = np.arange(len(pages)), {}
+    """Group number of each inspected page [N], one for those that share a `group` or show one
+    receipt."""
+    group = np.arange(len(pages))
+    first = {}
     named = [(first.setdefault(p.group, i), i) for i, p in enumerate(pages) if p.group is not None]
-    for a, b in itertools.chain(named, near_duplicates(stack_thumbnails(pages)), same_texts(pages)):
+    for a, b in itertools.chain(named, same_receipts(pages)):
         if group[a] != group[b]:
             low, high = sorted(group[[a, b]])
             group[group == high] = low
     return group
 
 
-def word_heights(page):
-    """Short side of each word's smallest rectangle [N], page pixels."""
-    return np.array([min(cv2.minAreaRect(p.astype(np.float32))[1]) for p in page.polygons])
-
-
 def make_folds(pages, groups, folds, seed=0):
     """Fold 1..folds of each page [N]: whole groups, balanced in pages, words and small words.
     Greedy: groups from the largest to the smallest (ties in random order), each into the fold that
-    leaves the sums of the three quantities most even. Small: shorter than the median over all
-    pages. Raises DataError when there are fewer groups than folds."""
-    heights = [word_heights(p) / max(p.size) for p in pages]
-    median = np.median(np.concatenate(heights)) if sum(map(len, heights)) else 0
-    load = np.array([(1, len(h), (h < median).sum()) for h in heights], float)  # [N, 3]
-    load /= np.maximum(load.sum(0), 1)
+    leaves the sums of the three quantities most even. Small words are shorter than the median over
+    all pages. Raises DataError when there are fewer groups than folds."""
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
         raise DataError("folds", f"{folds} of {len(names)} groups", "2 to that many are possible")
-    total = np.stack([np.bincount(member, column) for column in load.T], 1)
+
+    # what each page brings [N, 3], as shares of the whole
+    heights = [word_heights(p) / max(p.size) for p in pages]
+    median = np.median(np.concatenate(heights)) if any(map(len, heights)) else 0
+    load = np.array([(1, len(h), (h < median).sum()) for h in heights], float)
+    load /= np.maximum(load.sum(0), 1)
+
+    total = np.stack([np.bincount(member, column) for column in load.T], 1)  # of groups
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(-total[order].sum(1), kind="stable")]
-    sums, fold_of = np.zeros((folds, 3)), np.zeros(len(names), int)
+    sums = np.zeros((folds, 3))
+    fold_of = np.zeros(len(names), int)
     for g in order:
-        fold_of[g] = np.argmin(((sums + total[g]) ** 2 - sums**2).sum(1))
+        growth = (sums + total[g]) ** 2 - sums**2
+        fold_of[g] = np.argmin(growth.sum(1))
         sums[fold_of[g]] += total[g]
     return fold_of[member] + 1
 
@@ -444,48 +542,71 @@ def split_json(pages, groups, folds, seed=0):
     fold_of = make_folds(pages, groups, folds, seed).tolist()
     pairs = sorted((page.name, fold) for page, fold in zip(pages, fold_of))
     digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
-    names = [pages[g].group or pages[g].name for g in groups]
-    images = {p.name: {"fold": f, "group": g} for p, f, g in zip(pages, fold_of, names)}
+    images = {}
+    for page, fold, group in zip(pages, fold_of, groups):
+        images[page.name] = {"fold": fold, "group": pages[group].group or pages[group].name}
     return {"folds": folds, "seed": seed, "hash": digest, "images": images}
+
+
+# ---------------------------------------------------------------- the pages of a run
 
 
 def run_pages(hp):
     """(train pages, val pages, {set: val split} of the later sets that have one, split or None) of
-    a run, every picture opened once. Train pages are those of all sets in hp.data; val pages those
-    of the first: a fold of its train pages where hp.folds is set; else its val split or
-    hp.val_data; else a tenth of its train pages by group. Raises DataError."""
+    a run, all inspected. Train pages are those of all sets in hp.data; val pages those of the
+    first: a fold of its train pages where hp.folds is set; else its val split or hp.val_data; else
+    a tenth of its train pages by group. Raises DataError."""
     first, *later = set_names(hp.data)
     folder, image_dir = resolve_data(first), hp.image_dir or None
     if later and image_dir:
         raise UsageError("--image-dir", "not with several sets", "give each an images/ folder")
-    own, val, split = labels.load_labels(folder, "train", image_dir), [], None
+    own = labels.load_labels(folder, "train", image_dir)
+    val = []
     if not hp.folds and (hp.val_data or labels.has_split(folder, "val")):
         val = labels.load_labels(hp.val_data or folder, "val", image_dir)
+
     train, others = own, {}
-    for name, folder in zip(later, map(resolve_data, later)):
+    for name in later:
+        folder = resolve_data(name)
         train = train + labels.load_labels(folder, "train")
         if labels.has_split(folder, "val"):
             others[name] = labels.load_labels(folder, "val")
+
     pages = sum(others.values(), train + val)
     inspect_pages(pages)
-    groups = page_groups(pages)
+    groups = page_groups(pages)  # over all sets: they may share receipts
     held = np.arange(len(pages)) >= len(train)
+    split = None
     if not val:
-        folds = hp.folds or min(10, len(set(groups[: len(own)].tolist())))
-        if folds < 2:
-            raise DataError(first, "no val split, and one group of pages", "see --val-data")
-        split = split_json(own, groups[: len(own)], folds)
-        fold = hp.fold if hp.folds else 1
-        if not hp.folds:
-            print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
-        held[: len(own)] = [split["images"][page.name]["fold"] == fold for page in own]
-        val = [page for page, out in zip(own, held) if out]
-        train = [page for page, out in zip(train, held) if not out]
-    known = set(groups[~held].tolist())
-    if shared := [p.path for p, g, out in zip(pages, groups, held) if out and g in known]:
-        say = f"val pages (first: {shared[0]}) are of groups in train too, their scores too good"
-        print(f"warning: {hp.data}: {len(shared)} {say}; see data.py check", file=sys.stderr)
+        split, out = hold_out(own, groups[: len(own)], hp)
+        held[: len(own)] = out
+        val = [page for page, skip in zip(own, held) if skip]
+        train = [page for page, skip in zip(train, held) if not skip]
+    warn_of_shared_groups(hp, pages, groups, held)
     return train, val, others, split
+
+
+def hold_out(pages, groups, hp):
+    """(split, which pages are held out) of a set's train pages: fold hp.fold of hp.folds, or about
+    a tenth. Raises DataError where all are of one group."""
+    folds = hp.folds or min(10, len(set(groups.tolist())))
+    if folds < 2:
+        data = set_names(hp.data)[0]
+        raise DataError(data, "no val split, and one group of pages", "see --val-data")
+    if not hp.folds:
+        print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
+    split = split_json(pages, groups, folds)
+    fold = hp.fold if hp.folds else 1
+    return split, [split["images"][page.name]["fold"] == fold for page in pages]
+
+
+def warn_of_shared_groups(hp, pages, groups, held):
+    trained = set(groups[~held].tolist())
+    shared = [p.path for p, g, out in zip(pages, groups, held) if out and g in trained]
+    if shared:
+        what = f"{len(shared)} val pages (first: {shared[0]}) share a group with train pages"
+        remedy = "the score will be optimistic; see data.py check"
+        print(f"warning: {hp.data}: {what}; {remedy}", file=sys.stderr)
 
 
 def pseudo_pages(hp, known):
@@ -493,38 +614,48 @@ def pseudo_pages(hp, known):
     Pictures lie beside the file or with the first set of hp.data. Pages that `known`, the run's own
     inspected train and val pages, hold already, by name or near-duplicate, are left out. Raises
     DataError."""
-    beside, own = Path(hp.pseudo_labels).parent / "images", resolve_data(set_names(hp.data)[0])
-    own = hp.image_dir or (own.parent if own.is_file() else own)
-    pages = labels.read_competition(hp.pseudo_labels, None if beside.is_dir() else own)
+    image_dir = None
+    if not (Path(hp.pseudo_labels).parent / "images").is_dir():
+        first = resolve_data(set_names(hp.data)[0])
+        image_dir = hp.image_dir or (first.parent if first.is_file() else first)
     names = {page.name for page in known}
-    if not (pages := [page for page in pages if page.name not in names]):
+    pages = labels.read_competition(hp.pseudo_labels, image_dir)
+    pages = [page for page in pages if page.name not in names]
+    if not pages:
         raise DataError(hp.pseudo_labels, f"every page of it is labelled in {hp.data} already")
+
     for page in pages:
-        sure = [confidence >= hp.min_confidence for confidence in page.confidences]
-        page.ignore = [skip or not keep for skip, keep in zip(page.ignore, sure)]
+        doubtful = [confidence < hp.min_confidence for confidence in page.confidences]
+        page.ignore = [*map(max, page.ignore, doubtful)]
     inspect_pages(pages, "reading pseudo-labelled pages")
-    new = (stack_thumbnails(pages) @ stack_thumbnails(known).T).max(1) <= NEAR_DUPLICATE
-    return [page for page, keep in zip(pages, new) if keep]
+    likeness = stack_thumbnails(pages) @ stack_thumbnails(known).T
+    return [page for page, new in zip(pages, likeness.max(1) <= NEAR_DUPLICATE) if new]
 
 
-def describe(pages):
-    """Counts of inspected pages on one line, zeros left out."""
-    counts = [len(p.polygons) for p in pages]
-    found = {"pages": len(pages), "words": sum(counts), "words a page": np.median(counts or [0])}
-    found |= {"without text": counts.count(0), "ignored": sum(sum(p.ignore) for p in pages)}
-    repairs = sum((Counter(page.repaired.counts) for page in pages), Counter())
-    return ", ".join(f"{n:.9g} {what}" for what, n in {**found, **repairs}.items() if n)
+# what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn
+SYNTH_SETS = {
+    "synth": {"count": 320, "seed": 0, "size": 1280, "words": 117},
+    "synth-small": {"count": 160, "seed": 0, "size": 256, "words": 12, "difficulty": 0.3},
+}
 
 
-def describe_print(pages, hp):
-    """How high the words of inspected pages become, on one line, and whether that is enough."""
-    heights = [word_heights(p) * fit_factor(p.size, hp) for p in pages if p.polygons]
-    if not heights:
-        return "no words: unlabelled, to be predicted and not scored"
-    median, low = np.median(np.concatenate(heights)), np.mean([np.median(h) < 10 for h in heights])
-    lost = " (print is lost: use a larger --size)" if median < 10 else ""
-    what = f"by the median, on {low:.0%} of pages under 10 px"
-    return f"size {hp.size}, fit {hp.fit}: words {median:.1f} px high {what}{lost}"
+def set_names(data):
+    """The sets of a --data value: one that exists, or with commas between. Raises UsageError."""
+    names = [data] if os.path.exists(data) else data.split(",")
+    if len({os.path.realpath(name) for name in names if name}) < len(names):
+        raise UsageError(f"--data {data}", "a set without a name, or one that comes twice")
+    return names
+
+
+def resolve_data(data):
+    """Path of one set; SYNTH_SETS are drawn under data/ on first use. Raises UsageError."""
+    if len(set_names(data)) > 1:
+        raise UsageError(data, "several sets", "name one; train.py alone takes more")
+    if data not in SYNTH_SETS or Path(data).exists():
+        return Path(data)
+    folder = Path("data", data)
+    synth(folder, **SYNTH_SETS[data])
+    return folder
 
 
 def load_splits(data, image_dir=None):
@@ -533,51 +664,105 @@ def load_splits(data, image_dir=None):
     return {split: labels.load_labels(data, split, image_dir) for split in splits}
 
 
+def describe(pages):
+    """Counts of inspected pages on one line, zeros left out."""
+    words = [len(page.polygons) for page in pages]
+    counts = Counter(pages=len(pages), words=sum(words))
+    counts["words a page"] = np.median(words or [0])
+    counts["without text"] = words.count(0)
+    for page in pages:
+        counts.update(ignored=sum(page.ignore), **page.repaired.counts)
+    return ", ".join(f"{n:.9g} {kind}" for kind, n in counts.items() if n)
+
+
+def describe_print(pages, hp):
+    """How high the words of inspected pages become, on one line, and whether that is enough."""
+    heights = [word_heights(p) * fit_factor(p.size, hp) for p in pages if p.polygons]
+    if not heights:
+        return "no words: unlabelled, to be predicted and not scored"
+    median = np.median(np.concatenate(heights))
+    low = np.mean([np.median(h) < 10 for h in heights])
+    line = f"size {hp.size}, fit {hp.fit}: words {median:.1f} px high by the median"
+    line += f", on {low:.0%} of pages under 10 px"
+    return line + " (too small to read: use a larger --size)" if median < 10 else line
+
+
+# ---------------------------------------------------------------- check: what will go wrong
+
+
 def check(data, hp, image_dir=None, pictures=None):
     """Print what DATA holds and what will go wrong; draw samples of its first split into a folder
     `pictures`. Raises DataError as training would."""
-    said, alike = Counter(), {}  # of a page one that it is like says enough
+    with new_folder(pictures) if pictures else contextlib.nullcontext() as folder:
+        splits = {split or "all": pages for split, pages in load_splits(data, image_dir).items()}
+        rows = [(split, page) for split, pages in splits.items() for page in pages]
+        pages = [page for _, page in rows]
+        stated = [page.size for page in pages]
+        inspect_pages(pages)
 
-    def warn(kind, line):
-        said[kind] += 1
-        if said[kind] <= 5:
-            print(line)
-
-    with new_folder(pictures) if pictures else contextlib.nullcontext() as partial:
-        pages = {split or "all": found for split, found in load_splits(data, image_dir).items()}
-        for split, found in pages.items():
-            stated, begin = [page.size for page in found], f"warning: {split}:"
-            inspect_pages(found, f"reading {split}")
-            print(f"{split:5s} {describe(found)}")
-            for line in dict.fromkeys(describe_print(found, replace(hp, fit=fit)) for fit in FITS):
+        for split, some in splits.items():
+            print(f"{split:5s} {describe(some)}")
+            for line in dict.fromkeys(describe_print(some, replace(hp, fit=fit)) for fit in FITS):
                 print(f"{split:5s} {line}")
-            for page, size in zip(found, stated):
-                room = np.array(page.size) + 1
-                reach = np.concatenate([*page.polygons, np.zeros((1, 2))]).max(0)
-                if (reach > room).any() and (reach <= room[::-1]).all():
-                    what = "labels fit only a turned page; check its EXIF rotation"
-                    warn(f"{begin} turned pages", f"{begin} {page.name}: {what}")
-                if size and size != page.size:
-                    what = f"is {page.size}, the label file says {size}"
-                    warn(f"{begin} pages of another size", f"{begin} {page.name}: {what}")
-        names = [(split, page.name) for split, found in pages.items() for page in found]
-        every = [page for found in pages.values() for page in found]
-        same = near_duplicates(stack_thumbnails(every)), same_texts(every)
-        for a, b in itertools.chain(*same):
-            alike.setdefault((names[a][0] != names[b][0], b), a)
-        for (across, b), a in alike.items():
-            kind = f"near-duplicates {'warning: across splits' if across else 'within a split'}"
-            warn(kind, "{}: {} {}, {} {}".format(kind, *names[a], *names[b]))
-        splits = Counter(g for found in pages.values() for g in {p.group for p in found} - {None})
-        for group in sorted(g for g, count in splits.items() if count > 1):
-            kind = "in more than one split"
-            warn(f"warning: groups {kind}", f"warning: group {group} has pages {kind}")
-        for kind in (kind for kind, count in said.items() if count > 5):
-            print(f"{kind}: {said[kind] - 5} more")
+        print_findings(
+            turned_pages(rows),
+            other_sizes(rows, stated),
+            shown_twice(rows),
+            shared_groups(rows),
+        )
         if pictures:
-            draw_samples(next(iter(pages.values())), hp, partial)
+            draw_samples(next(iter(splits.values())), hp, folder)
             print(f"{pictures}: samples as training sees them")
-    print(f"{data}: no errors" if splits else f"{NO_GROUPS}\n{data}: no errors")
+    if not any(page.group for page in pages):
+        print(NO_GROUPS)
+    print(f"{data}: no errors")
+
+
+def print_findings(*checks):
+    """Print what checks yield, (kind, finding): five of each kind, then how many more there are."""
+    counts = Counter()
+    for kind, finding in itertools.chain(*checks):
+        counts[kind] += 1
+        if counts[kind] <= 5:
+            print(f"{kind}: {finding}")
+    for kind, count in counts.items():
+        if count > 5:
+            print(f"{kind}: {count - 5} more")
+
+
+def turned_pages(rows):
+    for split, page in rows:
+        room = np.array(page.size) + 1
+        reach = np.concatenate([*page.polygons, np.zeros((1, 2))]).max(0)
+        if (reach > room).any() and (reach <= room[::-1]).all():
+            remedy = "its labels fit only once it is turned; check its EXIF rotation"
+            yield "warning: turned page", f"{split} {page.name}: {remedy}"
+
+
+def other_sizes(rows, stated):
+    for (split, page), size in zip(rows, stated):
+        if size and size != page.size:
+            what = f"is {page.size}, the label file says {size}"
+            yield "warning: another size", f"{split} {page.name} {what}"
+
+
+def shown_twice(rows):
+    """One finding a page that is like an earlier one of its split, and one across splits."""
+    reported = set()
+    for a, b in same_receipts([page for _, page in rows]):
+        across = rows[a][0] != rows[b][0]
+        if (across, b) not in reported:
+            reported.add((across, b))
+            pair = ", ".join(f"{split} {page.name}" for split, page in (rows[a], rows[b]))
+            place = "warning: near-duplicates across splits"
+            yield place if across else "near-duplicates within a split", pair
+
+
+def shared_groups(rows):
+    pairs = {(page.group, split) for split, page in rows if page.group is not None}
+    counts = Counter(group for group, _ in pairs)
+    for group in sorted(group for group, count in counts.items() if count > 1):
+        yield "warning: group in more than one split", group
 
 
 def draw_samples(pages, hp, folder):
@@ -589,6 +774,9 @@ def draw_samples(pages, hp, folder):
         light = np.stack([thresh // 2 * near, 127 * shrink, 127 * (1 - mask)], 2)
         name = f"{key[1]:05d}-{PurePosixPath(pages[key[1]].name).stem[:50]}.jpg"
         cv2.imwrite(str(folder / name), (image // 2 + light)[..., ::-1])
+
+
+# ---------------------------------------------------------------- new folders: convert and synth
 
 
 @contextlib.contextmanager
@@ -610,25 +798,27 @@ def convert(data, out, to, image_dir=None):
     """Write the labels of every split of DATA to folder OUT, in a format of labels.FORMATS, and the
     pictures beside them: hard links, or copies where there can be none. Prints what the format
     could not hold. Raises DataError."""
-    pages = load_splits(data, image_dir)
+    splits = load_splits(data, image_dir)
     with new_folder(out) as partial:
-        for split, some in pages.items():
-            for name, text in labels.FORMATS[to](some, split, split or Path(out).name):
+        for split, pages in splits.items():
+            for name, text in labels.FORMATS[to](pages, split, split or Path(out).name):
                 if (partial / name).exists():
                     raise DataError(data, f"{name} would hold several pages", "rename pictures")
                 replace_file(partial / name, text)
-            for page in some:
-                path = partial / ("images" if to == "json" else "") / (split or "") / page.name
+            folder = partial / ("images" if to == "json" else "") / (split or "")
+            for page in pages:
+                path = folder / page.name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(OSError):  # not on another file system
                     os.link(page.path.resolve(), path)
                 if not path.exists():
                     shutil.copyfile(page.path, path)
-        again = [page for s in pages for page in labels.load_labels(partial, s or "train")]
-    found = [page for split in pages.values() for page in split]
-    lost = ", ".join(f"{count} {kind}" for kind, count in labels.losses(found, again).items())
-    words = sum(len(page.polygons) for page in found)
-    print(f"{out}: {len(found)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
+        again = [page for s in splits for page in labels.load_labels(partial, s or "train")]
+
+    pages = [page for some in splits.values() for page in some]
+    lost = ", ".join(f"{count} {kind}" for kind, count in labels.losses(pages, again).items())
+    words = sum(len(page.polygons) for page in pages)
+    print(f"{out}: {len(pages)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
 
 
 def synth(out, count, seed, **kind):
@@ -654,35 +844,14 @@ def synth(out, count, seed, **kind):
             write_json(partial / "train.json", labels.pages_to_json(pages[val:]))
             write_json(partial / "val.json", labels.pages_to_json(pages[:val]))
             write_json(partial / "synth.json", spec)
-    except (OSError, UsageError):  # there is something: the same, or another process was faster
+    except (OSError, UsageError):
+        # something is there: perhaps the same set, which another process drew faster
         made = Path(out, "synth.json")
         if not made.is_file() or read_json(made) != spec:
             raise
 
 
-# what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn
-SYNTH_SETS = {
-    "synth": {"count": 320, "seed": 0, "size": 1280, "words": 117},
-    "synth-small": {"count": 160, "seed": 0, "size": 256, "words": 12, "difficulty": 0.3},
-}
-
-
-def set_names(data):
-    """The sets of a --data value: one that exists, or with commas between. Raises UsageError."""
-    names = [data] if os.path.exists(data) else data.split(",")
-    if len({os.path.realpath(name) for name in names if name}) < len(names):
-        raise UsageError(f"--data {data}", "a set without a name, or one that comes twice")
-    return names
-
-
-def resolve_data(data):
-    """Path of one set; SYNTH_SETS are drawn under data/ on first use. Raises UsageError."""
-    if len(set_names(data)) > 1:
-        raise UsageError(data, "several sets", "name one; train.py alone takes more")
-    if data not in SYNTH_SETS or Path(data).exists():
-        return Path(data)
-    synth(folder := Path("data", data), **SYNTH_SETS[data])
-    return folder
+# ---------------------------------------------------------------- the command line
 
 
 def parse_args(argv):
@@ -694,13 +863,13 @@ def parse_args(argv):
         sub.set_defaults(run=run, parser=sub)
         return sub.add_argument
 
-    def of_data(*command_of):
-        add = command(*command_of)
+    def data_command(name, run, what):
+        add = command(name, run, what)
         add("data", help="folder or label file")
         add("--image-dir", help="where the pictures lie, if not in images/ or beside labels")
         return add
 
-    add = of_data("check", run_check, "what DATA holds and what will go wrong")
+    add = data_command("check", run_check, "what DATA holds and what will go wrong")
     add("--size", help=f"of pages (that of --hparams, or {Hparams().size})")
     add("--hparams", metavar="JSON", help="values of the training that is planned")
     add("--pictures", metavar="OUT", help="folder to make; samples as training sees them")
@@ -713,20 +882,22 @@ def parse_args(argv):
     add("--words", type=int, default=117, help="words a page, about (%(default)s)")
     add("--unit", choices=("word", "line"), default="word", help="what is labelled (%(default)s)")
 
-    add = of_data("split", run_split, "stratified folds; groups and near-duplicates together")
+    add = data_command("split", run_split, "stratified folds; groups and near-duplicates together")
     add("--folds", type=int, default=5, help="how many (%(default)s)")
     add("--seed", type=int, default=0, help="breaks ties (%(default)s)")
     add("--split", choices=labels.SPLITS, default="train", help="which split of DATA (%(default)s)")
     add("--out", help="JSON to write (runs/split-DATA-FOLDS.json)")
 
-    add = of_data("convert", run_convert, "labels in another format; says what it cannot hold")
+    add = data_command("convert", run_convert, "labels in another format; says what it cannot hold")
     add("out", help="folder to make; the pictures are linked into it")
     add("--to", choices=tuple(labels.FORMATS), default="json", help="format to write (%(default)s)")
+
     args, unknown = parser.parse_known_args(argv)
-    if unknown:  # of this command's flags one may be meant, not of another's
+    if unknown:  # the nearest flag is one of this command, not of another
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for flag, least in (("pages", 2), ("size", 32), ("words", 1), ("seed", 0)):
-        if isinstance(value := vars(args).get(flag), int) and value < least:
+        value = vars(args).get(flag)
+        if isinstance(value, int) and value < least:
             raise UsageError(f"--{flag} {value}", f"at least {least} is needed")
     return args
 

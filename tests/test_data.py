@@ -201,7 +201,12 @@ def test_an_inspected_page_has_all_that_its_picture_tells(tmp_path, monkeypatch)
     write_labels(tmp_path, write_page(tmp_path, img_w=1, img_h=2))
     (page,) = pages = load_labels(tmp_path, "train")
     reads, read_bytes = [], data.read_bytes
-    monkeypatch.setattr(data, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
+
+    def count_reads(path, limit):
+        reads.append(path)
+        return read_bytes(path, limit)
+
+    monkeypatch.setattr(data, "read_bytes", count_reads)
     data.inspect_pages(pages)
     assert reads == [page.path] and page.size == (200, 120)
     assert page.digest == data.picture_digest(page.path)
@@ -422,7 +427,7 @@ def test_equal_warnings_are_counted(tmp_path, capsys):
     data.check(write_labels(tmp_path, images), HP)
     said = capsys.readouterr().out
     assert said.count("the label file says (1, 2)") == said.count("near-duplicates within") - 1 == 5
-    assert "warning: train: pages of another size: 3 more\n" in said
+    assert "warning: another size: 3 more\n" in said
     assert "near-duplicates within a split: 2 more\n" in said
 
 
@@ -668,11 +673,14 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
     assert result.returncode == 0, result.stderr
     says = ["train 2 pages, 2 words", "1 without text"]
     says += ["fit longer: words 5.6 px", "fit area: words 7.2"]
-    says += ["on 100% of pages under 10 px (print is lost: use a larger --size)"]
-    says += ["t.png: labels fit only a turned page", "near-duplicates warning: across splits"]
+    says += ["on 100% of pages under 10 px (too small to read: use a larger --size)"]
+    says += [
+        "turned page: train t.png",
+        "warning: near-duplicates across splits: train t.png, val e.png",
+    ]
     says += [
         "is (200, 120), the label file says (1, 2)",
-        "group g has pages in more than one split",
+        "warning: group in more than one split: g",
     ]
     assert [text for text in says if text not in result.stdout] == []
     assert data.NO_GROUPS not in result.stdout
@@ -817,7 +825,9 @@ def test_of_several_sets_all_train_and_the_first_is_validated(tmp_path, monkeypa
     write_labels(tmp_path / "b", images)
     data.run_pages(replace(HP, data="a,b"))
     said = capsys.readouterr().err
-    assert "warning: a,b: 2 val pages (first: a/images/300.png) are of groups in train too" in said
+    assert (
+        "warning: a,b: 2 val pages (first: a/images/300.png) share a group with train pages" in said
+    )
     (tmp_path / "a,b").symlink_to("c")
     assert len(data.run_pages(replace(HP, data="a,b"))[0]) == 4
     for names, message in (
