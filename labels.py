@@ -6,23 +6,38 @@ import contextlib
 import json
 import os
 import re
+import sys
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import shapely
 
 from db_postprocess import DECIMALS, MAX_CROSSING, MAX_PAGE_POINTS, MAX_POINTS
-from files import DataError, UsageError, read_json, read_text, shown
+from files import CONTROL, DataError, UsageError, read_json, read_text, shown
 
-SPLITS = ("train", "val", "test")
+SPLITS = "train", "val", "test"
+PICTURES = ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"
 COCO_TEXTS = "text", "transcription", "utf8_string", "caption"
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+COCO_FLAGS = "iscrowd", "ignore", "difficult"
+NO_CATEGORIES = "only COCO's labels have them; leave it out"
+COCO_IGNORED = "ignore", "ignored", "illegible", "difficult", "###"  # names of categories
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
+PRICE = re.compile(r"\d{1,3}(,\d{3})*(\.\d+)?")
+LINE_END = re.compile("\r\n?|\n")
+
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
-MAX_PAGE_BYTES, MAX_PAGES, MAX_TEXT, MAX_PARTS, MAX_COORDINATE = 2**24, 100_000, 10_000, 100, 1e6
+MAX_PAGE_BYTES = 2**24
+MAX_PAGES = 100_000
+MAX_TEXT = 10_000
+MAX_PARTS = 100  # of a path
+MAX_COORDINATE = 1e6
+
+# ---------------------------------------------------------------- pages and words
 
 
 @dataclass
@@ -31,7 +46,7 @@ class Page:
     ignore: N bools (don't care). texts: N strings or None. confidences: N floats, 1.0 for labels.
     size: (width, height) if the label file states it, or of the opened picture. What only the
     picture tells, `data.inspect_pages` sets: digest of its bytes, thumbnail, and repaired, the
-    words as training takes them."""
+    words as training takes them. source: the label file."""
 
     name: str
     path: Path
@@ -45,6 +60,7 @@ class Page:
     digest: str | None = None
     thumbnail: np.ndarray | None = None
     repaired: tuple | None = None
+    source: Path | None = None
 
     def add(self, word_id, points, text=None, ignore=False, confidence=1.0):
         self.ids.append(str(word_id))
@@ -52,6 +68,16 @@ class Page:
         self.texts.append(text)
         self.ignore.append(bool(ignore) or text == "###")
         self.confidences.append(float(confidence))
+
+
+class Word(NamedTuple):
+    """A word as a file has it, of any types until `fill_page` has checked them."""
+
+    id: object
+    points: object
+    text: object = None
+    ignore: object = False
+    confidence: object = 1.0
 
 
 def get(value, key, default=None):
@@ -64,55 +90,80 @@ def parse_polygon(points, where):
     count = len(points) if isinstance(points, list) else 0
     if not 3 <= count <= MAX_POINTS:
         raise DataError(where, f"{count} points", f"3 to {MAX_POINTS} are needed")
+
     polygon = np.zeros(0)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         polygon = np.array(points, np.float64)
     if polygon.shape != (count, 2) or not (np.abs(polygon) <= MAX_COORDINATE).all():
         raise DataError(where, f"its points are not [x, y] of numbers within {MAX_COORDINATE:g}")
+
     if count > MAX_CROSSING and not shapely.is_valid(shapely.polygons(polygon)):
         raise DataError(where, "crosses itself", f"up to {MAX_CROSSING} points may do so")
     return polygon
 
 
+def check_word(word, where):
+    """Raises DataError on a confidence, an ignore flag or a text that is not one."""
+    if type(word.confidence) not in (int, float) or not 0 <= word.confidence <= 1:
+        raise DataError(where, f"confidence {shown(repr(word.confidence))} is not in 0..1")
+    if word.ignore not in (None, False, True):
+        raise DataError(where, f"ignore flag {shown(repr(word.ignore))} is not true or false")
+    if word.text is None:
+        return
+    is_text = isinstance(word.text, str) and not re.search("[\ud800-\udfff]", word.text)
+    if not is_text or len(word.text) > MAX_TEXT:
+        raise DataError(where, f"transcription is not a text of up to {MAX_TEXT} characters")
+
+
 def fill_page(page, where, words, width=None, height=None):
-    """Add words (id, points, text, ignore, confidence) and a stated size. Raises DataError."""
+    """The page, with Words and a stated size added. Raises DataError."""
     if width is not None and height is not None:
         if not all(type(n) in (int, float) and 1 <= n <= MAX_COORDINATE for n in (width, height)):
             raise DataError(where, f"no picture has {shown(f'{width!r} x {height!r}')} px")
         page.size = int(width), int(height)
+
     count = 0
-    for word_id, points, text, ignore, confidence in words:
-        place = f"{where}: word {shown(word_id)}"
-        polygon = parse_polygon(points, place)
-        if (count := count + len(polygon)) > MAX_PAGE_POINTS:
+    for word in words:
+        place = f"{where}: word {shown(word.id)}"
+        polygon = parse_polygon(word.points, place)
+        count += len(polygon)
+        if count > MAX_PAGE_POINTS:
             raise DataError(where, "too many words", f"up to {MAX_PAGE_POINTS} points are read")
-        confidence = 1.0 if confidence is None else confidence  # of what was drawn by hand
-        if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
-            raise DataError(place, f"confidence {shown(repr(confidence))} is not in 0..1")
-        if ignore not in (None, False, True):
-            raise DataError(place, f"ignore flag {shown(repr(ignore))} is not true or false")
-        whole = isinstance(text, str) and not re.search("[\ud800-\udfff]", text)
-        if text is not None and not (whole and len(text) <= MAX_TEXT):
-            raise DataError(place, f"transcription is not a text of up to {MAX_TEXT} characters")
-        page.add(word_id, polygon, text, ignore, confidence)
+        if word.confidence is None:  # as in files of what was drawn by hand
+            word = word._replace(confidence=1.0)
+        check_word(word, place)
+        page.add(word.id, polygon, word.text, word.ignore, word.confidence)
+
     if len(set(page.ids)) < len(page.ids):  # JSON's keys cannot, labelme's shapes may
         raise DataError(where, "a word's id comes twice", "give each an id of its own")
     return page
 
 
+# ---------------------------------------------------------------- pictures
+
+
+def lookalike(name, others):
+    """Words that end an error where another name differs by its Unicode form alone, or ""."""
+    form = unicodedata.normalize("NFC", name)
+    for other in others:
+        if unicodedata.normalize("NFC", other) == form:
+            return f"; two names that look alike: {name!a} and {other!a}, rename one"
+    return ""
+
+
 def picture_path(places, name, where, need=True):
     """Path of a picture inside the first of the places (folders) that has it. Raises DataError."""
     where = f"{where}: image {shown(name)}"
-    spaces = "[\xa0\u2000-\u200a\u202f\u3000]"  # macOS writes such ones
-    plain = re.sub(spaces, " ", name if isinstance(name, str) else "\n")
-    if not plain.isprintable() or not 0 < len(name.encode()) < 256:
+    if not isinstance(name, str) or CONTROL.search(name) or not 0 < len(name) < 4096:
         raise DataError(where, "not a file name")
     place = next((p for p in places if os.path.isfile(p / name)), places[0])
-    if not Path(os.path.realpath(place / name)).is_relative_to(os.path.realpath(place)):
+    path = place / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(place)):
         raise DataError(where, "leads out of the data folder")
-    if need and not os.path.isfile(place / name):
-        raise DataError(where, f"no such picture in {place}", "see --image-dir")
-    return place / name
+    if need and not os.path.isfile(path):
+        hint = lookalike(path.name, [other.name for other in path.parent.glob("*")])
+        raise DataError(where, f"no such picture in {place}", f"see --image-dir{hint}")
+    return path
 
 
 def find_page(places, way, where):
@@ -127,122 +178,157 @@ def image_dir_of(label_file, image_dir=None):
     """The folders in which the pictures of a label file may lie, the likeliest first: --image-dir,
     or images/ beside it or beside its folder (train, jsons, ...), or else its own; in each of them
     a folder of its split's name. Raises UsageError."""
-    beside, stem = Path(label_file).parent, Path(label_file).stem.removeprefix("instances_")
-    inner = beside.name in (*SPLITS, "valid", "jsons", "annotations")
-    roots = [beside / "images", (beside.parent if inner else beside) / "images"]
-    roots = [root for root in roots if root.is_dir()] or [beside]
-    if image_dir is not None:
+    beside = Path(label_file).parent
+    stem = Path(label_file).stem.removeprefix("instances_")
+    if image_dir is None:
+        is_inner = beside.name in (*SPLITS, "valid", "jsons", "annotations")
+        roots = [beside / "images", (beside.parent if is_inner else beside) / "images"]
+        roots = [root for root in roots if root.is_dir()] or [beside]
+    else:
         roots = [Path(image_dir), Path(image_dir, "images")]
     if not roots[0].is_dir():
         where = f"--image-dir {image_dir}" if image_dir else roots[0]
         raise UsageError(where, "no such folder")
+
     places = []
     for root in roots:
-        own = [root / name for name in (stem, beside.name) if (root / name).is_dir()]
-        places += [*own, root] if own else [root, *(root / split for split in SPLITS)]
+        named = [root / name for name in (stem, beside.name) if (root / name).is_dir()]
+        others = [] if named else [root / split for split in SPLITS]
+        places += [*named, root, *others]
     return [place for place in places if place.is_dir()]
 
 
-def read_competition(label_file, image_dir=None, need_pictures=True):
+# ---------------------------------------------------------------- the competition's JSON
+
+
+def read_competition(label_file, image_dir=None, need_pictures=True, categories=()):
     """Pages of {"images": {name: {"words": {id: {"points": [[x, y], ...], ...}}}}}, labels or
     predictions; a group may stand in meta.json beside it. Words whose points are [] or null are
-    none; where no page has "words", all are there to be predicted."""
+    left out; where no page has "words", all pages are there to be predicted. JSON of labelme and
+    COCO is read as such. Raises DataError."""
     sheet = read_json(label_file)
+    images = get(sheet, "images")
+    if isinstance(images, list):
+        return list(read_coco(label_file, sheet, image_dir, categories))
+    if categories:
+        raise UsageError("--categories", NO_CATEGORIES)
     if get(sheet, "shapes") is not None:
         return list(read_labelme([label_file], image_dir))
-    images = get(sheet, "images")
-    if isinstance(images, list) and isinstance(sheet.get("annotations", []), list):
-        return list(read_coco(label_file, sheet, image_dir))
     if not isinstance(images, dict):
         raise DataError(label_file, 'no "images" object at the top', "is this a label file?")
+
     meta_file = Path(label_file).parent / "meta.json"
     meta = get(read_json(meta_file), "images") if meta_file.is_file() else {}
-    fields = ("points", []), ("transcription", None), ("ignore", False), ("confidence", 1.0)
-    places, pages = image_dir_of(label_file, image_dir), []
-    known = any(get(entry, "words") is not None for entry in images.values())
+    places = image_dir_of(label_file, image_dir)
+    is_labelled = any(get(entry, "words") is not None for entry in images.values())
+    pages = []
     for name in list(images):
-        entry, where = images.pop(name), f"{label_file}: image {shown(name)}"
-        words = get(entry, "words") if known else {}
+        entry = images.pop(name)  # so that its memory is freed
+        where = f"{label_file}: image {shown(name)}"
+        words = get(entry, "words") if is_labelled else {}
         if not isinstance(words, dict):
             raise DataError(where, 'no "words" object', 'a page without text has "words": {}')
         page = Page(name, picture_path(places, name, label_file, need_pictures))
         page.group = get(entry, "group", get(get(meta, name), "group"))
         if not isinstance(page.group, str | None):
             raise DataError(where, f"group {shown(repr(page.group))} is not a text")
-        drawn = ((k, w) for k, w in words.items() if not isinstance(w, dict) or w.get("points", w))
-        words = ((key, *(get(word, *field) for field in fields)) for key, word in drawn)
+        words = competition_words(words)
         pages.append(fill_page(page, where, words, get(entry, "img_w"), get(entry, "img_h")))
     return pages
 
 
-def read_coco(label_file, sheet, image_dir=None):
-    """Pages of COCO's {"images": [{id, file_name}], "annotations": [{image_id, segmentation, bbox,
-    iscrowd}]} as CVAT, Label Studio and Roboflow write it. Each polygon is a word, or else the
-    bbox, turned by the attribute "rotation"; the text is the annotation's or its attribute "text",
-    "transcription", "utf8_string" or "caption"; iscrowd, "ignore" or "difficult" = ignore."""
-    words, places = {}, image_dir_of(label_file, image_dir)
-    for number, one in enumerate(sheet.get("annotations", []), 1):
-        where, attributes = f"{label_file}: annotation {number}", get(one, "attributes") or {}
-        one = attributes | one if isinstance(attributes, dict) and isinstance(one, dict) else {}
-        outlines, box, angle = one.get("segmentation"), one.get("bbox"), one.get("rotation", 0)
-        if isinstance(outlines, dict):
-            raise DataError(where, "a mask (RLE)", "export it as a polygon")
-        if not outlines or not isinstance(outlines, list):
-            box = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
-            (x, y), (w, h), (angle, _) = parse_polygon(box, f"{where}: bbox")
-            turned = cv2.boxPoints(((x + w / 2, y + h / 2), (w, h), angle)).ravel().tolist()
-            outlines = [turned if angle else [x, y, x + w, y, x + w, y + h, x, y + h]]
-        text = next((one[key] for key in COCO_TEXTS if one.get(key)), None)
-        skip = one.get("iscrowd") or one.get("ignore") or one.get("difficult")
-        for k, flat in enumerate(outlines):
-            points = isinstance(flat, list) and [flat[i : i + 2] for i in range(0, len(flat), 2)]
-            word = f"{one.get('id', number)}{f'.{k}' * (k > 0)}", points, text, skip
-            words.setdefault(repr(one.get("image_id")), []).append((*word, one.get("score")))
+def competition_words(words):
+    for word_id, word in words.items():
+        if isinstance(word, dict) and not word.get("points", word):
+            continue
+        yield Word(
+            word_id,
+            get(word, "points", []),
+            get(word, "transcription"),
+            get(word, "ignore", False),
+            get(word, "confidence", 1.0),
+        )
+
+
+# ---------------------------------------------------------------- COCO
+
+
+def read_coco(label_file, sheet, image_dir=None, categories=()):
+    """Pages of COCO's {"images": [{id, file_name}], "annotations": [{image_id, category_id,
+    segmentation, bbox, iscrowd}]} as CVAT, Label Studio and Roboflow write it. Each polygon is a
+    word, or else the bbox, turned by the attribute "rotation"; the text is the annotation's or its
+    attribute "text", "transcription", "utf8_string" or "caption"; iscrowd, "ignore", "difficult"
+    and categories of COCO_IGNORED = ignore. categories: the names of those that are words, or all
+    are. Raises DataError, UsageError."""
+    words = coco_words(label_file, sheet, categories)
+    places = image_dir_of(label_file, image_dir)
     if len({repr(get(image, "id")) for image in sheet["images"]}) < len(sheet["images"]):
         raise DataError(label_file, "two pictures have one id", "number them anew")
     for number, image in enumerate(sheet["images"], 1):
         page = find_page(places, get(image, "file_name"), f"{label_file}: picture {number}")
         where = f"{label_file}: image {shown(page.name)}"
-        own = words.pop(repr(get(image, "id")), ())
-        yield fill_page(page, where, own, get(image, "width"), get(image, "height"))
+        of_page = words.pop(repr(get(image, "id")), ())
+        yield fill_page(page, where, of_page, get(image, "width"), get(image, "height"))
     if words:
         raise DataError(label_file, f"annotations of picture {next(iter(words))}, which it lacks")
 
 
-def read_icdar(files, image_dir=None):
-    """Pages of ICDAR files gt_NAME.txt, res_NAME.txt or NAME.txt, NAME with or without the
-    picture's suffix; in UTF-8 or Windows-1252. Text `###` = ignore."""
-    pictures, place = {}, image_dir_of(files[0], image_dir)[0]
-    for file in sorted(place.iterdir()):
-        if file.suffix.lower() in PICTURES:
-            pictures.setdefault(file.stem, []).append(file.name)
-            pictures[file.name] = [file.name]
-    for file in files:
-        name = re.sub("^(gt|res)_", "", file.stem)
-        if len(names := pictures.get(name, ())) != 1:
-            raise DataError(file, f"{len(names)} pictures {name}.* in {place}", "one is needed")
-        lines = enumerate(read_text(file, MAX_PAGE_BYTES, other="cp1252").split("\n"), 1)
-        words = ((f"{n:04d}", *parse_icdar_line(s), False, 1.0) for n, s in lines if s.strip())
-        yield fill_page(Page(names[0], picture_path([place], names[0], file)), file, words)
+def coco_words(label_file, sheet, categories):
+    """{repr of a picture's id: its Words}; says which categories there are, if several."""
+    annotations, listed = (sheet.get(key, []) for key in ("annotations", "categories"))
+    if not isinstance(annotations, list) or not isinstance(listed, list):
+        raise DataError(label_file, 'no lists "annotations" and "categories" beside "images"')
+    names = {repr(get(c, "id")): str(get(c, "name")) for c in listed}
+
+    words = {}
+    counts = Counter()
+    for number, annotation in enumerate(annotations, 1):
+        where = f"{label_file}: annotation {number}"
+        attributes = get(annotation, "attributes") or {}
+        is_object = isinstance(attributes, dict) and isinstance(annotation, dict)
+        annotation = attributes | annotation if is_object else {}
+
+        name = names.get(repr(annotation.get("category_id")), "without a name")
+        is_ignored = name.lower() in COCO_IGNORED
+        counts[name] += 1
+        if categories and not is_ignored and name not in categories:
+            continue
+        text = next((annotation[key] for key in COCO_TEXTS if annotation.get(key)), None)
+        ignore = is_ignored or any(map(annotation.get, COCO_FLAGS))
+        of_page = words.setdefault(repr(annotation.get("image_id")), [])
+        for k, points in enumerate(coco_outlines(annotation, where)):
+            word_id = annotation.get("id", number)
+            word_id = f"{word_id}.{k}" if k else word_id
+            of_page.append(Word(word_id, points, text, ignore, annotation.get("score")))
+
+    there = ", ".join(f"{shown(name)} ({count})" for name, count in counts.items())
+    for name in categories:
+        if name not in names.values():
+            raise UsageError(label_file, f"no category {name!r}", f"there are {there}")
+    if len(counts) > 1 and not categories:
+        print(f"{label_file}: all categories are words: {there}", file=sys.stderr)
+    return words
 
 
-def parse_icdar_line(line):
-    """A line -> (points, text or None). Four numbers, of ICDAR 2013 and CVAT, with commas or
-    spaces: left, top, right, bottom. Eight, of ICDAR 2015: digits behind them are text, as prices
-    are. Curved words have six points and more, or a text in quotes behind any number of them."""
-    line, numbers = line.strip(), []
-    comma = "," if "," in line.split('"')[0] else None
-    fields = line.split(comma, 2 * MAX_POINTS + 2)
-    with contextlib.suppress(ValueError):
-        for text in fields:
-            numbers.append(float(text))
-    count = len(numbers)
-    quoted = count < len(fields) and fields[count].lstrip().startswith('"')
-    used = count // 2 * 2 if quoted or not 8 <= count < 12 else 8
-    points = [numbers[k : k + 2] for k in range(0, used, 2)]
-    points = rectangle(*points) if len(points) == 2 else points
-    text = "".join(line.split(comma, used)[used:])
-    return points, re.sub(r'^\s*"(.*)"\s*$', r"\1", text) or None
+def coco_outlines(annotation, where):
+    """The polygons of an annotation, or its bbox, as lists of points. Raises DataError."""
+    outlines = annotation.get("segmentation")
+    if isinstance(outlines, dict) and not annotation.get("iscrowd"):  # a crowd's bbox will do
+        raise DataError(where, "a mask (RLE)", "export it as a polygon")
+    if outlines and isinstance(outlines, list):
+        return [as_points(flat) if isinstance(flat, list) else flat for flat in outlines]
+
+    box, angle = annotation.get("bbox"), annotation.get("rotation", 0)
+    pairs = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
+    (x, y), (w, h), (angle, _) = parse_polygon(pairs, f"{where}: bbox")
+    if angle:
+        return [cv2.boxPoints(((x + w / 2, y + h / 2), (w, h), angle)).tolist()]
+    return [rectangle([x, y], [x + w, y + h])]
+
+
+def as_points(flat):
+    """[x, y, x, y, ...] as [[x, y], ...]."""
+    return [flat[k : k + 2] for k in range(0, len(flat), 2)]
 
 
 def rectangle(a, b):
@@ -250,45 +336,135 @@ def rectangle(a, b):
     return [[*a], [*b[:1], *a[1:]], [*b], [*a[:1], *b[1:]]]
 
 
+# ---------------------------------------------------------------- ICDAR
+
+
+def text_lines(path, *options):
+    """[(number, line)] of a text's lines that hold something."""
+    lines = LINE_END.split(read_text(path, *options))
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_icdar(files, image_dir=None):
+    """Pages of ICDAR files gt_NAME.txt, res_NAME.txt or NAME.txt, NAME with or without the
+    picture's suffix; in UTF-8 or Windows-1252. Text `###` = ignore. How many numbers most lines
+    have decides where one can be read in two ways; says how many others there are. Raises
+    DataError."""
+    place = image_dir_of(files[0], image_dir)[0]
+    pictures = {}
+    for file in sorted(place.iterdir()):
+        if file.suffix.lower() in PICTURES:
+            pictures.setdefault(file.stem, []).append(file.name)
+            pictures[file.name] = [file.name]
+
+    sheets = [text_lines(file, MAX_PAGE_BYTES, "cp1252") for file in files]
+    counts = Counter(len(parse_icdar_line(line)[0]) for lines in sheets for _, line in lines)
+    usual = next((n for n in (4, 8) if 2 * counts[n] > counts.total()), None)
+    unlike = []
+    for file, lines in zip(files, sheets):
+        name = re.sub("^(gt|res)_", "", file.stem)
+        names = pictures.get(name, ())
+        if len(names) != 1:
+            raise DataError(file, f"{len(names)} pictures {name}.* in {place}", "one is needed")
+        words = []
+        for number, line in lines:
+            numbers, text = parse_icdar_line(line, usual)
+            if usual and len(numbers) != usual:
+                unlike.append(f"{file}: line {number}")
+                if len(numbers) < usual and re.match(r"[-\d.]+\s*(,|$)", text or ""):
+                    what = f"an odd number of coordinates, most lines have {usual}"
+                    raise DataError(unlike[-1], what, "correct it")
+            points = as_points(numbers)
+            points = rectangle(*points) if len(points) == 2 else points
+            words.append(Word(f"{number:04d}", points, text))
+        yield fill_page(Page(names[0], picture_path([place], names[0], file)), file, words)
+    if unlike:
+        what = f"{len(unlike)} lines have more or less than the usual {usual} numbers"
+        print(f"warning: {what}, the first: {unlike[0]}", file=sys.stderr)
+
+
+def parse_icdar_line(line, usual=None):
+    """A line -> (coordinates, text or None). Four numbers, of ICDAR 2013 and CVAT, with commas or
+    spaces: left, top, right, bottom. Eight, of ICDAR 2015: digits behind them are text, as prices
+    are. Curved words have six points and more, or a text in quotes behind any number of them.
+    usual: how many numbers most lines have; then a longer price is text, too."""
+    line = line.strip()
+    comma = "," if "," in line.split('"')[0] else None
+    fields = line.split(comma, 2 * MAX_POINTS + 2)
+    numbers = []
+    with contextlib.suppress(ValueError):
+        for text in fields:
+            numbers.append(float(text))
+
+    count = len(numbers)
+    is_quoted = count < len(fields) and fields[count].lstrip().startswith('"')
+    used = count // 2 * 2
+    if 8 <= count < 12 and not is_quoted:
+        used = 8
+    elif usual and PRICE.fullmatch(",".join(fields[usual:count])) and not is_quoted:
+        used = usual
+
+    text = "".join(line.split(comma, used)[used:])
+    if text.strip() == "###":
+        return numbers[:used], "###"
+    return numbers[:used], re.sub(r'^\s*"(.*)"\s*$', r"\1", text) or None
+
+
+# ---------------------------------------------------------------- PaddleOCR and labelme
+
+
 def read_paddle(label_file, image_dir=None):
-    """Pages of PaddleOCR's lines: picture<TAB>[{"transcription", "points", "difficult"?}, ...]."""
-    places, lines = image_dir_of(label_file, image_dir), read_text(label_file).split("\n")
-    for number, line in ((n, line) for n, line in enumerate(lines, 1) if line.strip()):
+    """Pages of PaddleOCR's lines: picture<TAB>[{"transcription", "points", "difficult"?}, ...].
+    Raises DataError."""
+    places = image_dir_of(label_file, image_dir)
+    for number, line in text_lines(label_file):
         where = f"{label_file}: line {number}"
-        name, _, words = line.partition("\t")
-        words = read_json(f"{where}: after `picture<TAB>`", words)
-        if not isinstance(words, list):
+        name, _, listed = line.partition("\t")
+        listed = read_json(f"{where}: after `picture<TAB>`", listed)
+        if not isinstance(listed, list):
             raise DataError(where, "not `picture<TAB>JSON list of objects`")
-        page, fields = find_page(places, name, where), []
-        for i, word in enumerate(words, 1):
+        page = find_page(places, name, where)
+        words = []
+        for i, word in enumerate(listed, 1):
             text = get(word, "transcription") or None
-            skip = get(word, "difficult", False) or text == "*"
-            fields.append((f"{i:04d}", get(word, "points", []), text, skip, 1.0))
-        yield fill_page(page, f"{where}: image {shown(page.name)}", fields)
+            ignore = get(word, "difficult", False) or text == "*"
+            words.append(Word(f"{i:04d}", get(word, "points", []), text, ignore))
+        yield fill_page(page, f"{where}: image {shown(page.name)}", words)
 
 
 def read_labelme(files, image_dir=None):
     """Pages of labelme's files, one a picture: polygons and rectangles; text is the description, or
-    else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore."""
+    else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore. Raises
+    DataError."""
     for file in files:
-        sheet, words = read_json(file), []
-        if not isinstance(shapes := get(sheet, "shapes"), list):
+        sheet = read_json(file)
+        shapes = get(sheet, "shapes")
+        if not isinstance(shapes, list):
             raise DataError(file, 'no "shapes" list of objects', "is this a labelme file?")
-        for i, shape in enumerate(shapes, 1):
-            points, kind = get(shape, "points", []), get(shape, "shape_type") or "polygon"
-            if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
-                raise DataError(file, f"shape {i} is a {shown(kind)}", "draw it as a polygon")
-            corners = [*map(type, points)] if isinstance(points, list) else []
-            if kind == "rectangle" and corners == [list, list]:
-                points = rectangle(*points)  # of any values; parse_polygon judges them
-            label = get(shape, "label")
-            text = get(shape, "description") or (None if label == "text" else label)
-            skip = get(shape, "difficult") or get(get(shape, "flags"), "ignore") or label == "###"
-            word_id = f"{i:04d}" if get(shape, "id") is None else shape["id"]
-            confidence = get(shape, "confidence", get(shape, "score"))  # X-AnyLabeling's
-            words.append((word_id, points, text, skip, confidence))
+        words = [labelme_word(shape, i, file) for i, shape in enumerate(shapes, 1)]
         page = find_page(image_dir_of(file, image_dir), get(sheet, "imagePath"), file)
         yield fill_page(page, file, words, get(sheet, "imageWidth"), get(sheet, "imageHeight"))
+
+
+def labelme_word(shape, number, file):
+    points = get(shape, "points", [])
+    kind = get(shape, "shape_type") or "polygon"
+    if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
+        raise DataError(file, f"shape {number} is a {shown(kind)}", "draw it as a polygon")
+    corners = [*map(type, points)] if isinstance(points, list) else []
+    if kind == "rectangle" and corners == [list, list]:
+        points = rectangle(*points)  # of any values; parse_polygon judges them
+
+    label = get(shape, "label")
+    text = get(shape, "description") or (None if label == "text" else label)
+    ignore = get(shape, "difficult") or get(get(shape, "flags"), "ignore") or label == "###"
+    word_id = get(shape, "id")
+    word_id = f"{number:04d}" if word_id is None else word_id
+    confidence = get(shape, "confidence", get(shape, "score"))  # X-AnyLabeling's
+    return Word(word_id, points, text, ignore, confidence)
+
+
+# ---------------------------------------------------------------- which format?
 
 
 def folder_labels(folder):
@@ -300,9 +476,11 @@ def folder_labels(folder):
         return read_icdar, files
     if files := [p for p in sorted(folder.glob("*.json")) if '"shapes"' in read_text(p)]:
         return read_labelme, files
+
     texts = {p: read_text(p, other="latin-1") for p in sorted(folder.glob("*.txt"))}
-    files = [p for p, text in texts.items() if ICDAR.match(text) or not text.strip()]
-    return (read_icdar, files) if any(map(ICDAR.match, texts.values())) else None
+    if not any(map(ICDAR.match, texts.values())):
+        return None
+    return read_icdar, [p for p, text in texts.items() if ICDAR.match(text) or not text.strip()]
 
 
 def find_labels(data, split):
@@ -314,25 +492,37 @@ def find_labels(data, split):
     for file in filter(Path.is_file, (data, *files)):
         if file.suffix == ".json":
             return read_competition, file
-        icdar = re.match("gt_|res_", file.name) or ICDAR.match(read_text(file, other="latin-1"))
-        return (read_icdar, [file]) if icdar else (read_paddle, file)
+        is_icdar = re.match("gt_|res_", file.name)
+        if is_icdar or ICDAR.match(read_text(file, other="latin-1")):
+            return read_icdar, [file]
+        return read_paddle, file
     return next(filter(None, (folder_labels(data / name) for name in names)), None)
 
 
-def load_labels(data, split=None, image_dir=None):
-    """Pages of DATA: a folder and one of train, val, test, or one label file. Raises DataError that
-    names file, image and word, or UsageError where there is no DATA."""
+def load_labels(data, split=None, image_dir=None, categories=()):
+    """Pages of DATA: a folder and one of train, val, test, or one label file. categories: see
+    `read_coco`. Raises DataError that names file, image and word, or UsageError where there is no
+    DATA."""
     if not Path(data).exists():
         raise UsageError(data, "no such file or folder")
-    if not (found := find_labels(data, split) or find_labels(data, None)):
-        known = "SPLIT.json, gt_*.txt, Label.txt, labelme's or COCO's"
-        raise DataError(data, f"no labels of split {split or 'train, val or test'} ({known})")
-    pages = list(found[0](found[1], image_dir))
+    labels = find_labels(data, split) or find_labels(data, None)
+    if not labels:
+        formats = "SPLIT.json, gt_*.txt, Label.txt, labelme's or COCO's"
+        raise DataError(data, f"no labels of split {split or 'train, val or test'} ({formats})")
+
+    reader, source = labels
+    options = {"categories": categories} if categories else {}
+    if categories and reader is not read_competition:
+        raise UsageError("--categories", NO_CATEGORIES)
+    pages = list(reader(source, image_dir, **options))
     if not 0 < len(pages) <= MAX_PAGES:
         raise DataError(data, f"{len(pages) or 'no'} pages in it", f"up to {MAX_PAGES} are read")
     name, count = Counter(page.name for page in pages).most_common(1)[0]
     if count > 1:
         raise DataError(data, f"image {shown(name)} comes twice", "join its labels")
+    sources = source if isinstance(source, list) else [source] * len(pages)
+    for page, file in zip(pages, sources):
+        page.source = file
     return pages
 
 
@@ -341,23 +531,36 @@ def has_split(data, split):
     return Path(data).is_dir() and find_labels(data, split) is not None
 
 
+# ---------------------------------------------------------------- writing
+
+
 def page_words(page):
-    """(id, points [[x, y], ...], text, ignore, confidence) of each word of a page, rounded."""
-    points = [np.round(polygon, DECIMALS).tolist() for polygon in page.polygons]
-    confidences = [round(confidence, 6) for confidence in page.confidences]
-    return zip(page.ids, points, page.texts, page.ignore, confidences)
+    """The Words of a page, rounded."""
+    for i, polygon in enumerate(page.polygons):
+        yield Word(
+            page.ids[i],
+            np.round(polygon, DECIMALS).tolist(),
+            page.texts[i],
+            page.ignore[i],
+            round(page.confidences[i], 6),
+        )
 
 
 def pages_to_json(pages):
-    """The competition's JSON object of pages; of their words, what is not plain."""
+    """The competition's JSON object of pages; a word lacks what is as usual."""
     images = {}
-    plain = {"points": None, "transcription": None, "confidence": 1.0, "ignore": False}
     for page in pages:
         images[page.name] = entry = {"words": {}}
-        for word_id, points, text, ignore, confidence in page_words(page):
-            word = zip(plain, (points, text, confidence, ignore))
-            entry["words"][word_id] = {k: value for k, value in word if value != plain[k]}
-        entry |= zip(("img_w", "img_h"), map(int, page.size or ()))
+        for word in page_words(page):
+            entry["words"][word.id] = out = {"points": word.points}
+            if word.text is not None:
+                out["transcription"] = word.text
+            if word.confidence != 1:
+                out["confidence"] = word.confidence
+            if word.ignore:
+                out["ignore"] = True
+        if page.size:
+            entry["img_w"], entry["img_h"] = map(int, page.size)
         if page.group is not None:
             entry["group"] = page.group
     return {"images": images}
@@ -373,9 +576,9 @@ def to_paddle(pages, split, folder):
     lines = seen = ""
     for page in pages:
         words = []
-        for _, points, text, ignore, _ in page_words(page):
-            text = "###" if ignore and text != "*" else text or ""
-            words.append({"transcription": text, "points": points, "difficult": ignore})
+        for word in page_words(page):
+            text = "###" if word.ignore and word.text != "*" else word.text or ""
+            words.append({"transcription": text, "points": word.points, "difficult": word.ignore})
         lines += f"{folder}/{page.name}\t{json.dumps(words, ensure_ascii=False)}\n"
         seen += f"{folder}/{page.name}\t1\n"
     yield Path(split or "", "Label.txt"), lines
@@ -384,30 +587,52 @@ def to_paddle(pages, split, folder):
 
 def to_icdar(pages, split, folder):
     for page in pages:
-        lines = []
-        for _, points, text, ignore, _ in page_words(page):
-            if len(points) != 4:
-                points = cv2.boxPoints(cv2.minAreaRect(np.float32(points))).tolist()
-            numbers = [f"{v:.4f}".rstrip("0").rstrip(".") for point in points for v in point]
-            text = "###" if ignore else " ".join((text or "").split("\n"))
-            if parse_icdar_line(",".join([*numbers, text]))[1] != (text or None):
-                text = f'"{text}"'
-            lines.append(",".join([*numbers, text]) + "\n")
         if len(Path(page.name).parts) > 1:
             raise DataError(f"image {page.name}", "ICDAR knows no sub folders", "move its picture")
+        lines = [icdar_line(word) + "\n" for word in page_words(page)]
         yield Path(split or "", f"gt_{Path(page.name).stem}.txt"), "".join(lines)
+
+
+def icdar_line(word):
+    """A word's four corners, those of its smallest rectangle if it has more, and its text, in
+    quotes where it would be read as something else."""
+    points = word.points
+    if len(points) != 4:
+        points = cv2.boxPoints(cv2.minAreaRect(np.float32(points))).tolist()
+    numbers = [f"{v:.4f}".rstrip("0").rstrip(".") for point in points for v in point]
+    text = "###" if word.ignore else LINE_END.sub(" ", word.text or "")
+    if parse_icdar_line(",".join([*numbers, text]))[1] != (text or None):
+        text = f'"{text}"'
+    return ",".join([*numbers, text])
 
 
 def to_labelme(pages, split, folder):
     for page in pages:
-        shapes, stem, (width, height) = [], Path(page.name).stem, page.size or (None, None)
-        for word_id, points, text, ignore, confidence in page_words(page):
-            shape = {"label": "text", "points": points, "group_id": None, "shape_type": "polygon"}
-            shape |= {"description": text or "", "flags": {"ignore": True} if ignore else {}}
-            shapes.append(shape | {"id": word_id, "confidence": confidence})
-        sheet = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": page.name}
-        sheet |= {"imageData": None, "imageWidth": width, "imageHeight": height}
-        yield Path(split or "", f"{stem}.json"), json.dumps(sheet, ensure_ascii=False)
+        shapes = []
+        for word in page_words(page):
+            shape = {
+                "label": "text",
+                "points": word.points,
+                "group_id": None,
+                "shape_type": "polygon",
+                "description": word.text or "",
+                "flags": {"ignore": True} if word.ignore else {},
+                "id": word.id,
+                "confidence": word.confidence,
+            }
+            shapes.append(shape)
+        width, height = page.size or (None, None)
+        sheet = {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": page.name,
+            "imageData": None,
+            "imageWidth": width,
+            "imageHeight": height,
+        }
+        name = f"{Path(page.name).stem}.json"
+        yield Path(split or "", name), json.dumps(sheet, ensure_ascii=False)
 
 
 FORMATS = {"json": to_json, "icdar": to_icdar, "paddle": to_paddle, "labelme": to_labelme}
@@ -416,10 +641,11 @@ FORMATS = {"json": to_json, "icdar": to_icdar, "paddle": to_paddle, "labelme": t
 def losses(pages, again):
     """What differs between pages and what was read back of them, as counts by kind."""
     outlines = "outlines (their smallest rectangle is kept)"
-    kinds = "ids", outlines, "texts", "ignore flags", "confidences"  # of page_words
-    lost, known = Counter(), {PurePosixPath(page.name): page for page in again}
+    kinds = "ids", outlines, "texts", "ignore flags", "confidences"  # of a Word
+    by_name = {PurePosixPath(page.name): page for page in again}
+    lost = Counter()
     for page in pages:
-        other = known[PurePosixPath(page.name)]
+        other = by_name[PurePosixPath(page.name)]
         lost.update(sizes=page.size != other.size, groups=page.group != other.group)
         for word, read in zip(page_words(page), page_words(other)):
             for kind, *values in zip(kinds, word, read):

@@ -1,8 +1,9 @@
 """Label formats: what people's tools write is read; every pair of formats goes there and back."""
 
 import json
+import unicodedata
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import data
 import labels
-from files import DataError
+from files import DataError, UsageError
 from labels import load_labels
 
 SAMPLES = Path(__file__).parent / "data" / "convert"
@@ -210,6 +211,79 @@ def test_icdar_lines(tmp_path, line, points, text):
         assert load_labels(tmp_path / "out")[0].texts == [text]
 
 
+LINES = ["1,2,30,2,30,9,1,9,a", "1,2,30,2,30,9,1,9,12.00", "1,2,30,2,30,9,1,9,###"]
+
+
+def icdar(folder, *lines, end="\n"):
+    """Pages of one ICDAR file of these lines behind the usual ones."""
+    blank(folder / "a.jpg")
+    (folder / "gt_a.txt").write_bytes(end.join([*LINES, *lines]).encode())
+    return load_labels(folder)
+
+
+@pytest.mark.parametrize(
+    "rest, text",
+    [("1,234,567,890", "1,234,567,890"), ("1,234,567,890.50", "1,234,567,890.50")]
+    + [("12,345,678,901,x", "12,345,678,901,x"), ("1,234,567", "1,234,567")],
+)
+def test_a_long_price_is_text_where_lines_have_four_points(tmp_path, capsys, rest, text):
+    (page,) = icdar(tmp_path, f"1,2,30,2,30,9,1,9,{rest}")
+    assert page.polygons[3].tolist() == QUAD and page.texts[3] == text
+    assert not capsys.readouterr().err
+    data.convert(tmp_path, tmp_path / "out", "icdar")
+    assert load_labels(tmp_path / "out")[0].texts == page.texts
+    # alone it could as well be an outline
+    (tmp_path / "gt_a.txt").write_text(f"1,2,30,2,30,9,1,9,{rest}\n")
+    assert len(load_labels(tmp_path)[0].polygons[0]) == (4 if rest == "1,234,567" else 6)
+
+
+def test_a_price_behind_two_corners(tmp_path):
+    blank(tmp_path / "a.jpg")
+    (tmp_path / "gt_a.txt").write_text("1,2,30,9,x\n1,2,30,9,y\n1,2,30,9,1,024\n")
+    (page,) = load_labels(tmp_path)
+    assert page.texts == ["x", "y", "1,024"]
+    assert [polygon.tolist() for polygon in page.polygons] == [QUAD] * 3
+    (tmp_path / "gt_a.txt").write_text("1,2,30,9,x\n1,2,30,9,y\n1,2,30,2,30,9,1,9,1,024\n")
+    assert load_labels(tmp_path)[0].texts == ["x", "y", "1,024"]
+
+
+def test_icdar_lines_unlike_the_others_are_counted(tmp_path, capsys):
+    curved = "1,2,9,2,9,3,9,5,1,5,1,3,b"
+    (page,) = icdar(tmp_path, curved, "1,2,30,9,c")
+    assert [len(polygon) for polygon in page.polygons] == [4, 4, 4, 6, 4]
+    assert page.texts[3:] == ["b", "c"]
+    said = f"2 lines have more or less than the usual 8 numbers, the first: {tmp_path}/gt_a.txt: "
+    assert capsys.readouterr().err == f"warning: {said}line 4\n"
+
+
+@pytest.mark.parametrize("line", ["10,10,50,10,50,20,10,x", "1,2,30,9,7", "1,2,30,2,30,9,1,"])
+def test_a_lost_coordinate_is_an_error(tmp_path, line):
+    with pytest.raises(DataError, match="gt_a.txt: line 4: an odd number of coordinates, most"):
+        icdar(tmp_path, line)
+
+
+def test_marks_of_what_is_ignored_may_have_spaces(tmp_path):
+    (page,) = icdar(tmp_path, "1,2,30,2,30,9,1,9, ###", "1,2,30,2,30,9,1,9,### ")
+    assert page.texts[3:] == ["###"] * 2 and page.ignore[3:] == [True] * 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_every_kind(tmp_path, end):
+    (page,) = icdar(tmp_path, end=end)
+    assert page.texts == ["a", "12.00", "###"] and page.ids == ["0001", "0002", "0003"]
+    (tmp_path / "gt_a.txt").unlink()
+    lines = [f'x/a.jpg\t[{{"points": {QUAD}, "transcription": "{end!r}"}}]', "", ""]
+    (tmp_path / "Label.txt").write_bytes(end.join(lines).encode())
+    assert len(load_labels(tmp_path)[0].polygons) == 1
+
+
+def test_a_text_of_several_lines_stays_one_line_of_icdar(tmp_path):
+    words = {"1": {"points": QUAD, "transcription": "a\rb\r\nc\nd"}}
+    write_json(tmp_path / "in", {"a.jpg": {"words": words}})
+    data.convert(tmp_path / "in", tmp_path / "out", "icdar")
+    assert load_labels(tmp_path / "out", "train")[0].texts == ["a b c d"]
+
+
 @pytest.mark.parametrize("pattern", ["gt_{}.txt", "res_{}.txt", "{}.txt", "gt_{}.jpg.txt"])
 def test_icdar_names_and_windows_text(tmp_path, pattern):
     """Stems that begin alike; other text files; Windows' own encoding; a page without text."""
@@ -324,19 +398,55 @@ def test_pictures_in_sub_folders(tmp_path):
         data.convert(tmp_path, tmp_path / "icdar", "icdar")
 
 
-def test_spaces_of_every_kind_in_picture_names(tmp_path):
-    """macOS writes a narrow one into the names of its screenshots."""
-    for name in ("Screenshot 3.05.00\u202fPM.png", "a\u00a0b.png", "영수증\u3000(1).png"):
+SPACES = "Screenshot 3.05.00\u202fPM.png", "a\u00a0b.png", "영수증\u3000(1).png"
+INVISIBLE = "می\u200cخواهم.png", "👨\u200d👩\u200d👧.png", "ex\u00adample.png", "\u202eabc.png"
+INVISIBLE += (f"{'d' * 200}/{'가' * 80}.png",)
+
+
+def test_spaces_and_invisible_letters_in_picture_names(tmp_path):
+    """macOS writes a narrow space into the names of its screenshots; Persian words and emoji need
+    joiners; a path of folders may be long."""
+    for name in (*SPACES, *INVISIBLE):
         write_json(tmp_path, {name: {"words": {}}})
         (tmp_path / "Label.txt").write_text(f"x/{name}\t[]\n")
         assert load_labels(tmp_path, "train")[0].name == load_labels(tmp_path)[0].name == name
 
 
-def coco(*annotations, name="a.jpg", **image):
+@pytest.mark.parametrize("name", ["a\nb.png", "a\0b.png", "a\u2028b.png", "\ud800.png", "", 7])
+def test_what_breaks_a_line_is_not_a_name(tmp_path, name):
+    with pytest.raises(DataError, match="not a file name") as error:
+        labels.picture_path([tmp_path], name, "a.json")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["émile.png", "한글 영수증.png"])
+def test_names_that_look_alike_are_told_apart(tmp_path, name):
+    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    for there, given in (forms, forms[::-1]):
+        blank(tmp_path / there / "images" / there)
+        (tmp_path / there / "train.json").write_text(json.dumps({"images": {given: {}}}))
+        with pytest.raises(DataError) as error:
+            load_labels(tmp_path / there, "train")
+        alike = f"two names that look alike: {given!a} and {there!a}, rename one"
+        assert f"no such picture in {tmp_path / there}" in str(error.value)
+        assert str(error.value).endswith(f"; see --image-dir; {alike}")
+    assert labels.lookalike(name, ["other", name + "x"]) == ""
+
+
+def test_a_page_knows_its_label_file(tmp_path):
+    write_json(tmp_path / "json", {name: {"words": {}} for name in ("b.jpg", "a.jpg")})
+    for to in labels.FORMATS:
+        data.convert(tmp_path / "json", tmp_path / to / "out", to)
+        for page in load_labels(tmp_path / to / "out", "train"):
+            assert page.source.is_file()
+            assert to in ("json", "paddle") or PurePath(page.name).stem in page.source.name
+
+
+def coco(*annotations, name="a.jpg", categories=({"id": 1},), **image):
     """A file as CVAT, Label Studio and Roboflow write it; each annotation on the picture 7."""
     images = [{"id": 7, "file_name": name, "width": 40, "height": 30, **image}]
     drawn = [{"id": i, "image_id": 7, "category_id": 1, **a} for i, a in enumerate(annotations, 1)]
-    return json.dumps({"images": images, "annotations": drawn, "categories": [{"id": 1}]})
+    return json.dumps({"images": images, "annotations": drawn, "categories": categories})
 
 
 FLAT = [float(v) for point in QUAD for v in point]
@@ -392,6 +502,47 @@ def test_coco_annotations(tmp_path):
     assert page.polygons[1].tolist() == QUAD[1:] and page.polygons[2].tolist() == QUAD
     corners = sorted(np.round(page.polygons[3], 3).tolist())
     assert corners == [[12, -9], [12, 20], [19, -9], [19, 20]]
+
+
+KINDS = [{"id": k, "name": name} for k, name in enumerate(("text", "logo", "Illegible"), 1)]
+
+
+def test_coco_categories(tmp_path, capsys):
+    blank(tmp_path / "a.jpg", 30, 40)
+    drawn = [{**BOX, "category_id": k} for k in (1, 2, 1, 3)]
+    (tmp_path / "c.json").write_text(coco(*drawn, categories=KINDS))
+    (page,) = load_labels(tmp_path / "c.json")
+    assert page.ids == ["1", "2", "3", "4"] and page.ignore == [False, False, False, True]
+    said = capsys.readouterr().err
+    assert (
+        said == f"{tmp_path}/c.json: all categories are words: text (2), logo (1), Illegible (1)\n"
+    )
+    (page,) = load_labels(tmp_path / "c.json", categories=["text"])
+    assert page.ids == ["1", "3", "4"] and page.ignore == [False, False, True]
+    assert load_labels(tmp_path / "c.json", categories=["text", "logo"])[0].ids == list("1234")
+    assert not capsys.readouterr().err
+    with pytest.raises(UsageError, match="c.json: no category 'word'; there are text .2., logo"):
+        load_labels(tmp_path / "c.json", categories=["text", "word"])
+    write_json(tmp_path / "other", {"a.jpg": {"words": {}}})
+    for folder in ("other", sample(tmp_path / "other" / "images", "Label.txt")):
+        with pytest.raises(UsageError, match="--categories: only COCO's labels have them"):
+            load_labels(tmp_path / folder, "train", categories=["text"])
+
+
+def test_a_crowd_is_ignored_by_its_box(tmp_path):
+    blank(tmp_path / "a.jpg", 30, 40)
+    crowd = {**BOX, "segmentation": {"counts": [1], "size": [30, 40]}, "iscrowd": 1}
+    (tmp_path / "c.json").write_text(coco(crowd))
+    (page,) = load_labels(tmp_path / "c.json")
+    assert page.ignore == [True] and page.polygons[0].tolist() == QUAD
+
+
+@pytest.mark.parametrize("lists", [{"annotations": None}, {"annotations": 7}, {"categories": {}}])
+def test_coco_without_its_lists_is_one_line(tmp_path, lists):
+    blank(tmp_path / "a.jpg")
+    (tmp_path / "c.json").write_text(json.dumps(json.loads(coco()) | lists))
+    with pytest.raises(DataError, match='c.json: no lists "annotations" and "categories"'):
+        load_labels(tmp_path / "c.json")
 
 
 @pytest.mark.parametrize(
