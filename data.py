@@ -35,7 +35,15 @@ import shapely
 from PIL import Image, JpegImagePlugin
 
 import labels
-from augment import PAD_COLOUR, augment_colours, draw_homography, warp_page
+from augment import (
+    PAD_COLOUR,
+    augment_colours,
+    augment_photograph,
+    draw_canvas,
+    draw_homography,
+    draw_view,
+    warp_page,
+)
 from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
 from files import (
     DataError,
@@ -426,9 +434,14 @@ class Receipts:
         hp, rng = self.hp, np.random.default_rng((self.hp.seed, epoch, i))
         _, size, points, ends, ignore = self.pages[i]
         polygons = np.split(points, ends) if len(points) else []
-        matrix = draw_homography(rng, hp, *size, fit_factor(size, hp))
-        image, polygons, cut = warp_page(self.page(i), polygons, matrix, tuple(shape), size)
+        photo_rng = np.random.default_rng((hp.seed, epoch, i, 1))  # does not move the draws of rng
+        view = draw_view(photo_rng, hp, tuple(shape))
+        matrix = draw_homography(rng, hp, *size, fit_factor(size, hp), view.centre, view.quarters)
+        image, polygons, cut = warp_page(
+            self.page(i), polygons, matrix, tuple(shape), size, view.bend, view.ground
+        )
         image = augment_colours(image, rng, hp)
+        image = augment_photograph(image, photo_rng, hp)
         return image, make_targets(polygons, ignore | cut, *shape, hp.shrink_ratio)
 
 
@@ -446,6 +459,8 @@ def epoch_batches(pages, hp, epoch):
         part[:] = part[np.lexsort(sides[part].T)]
     batches = rng.permutation(order.reshape(-1, hp.batch))
     canvases = sides[batches].max(1).tolist()
+    for k in np.flatnonzero(rng.random(len(canvases)) < hp.aug_ground):
+        canvases[k] = draw_canvas(rng, hp)
     return [[(epoch, i, h, w) for i in batch] for batch, (w, h) in zip(batches.tolist(), canvases)]
 
 
