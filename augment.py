@@ -324,3 +324,51 @@ def compress(image, rng, amount):
     quality = round(max(95 - 85 * amount, 5))
     code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.imdecode(code, cv2.IMREAD_COLOR)
+
+
+# ---------------------------------------------------------------- stress
+
+STRESS = {  # kind: its levels, the page as it is among them
+    "turned": (0, 5, 10, 20, 30, 45, 90, 180),  # degrees, clockwise, on other ground
+    "scaled": (0.35, 0.5, 0.7, 1, 1.4, 2),  # of the picture's sides; below 1 on other ground
+    "blurred": (0, 1, 2, 3, 4),  # px of a picture of 1,000 x 1,000 px, standard deviation
+    "darkened": (1, 0.5, 0.25, 0.12),  # of its light
+    "jpeg": (100, 50, 20, 10),  # quality
+    "noisy": (0, 10, 25, 50),  # standard deviation, of 255
+}
+
+
+def stress(image, polygons, kind, level, seed=0):
+    """A page as a camera of STRESS sees it. image: uint8 [H, W, 3], polygons: N [P, 2] -> image
+    uint8 [h, w, 3], polygons, and for each whether less than half of it is still to be seen."""
+    if kind in ("turned", "scaled"):
+        return turn_or_scale(image, polygons, kind, level, np.random.default_rng(seed))
+    if kind == "blurred" and level:
+        sigma = level * np.sqrt(image.shape[0] * image.shape[1]) / 1000
+        image = cv2.GaussianBlur(image, (0, 0), sigma)
+    elif kind == "darkened":
+        image = cv2.convertScaleAbs(image, alpha=level)
+    elif kind == "jpeg" and level < 100:
+        code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, level])[1]
+        image = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    elif kind == "noisy" and level:
+        image = add_noise(image, seed, level)
+    return image, polygons, np.zeros(len(polygons), bool)
+
+
+def turn_or_scale(image, polygons, kind, level, rng):
+    """See `stress`: turned, on a canvas that holds the page, or scaled, on one of the page's size."""
+    height, width = image.shape[:2]
+    turn = np.deg2rad(level) if kind == "turned" else 0
+    zoom = level if kind == "scaled" else 1
+    cos, sin = np.cos(turn), np.sin(turn)
+    canvas = np.array([width, height])
+    if kind == "turned":
+        canvas = abs(cos) * canvas + abs(sin) * canvas[::-1]
+    canvas = np.round(canvas).astype(int)
+
+    matrix = np.eye(3)
+    matrix[:2, :2] = zoom * np.array([[cos, -sin], [sin, cos]])
+    matrix[:2, 2] = canvas / 2 - matrix[:2, :2] @ (width / 2, height / 2)
+    ground = draw_ground(rng, canvas[::-1])
+    return warp_page(image, polygons, matrix, tuple(canvas[::-1].tolist()), ground=ground)
