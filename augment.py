@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import shapely
 
-from synth import add_noise, background, multiply, shade, smooth_field
+from synth import add_noise, draw_desk, multiply, shade, smooth_field
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
 GRID = 8  # px between the points where a bend is computed; between them it is linear
@@ -172,7 +172,7 @@ def cut_off(polygons, shape):
 def draw_ground(rng, shape):
     """What a page may lie on, uint8 [h, w, 3]: wood, cloth or a desk, crossed by edges of things."""
     height, width = shape
-    ground = background(rng, height, width, True)
+    ground = draw_desk(rng, height, width)
     for _ in range(rng.integers(4)):
         corners = rng.uniform(-0.5, 1.5, (4, 2)) * (width, height)
         thing = cv2.convexHull(corners.astype(np.int32))
