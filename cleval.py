@@ -12,11 +12,182 @@ import shapely
 AREA_PRECISION = 0.3  # share of a detection's area that has to lie on a label
 MAX_DETECTIONS = 500  # the competition scores the first 500 detections of a page
 SCORES = ("precision", "recall", "hmean")
-COUNTS = ("num_char_gt", "num_char_det", "num_char_tp_recall", "num_char_tp_precision")
-COUNTS += ("gran_score_recall", "gran_score_precision")  # up to here what the scores are made of
-COUNTS += ("num_char_fp", "num_splitted", "num_merged", "num_char_overlapped")
+COUNTS = (
+    "num_char_gt",
+    "num_char_det",
+    "num_char_tp_recall",
+    "num_char_tp_precision",
+    "gran_score_recall",
+    "gran_score_precision",  # up to here what the scores are made of
+    "num_char_fp",
+    "num_splitted",
+    "num_merged",
+    "num_char_overlapped",
+)
 OUTCOMES = ("hit", "joined", "split", "loose", "missed")  # of labels, see iou_matches
-GAPS = ((0, 0.3), (0.3, 0.6), (0.6, 1), (1, 1.5), (1.5, 2.5), (2.5, None))  # of line_neighbours
+GAPS = (0, 0.3, 0.6, 1, 1.5, 2.5, None)  # of line_neighbours, the ends of six bins
+
+# ---------------------------------------------------------------- polygon overlap
+
+
+class Shapes(NamedTuple):
+    """N areas by their edges, horizontal ones left out."""
+
+    edges: np.ndarray  # [5, E] upper y, lower y, x at the upper y, dx / dy, side: +1 or -1
+    first: np.ndarray  # [N] index of an area's first edge
+    count: np.ndarray  # [N] its number of edges
+    area: np.ndarray  # [N] in square pixels
+    box: np.ndarray  # [N, 4] x0 y0 x1 y1; NaN, which touches nothing, where there is no area
+
+
+def starts(counts):
+    """Lengths [N] of parts that lie one after the other -> [N] where each begins."""
+    return np.cumsum(counts) - counts
+
+
+def expand(counts):
+    """Counts [N] -> owner [sum], offset [sum]: for each n the pairs (n, 0) to (n, count - 1)."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    offset = np.arange(len(owner)) - starts(counts)[owner]
+    return owner, offset
+
+
+def join_vertices(polygons):
+    """N polygons [P, 2] -> the vertices of all [V, 2], numbers of vertices [N]."""
+    size = np.array([len(points) for points in polygons], int)
+    xy = np.concatenate([np.zeros((0, 2)), *polygons])
+    return xy, size
+
+
+def as_points(polygons):
+    """Polygons, any nested sequence -> float arrays [P >= 3, 2]; without area if not finite."""
+    polygons = [np.asarray(points, float).reshape(-1, 2) for points in polygons]
+    none = np.zeros((3, 2))
+    all_finite = np.isfinite(join_vertices(polygons)[0]).all()  # at once: it nearly always holds
+
+    def has_area(points):
+        return len(points) > 2 and (all_finite or np.isfinite(points).all())
+
+    return [points if has_area(points) else none for points in polygons]
+
+
+def touching(a, b):
+    """Boxes [N, 4], [M, 4] as x0 y0 x1 y1 -> index pairs [K], [K] of those that overlap."""
+    ax0, ay0, ax1, ay1 = a.T[..., None]
+    bx0, by0, bx1, by1 = b.T
+    columns = (ax0 < bx1) & (bx0 < ax1)  # [N, M]
+    rows = (ay0 < by1) & (by0 < ay1)
+    return np.nonzero(columns & rows)
+
+
+def to_shapely(polygons):
+    """N polygons [P >= 3, 2] -> [N] valid areas, loops united, empty under 1e-6 square pixels."""
+    xy, size = join_vertices(polygons)
+    owner, _ = expand(size)
+    areas = shapely.polygons(shapely.linearrings(xy, indices=owner))
+    wrong = ~shapely.is_valid(areas)
+    areas[wrong] = shapely.make_valid(areas[wrong], method="structure", keep_collapsed=False)
+    areas[shapely.area(areas) < 1e-6] = shapely.Polygon()
+    return areas
+
+
+def make_shapes(areas):
+    """[N] valid shapely areas, of several parts and with holes, which run backwards -> Shapes."""
+    boundaries = shapely.boundary(shapely.normalize(areas))
+    rings, owner = shapely.get_parts(boundaries, return_index=True)
+    xy, ring = shapely.get_coordinates(rings, return_index=True)
+
+    # an edge leads from a vertex to the next one of its ring
+    within = np.diff(ring) == 0
+    sloping = np.abs(np.diff(xy[:, 1])) > 1e-9
+    edge = np.flatnonzero(within & sloping)
+    ax, ay = xy.T.take(edge, 1)
+    bx, by = xy.T.take(edge + 1, 1)
+    edges = [
+        np.minimum(ay, by),
+        np.maximum(ay, by),
+        np.where(ay < by, ax, bx),
+        (bx - ax) / (by - ay),
+        np.sign(ay - by),
+    ]
+
+    count = np.bincount(owner[ring[edge]], minlength=len(areas))
+    area, box = shapely.area(areas), shapely.bounds(areas)
+    return Shapes(np.stack(edges), starts(count), count, area, box)
+
+
+def edges_at(shapes, edge, y):
+    """Of edges [K], at these y [K]: x, dx / dy and side."""
+    upper, _, x, slope, side = shapes.edges.take(edge, 1)
+    return x + (y - upper) * slope, slope, side
+
+
+def contains(shapes, n, points):
+    """Whether shape n[t] holds point t [T, 2]: an odd number of its edges lie to the right [T]."""
+    t, e = expand(shapes.count[n])
+    edge = shapes.first[n][t] + e
+    upper, lower = shapes.edges[:2].take(edge, 1)
+    px, py = points.T.take(t, 1)
+    x, _, _ = edges_at(shapes, edge, py)
+    right = (upper <= py) & (py < lower) & (px < x)
+    crossed = np.bincount(t[right], minlength=len(n))
+    return crossed % 2 == 1
+
+
+def overlap_area(a, i, b, j):
+    """Shapes a and b, indices [K], [K] -> [K] area of shape i[k] of a inside shape j[k] of b.
+    An area is the signed sum over its edges of the strips from the far left to the edge. Two strips
+    share, in the rows common to both, what lies left of the nearer edge (#):
+          top  |#######/ edge of a  | edge of b
+               |######/             |"""
+    # every edge of a with every edge of b, if they have rows in common
+    k, e = expand(a.count[i] * b.count[j])
+    count = b.count[j][k]
+    edge_a = a.first[i][k] + e // count
+    edge_b = b.first[j][k] + e % count
+    upper_a, lower_a = a.edges[:2].take(edge_a, 1)
+    upper_b, lower_b = b.edges[:2].take(edge_b, 1)
+    top = np.maximum(upper_a, upper_b)
+    rows = np.minimum(lower_a, lower_b) - top
+    common = rows > 0
+    k, top, rows = k[common], top[common], rows[common]
+    xa, slope_a, side_a = edges_at(a, edge_a[common], top)
+    xb, slope_b, side_b = edges_at(b, edge_b[common], top)
+
+    # how far a's edge lies right of b's in the first row and after the last
+    start = xa - xb
+    stop = start + rows * (slope_a - slope_b)
+    gap = np.abs(start) + np.abs(stop)
+    cross = np.maximum(-start * stop, 0) / np.maximum(gap, 1e-300)  # the edges change places
+
+    # twice the mean x of the nearer edge
+    width = xa + xb + rows * (slope_a + slope_b) / 2 + cross - gap / 2
+    strips = side_a * side_b * rows * width / 2
+    return np.bincount(k, strips, len(i))
+
+
+# ---------------------------------------------------------------- CLEval
+
+
+class Labels(NamedTuple):
+    """N labels of a page, to be compared with many sets of detections."""
+
+    num_chars: np.ndarray  # [N]
+    centres: np.ndarray  # [C, 2] of their characters, label after label
+    ignore: np.ndarray  # [N] don't care
+    shapes: Shapes  # don't-care ones without what other labels cover of them
+
+
+class Pairs(NamedTuple):
+    """T pairs of a label and one of M detections that may meet."""
+
+    det: list  # M polygons
+    label: np.ndarray  # [T]
+    detection: np.ndarray  # [T]
+    char: np.ndarray  # [H] characters of a label inside a detection
+    pair: np.ndarray  # [H] and the pair of each
+    inside: np.ndarray  # [T] how many a pair has
+    share: np.ndarray  # [T] of the detection's area on the label; 32 bits, so that 0.3 is 0.3
 
 
 def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"):
@@ -29,143 +200,192 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     united; one without area (line, NaN) matches nothing, by shape it has 100. Raises ValueError."""
     if variant not in ("page", "official"):
         raise ValueError(f'variant {variant!r} is unknown; use "page" or "official"')
-    gt = as_points(gt_polygons)
-    det = as_points(det_polygons)[: MAX_DETECTIONS if variant == "page" else None]
+    gt, det = as_points(gt_polygons), as_points(det_polygons)
+    if variant == "page":
+        det = det[:MAX_DETECTIONS]
     texts = [None] * len(gt) if texts is None else texts
-    ignore = np.zeros(len(gt), bool) if ignore is None else np.asarray(ignore, bool)
-    if not len(gt) == len(texts) == len(ignore):
-        raise ValueError(f"{len(gt)} labels, {len(texts)} texts, {len(ignore)} ignore flags")
+    if len(texts) != len(gt):
+        raise ValueError(f"{len(gt)} labels, {len(texts)} texts; give one a label")
+
+    ignore = as_flags(ignore, len(gt))
     labels = prepare_labels(gt, texts, ignore, variant)
-    (counts,) = count_kept(labels, page_pairs(labels, det), np.ones((1, len(det)), bool), variant)
-    return dict(zip(COUNTS + SCORES, counts.tolist() + micro_scores(counts).tolist()))
+    pairs = page_pairs(labels, det)
+    everything = np.ones((1, len(det)), bool)
+    (counts,) = count_kept(labels, pairs, everything, variant)
+    scores = micro_scores(counts)
+    return dict(zip(COUNTS + SCORES, [*counts.tolist(), *scores.tolist()]))
 
 
-class Labels(NamedTuple):  # N labels of a page, to be compared with many sets of detections
-    num_chars: np.ndarray  # [N]
-    centres: np.ndarray  # [C, 2] of their characters, label after label
-    ignore: np.ndarray  # [N] don't care
-    shapes: "Shapes"  # don't-care ones less what other labels cover of them
-
-
-class Pairs(NamedTuple):  # T pairs of a label and one of M detections that may meet
-    det: list  # M polygons
-    label: np.ndarray  # [T]
-    detection: np.ndarray  # [T]
-    ignore: np.ndarray  # [T] the label is don't care
-    char: np.ndarray  # [H] characters of a label inside a detection
-    pair: np.ndarray  # [H] and the pair of each
-    inside: np.ndarray  # [T] how many a pair has
-    share: np.ndarray  # [T] of the detection's area on the label; 32 bits, so that 0.3 is 0.3
+def as_flags(ignore, count):
+    """Flags of `count` labels, None for none -> bool [N]. Raises ValueError on another number."""
+    if ignore is None:
+        return np.zeros(count, bool)
+    if len(ignore) != count:
+        raise ValueError(f"{count} labels, {len(ignore)} ignore flags; give one a label")
+    return np.asarray(ignore, bool)
 
 
 def prepare_labels(polygons, texts, ignore, variant):
     """Labels of polygons as of `as_points`, texts and flags [N], as in `cleval`."""
     ignore = ignore | np.array([text == "###" for text in texts], bool)
-    num_chars, areas = pseudo_chars(polygons), to_shapely(polygons)
-    if variant == "official":  # those of don't-care labels only say where they reach
-        num_chars = np.array([n if t is None else len(t) for n, t in zip(num_chars, texts)], int)
+    num_chars = pseudo_chars(polygons)
+    if variant == "official":
+        given = [n if text is None else len(text) for n, text in zip(num_chars, texts)]
+        num_chars = np.array(given, int)
+        # characters of don't-care labels only say where these reach
         aspect = reading_aspect([polygons[n] for n in np.flatnonzero(ignore)])
-        num_chars[ignore] = np.minimum(np.rint(0.5 + np.maximum(aspect, 1 / aspect)), 10)
-    box, dont_care, others = shapely.bounds(areas), np.flatnonzero(ignore), np.flatnonzero(~ignore)
+        num_chars[ignore] = up_to_10_chars(np.maximum(aspect, 1 / aspect))
+
+    # a don't-care label loses what other labels cover of it
+    areas = to_shapely(polygons)
+    box = shapely.bounds(areas)
+    dont_care = np.flatnonzero(ignore)
+    others = np.flatnonzero(~ignore)
     i, j = touching(box[dont_care], box[others])
     for n, other in zip(dont_care[i], others[j]):
         areas[n] = shapely.difference(areas[n], areas[other])
-    return Labels(num_chars, char_centres(polygons, num_chars, variant), ignore, make_shapes(areas))
+
+    centres = char_centres(polygons, num_chars, variant)
+    return Labels(num_chars, centres, ignore, make_shapes(areas))
 
 
 def page_pairs(labels, det):
-    """Pairs of Labels and M polygons as of `as_points`; cut centres lie up to a pixel outside."""
-    shapes, num_chars = make_shapes(to_shapely(det)), labels.num_chars
-    label, detection = touching(labels.shapes.box + (-1, -1, 1, 1), shapes.box)
-    pair, k = expand(num_chars[label])
-    char = (np.cumsum(num_chars) - num_chars)[label][pair] + k
-    found = contains(shapes, detection[pair], labels.centres[char])
-    char, pair = char[found], pair[found]
-    inside, ignore = np.bincount(pair, minlength=len(label)), labels.ignore[label]
-    share = overlap_area(labels.shapes, label, shapes, detection) / shapes.area[detection]
-    return Pairs(det, label, detection, ignore, char, pair, inside, np.float32(share))
+    """Labels and M polygons as of `as_points` -> Pairs."""
+    shapes = make_shapes(to_shapely(det))
+    near = labels.shapes.box + (-1, -1, 1, 1)  # cut to pixels, a centre lies up to one outside
+    label, detection = touching(near, shapes.box)
+
+    # each character of a label that lies inside the detection
+    pair, k = expand(labels.num_chars[label])
+    char = starts(labels.num_chars)[label][pair] + k
+    held = contains(shapes, detection[pair], labels.centres[char])
+    char, pair = char[held], pair[held]
+    inside = np.bincount(pair, minlength=len(label))
+
+    shared = overlap_area(labels.shapes, label, shapes, detection)
+    share = np.float32(shared / shapes.area[detection])
+    return Pairs(det, label, detection, char, pair, inside, share)
 
 
 def count_kept(labels, pairs, keep, variant):
     """Labels, Pairs and S choices [S, M] of detections -> counts [S, 10] in the order of COUNTS."""
-    counting = pairs.ignore & ((pairs.inside > 0) | (pairs.share >= AREA_PRECISION))
-    together = np.bincount(pairs.detection, pairs.share * counting, len(pairs.det))
-    judged = together < np.float32(AREA_PRECISION)  # [M], as so little of it is on don't care
-    match = instance_matches(pairs, keep, judged, len(labels.ignore))  # [S, T]
-    pieces = tally(match, pairs.label, len(labels.ignore))  # [S, N] of a label
-    joined = tally(match, pairs.detection, len(pairs.det))  # [S, M] labels in a detection
-    recalled = (tally(match[:, pairs.pair], pairs.char, len(labels.centres)) > 0).sum(1)
+    num_gt, num_det = len(labels.ignore), len(pairs.det)
+
+    # detections on don't-care labels are not judged
+    meets = (pairs.inside > 0) | (pairs.share >= AREA_PRECISION)
+    meets &= labels.ignore[pairs.label]
+    on_dont_care = np.bincount(pairs.detection, pairs.share * meets, num_det)
+    judged = on_dont_care < np.float32(AREA_PRECISION)  # [M]
+
+    match = instance_matches(pairs, labels.ignore, keep, judged)  # [S, T]
+    pieces = tally(match, pairs.label, num_gt)  # [S, N] of a label
+    joined = tally(match, pairs.detection, num_det)  # [S, M] labels in a detection
+    unmatched = keep & judged & (joined == 0)
+
+    total = labels.num_chars[~labels.ignore].sum()
+    held = tally(match[:, pairs.pair], pairs.char, len(labels.centres))  # [S, C]
+    recalled = (held > 0).sum(1)
     detected = match @ pairs.inside  # a character once for each detection that has it
-    alarms = false_alarms(pairs, keep & judged & (joined == 0), variant)
-    total = np.full_like(recalled, labels.num_chars[~labels.ignore].sum())
-    columns = [total, detected + alarms, recalled, recalled]
-    columns += [np.maximum(many - 1, 0).sum(1) for many in (pieces, joined)]  # granularity
-    columns += [alarms, (pieces > 1).sum(1), (joined > 1).sum(1)]
-    return np.stack([*columns, detected - recalled], 1)
+    alarms = false_alarms(pairs.det, unmatched, variant)
+
+    columns = [
+        np.full_like(recalled, total),
+        detected + alarms,
+        recalled,
+        recalled,
+        np.maximum(pieces - 1, 0).sum(1),  # granularity
+        np.maximum(joined - 1, 0).sum(1),
+        alarms,
+        (pieces > 1).sum(1),
+        (joined > 1).sum(1),
+        detected - recalled,
+    ]
+    return np.stack(columns, 1)
 
 
-def instance_matches(pairs, keep, judged, num_gt):
+def instance_matches(pairs, ignore, keep, judged):
     """[S, T] whether a kept pair matches. A detection is close to a label if it holds characters of
     it and AREA_PRECISION of the detection lies on the label."""
     label, detection = pairs.label, pairs.detection
-    kept, holds = keep[:, detection], pairs.inside > 0
-    counting = kept & ~pairs.ignore & judged[detection]
+    num_gt, num_det = len(ignore), len(pairs.det)
+    kept = keep[:, detection]
+    care = ~ignore[label]
+    counting = kept & care & judged[detection]
+    holds = pairs.inside > 0
     close = holds & (pairs.share >= AREA_PRECISION)
-    one_to_one = close & (tally(kept & close, label, num_gt) == 1)[:, label]
-    one_to_many = close & (tally(counting & close, label, num_gt) > 1)[:, label]
-    holds &= ~pairs.ignore
-    several = np.bincount(detection, holds, len(pairs.det)) > 1
-    together = np.bincount(detection, pairs.share * holds, len(pairs.det)) >= AREA_PRECISION
-    many_to_one = holds & (several & together)[detection]
-    return counting & (one_to_one | one_to_many | many_to_one)
+
+    # the only detection close to its label, or one of several that count
+    alone = tally(kept & close, label, num_gt) == 1
+    split = tally(counting & close, label, num_gt) > 1
+    one_label = close & (alone | split)[:, label]
+
+    # a detection that holds characters of several labels and lies on them together
+    holds &= care
+    several = np.bincount(detection, holds, num_det) > 1
+    share = np.bincount(detection, pairs.share * holds, num_det)
+    joins = several & (share >= AREA_PRECISION)
+    many_labels = holds & joins[detection]
+    return counting & (one_label | many_labels)
 
 
-def false_alarms(pairs, alarms, variant):
-    """Which detections match nothing [S, M] -> [S] characters that they cost, as detected in vain:
-    "page" as many as labels of that shape, "official" 1 each, upright ones up to 10."""
-    some = np.flatnonzero(alarms.any(0))
-    polygons = [pairs.det[m] for m in some]
+def false_alarms(det, unmatched, variant):
+    """M polygons, flags [S, M] of those that match nothing -> [S] characters that these cost, as
+    detected in vain: "page" as many as labels of that shape, "official" 1 each, upright ones up to
+    10."""
+    some = np.flatnonzero(unmatched.any(0))
+    polygons = [det[m] for m in some]
     if variant == "page":
-        return alarms[:, some] @ pseudo_chars(polygons)
-    upright = np.rint(0.5 + 1 / (1e-5 + reading_aspect(polygons)))
-    return alarms[:, some] @ np.minimum(upright, 10).astype(int)
+        cost = pseudo_chars(polygons)
+    else:
+        cost = up_to_10_chars(1 / (1e-5 + reading_aspect(polygons)))
+    return unmatched[:, some] @ cost
 
 
 def tally(flags, index, size):
     """Flags [S, T], index [T] below size -> [S, size] how many flags each index has."""
     s, t = np.nonzero(flags)
-    return np.bincount(s * size + index[t], minlength=len(flags) * size).reshape(len(flags), size)
+    cell = s * size + index[t]
+    counts = np.bincount(cell, minlength=len(flags) * size)
+    return counts.reshape(len(flags), size)
 
 
-def as_points(polygons):
-    """Polygons, any nested sequence -> float arrays [P >= 3, 2]; without area if not finite."""
-    polygons, none = [np.asarray(p, float).reshape(-1, 2) for p in polygons], np.zeros((3, 2))
-    finite = np.isfinite(np.concatenate([none, *polygons])).all()
-    return [p if len(p) > 2 and (finite or np.isfinite(p).all()) else none for p in polygons]
+# ---------------------------------------------------------------- characters
 
 
-def min_area_sides(points):
-    """Sides of a polygon's smallest rotated rectangle, the one nearer to the horizontal first."""
-    _, (width, height), angle = cv2.minAreaRect(points.astype(np.float32))
-    return (width, height) if abs(angle) <= 45 else (height, width)
+def min_area_sides(polygons):
+    """N polygons -> sides [N, 2] of their smallest rotated rectangles, the one nearer to the
+    horizontal first."""
+    sides = np.zeros((len(polygons), 2))
+    for n, points in enumerate(polygons):
+        _, size, angle = cv2.minAreaRect(points.astype(np.float32))
+        sides[n] = size if abs(angle) <= 45 else size[::-1]
+    return sides
 
 
 def pseudo_chars(polygons):
     """N polygons -> [N] characters by shape: min(round(0.5 + long side / short side), 100). Halves
     round to even, but ratios 3, 4, ... do not: the reference's rounding errors keep them below."""
-    short, long = np.sort(np.reshape([min_area_sides(p) for p in polygons], (-1, 2)), 1).T
+    short, long = np.sort(min_area_sides(polygons), 1).T
     aspect = np.where(short > 1e-6, long / np.maximum(short, 1e-6), 100)
-    return np.clip(np.ceil(aspect - 1e-5), 2, 100).astype(int)
+    num_chars = np.ceil(aspect - 1e-5).clip(2, 100)
+    return num_chars.astype(int)
+
+
+def up_to_10_chars(aspect):
+    return np.minimum(np.rint(0.5 + aspect), 10).astype(int)
 
 
 def reading_aspect(polygons):
     """N polygons -> [N] width / height; of quads, first vertex top left, by means of the sides."""
-    quad = np.array([len(points) == 4 for points in polygons], bool)
-    sides = np.array([min_area_sides(points) for points in polygons]).reshape(-1, 2)
-    corners = np.array([points for points in polygons if len(points) == 4]).reshape(-1, 4, 2)
-    length = np.hypot(*np.moveaxis(corners[:, [1, 2, 3, 0]] - corners, 2, 0))  # [Q, 4]
-    sides[quad] = (length[:, :2] + length[:, 2:]) / 2
-    return (sides[:, 0] + 1e-5) / (sides[:, 1] + 1e-5)
+    sides = min_area_sides(polygons)
+    is_quad = np.array([len(points) == 4 for points in polygons], bool)
+    quads = [points for points in polygons if len(points) == 4]
+    corners = np.reshape(quads, (-1, 4, 2))
+    edges = corners[:, [1, 2, 3, 0]] - corners
+    length = np.hypot(edges[..., 0], edges[..., 1])  # [Q, 4] top, right, bottom, left
+    sides[is_quad] = (length[:, :2] + length[:, 2:]) / 2
+    width, height = sides.T + 1e-5
+    return width / height
 
 
 def char_centres(polygons, num_chars, variant):
@@ -175,36 +395,67 @@ def char_centres(polygons, num_chars, variant):
     whole pixels as the competition does, "official" turns quads over twice as tall as wide."""
     polygons = [p if len(p) > 3 else p[[0, 1, 2, 2]] for p in polygons]  # a triangle's bottom
     if variant == "official":
-        tall = reading_aspect(polygons) < 0.5
-        polygons = [p[[3, 0, 1, 2]] if t and len(p) == 4 else p for p, t in zip(polygons, tall)]
-    xy = np.concatenate([np.zeros((0, 2)), *polygons])
-    size = np.array([len(points) for points in polygons], int)
+        for n in np.flatnonzero(reading_aspect(polygons) < 0.5):
+            if len(polygons[n]) == 4:
+                polygons[n] = polygons[n][[3, 0, 1, 2]]
+
+    xy, size = join_vertices(polygons)
     label, k = expand(num_chars)
-    first, size, steps = (np.cumsum(size) - size)[label], size[label], num_chars[label]
+    first = starts(size)[label]
+    size = size[label]
+    steps = num_chars[label]
+
+    # a character lies between two points of the top and two of the bottom
     half = size // 2
-    section, part = np.divmod(np.stack([k, k + 1]) * (half - 1), steps)  # [2, C]
-    end = np.where(section < half - 1, size - 1 - section, half)
-    start = xy.T.take(first + np.stack([section, end]), 1)  # [x or y, top or bottom, 2, C]
-    stop = xy.T.take(first + np.stack([section + 1, size - 2 - section]), 1)
+    step = np.stack([k, k + 1])  # [2, C]
+    section, part = np.divmod(step * (half - 1), steps)
+    end = np.where(section < half - 1, size - 1 - section, half)  # odd: a vertex is left over
+    begin = np.stack([section, end])  # [top or bottom, 2, C]
+    following = np.stack([section + 1, size - 2 - section])
+    start = xy.T.take(first + begin, 1)  # [x or y, top or bottom, 2, C]
+    stop = xy.T.take(first + following, 1)
     point = start + (stop - start) / steps * part
-    point = np.where((part > 0) & (variant == "page"), np.trunc(point), point)
+    if variant == "page":
+        point = np.where(part > 0, np.trunc(point), point)
     return point.reshape(2, 4, -1).mean(1).T
 
 
+# ---------------------------------------------------------------- IoU
+
+
+class Overlaps(NamedTuple):
+    """What N labels and M detections share."""
+
+    shared: np.ndarray  # [N, M] areas, 0 for don't care
+    union: np.ndarray  # [N, M]
+    valid: np.ndarray  # [M] whether a detection counts
+    gt: np.ndarray  # [N] areas of labels
+    det: np.ndarray  # [M] of detections
+    ignore: np.ndarray  # [N]
+
+
+class Matches(NamedTuple):
+    """What became of N labels and M detections at IoU 0.5."""
+
+    pairs: list  # (label, detection), each once
+    valid: np.ndarray  # [M] whether a detection counts
+    outcome: np.ndarray  # [N] of OUTCOMES, "" if don't care
+    together: np.ndarray  # [N, N] whether one detection covers more than half of both labels
+
+
 def shared_areas(gt_polygons, det_polygons, ignore):
-    """Polygons and ignore as in `cleval` -> areas [N, M] that pairs share, 0 for don't care, and of
-    their unions; [M] whether a detection counts: at most half of it is on a don't-care label (ICDAR
-    2015, task 4.1); areas of labels [N], of detections [M]; ignore [N]. Raises ValueError."""
-    gt, det = (make_shapes(to_shapely(as_points(p))) for p in (gt_polygons, det_polygons))
-    ignore = np.zeros(len(gt.area), bool) if ignore is None else np.asarray(ignore, bool)
-    if len(ignore) != len(gt.area):
-        raise ValueError(f"{len(gt.area)} labels, {len(ignore)} ignore flags; give one a label")
-    i, j = touching(gt.box, det.box)
+    """Polygons and ignore as in `cleval` -> Overlaps. A detection counts if at most half of it is on
+    a don't-care label (ICDAR 2015, task 4.1). Raises ValueError."""
+    gt = make_shapes(to_shapely(as_points(gt_polygons)))
+    det = make_shapes(to_shapely(as_points(det_polygons)))
+    ignore = as_flags(ignore, len(gt.area))
     shared = np.zeros((len(gt.area), len(det.area)))
+    i, j = touching(gt.box, det.box)
     shared[i, j] = overlap_area(gt, i, det, j)
     valid = ~(shared[ignore] > 0.5 * det.area).any(0)
     shared *= ~ignore[:, None] & valid
-    return shared, gt.area[:, None] + det.area - shared, valid, gt.area, det.area, ignore
+    union = gt.area[:, None] + det.area - shared
+    return Overlaps(shared, union, valid, gt.area, det.area, ignore)
 
 
 def one_to_one(close):
@@ -212,43 +463,32 @@ def one_to_one(close):
     of_label, of_detection = {}, {}
     for label, detection in np.argwhere(close).tolist():
         if label not in of_label and detection not in of_detection:
-            of_label[label], of_detection[detection] = detection, label
+            of_label[label] = detection
+            of_detection[detection] = label
     return list(of_label.items())
 
 
 def iou_matches(gt_polygons, det_polygons, ignore=None):
-    """Polygons and ignore as in `cleval` -> pairs (label, detection) with IoU > 0.5, one to one in
-    order; [M] whether a detection counts; [N] outcomes, "" if don't care; [N, N] whether one
-    detection covers more than half of both labels. The outcome is the first that holds: hit, in a
-    pair; joined, covered so with another; split, two or more, each by more than half on it, add up
-    to more than half of it; loose, more than half of it covered by one, or IoU > 0.2; missed."""
+    """Polygons and ignore as in `cleval` -> Matches, pairs those with IoU > 0.5, one to one in
+    order. An outcome is the first that holds: hit, in a pair; joined, one detection covers more
+    than half of it and of another; split, two or more, each by more than half on it, add up to more
+    than half of it; loose, more than half of it covered by one, or IoU > 0.2; missed."""
     shared, union, valid, gt, det, ignore = shared_areas(gt_polygons, det_polygons, ignore)
     pairs = one_to_one(shared > 0.5 * union)
-    covered, piece = shared > 0.5 * gt[:, None], shared > 0.5 * det
+    covered = shared > 0.5 * gt[:, None]  # [N, M]
+    piece = shared > 0.5 * det
     together = np.float32(covered) @ covered.T > 0  # of bools the product is slow
-    hit = np.isin(np.arange(len(ignore)), [*dict(pairs)])
-    split = (piece.sum(1) > 1) & ((shared * piece).sum(1) > 0.5 * gt)
+
+    hit = np.zeros(len(gt), bool)
+    hit[[label for label, _ in pairs]] = True
+    joined = together.sum(1) > 1
+    several = piece.sum(1) > 1
+    split = several & ((shared * piece).sum(1) > 0.5 * gt)
     loose = (covered | (shared > 0.2 * union)).any(1)
-    rules = [ignore, hit, together.sum(1) > 1, split, loose]
-    return pairs, valid, np.select(rules, ["", *OUTCOMES[:4]], OUTCOMES[4]), together
 
-
-def line_neighbours(polygons):
-    """Of N polygons those with a next one on their line: index [K], index of the next [K], gap [K]
-    over their mean height, below 0 where they overlap. Lines run along the long edges of most. Next
-    is the first to begin after .95 of the one's width if the lower's middle is beside the other."""
-    first = np.cumsum([0, *map(len, polygons)])[:-1]
-    xy = np.concatenate([np.zeros((0, 2)), *polygons]) @ (1, 1j)  # [V]
-    edges = np.delete(np.diff(xy), first[1:] - 1)
-    xy *= np.exp(-0.5j * np.angle((edges**2).sum()))  # a square has twice the angle
-    left, top = (np.minimum.reduceat(part, first) for part in (xy.real, xy.imag))  # [N]
-    right, bottom = (np.maximum.reduceat(part, first) for part in (xy.real, xy.imag))
-    height, order = bottom - top, np.argsort(left)
-    beside = abs(np.subtract.outer(top + bottom, top + bottom)) < np.maximum.outer(height, height)
-    label, after = np.nonzero((beside & (left > (0.05 * left + 0.95 * right)[:, None]))[:, order])
-    label, nearest = np.unique(label, return_index=True)
-    after = order[after[nearest]]
-    return label, after, 2 * (left[after] - right[label]) / (height[label] + height[after])
+    rules = [ignore, hit, joined, split, loose]
+    outcome = np.select(rules, ["", *OUTCOMES[:4]], "missed")
+    return Matches(pairs, valid, outcome, together)
 
 
 def iou50(gt_polygons, det_polygons, ignore=None):
@@ -256,19 +496,64 @@ def iou50(gt_polygons, det_polygons, ignore=None):
     hits twice and 0, 0 for micro_scores; labels of each of OUTCOMES; neighbours on a line by GAPS;
     those that one detection has joined."""
     pairs, valid, outcome, together = iou_matches(gt_polygons, det_polygons, ignore)
+    outcomes = [np.count_nonzero(outcome == name) for name in OUTCOMES]
+    hits = len(pairs)
+    row = [sum(outcomes), valid.sum(), hits, hits, 0, 0, *outcomes]
+
     label, after, gap = line_neighbours(as_points(gt_polygons))
-    known = (outcome[label] != "") & (outcome[after] != "")
-    step = np.searchsorted([low for low, _ in GAPS[1:]], gap, "right")
-    gaps = (np.bincount(step[w], minlength=6) for w in (known, together[label, after]))
-    outcomes = [*map(outcome.tolist().count, OUTCOMES)]
-    row = [sum(outcomes), valid.sum(), len(pairs), len(pairs), 0, 0, *outcomes]
+    care = outcome != ""
+    counting = care[label] & care[after]
+    joined = together[label, after]
+    step = np.searchsorted(GAPS[1:-1], gap, "right")
+    gaps = [np.bincount(step[pair], minlength=6) for pair in (counting, joined)]
     return np.concatenate([row, *gaps], dtype=float)
+
+
+def line_neighbours(polygons):
+    """Of N polygons those with a next one on their line: index [K], index of the next [K], gap [K]
+    over their mean height, below 0 where they overlap. The next is the first of those beside it
+    that begin after 95 % of its width."""
+    xy, size = join_vertices(polygons)
+    first = starts(size)
+    xy = xy @ (1, 1j)  # [V] complex
+    xy *= np.exp(-1j * page_angle(xy, first))
+    xy = xy.view(float).reshape(-1, 2)
+    left, top = np.minimum.reduceat(xy, first).T  # [N]
+    right, bottom = np.maximum.reduceat(xy, first).T
+    height, middle = bottom - top, top + bottom
+
+    # beside: the middle of the lower one lies within the height of the other
+    apart = np.abs(middle[:, None] - middle)  # twice as far as the middles
+    beside = apart < np.maximum(height[:, None], height)
+    after = left > (0.05 * left + 0.95 * right)[:, None]
+    order = np.argsort(left)
+    label, place = np.nonzero((beside & after)[:, order])
+    label, first = np.unique(label, return_index=True)
+    following = order[place[first]]
+
+    distance = left[following] - right[label]
+    gap = 2 * distance / (height[label] + height[following])
+    return label, following, gap
+
+
+def page_angle(xy, first):
+    """Complex vertices [V] of polygons that begin at first [N] -> angle of most long edges in
+    radians: squares of edges, all but each polygon's last, have twice the angle of edges, so that
+    opposite ones add up, and more by their length."""
+    between = first[1:] - 1  # not edges: from a polygon to the next one
+    edges = np.delete(np.diff(xy), between)
+    return 0.5 * np.angle((edges**2).sum())
+
+
+# ---------------------------------------------------------------- many pages
 
 
 def micro_scores(sums):
     """Summed counts [..., 6 or more] in the order of COUNTS -> SCORES [..., 3]; x / 0 is 0."""
-    hits, total = sums[..., 2:4] - sums[..., 4:6], sums[..., :2]  # of labels and of detections
-    recall, precision = np.moveaxis(np.maximum(hits, 0) / np.where(total > 0, total, np.inf), -1, 0)
+    total, hits, granularity = np.split(sums[..., :6], 3, -1)  # of labels and of detections
+    counted = np.maximum(hits - granularity, 0)
+    shares = counted / np.where(total > 0, total, np.inf)
+    recall, precision = shares[..., 0], shares[..., 1]
     hmean = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
     return np.stack([precision, recall, hmean], -1)
 
@@ -278,10 +563,11 @@ def mean_scores(sums):
     return sums[..., :-1] / sums[..., -1:]
 
 
-METRICS = {
-    "page": ("CLEval, competition's: pseudo characters, mean over pages", mean_scores),
-    "micro": ("CLEval, official: characters of transcriptions, micro", micro_scores),
-    "iou50": ("IoU 0.5, one to one", micro_scores),
+METRICS = {"page": mean_scores, "micro": micro_scores, "iou50": micro_scores}
+NAMES = {
+    "page": "CLEval, competition's: pseudo characters, mean over pages",
+    "micro": "CLEval, official: characters of transcriptions, micro",
+    "iou50": "IoU 0.5, one to one",
 }
 
 
@@ -289,87 +575,19 @@ def page_row(metric, page, polygons):
     """Numbers of a page [k] for one of METRICS, which adds them up over pages."""
     if metric == "iou50":
         return iou50(page.polygons, polygons, page.ignore)
-    official = {"variant": "official", "texts": page.texts} if metric == "micro" else {}
-    counts = cleval(page.polygons, polygons, ignore=page.ignore, **official)
-    return np.array([counts[key] for key in (COUNTS if official else SCORES)] + [1], float)
+    flags = {"ignore": page.ignore}
+    if metric == "page":
+        scores = cleval(page.polygons, polygons, **flags)
+        return np.array([*map(scores.get, SCORES), 1], float)
+    flags |= {"texts": page.texts, "variant": "official"}
+    counts = cleval(page.polygons, polygons, **flags)
+    return np.array([*map(counts.get, COUNTS)], float)
 
 
-def metric_rows(pages, found, metrics=METRICS):
-    """{metric: page_row of n pages [n, k]}; found: polygons and their scores for each page."""
-    return {m: np.array([page_row(m, p, f[0]) for p, f in zip(pages, found)]) for m in metrics}
-
-
-class Shapes(NamedTuple):  # N areas by their edges, horizontal ones left out
-    edges: np.ndarray  # [5, E] upper y, lower y, x at the upper y, dx / dy, side: +1 or -1
-    first: np.ndarray  # [N] index of an area's first edge
-    count: np.ndarray  # [N] its number of edges
-    area: np.ndarray  # [N] in square pixels
-    box: np.ndarray  # [N, 4] x0 y0 x1 y1; NaN, which touches nothing, where there is no area
-
-
-def expand(counts):
-    """Counts [N] -> owner [sum], offset [sum]: for each n the pairs (n, 0) to (n, count - 1)."""
-    owner = np.repeat(np.arange(len(counts)), counts)
-    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def touching(a, b):
-    """Boxes [N, 4], [M, 4] as x0 y0 x1 y1 -> index pairs [K], [K] of those that overlap."""
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.T[..., None], b.T
-    return np.nonzero((ax0 < bx1) & (bx0 < ax1) & (ay0 < by1) & (by0 < ay1))
-
-
-def to_shapely(polygons):
-    """N polygons [P >= 3, 2] -> [N] valid areas, loops united, empty under 1e-6 square pixels."""
-    owner = np.repeat(np.arange(len(polygons)), [len(points) for points in polygons])
-    xy = np.concatenate([*polygons, np.zeros((0, 2))])
-    areas = shapely.polygons(shapely.linearrings(xy, indices=owner))
-    wrong = ~shapely.is_valid(areas)
-    areas[wrong] = shapely.make_valid(areas[wrong], method="structure", keep_collapsed=False)
-    areas[shapely.area(areas) < 1e-6] = shapely.Polygon()
-    return areas
-
-
-def make_shapes(areas):
-    """[N] valid shapely areas, of several parts and with holes, which run backwards -> Shapes."""
-    rings, owner = shapely.get_parts(shapely.boundary(shapely.normalize(areas)), return_index=True)
-    xy, ring_of = shapely.get_coordinates(rings, return_index=True)
-    start = np.flatnonzero((np.diff(ring_of) == 0) & (np.abs(np.diff(xy[:, 1])) > 1e-9))
-    a, b = xy.T.take(start, 1), xy.T.take(start + 1, 1)
-    down = a[1] < b[1]
-    (x, upper), (x_lower, lower) = np.where(down, (a, b), (b, a))
-    edges = np.stack([upper, lower, x, (x_lower - x) / (lower - upper), np.where(down, -1, 1)])
-    size = np.bincount(owner[ring_of[start]], minlength=len(areas))
-    return Shapes(edges, np.cumsum(size) - size, size, shapely.area(areas), shapely.bounds(areas))
-
-
-def contains(shapes, n, points):
-    """Whether shape n[t] holds point t [T, 2]: an odd number of its edges lie to the right [T]."""
-    t, e = expand(shapes.count[n])
-    upper, lower, x, slope, _ = shapes.edges.take(shapes.first[n][t] + e, 1)
-    px, py = points.T.take(t, 1)
-    right = (upper <= py) & (py < lower) & (px < x + (py - upper) * slope)
-    return np.bincount(t[right], minlength=len(n)) % 2 == 1
-
-
-def overlap_area(a, i, b, j):
-    """Shapes a and b, indices [K], [K] -> [K] area of shape i[k] of a inside shape j[k] of b.
-    An area is the signed sum over its edges of the strips from the far left to the edge. Two strips
-    share, in the rows common to both, what lies left of the nearer edge (#):
-          top  |#######/ edge of a  | edge of b
-               |######/             |"""
-    k, e = expand(a.count[i] * b.count[j])
-    count = b.count[j][k]
-    ea, eb = a.first[i][k] + e // count, b.first[j][k] + e % count
-    top = np.maximum(a.edges[0].take(ea), b.edges[0].take(eb))
-    rows = np.minimum(a.edges[1].take(ea), b.edges[1].take(eb)) - top
-    common = rows > 0
-    k, top, rows = k[common], top[common], rows[common]
-    upper_a, _, xa, slope_a, side_a = a.edges.take(ea[common], 1)
-    upper_b, _, xb, slope_b, side_b = b.edges.take(eb[common], 1)
-    xa, xb = xa + (top - upper_a) * slope_a, xb + (top - upper_b) * slope_b
-    start, stop = xa - xb, xa - xb + rows * (slope_a - slope_b)
-    gap = np.abs(start) + np.abs(stop)
-    cross = np.maximum(-start * stop, 0) / np.maximum(gap, 1e-300)  # the edges change places
-    width = xa + xb + rows * (slope_a + slope_b) / 2 + cross - gap / 2
-    return np.bincount(k, side_a * side_b * rows * width / 2, len(i))
+def metric_rows(pages, predictions, metrics=METRICS):
+    """{metric: page_row of n pages [n, k]}; predictions: polygons and scores of each page."""
+    rows = {}
+    for metric in metrics:
+        pairs = zip(pages, predictions)
+        rows[metric] = np.array([page_row(metric, page, found) for page, (found, _) in pairs])
+    return rows

@@ -492,7 +492,7 @@ def write_report(path, title, hp, pages, rows, details, worst, seen):
     blocks = report.scores_blocks(
         title,
         f"{words.sum()} words. Decoding: {decoding_line(hp) if hp else 'as in the file'}.",
-        {cleval.METRICS[metric][0]: score for metric, score in summary.scores.items()},
+        {cleval.NAMES[metric]: score for metric, score in summary.scores.items()},
         summary.counts,
         pages=[(count, count, [f"{edge:.2f}"]) for count, edge in zip(counts.tolist(), edges)],
         density=binned(words, hmeans, "pages"),
@@ -666,10 +666,10 @@ def summarise(pages, rows, seen=None):
     groups = bootstrap_groups(pages)
     scores = {
         metric: make_score(rows[metric], to_scores, groups, seen)
-        for metric, (_, to_scores) in cleval.METRICS.items()
+        for metric, to_scores in cleval.METRICS.items()
     }
     total = rows["iou50"].sum(0).astype(int).tolist()
-    gaps = zip(cleval.GAPS, total[11:17], total[17:])
+    gaps = zip(pairwise(cleval.GAPS), total[11:17], total[17:])
     counts = {
         "pages": len(pages),
         "pages_without_labels": sum(all(page.ignore) for page in pages),
@@ -684,7 +684,7 @@ def summarise(pages, rows, seen=None):
 
 def print_summary(summary):
     for metric, score in summary.scores.items():
-        print(f"{score.full_line()}  {cleval.METRICS[metric][0]}")
+        print(f"{score.full_line()}  {cleval.NAMES[metric]}")
 
     counts = summary.counts
     outcomes = ", ".join(f"{count} {kind}" for kind, count in counts["labels"].items())
@@ -886,7 +886,7 @@ def run(args):
     if args.compare:
         others, theirs = score_source(args.compare, pages, {}, args, False)
         groups = bootstrap_groups(pages)
-        for metric, (_, to_scores) in cleval.METRICS.items():
+        for metric, to_scores in cleval.METRICS.items():
             pair = rows[metric], others[metric]
             differences[metric] = paired_difference(*pair, to_scores, groups, theirs | seen)
     if args.json:
@@ -895,7 +895,7 @@ def run(args):
         return print(json.dumps(result))
     print_summary(summary)
     for metric, difference in differences.items():
-        print(f"{difference}, vs {args.compare}: {cleval.METRICS[metric][0]}")
+        print(f"{difference}, vs {args.compare}: {cleval.NAMES[metric]}")
 
 
 def main(argv=None):

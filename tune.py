@@ -132,7 +132,7 @@ def tune(maps, pages, parts, grid, hp, name="hmean", seen=None):
     """The --tune object with its Scores and a Difference, and H-means [*lengths of TUNED]. parts
     [n]: to cross-fit; name: of METRICS; seen: of the pages, as in `interval.count_sample`."""
     groups, metric = bootstrap_groups(pages), METRICS[name]
-    to_scores, table = cleval.METRICS[metric][1], score_grid(maps, pages, grid, hp, metric)
+    to_scores, table = cleval.METRICS[metric], score_grid(maps, pages, grid, hp, metric)
     rows = table.reshape(len(pages), -1, table.shape[-1])  # [n, S, k]
     best, middle, plateau = choose_setting(rows, to_scores, groups, grid)
 
@@ -143,7 +143,7 @@ def tune(maps, pages, parts, grid, hp, name="hmean", seen=None):
     for setting, values in settings.items():
         found = [decode_page(m, m.shape[::-1] / s, replace(hp, **values)) for m, s in maps]
         judged[setting] = by = cleval.metric_rows(pages, found)
-        sums = {key: cleval.METRICS[m][1](by[m].sum(0)) for key, m in METRICS.items()}
+        sums = {key: cleval.METRICS[m](by[m].sum(0)) for key, m in METRICS.items()}
         result[setting] = {**values, "in_sample": {key: float(s[2]) for key, s in sums.items()}}
     result["plateau"] = int(plateau.sum())
 

@@ -504,7 +504,7 @@ def report_numbers(page):
     cells = (re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in page.split("<tr>"))
     rows = {html.unescape(c[0]): " ".join(c[1:]).replace(" to ", " ").split() for c in cells if c}
     numbers = {name: [float(v) for v in row] for name, row in rows.items() if row[0][0] in "01"}
-    return {m: numbers[name] for m, (name, _) in cleval.METRICS.items()}
+    return {m: numbers[name] for m, name in cleval.NAMES.items()}
 
 
 def check_report(page, result, names):
