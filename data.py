@@ -50,6 +50,7 @@ from files import (
     Parser,
     UsageError,
     exit_code,
+    guard,
     read_bytes,
     read_json,
     replace_file,
@@ -673,10 +674,10 @@ def resolve_data(data):
     return folder
 
 
-def load_splits(data, image_dir=None):
+def load_splits(data, image_dir=None, categories=()):
     """{split: pages} of every split that DATA names, or of the one that it is under None."""
     splits = [s for s in labels.SPLITS if labels.has_split(data, s)] or [None]
-    return {split: labels.load_labels(data, split, image_dir) for split in splits}
+    return {split: labels.load_labels(data, split, image_dir, categories) for split in splits}
 
 
 def describe(pages):
@@ -809,11 +810,11 @@ def new_folder(out):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def convert(data, out, to, image_dir=None):
+def convert(data, out, to, image_dir=None, categories=()):
     """Write the labels of every split of DATA to folder OUT, in a format of labels.FORMATS, and the
     pictures beside them: hard links, or copies where there can be none. Prints what the format
     could not hold. Raises DataError."""
-    splits = load_splits(data, image_dir)
+    splits = load_splits(data, image_dir, categories)
     with new_folder(out) as partial:
         for split, pages in splits.items():
             for name, text in labels.FORMATS[to](pages, split, split or Path(out).name):
@@ -906,6 +907,7 @@ def parse_args(argv):
     add = data_command("convert", run_convert, "labels in another format; says what it cannot hold")
     add("out", help="folder to make; the pictures are linked into it")
     add("--to", choices=tuple(labels.FORMATS), default="json", help="format to write (%(default)s)")
+    add("--categories", default="", help="COCO: those that are words, as text,word (default: all)")
 
     args, unknown = parser.parse_known_args(argv)
     if unknown:  # the nearest flag is one of this command, not of another
@@ -927,11 +929,13 @@ def run_synth(args):
 
 
 def run_convert(args):
-    convert(resolve_data(args.data), args.out, args.to, args.image_dir)
+    categories = args.categories.split(",") if args.categories else ()
+    convert(resolve_data(args.data), args.out, args.to, args.image_dir, categories)
 
 
 def run_split(args):
     pages = labels.load_labels(resolve_data(args.data), args.split, args.image_dir)
+    guard([args.out], [file for page in pages for file in (page.path, page.source)])
     inspect_pages(pages)
     split = split_json(pages, page_groups(pages), args.folds, args.seed)
     out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")

@@ -306,7 +306,8 @@ def coco_words(label_file, sheet, categories):
         if name not in names.values():
             raise UsageError(label_file, f"no category {name!r}", f"there are {there}")
     if len(counts) > 1 and not categories:
-        print(f"{label_file}: all categories are words: {there}", file=sys.stderr)
+        remedy = "data.py convert --categories chooses"
+        print(f"{label_file}: all categories are words: {there}; {remedy}", file=sys.stderr)
     return words
 
 

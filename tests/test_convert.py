@@ -515,7 +515,8 @@ def test_coco_categories(tmp_path, capsys):
     assert page.ids == ["1", "2", "3", "4"] and page.ignore == [False, False, False, True]
     said = capsys.readouterr().err
     assert (
-        said == f"{tmp_path}/c.json: all categories are words: text (2), logo (1), Illegible (1)\n"
+        said == f"{tmp_path}/c.json: all categories are words: text (2), logo (1), Illegible (1); "
+        "data.py convert --categories chooses\n"
     )
     (page,) = load_labels(tmp_path / "c.json", categories=["text"])
     assert page.ids == ["1", "3", "4"] and page.ignore == [False, False, True]
@@ -527,6 +528,32 @@ def test_coco_categories(tmp_path, capsys):
     for folder in ("other", sample(tmp_path / "other" / "images", "Label.txt")):
         with pytest.raises(UsageError, match="--categories: only COCO's labels have them"):
             load_labels(tmp_path / folder, "train", categories=["text"])
+
+
+def test_categories_are_chosen_by_a_flag(tmp_path, script, one_line):
+    blank(tmp_path / "a.jpg", 30, 40)
+    drawn = [{**BOX, "category_id": k} for k in (1, 2, 1, 3)]
+    (tmp_path / "c.json").write_text(coco(*drawn, categories=KINDS))
+    result = script("data.py", "convert", "c.json", "out", "--categories", "text")
+    assert result.returncode == 0 and not result.stderr
+    assert "1 pages, 3 words as json" in result.stdout
+    result = script("data.py", "convert", "c.json", "all", "--categories=logo,text")
+    assert "1 pages, 4 words" in result.stdout and not result.stderr
+    result = script("data.py", "check", "c.json")
+    assert "c.json: all categories are words: text (2), logo (1), Illegible (1)" in result.stderr
+    one_line(script("data.py", "convert", "out", "b", "--categories", "text"), "only COCO's labels")
+
+
+def test_a_split_replaces_no_labels(tmp_path, script, one_line):
+    write_json(tmp_path, {name: {"words": {}} for name in ("a.png", "b.png")})
+    before = (tmp_path / "train.json").read_bytes()
+    flags = "split", ".", "--folds", "2", "--out"
+    for out in ("train.json", "./train.json", "images/a.png"):
+        one_line(
+            script("data.py", *flags, out), f"{out}: is read by this command; write to another"
+        )
+    assert (tmp_path / "train.json").read_bytes() == before
+    assert script("data.py", *flags, "split.json").returncode == 0
 
 
 def test_a_crowd_is_ignored_by_its_box(tmp_path):
