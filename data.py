@@ -32,7 +32,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import shapely
-from PIL import Image, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin
 
 import labels
 from augment import (
@@ -69,6 +69,7 @@ ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 MAX_PICTURE_BYTES = 2**28
 MAX_JPEG_HEADER = 2**24
 MAX_PIXELS = 2**27
+FORMATS = ("PNG", "BMP", "WEBP", "TIFF")  # and JPEG
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # bits of cv2.IMREAD_REDUCED_COLOR_2, _4, _8
 
@@ -86,6 +87,7 @@ class Header(NamedTuple):
     width: int
     height: int
     end: int  # position in the file
+    transparent: bool
 
 
 def read_header(raw):
@@ -96,8 +98,12 @@ def read_header(raw):
         picture = JpegImagePlugin.JpegImageFile(file)
     else:
         file = io.BytesIO(raw)
-        picture = Image.open(file, formats=("PNG", "BMP", "WEBP", "TIFF"))
-    return Header(picture.format, *picture.size, file.tell())
+        picture = Image.open(file, formats=FORMATS)
+
+    # the fourth channel of a bitmap is often unused; 16-bit grey would be clipped
+    may_be = picture.format != "BMP" and picture.mode != "I;16"
+    transparent = may_be and picture.has_transparency_data
+    return Header(picture.format, *picture.size, file.tell(), transparent)
 
 
 def read_image(path):
@@ -131,10 +137,11 @@ def jpeg_reduction(width, height, factor):
 
 
 def decode_picture(raw, path, hps=(), tile=0):
-    """(picture uint8 RGB [H, W, 3], (width, height)) of a file's bytes, EXIF orientation applied.
-    A JPEG is decoded to 1/2, 1/4 or 1/8 of its sides, rounded up, where no fit of hps (or hp.size
-    pixels of each `tile`) needs more; width and height are those of the whole picture. Raises
-    DataError that names `path` on a broken or truncated file, or one of more than MAX_PIXELS.
+    """(picture uint8 RGB [H, W, 3], (width, height)) of a file's bytes, EXIF orientation applied,
+    on white where it is transparent. A JPEG is decoded to 1/2, 1/4 or 1/8 of its sides, rounded up,
+    where no fit of hps (or hp.size pixels of each `tile`) needs more; width and height are those of
+    the whole picture. Raises DataError that names `path` on a broken or truncated file, or one of
+    more than MAX_PIXELS.
 
     Pillow reads the header and OpenCV, three times as fast, the pixels: OpenCV alone would allocate
     what the header says, and fills a truncated file with grey."""
@@ -154,14 +161,30 @@ def decode_picture(raw, path, hps=(), tile=0):
     factors = [max(fit_factor((width, height), hp), tile and hp.size / tile) for hp in hps]
     factor = max(factors, default=1)
     divisor = jpeg_reduction(width, height, factor) if kind == "JPEG" else 1
-    image = None
-    with contextlib.suppress(cv2.error):
-        pixels = np.frombuffer(raw, np.uint8)
-        image = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB | REDUCED[divisor])
+    try:
+        image = decode_on_white(raw) if header.transparent else decode_opaque(raw, divisor)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 so do broken pixels
+        raise broken from None
     if image is None:
         raise broken
     turned = (image.shape[1] < image.shape[0]) != (width < height)
     return image, (height, width) if turned else (width, height)
+
+
+def decode_opaque(raw, divisor):
+    flags = cv2.IMREAD_COLOR_RGB | REDUCED[divisor]
+    return cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
+
+
+def decode_on_white(raw):
+    """OpenCV would leave the colour, often black, that an editor gave to transparent pixels."""
+    picture = Image.open(io.BytesIO(raw), formats=FORMATS)
+    picture = ImageOps.exif_transpose(picture).convert("RGBA")
+    page = Image.new("RGB", picture.size, "white")
+    page.paste(picture, mask=picture)
+    return np.array(page)
 
 
 def bytes_digest(raw):

@@ -570,6 +570,33 @@ def test_a_picture_is_judged_by_its_header(tmp_path, suffix, monkeypatch):
         read_image(tmp_path / "a")
 
 
+@pytest.mark.parametrize("kind", ["rgba.png", "palette.png", "grey.png", "rgba.webp"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_transparent_picture_is_laid_on_white(tmp_path, kind, orientation):
+    """Black print on a ground whose transparent pixels are black, too; half-seen is half white."""
+    alpha, exif = np.zeros((60, 90), np.uint8), Image.Exif()
+    alpha[20:40, 30:70], exif[274] = 255, orientation
+    path = tmp_path / f"a.{kind[-4:].strip('.')}"
+    if kind.startswith("rgba"):
+        alpha[:, :10] = 128
+        black = np.dstack([np.zeros((60, 90, 3), np.uint8), alpha])
+        Image.fromarray(black).save(path, lossless=True, exact=True, exif=exif)
+        half = slice(0, 10)
+    else:
+        flat = Image.fromarray(np.where(alpha, 1, 0).astype(np.uint8), "L")
+        if kind == "palette.png":
+            flat = flat.convert("P")
+            flat.putpalette([0, 0, 0] * 2)
+        flat.save(path, transparency=0, exif=exif)
+        half = slice(0, 0)
+    image = read_image(path)
+    if orientation == 6:
+        image = np.rot90(image)  # back to how it was stored
+    assert image.shape == (60, 90, 3) and image.dtype == np.uint8
+    assert image[20:40, 30:70].max() <= 1 and image[:20, 10:].min() == 255
+    assert (abs(image[:, half].astype(int) - 127) <= 1).all()
+
+
 def test_large_pictures_are_no_reason_to_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
