@@ -213,13 +213,21 @@ def map_threads(function, items, desc):
 def inspect_pages(pages, desc="reading pages"):
     """Open every picture once, under a bar named `desc`. Sets of each page: size (width, height);
     digest of the picture's bytes; thumbnail [1024] for `near_duplicates`; repaired, the words as
-    training takes them. Raises DataError on the first picture that cannot be read."""
+    training takes them. Raises DataError on the last picture that cannot be read, after a line for
+    each of the others."""
 
     def inspect(page):
-        page.thumbnail = thumbnail(open_page(page, [Hparams(fit="area")]))
-        page.repaired = repair_words(page)
+        try:
+            page.thumbnail = thumbnail(open_page(page, [Hparams(fit="area")]))
+            page.repaired = repair_words(page)
+        except DataError as error:
+            return error
 
-    map_threads(inspect, pages, desc)
+    errors = [error for error in map_threads(inspect, pages, desc) if error]
+    for error in errors[:-1]:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        raise errors[-1]
 
 
 # ---------------------------------------------------------------- sizes

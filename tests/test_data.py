@@ -774,6 +774,19 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, command, code, messa
     assert said.err.startswith("error: ") and message in said.err
 
 
+def test_all_broken_pictures_are_named_at_once(tmp_path, script):
+    images = {}
+    for name in ("a.png", "b.png", "c.png", "d.jpg"):
+        images |= write_page(tmp_path, name)
+        os.truncate(tmp_path / "images" / name, 700)
+    write_page(tmp_path, "c.png")
+    result = script("data.py", "check", write_labels(tmp_path, images))
+    lines = result.stderr.splitlines()
+    assert result.returncode == 1 and all(line.startswith("error: ") for line in lines)
+    names = [line.split("/images/")[1] for line in lines]
+    assert [name.split(":")[0] for name in names] == ["a.png", "b.png", "d.jpg"], lines
+
+
 def test_synth_and_split_commands(tmp_path, script):
     draw = ("data.py", "synth", "s", "--pages", 12, "--size", 160, "--words", 6)
     assert script(*draw).returncode == 0
