@@ -21,6 +21,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 import zlib
 from collections import Counter
@@ -752,13 +753,15 @@ def check(data, hp, image_dir=None, pictures=None):
         rows = [(split, page) for split, pages in splits.items() for page in pages]
         pages = [page for _, page in rows]
         stated = [page.size for page in pages]
-        inspect_pages(pages)
+        with libjpeg_lines() as lines:
+            inspect_pages(pages)
 
         for split, some in splits.items():
             print(f"{split:5s} {describe(some)}")
             for line in dict.fromkeys(describe_print(some, replace(hp, fit=fit)) for fit in FITS):
                 print(f"{split:5s} {line}")
         print_findings(
+            damaged_pictures(rows if lines else []),
             turned_pages(rows),
             other_sizes(rows, stated),
             shown_twice(rows),
@@ -782,6 +785,31 @@ def print_findings(*checks):
     for kind, count in counts.items():
         if count > 5:
             print(f"{kind}: {count - 5} more")
+
+
+@contextlib.contextmanager
+def libjpeg_lines():
+    """A list that gets the lines libjpeg writes to standard error meanwhile, behind Python's back.
+    What Python itself writes there is let through."""
+    lines = []
+    with tempfile.TemporaryFile() as file, os.fdopen(os.dup(2), "w") as stderr:
+        os.dup2(file.fileno(), 2)
+        try:
+            with contextlib.redirect_stderr(stderr):
+                yield lines
+        finally:
+            os.dup2(stderr.fileno(), 2)
+        file.seek(0)
+        text = file.read().decode(errors="replace")
+        lines += [line for line in text.splitlines() if "JPEG" in line]
+
+
+def damaged_pictures(rows):
+    for split, page in rows:
+        with libjpeg_lines() as lines:
+            read_page(page.path, [Hparams(fit="area")])
+        if lines:
+            yield "warning: damaged picture", f"{split} {page.name}: {lines[0]}; fetch it again"
 
 
 def turned_pages(rows):

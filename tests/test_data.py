@@ -787,6 +787,30 @@ def test_all_broken_pictures_are_named_at_once(tmp_path, script):
     assert [name.split(":")[0] for name in names] == ["a.png", "b.png", "d.jpg"], lines
 
 
+def damaged_jpegs():
+    """{name: bytes} of JPEGs that decode to the end and that libjpeg is not content with."""
+    raw, middle = cv2.imencode(".jpg", NOISE)[1].tobytes(), 20_000
+    progressive = cv2.imencode(".jpg", NOISE, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    return {
+        "zeros.jpg": raw[:middle] + bytes(400) + raw[middle + 400 :],
+        "half.jpg": raw[: len(raw) // 2] + b"\xff\xd9",
+        "progressive.jpg": progressive[: len(progressive) // 2] + b"\xff\xd9",
+    }
+
+
+def test_a_damaged_jpeg_is_named_and_libjpeg_itself_says_nothing(tmp_path, script):
+    images = write_page(tmp_path, "whole.jpg")
+    for name, raw in damaged_jpegs().items():
+        images |= write_page(tmp_path, name)
+        (tmp_path / "images" / name).write_bytes(raw)
+    result = script("data.py", "check", write_labels(tmp_path, images))
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    lines = [line for line in result.stdout.splitlines() if "damaged picture" in line]
+    for name, line in zip(damaged_jpegs(), lines, strict=True):
+        start = f"warning: damaged picture: train {name}: Corrupt JPEG data: "
+        assert line.startswith(start) and line.endswith("fetch it again"), line
+
+
 def test_synth_and_split_commands(tmp_path, script):
     draw = ("data.py", "synth", "s", "--pages", 12, "--size", 160, "--words", 6)
     assert script(*draw).returncode == 0
