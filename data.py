@@ -12,6 +12,7 @@ gt_*.txt, PaddleOCR's Label.txt, labelme's *.json, COCO's as CVAT, Label Studio 
 them) or one label file with its pictures beside it."""
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import io
@@ -72,6 +73,7 @@ MAX_JPEG_HEADER = 2**24
 MAX_PIXELS = 2**27
 FORMATS = ("PNG", "BMP", "WEBP", "TIFF")  # and JPEG
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+FICLONE = 0x40049409  # ioctl: share the blocks of another file (btrfs, XFS)
 REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # bits of cv2.IMREAD_REDUCED_COLOR_2, _4, _8
 
 # errors and limits are ours
@@ -876,10 +878,10 @@ def new_folder(out):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def convert(data, out, to, image_dir=None, categories=()):
+def convert(data, out, to, image_dir=None, categories=(), link=False):
     """Write the labels of every split of DATA to folder OUT, in a format of labels.FORMATS, and the
-    pictures beside them: hard links, or copies where there can be none. Prints what the format
-    could not hold. Raises DataError."""
+    pictures beside them: copies, or with `link` hard links. Prints what the format could not hold.
+    Raises DataError."""
     splits = load_splits(data, image_dir, categories)
     with new_folder(out) as partial:
         for split, pages in splits.items():
@@ -889,18 +891,26 @@ def convert(data, out, to, image_dir=None, categories=()):
                 replace_file(partial / name, text)
             folder = partial / ("images" if to == "json" else "") / (split or "")
             for page in pages:
-                path = folder / page.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(OSError):  # not on another file system
-                    os.link(page.path.resolve(), path)
-                if not path.exists():
-                    shutil.copyfile(page.path, path)
+                place_picture(page.path, folder / page.name, link)
         again = [page for s in splits for page in labels.load_labels(partial, s or "train")]
 
     pages = [page for some in splits.values() for page in some]
     lost = ", ".join(f"{count} {kind}" for kind, count in labels.losses(pages, again).items())
     words = sum(len(page.polygons) for page in pages)
     print(f"{out}: {len(pages)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
+
+
+def place_picture(source, path, link):
+    """Copy a picture, where the file system can without using room until one of the two changes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        with contextlib.suppress(OSError):  # not on another file system
+            return os.link(source.resolve(), path)
+    with open(source, "rb") as old, open(path, "wb") as new:
+        try:
+            fcntl.ioctl(new, FICLONE, old.fileno())
+        except OSError:
+            shutil.copyfileobj(old, new)
 
 
 def synth(out, count, seed, **kind):
@@ -971,9 +981,10 @@ def parse_args(argv):
     add("--out", help="JSON to write (runs/split-DATA-FOLDS.json)")
 
     add = data_command("convert", run_convert, "labels in another format; says what it cannot hold")
-    add("out", help="folder to make; the pictures are linked into it")
+    add("out", help="folder to make; the pictures are copied into it")
     add("--to", choices=tuple(labels.FORMATS), default="json", help="format to write (%(default)s)")
     add("--categories", default="", help="COCO: those that are words, as text,word (default: all)")
+    add("--link", action="store_true", help="hard links: no room, but a tool may turn the original")
 
     args, unknown = parser.parse_known_args(argv)
     if unknown:  # the nearest flag is one of this command, not of another
@@ -996,7 +1007,7 @@ def run_synth(args):
 
 def run_convert(args):
     categories = args.categories.split(",") if args.categories else ()
-    convert(resolve_data(args.data), args.out, args.to, args.image_dir, categories)
+    convert(resolve_data(args.data), args.out, args.to, args.image_dir, categories, args.link)
 
 
 def run_split(args):

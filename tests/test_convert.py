@@ -1,6 +1,7 @@
 """Label formats: what people's tools write is read; every pair of formats goes there and back."""
 
 import json
+import os
 import unicodedata
 from collections import Counter
 from pathlib import Path, PurePath
@@ -376,16 +377,43 @@ def test_paddle_files_are_those_that_ppocrlabel_opens(tmp_path, monkeypatch):
         assert page.ignore == [True, False] and page.name == "a.jpg"
 
 
-def test_pictures_are_copied_where_they_cannot_be_linked(tmp_path, monkeypatch):
+def converted(tmp_path, out, *flags):
+    """(picture of a set, the same picture in the set that `convert` made of it)."""
+    write_json(tmp_path / "in", {"a.jpg": {"words": {}}})
+    assert data.main(["convert", str(tmp_path / "in"), str(tmp_path / out), *flags]) == 0
+    (page,) = load_labels(tmp_path / out, "train")
+    return tmp_path / "in" / "images" / "a.jpg", page.path
+
+
+def test_a_tool_that_turns_a_converted_picture_leaves_the_original(tmp_path):
+    source, copy = converted(tmp_path, "out")
+    raw = source.read_bytes()
+    assert copy.read_bytes() == raw and copy.stat().st_nlink == source.stat().st_nlink == 1
+    copy.write_bytes(b"turned in place")
+    assert source.read_bytes() == raw
+
+
+def test_pictures_are_linked_on_demand_and_copied_where_they_cannot_be(tmp_path, monkeypatch):
+    source, linked = converted(tmp_path, "linked", "--link")
+    assert linked.samefile(source)
+
     def no_links(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    write_json(tmp_path / "in", {"a.jpg": {"words": {}}})
     monkeypatch.setattr(data.os, "link", no_links)
-    data.convert(tmp_path / "in", tmp_path / "out", "json")
-    (page,) = load_labels(tmp_path / "out", "train")
-    assert page.path.stat().st_nlink == 1
-    assert page.path.read_bytes() == (tmp_path / "in" / "images" / "a.jpg").read_bytes()
+    source, copy = converted(tmp_path, "copied", "--link")
+    assert not copy.samefile(source) and copy.read_bytes() == source.read_bytes()
+
+
+def test_a_file_system_that_can_shares_the_blocks_of_a_copy(tmp_path, monkeypatch):
+    def clone(new, request, old):
+        assert request == data.FICLONE
+        new.write(os.pread(old, 1 << 20, 0))
+
+    monkeypatch.setattr(data.fcntl, "ioctl", clone)
+    monkeypatch.setattr(data.shutil, "copyfileobj", lambda *_: pytest.fail("copied"))
+    source, copy = converted(tmp_path, "out")
+    assert copy.read_bytes() == source.read_bytes()
 
 
 def test_pictures_in_sub_folders(tmp_path):
