@@ -725,7 +725,7 @@ def describe(pages):
     """Counts of inspected pages on one line, zeros left out."""
     words = [len(page.polygons) for page in pages]
     counts = Counter(pages=len(pages), words=sum(words))
-    counts["words a page"] = np.median(words or [0])
+    counts["words a page (median)"] = np.median(words or [0])
     counts["without text"] = words.count(0)
     for page in pages:
         counts.update(ignored=sum(page.ignore), **page.repaired.counts)

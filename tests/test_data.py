@@ -714,7 +714,7 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
     write_labels(tmp_path, write_page(tmp_path, "e.png", words={}, group="g"), "val")
     result = script("data.py", "check", ".", "--size", "32")
     assert result.returncode == 0, result.stderr
-    says = ["train 2 pages, 2 words", "1 without text"]
+    says = ["train 2 pages, 2 words, 1 words a page (median)", "1 without text"]
     says += ["fit longer: words 5.6 px", "fit area: words 7.2"]
     says += ["on 100% of pages under 10 px (too small to read: use a larger --size)"]
     says += [
