@@ -35,7 +35,9 @@ from files import (
     DataError,
     Parser,
     UsageError,
+    check_writable,
     exit_code,
+    guard,
     read_bytes,
     read_json,
     read_text,
@@ -373,8 +375,6 @@ def write_submission(path, pages, found):
 def read_table(path):
     """A CSV of the header HEADER -> [(line, fields)]. Raises DataError when it is none."""
     text = read_text(path, 2**26)
-    if read_bytes(path, 2**26).startswith(codecs.BOM_UTF8):
-        raise DataError(f"{path}: line 1", "a byte order mark before the header", "save without it")
     try:
         csv.field_size_limit(2**20)
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -435,7 +435,10 @@ def read_submission(path, names=None, sizes=None, ordered=False):
     line each. names: the pages it has to hold, in their order where `ordered`; sizes: {name:
     (width, height)}. Raises DataError when it is no table."""
     regions, problems, first = {}, [], {}
-    for line, row in read_table(path):
+    rows = read_table(path)
+    if read_bytes(path).startswith(codecs.BOM_UTF8):  # a sample may have one
+        problems.append(f"{path}: line 1: a byte order mark before the header; save without it")
+    for line, row in rows:
         where = f"{path}: line {line}"
         if len(row) != 2:
             problems.append(f"{where}: {len(row)} fields; 2 are needed, quote a name with a comma")
@@ -611,6 +614,20 @@ def check_flags(args):
         raise UsageError(f"--decide {high:g} {low:g}", "no falling shares", "of 96.6 % write 0.966")
 
 
+def check_outputs(args, ensemble, pages):
+    """Where the predictions go, or None. Raises UsageError where an output would replace an input
+    or, beside a submission, another file, and OSError where it cannot be written."""
+    beside = Path(args.submission).with_suffix(".json") if args.submission else None
+    derived = [] if args.out else [beside]
+    inputs = [args.sample, args.hparams, *(member.name for member in ensemble.members)]
+    inputs += [file for page in pages for file in (page.path, page.source)]
+    guard([args.out, args.submission], inputs, derived)
+    out = args.out or beside
+    for path in filter(None, (out, args.submission)):
+        check_writable(path)
+    return out
+
+
 def run(args):
     check_flags(args)
     if args.validate:
@@ -619,6 +636,7 @@ def run(args):
         raise UsageError(f"--submission {args.submission}", "not a .csv file")
     ensemble = build(args)
     pages, code = choose_pages(args, ensemble.members), 0
+    out = check_outputs(args, ensemble, pages)
     labelled = any(page.polygons for page in pages)
     for member in (m for m in ensemble.members if m.regions is not None):
         evaluate.check_pages(member.name, member.regions, pages, labelled)
@@ -629,7 +647,6 @@ def run(args):
     else:
         evaluate.refuse_idle(args, [("decide json", False, "the pages have no labels")])
         ((found,),) = predict_all(ensemble, pages, [range(len(ensemble.members))])[1:]
-    out = args.out or args.submission and Path(args.submission).with_suffix(".json")
     with evaluate.predictions_file(out) as write:  # nothing without a path
         for page, one in zip(pages, found):
             write(page, one)

@@ -237,7 +237,7 @@ def guard(outputs, inputs, derived=()):
         if os.path.realpath(path) in read:
             raise UsageError(path, "is read by this command", "write to another file")
         if path in derived and os.path.exists(path):
-            raise UsageError(path, "exists, and no flag names it", "name another, or remove it")
+            raise UsageError(path, "exists, and no flag names it", "name it by --out, or remove it")
 
 
 # ---------------------------------------------------------------- locks

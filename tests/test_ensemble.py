@@ -301,7 +301,7 @@ SQUARES = [f"{x} {y} {x + 1} {y} {x + 1} {y + 1} {x} {y + 1}" for x in range(50)
 DAMAGE = {
     "header": (GOOD.replace("polygons", "polygon"), "line 1", "filename,polygons"),
     "no header": (GOOD.split("\n", 1)[1], "line 1", "header"),
-    "bom": ("\ufeff" + GOOD, "line 1", "header"),
+    "bom": ("\ufeff" + GOOD, "line 1", "a byte order mark before the header"),
     "nothing": ("", "line 1", "header"),
     "not text": (GOOD + "\udcff\udcfe,\n", "bad.csv: not text in UTF-8"),
     "float": (GOOD.replace("29 9", "29.0 9"), "line 2: a.jpg: region 2", "29.0 9"),
@@ -530,6 +530,36 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run):
     Path("OTHER/images").symlink_to("../DATA/images")
     err = run(FOLDS[0], "--data", "OTHER", "--submission", "d.csv").err
     assert "warning: OTHER: no test split, val is taken\n" in err
+
+
+def test_a_sample_may_have_a_byte_order_mark(run):
+    text = "filename,polygons\ntest2.png,\ntest0.png,\n"
+    Path("bom.csv").write_bytes(("\ufeff" + text).encode())
+    run(*MAPS, "--sample", "bom.csv", "--submission", "e.csv")
+    assert list(read_submission("e.csv", None)[0]) == ["test2.png", "test0.png"]
+    err = run("--validate", "bom.csv", code=1).err
+    assert "bom.csv: line 1: a byte order mark before the header; save without it" in err
+
+
+def test_no_output_replaces_labels_members_or_what_nobody_named(run):
+    shutil.copytree("DATA", "LAB")
+    Path("keepme.json").write_text("[]")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    lab, here = ("--method", "voting", "--data", "LAB"), ("p0.json", "p1.json", *VOTING)
+    write_found("t0.json", {f"test{n}.png": saw(box(9, 9, 30, 9)) for n in range(3)})
+    for flags, words in (
+        (("t0.json", *lab, "--submission", "LAB/test.csv"), "LAB/test.json: is read by this"),
+        (("t0.json", *lab, "--submission", "t0.csv"), "t0.json: is read by this command"),
+        (("t0.json", *lab, "--submission", "keepme.csv"), "keepme.json: exists, and no flag names"),
+        ((*here, "--out", "p0.json"), "p0.json: is read by this command; write to another file"),
+        ((*here, "--out", "./DATA/../DATA/val.json"), "DATA/val.json: is read by this command"),
+        ((*here, "--out", "DATA/images/val0.png"), "val0.png: is read by this command"),
+    ):
+        err = run(*flags, code=2).err
+        assert words in err and len(err.splitlines()) <= 3, err
+    assert all(path.read_bytes() == raw for path, raw in before.items())
+    run("t0.json", *lab, "--submission", "keepme.csv", "--out", "keepme.json")
+    assert evaluate.read_predictions("keepme.json").keys() == {f"test{n}.png" for n in range(3)}
 
 
 def test_a_detector_without_some_pages_abstains_or_is_refused(run):
