@@ -240,11 +240,11 @@ def house(tmp_path, monkeypatch):
             cv2.imwrite(f"DATA/images/{page.name}", np.full((200, 150, 3), seed, np.uint8))
         files.write_json(f"DATA/{split}.json", labels.pages_to_json(pages))
 
-    def predict_maps(networks, pages, *_):
+    def predict_each(networks, pages, device, job, *_):
         calls.append(len(pages))
-        for i, page in reversed([*enumerate(pages)]):
+        for i, page in enumerate(pages):
             page.size = (150, 200)
-            yield i, [maps[page.name][0]]
+            yield i, job(page, [maps[page.name][0]])
 
     def load_network(source, device):
         state = load_checkpoint(source)
@@ -254,7 +254,7 @@ def house(tmp_path, monkeypatch):
         held = [f"{n}.png" for n in range(6) if n // 2 % 2 == fold - 1]
         save_run(source, replace(HP, data="DATA", folds=2, fold=fold), held)
     save_run(PLAIN, replace(HP, data="DATA"))
-    monkeypatch.setattr(evaluate, "predict_maps", predict_maps)
+    monkeypatch.setattr(evaluate, "predict_each", predict_each)
     monkeypatch.setattr(evaluate, "load_network", load_network)
     monkeypatch.setattr(evaluate, "GRID", SMALL)
     return calls
