@@ -2,7 +2,6 @@
 augmented, and the target maps the network learns; and which pages are trained on.
 
 python data.py check DATA [--pictures OUT]    what DATA holds and what will go wrong
-python data.py diff OLD NEW                   labels added, removed and moved, by page
 python data.py synth OUT --pages 64 --seed 0  draw synthetic receipts with exact labels
 python data.py split DATA --folds 5           stratified, grouped folds as one JSON with a hash
 python data.py convert DATA OUT --to paddle   labels from one format to another
