@@ -24,7 +24,7 @@ DECODING = (  # hyperparameters that decode a page
     "mode",
     "shrink_ratio",  # of the training targets, which the unclip undoes
 )
-RAGGED = 0.5  # px; the stairs of a turned line; a hull that adds more is bent or two lines
+RAGGED = 0.55  # px; the stairs of a turned line make up to 0.5; a hull that adds more is bent
 CLIPPER_SCALE = 256  # clipper works on integers; 1/256 px is far below what a label resolves
 
 # what a file of polygons may hold
@@ -53,8 +53,7 @@ def polygons_from_map(prob, *, thresh, **settings):
 
 def first_that_fit(polygons, scores):
     """The first of polygons [P, 2] and scores [N], as many as have MAX_PAGE_POINTS together."""
-    points = np.cumsum([len(polygon) for polygon in polygons])
-    count = (points <= MAX_PAGE_POINTS).sum()
+    count = (np.cumsum([*map(len, polygons)]) <= MAX_PAGE_POINTS).sum()
     return polygons[:count], scores[:count]
 
 
@@ -62,7 +61,7 @@ def to_page(polygons, scale, page_size):
     """Polygons in map pixels -> polygons in page pixels, inside the page, of at most MAX_POINTS
     points. One that would cross itself, because its points are moved onto the page's edge one by
     one, is cut along the edge instead."""
-    sizes = np.array([len(polygon) for polygon in polygons], int)
+    sizes = np.array([*map(len, polygons)], int)
     xy = np.concatenate([np.zeros((0, 2)), *polygons]) / scale
     inside = xy.clip(0, page_size)
 
@@ -102,9 +101,9 @@ class Candidates(NamedTuple):
     """Blobs of one thresholded map, best score first. outlines: N arrays [P, 2] through the centres
     of a blob's outermost pixels, clockwise on the screen: its hull, which evens out ragged edges,
     where `convex` [N], else its contour. margins: [N] from there to the edge of the pixels, half a
-    pixel minus what a hull adds. sizes: [2, N] area and perimeter of the pixels. rects: [N, 5]
-    their smallest rectangle (centre x, centre y, width, height, angle in radians within 45 degrees
-    of upright). scores: [N], mean probability inside the contour."""
+    pixel minus what a hull adds. sizes: [2, N] number of pixels, those of holes included, and their
+    perimeter. rects: [N, 5] rectangles of the same areas, see `min_area_rects`. scores: [N], mean
+    probability inside the contour."""
 
     outlines: list
     convex: np.ndarray
@@ -120,39 +119,40 @@ def find_candidates(prob, thresh):
     contours = find_contours(prob, thresh)
     scores = np.array([contour_score(prob, contour) for contour in contours])
     if prob.dtype == np.uint8:
-        scores = scores / 255
+        scores /= 255
     best_first = np.argsort(-scores, kind="stable")
     contours = [contours[i][:, 0] for i in best_first]
 
-    # what a hull adds to the pixels, in px of their outline
-    outlines = [cv2.convexHull(contour)[:, 0] + 0.5 for contour in contours]
-    hull_area, hull_length = measure(outlines)
-    area, length = measure(contours)
-    gap = np.maximum(hull_area - area, 0) / length
+    # Pick's theorem; a contour has as many pixels on it as steps
+    area, length, steps = measure(contours)
+    pixels = area + steps / 2 + 1
+    perimeter = length + 4
 
-    # where that is much, the contour itself
+    # what the hull adds to the pixels if its edge is half a pixel outside, in px of their outline
+    outlines = [cv2.convexHull(contour)[:, 0] + 0.5 for contour in contours]
+    hull_area, hull_length, _ = measure(outlines)
+    gap = (hull_area + hull_length / 2 + 1 - pixels) / perimeter
+
+    # a ragged or bent blob keeps its contour
     convex = gap <= RAGGED
     for i in np.flatnonzero(~convex):
-        simple = cv2.approxPolyDP(contours[i], 0.002 * length[i], True)[:, 0]
+        simple = cv2.approxPolyDP(contours[i], 0.002 * perimeter[i], True)[:, 0]
         outlines[i] = (simple if len(simple) > 2 else contours[i]) + 0.5
 
     return Candidates(
         outlines,
         convex,
         margins=0.5 - np.where(convex, gap, 0),
-        sizes=np.stack([area, np.where(convex, hull_length, length)]),
-        rects=min_area_rects(contours),
+        sizes=np.stack([pixels, np.where(convex, hull_length + 4, perimeter)]),
+        rects=min_area_rects(contours, pixels),
         scores=scores[best_first],
     )
 
 
 def find_contours(prob, thresh):
     """Outer contours [P, 1, 2] of more than one pixel of a map above `thresh`."""
-    level = thresh
-    if prob.dtype == np.uint8:
-        level = int(thresh * 255)  # an int, so that bytes are compared as bytes
+    level = int(thresh * 255) if prob.dtype == np.uint8 else thresh  # bytes compare as bytes
     binary = (prob > level).view(np.uint8)
-
     contours, tree = cv2.findContours(binary, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
         return []
@@ -169,23 +169,35 @@ def contour_score(prob, contour):
 
 
 def measure(outlines):
-    """Area [N] and perimeter [N] of the pixels inside outlines N x [P, 2] through pixel centres.
-    The pixels' edges lie half a pixel outside: a blob one pixel thin has an area."""
+    """Area [N], length [N] and steps [N] from pixel to pixel, upright or diagonal, of outlines
+    N x [P, 2] through pixel centres."""
     xy, before, first = join_outlines(outlines)
-    cross = xy[before, 0] * xy[:, 1] - xy[:, 0] * xy[before, 1]
-    area = np.abs(np.add.reduceat(cross, first)) / 2
-    length = np.add.reduceat(np.hypot(*(xy - xy[before]).T), first)
-    return area + length / 2 + 1, length + 4
+    x, y = xy.T
+    dx, dy = (xy - xy[before]).T
+    area = abs(np.add.reduceat(x * dy - y * dx, first)) / 2
+    length = np.add.reduceat(np.hypot(dx, dy), first)
+    steps = np.add.reduceat(np.maximum(abs(dx), abs(dy)), first)
+    return area, length, steps
 
 
-def min_area_rects(contours):
-    """Smallest rotated rectangle of each contour's pixels as [N, 5], see `Candidates`."""
-    rects = []
-    for contour in contours:
-        centre, sides, degrees = cv2.minAreaRect(contour)
-        rects.append((*centre, *sides, degrees))
+def min_area_rects(contours, pixels):
+    """Rectangles [N, 5] (centre x, centre y, width, height, angle in radians within 45 degrees of
+    upright) of contours through pixel centres, each as large as its number of `pixels` [N].
+
+    The smallest rectangle w x h through the outermost pixel centres is smaller than the word whose
+    pixels they are. An upright word is larger by one pixel each way; a turned word by less, because
+    some centres lie close to its edges. On average over places a word covers as many centres as its
+    area has pixels. So both sides grow by the x with (w + x) (h + x) = pixels, which is exactly 1
+    for upright rectangles. A bent blob, which fills little of its rectangle, has a negative x; the
+    short side loses at most a quarter."""
+    rects = [(*centre, *sides, angle) for centre, sides, angle in map(cv2.minAreaRect, contours)]
     rects = np.array(rects).reshape(-1, 5)
-    rects += (0.5, 0.5, 1, 1, 0)
+    rects[:, :2] += 0.5
+
+    w, h = rects[:, 2:4].T
+    growth = (np.sqrt((w - h) ** 2 + 4 * pixels) - w - h) / 2
+    growth = growth.round(3).clip(-np.minimum(w, h) / 4)  # OpenCV's sides are rounded
+    rects[:, 2:4] += growth[:, None]
 
     # OpenCV's angle may name either side: turned by quarters, it is the width's
     quarters = np.round(rects[:, 4] / 90)
@@ -288,11 +300,10 @@ def signed_area(polygon):
 
 def rect_corners(rects):
     """Corners of rectangles [N, 5] as [N, 4, 2], clockwise from the top left one."""
-    signs = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-    x, y = np.moveaxis(rects[:, None, 2:4] / 2 * signs, 2, 0)  # [N, 4] each, before the turn
+    x = rects[:, 2:3] / 2 * (-1, 1, 1, -1)  # [N, 4], before the turn
+    y = rects[:, 3:4] / 2 * (-1, -1, 1, 1)
     cos, sin = np.cos(rects[:, 4:]), np.sin(rects[:, 4:])
-    turned = np.stack([x * cos - y * sin, x * sin + y * cos], 2)
-    return rects[:, None, :2] + turned
+    return rects[:, None, :2] + np.stack([x * cos - y * sin, x * sin + y * cos], 2)
 
 
 def join_outlines(outlines):
@@ -332,13 +343,13 @@ def offset_convex(outlines, distance):
     turn[before] = (angle - angle[before] + 1e-9) % (2 * np.pi)
 
     # the moved points of all vertices; `second` of those that have two
-    points = np.where(turn > np.pi / 2 + 1e-6, 2, 1)
+    points = 1 + (turn > np.pi / 2 + 1e-6)
     vertex = np.repeat(np.arange(len(xy)), points)
-    second = np.append(False, vertex[1:] == vertex[:-1])
+    second = np.diff(vertex, prepend=-1) == 0
 
     aside = (turn / points / 2)[vertex]
     normal = angle[vertex] - np.pi / 2
-    direction = normal + np.where(second, 3 * aside, aside)
+    direction = normal + aside * (1 + 2 * second)
     counts = np.add.reduceat(points, first)
     reach = np.repeat(distance, counts) / np.cos(aside)
     moved = xy[vertex] + reach[:, None] * np.stack([np.cos(direction), np.sin(direction)], 1)
@@ -353,5 +364,4 @@ def offset_polygon(polygon, distance):
     path = np.round(np.asarray(polygon, np.float64) * CLIPPER_SCALE).astype(np.int64)
     clipper = pyclipper.PyclipperOffset(arc_tolerance=0.25 * CLIPPER_SCALE)
     clipper.AddPath(path.tolist(), pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON)
-    moved = clipper.Execute(distance * CLIPPER_SCALE)
-    return [np.array(points) / CLIPPER_SCALE for points in moved]
+    return [np.array(p) / CLIPPER_SCALE for p in clipper.Execute(distance * CLIPPER_SCALE)]

@@ -1,12 +1,14 @@
 """Geometry: offsets against closed forms, decoding against drawn shapes, round trips."""
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import shapely
+import turned
 from conftest import write_predictions
 
 import db_postprocess as db
@@ -190,6 +192,60 @@ def test_boxes_run_clockwise_from_the_top_left_whatever_their_turn():
             (box,), _ = decode(drawn(quad_at((200, 200), sides, degrees)))
             (x, y), (_, down) = box[1] - box[0], box[2] - box[1]
             assert abs(y) < x and down > 0
+
+
+@pytest.mark.parametrize("degrees", turned.ANGLES)
+def test_boxes_of_turned_words_fit_as_well_as_polygons(degrees):
+    box, area = turned.fit_of_words("box", degrees, 100)
+    polygon, _ = turned.fit_of_words("polygon", degrees, 100)
+    assert box >= 0.99 * polygon and abs(area - 1) <= 0.015, (box, polygon, area)
+    assert polygon > 0.925
+
+
+def test_boxes_of_upright_words_are_their_pixels():
+    """A pixel more than from centre to centre, to the last bit, however OpenCV rounds."""
+    rng = np.random.default_rng(8)
+    for _ in range(200):
+        x, y, *sides = rng.integers(1, [150, 50, 3000, 120], dtype=int)
+        prob = np.zeros((200, 3200), np.uint8)
+        prob[y : y + sides[1], x : x + sides[0]] = 255
+        contours, _ = cv2.findContours(prob, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        (rect,) = db.find_candidates(prob, 0.5).rects
+        _, centre_to_centre, _ = cv2.minAreaRect(contours[0])
+        assert sorted(rect[2:4]) == sorted(np.array(centre_to_centre) + 1)
+        exact = [x + sides[0] / 2, y + sides[1] / 2, *sides, 0]
+        np.testing.assert_allclose(rect, exact, atol=1e-3)
+
+
+def test_a_rectangle_has_the_area_of_its_pixels_and_loses_a_quarter_at_most():
+    line, arc = np.zeros((2, 200, 400), np.uint8)
+    cv2.line(line, (20, 30), (380, 50), 255, 5)
+    cv2.ellipse(arc, (200, 180), (150, 150), 0, 200, 340, 255, 16)
+    (rect,) = db.find_candidates(line, 0.5).rects
+    assert rect[2:4].prod() == pytest.approx(np.count_nonzero(line), rel=1e-3)
+    rows, columns = np.nonzero(arc)
+    (rect,) = db.find_candidates(arc, 0.5).rects
+    height, width = np.ptp(rows), np.ptp(columns)
+    assert rect[2:] == pytest.approx((width - height / 4, height - height / 4, 0))
+
+
+def test_sizes_are_numbers_of_pixels_whatever_the_shape():
+    """Against contours filled one by one, holes with them, on noise and drawings."""
+    rng, count = np.random.default_rng(9), 0
+    for prob in itertools.chain(*(strange_maps(rng) for _ in range(20))):
+        contours, _ = cv2.findContours(
+            np.uint8(prob > 102), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+        )
+        filled = []
+        for contour in contours:
+            mask = np.zeros(prob.shape, np.uint8)
+            cv2.drawContours(mask, [contour], 0, 1, cv2.FILLED)
+            filled.append(np.count_nonzero(mask))
+        pixels = db.find_candidates(prob, 0.4).sizes[0]
+        missing = Counter(n for n in filled if n > 1) - Counter(pixels.tolist())
+        assert not missing, missing  # find_candidates has islands in holes, too
+        count += len(pixels)
+    assert count > 500
 
 
 def test_pages_are_decoded_by_the_values_of_a_run_and_inside_themselves():
