@@ -47,12 +47,13 @@ def decode_page(prob, page_size, hp):
 
 
 def polygons_from_map(prob, *, thresh, **settings):
-    """Polygons (list of N [P, 2], map px) and scores [N] of a map; see the two that it joins."""
+    """Polygons (list of N [P, 2], map px) and scores [N] of a map: `find_candidates`, then
+    `decode_candidates`."""
     return decode_candidates(find_candidates(prob, thresh), **settings)
 
 
 def first_that_fit(polygons, scores):
-    """The first of polygons [P, 2] and scores [N], as many as have MAX_PAGE_POINTS together."""
+    """The first of polygons [P, 2] and scores [N] that have at most MAX_PAGE_POINTS together."""
     count = (np.cumsum([*map(len, polygons)]) <= MAX_PAGE_POINTS).sum()
     return polygons[:count], scores[:count]
 
@@ -220,8 +221,8 @@ def decode_candidates(
     mode,
     shrink_ratio=SHRINK_RATIO,
 ):
-    """Polygons (list of N [P, 2]) and scores [N] of Candidates, best score first, in map pixels:
-    of scores >= box_thresh the max_candidates best, of these the ones whose short side is at least
+    """Polygons (list of N [P, 2], map px) and scores [N] of Candidates, best score first: those of
+    the max_candidates best blobs that score at least box_thresh and whose short side is at least
     min_size pixels after the unclip. mode: polygon (outline of the blob; its rectangle if the
     unclip leaves nothing, or over MAX_POINTS points) or box (its rectangle, grown in closed form).
     Raises ValueError on an unknown mode."""
