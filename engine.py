@@ -67,6 +67,15 @@ def describe_machine(device, dtype):
     return f"device {device} ({name}), {kind}, {versions}"
 
 
+def amp_dtype(amp, device):
+    """Type to compute in, or None for float32: `auto` is bf16 where the GPU has it, else fp16; CPUs
+    use float32 unless amp is bf16, which makes prediction faster where they have AMX."""
+    if amp == "off" or (device.type != "cuda" and amp != "bf16"):
+        return None
+    has_bf16 = amp == "auto" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if amp == "bf16" or has_bf16 else torch.float16
+
+
 # ---------------------------------------------------------------- processes
 
 

@@ -34,7 +34,7 @@ import data
 import report
 from db_postprocess import DECODING, decode_page
 from dbnet import load_checkpoint, load_network, save_checkpoint
-from engine import choose_device
+from engine import amp_dtype, choose_device
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
 from interval import SEEN, bootstrap_groups, make_score, paired_difference
@@ -42,15 +42,6 @@ from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_comp
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
 # ---------------------------------------------------------------- prediction
-
-
-def amp_dtype(amp, device):
-    """Type to compute in, or None for float32: `auto` is bf16 where the GPU has it, else fp16; CPUs
-    use float32 unless amp is bf16, which makes prediction faster where they have AMX."""
-    if amp == "off" or (device.type != "cuda" and amp != "bf16"):
-        return None
-    has_bf16 = amp == "auto" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if amp == "bf16" or has_bf16 else torch.float16
 
 
 class Network(NamedTuple):

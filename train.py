@@ -53,6 +53,7 @@ from dbnet import (
 from engine import (
     STOP_SIGNALS,
     Stop,
+    amp_dtype,
     describe_machine,
     device_of_process,
     explain_errors,
@@ -325,7 +326,7 @@ class Trainer:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[hp.optimizer]
         parameters = self.model.parameters()
         self.optimizer = kind(parameters, hp.lr, weight_decay=hp.weight_decay, fused=True)
-        self.dtype = evaluate.amp_dtype(hp.amp, device)
+        self.dtype = amp_dtype(hp.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
 
         # scores, and the pages behind them
@@ -799,7 +800,7 @@ def load_run(folder):
 def train_one(hp, folder, resume, options, stop):
     """Train a run to hp.epochs or hp.stop_epoch. options: the command line's. Returns the exit
     code."""
-    print(describe_machine(options.device, evaluate.amp_dtype(hp.amp, options.device)))
+    print(describe_machine(options.device, amp_dtype(hp.amp, options.device)))
     pages, digests, hp = from_first(lambda: read_pages(hp))
 
     # a new run has no folder before its network stands: what is wrong with it leaves nothing

@@ -17,6 +17,7 @@ from conftest import ROOT, browse, error_line, write_labels, write_picture, writ
 
 import cleval
 import data
+import engine
 import evaluate
 from db_postprocess import polygons_from_map
 from dbnet import DBNet, save_checkpoint
@@ -177,7 +178,7 @@ def test_runs_are_compared_where_they_validated_and_pages_that_one_trained_on_sa
 
 
 def test_a_cpu_computes_in_bf16_only_when_told(run):
-    kinds = [evaluate.amp_dtype(amp, CPU) for amp in ("auto", "off", "fp16", "bf16")]
+    kinds = [engine.amp_dtype(amp, CPU) for amp in ("auto", "off", "fp16", "bf16")]
     assert kinds == [None, None, None, torch.bfloat16]
     checkpoint()
     whole, half = (scored(run, "a.pt", "--amp", amp)["hmean"] for amp in ("off", "bf16"))
@@ -190,7 +191,7 @@ def test_the_chosen_gpu_says_whether_it_computes_in_bf16(monkeypatch):
         torch.cuda, "get_device_capability", lambda gpu: [(7, 5), (8, 0)][gpu.index]
     )
     for gpu, auto in (("cuda:0", torch.float16), ("cuda:1", torch.bfloat16)):
-        kinds = [evaluate.amp_dtype(k, torch.device(gpu)) for k in ("auto", "off", "fp16", "bf16")]
+        kinds = [engine.amp_dtype(k, torch.device(gpu)) for k in ("auto", "off", "fp16", "bf16")]
         assert kinds == [auto, None, torch.float16, torch.bfloat16]
 
 
