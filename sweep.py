@@ -132,18 +132,17 @@ def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR):
     else in the middle of the priors."""
     n, d = x.shape
     gaps = squared_gaps(x, x, category)
-    scale_middle = SCALE_PRIOR[0] + 0.5 * math.log(d)  # distances grow with the root of d
-    middle = np.r_[np.full(d, scale_middle), SIGNAL_PRIOR[0], noise[0]]
-    width = np.r_[np.full(d, SCALE_PRIOR[1]), SIGNAL_PRIOR[1], noise[1]]
+    middle, width = np.array([SCALE_PRIOR] * d + [SIGNAL_PRIOR, noise]).T
+    middle[:d] += 0.5 * math.log(d)  # distances grow with the root of d
 
     def loss(theta):
         if np.abs(theta).max() > 25:
             return math.inf, theta
-        value, grad = log_likelihood(theta, gaps, y, variance)
+        value, slope = log_likelihood(theta, gaps, y, variance)
         z = (theta - middle) / width
         penalty = 0.5 * z[:-1] @ z[:-1] + math.log1p(z[-1] ** 2)
         z[-1] *= 2 / (1 + z[-1] ** 2)  # now z is the penalty's slope
-        return penalty - value, z / width - grad
+        return penalty - value, z / width - slope
 
     evaluations = int(np.clip(1.2e5 / n**2, 12, 40))
     theta, lowest = minimise(loss, middle if start is None else start, evaluations)
@@ -341,20 +340,24 @@ def rank_points(spec, cube, runs, draws, count, rng):
     return by_improvement(cube, runs, draws, rng)
 
 
+def by_score(points, scores):
+    return points[np.argsort(-scores, kind="stable")]
+
+
 def fill_gaps(draws, u):
     """Draws [n, d], those first that have the lowest wrap-around L2 discrepancy with the runs u
     (Hickernell 1998)."""
     gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
     discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
-    return draws[np.argsort(discrepancy, kind="stable")]
+    return by_score(draws, -discrepancy)
 
 
 def worth_repeating(cube, runs, ranked, posterior):
     """Params, with another seed, of the finished run that tells most if repeated; None where a new
     point among the best 64 tells more."""
-    fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in runs.keys]
     whole = np.flatnonzero(runs.whole)
-    points = np.concatenate([runs.u[whole], np.reshape(fresh, (-1, len(cube.free)))])
+    fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in runs.keys]
+    points = np.array([*runs.u[whole], *fresh])
     if not len(points):
         return None
     chosen = most_telling(posterior, cube.features(points))
@@ -402,11 +405,10 @@ def by_improvement(cube, runs, draws, rng):
         return improvement(features) + repulsion(features, x[known], failed, cube.category)
 
     # climb from the best draws and from the best runs
-    points = draws[np.argsort(-score(draws), kind="stable")]
-    order = np.argsort(-posterior(x[known])[0], kind="stable")
-    top = np.clip(runs.u[known][order[:4]], 0, 1)
-    peaks, scores = climb(score, np.concatenate([points[:4], top]), rng, cube.stepped)
-    peaks = peaks[np.argsort(-scores, kind="stable")]
+    points = by_score(draws, score(draws))
+    top = by_score(runs.u[known], posterior(x[known])[0])
+    starts = np.concatenate([points[:4], np.clip(top[:4], 0, 1)])
+    peaks = by_score(*climb(score, starts, rng, cube.stepped))
     return np.concatenate([peaks, points]), posterior
 
 
