@@ -285,6 +285,7 @@ class Cube:
 
     def __init__(self, dims):
         self.dims = dims
+        self.names = {d.name for d in dims}
         self.free = [d for d in dims if len(d.levels) != 1]
         self.constants = {d.name: d.levels[0] for d in dims if len(d.levels) == 1}
         self.category = np.array([d.category for d in self.free], bool)

@@ -12,19 +12,30 @@ train.py up to its next band (--stop-epoch) and from there on by --resume: decis
 epochs only, never on when somebody looked, so a sweep that is killed ends like one that was not.
 """
 
+import os
+import signal
+import sys
+
+
+def end_import(*_):
+    os.write(2, b"error: interrupted; nothing has begun\n")
+    os._exit(130)
+
+
+# the imports below would answer CTRL-C with a traceback
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, end_import)
+
 import contextlib
 import csv
 import errno
 import itertools
 import json
 import math
-import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -413,7 +424,8 @@ def by_improvement(cube, runs, draws, rng):
 
 
 def repulsion(features, sound, failed, category):
-    """Twice the log of the share of sound runs [n, d] in a vote of all runs near features [m, d]."""
+    """Twice the log of the share that sound runs [n, d] have in a vote of the runs near features
+    [m, d]."""
     ended = np.concatenate([sound, failed])
     gaps = squared_gaps(features, ended, category).sum(0).reshape(len(features), -1)
     votes = np.exp(-0.5 * gaps / REACH**2)
@@ -542,6 +554,41 @@ def should_stop(values, others, early_terminate):
 ROOT = Path(__file__).resolve().parent
 TRAINER = [sys.executable, str(ROOT / "train.py")]
 
+# what an event of state.jsonl and a trial of a history file hold, by examples
+CURVE = {"history": [0.0], "rows": [[0.0]]}
+VERDICT = {"rule": "", "epoch": 0, "value": 0.0, "bar": 0.0, "rank": 0, "of": 0, "stop": True}
+EVENTS = {
+    "new": {"number": 0, "params": {}},
+    "epochs": CURVE,
+    "judged": {"verdict": VERDICT},
+    "crashed": {},
+    "finished": {},
+    "stopped": {},
+    "failed": {"why": ""},
+    "continued": {"whole": True},
+}
+KNOWN = {"state": "", **CURVE, "recorded": True, "known": True}  # from another sweep
+RECORD = {"number": 0, "params": {}, "state": "", "value": 0.0, "epoch": 0}
+MEND = "correct it or put back a copy"
+
+
+def check_like(x, example, where, name="it"):
+    """Raises DataError where x lacks keys or JSON types of an example; a list of the example has
+    one item, which stands for all."""
+    number = type(example) is float and is_number(x)
+    if type(x) is not type(example) and not number:
+        raise DataError(where, f"{name} is {x!r:.80}", MEND)
+    if isinstance(example, dict):
+        for key in example:
+            check_like(x.get(key), example[key], where, key)
+    elif isinstance(example, list):
+        for item in x:
+            check_like(item, example[0], where, name)
+
+
+def finite(values):
+    return all(abs(value) < 1e100 for value in values)
+
 
 @dataclass(eq=False)
 class Trial:
@@ -555,6 +602,7 @@ class Trial:
     whole: bool = False  # go through to the last epoch, do not judge again
     revived: bool = False
     why: str = ""  # it failed
+    slot: int = -1  # which of the devices it had last
     log_start: int = 0  # bytes in its log before the process that runs now
     recorded: bool = True  # its curve; a history file may know no more than the last value
     known: bool = False  # from another sweep
@@ -566,9 +614,9 @@ class Trial:
 
 @dataclass
 class Sweep:
-    """runs/<sweep>/: sweep.json (what is swept) and state.jsonl, one line for each event of a trial,
-    which is the whole state. A line counts once its newline is on the disk; half a line is cut off.
-    Without a folder nothing is written."""
+    """runs/<sweep>/: sweep.json (what is swept) and state.jsonl, one line for each event of a
+    trial, which is the whole state. A line counts once its newline is on the disk; half a line is
+    cut off. Without a folder nothing is written."""
 
     folder: Path
     spec: dict
@@ -598,17 +646,15 @@ class Sweep:
         self.apply(data)
 
     def apply(self, event):
-        """Change the state as an event says. Raises KeyError, TypeError, ValueError."""
+        """Change the state as an event says -> its trial."""
         kind = event["event"]
         if kind == "new":
-            if event["number"] != len(self.trials) + 1:
-                raise ValueError("a trial is missing, or there twice")
-            result = event.get("known", {})
-            self.trials.append(Trial(event["number"], event["params"], **result))
-            self.cap += "known" in event
-            return
+            trial = Trial(event["number"], event["params"], **event.get("known", {}))
+            self.trials.append(trial)
+            self.cap += trial.known
+            return trial
 
-        trial = {t.number: t for t in self.trials}[event["trial"]]
+        trial = self.trials[event["trial"] - 1]
         if kind == "epochs":
             trial.history = event["history"]
             trial.rows = event["rows"]
@@ -618,14 +664,41 @@ class Sweep:
                 trial.state = "stopped"
         elif kind == "crashed":
             trial.crashes += 1
-        elif kind in ("finished", "stopped", "failed"):
-            trial.state = kind
-            trial.why = event["why"] if kind == "failed" else ""
         elif kind == "continued":
             trial.state = "pending"
             trial.revived = True
             trial.whole = event["whole"]
             trial.crashes = 0
+        else:
+            trial.state = kind
+            trial.why = event["why"] if kind == "failed" else ""
+        return trial
+
+    def replay(self, event, where):
+        """Apply an event of state.jsonl. Raises DataError where no sweep writes such a one."""
+        check_like(event, {"event": "", "trial": 0}, where)
+        kind = event["event"]
+        if kind not in EVENTS:
+            raise DataError(where, f"event {kind!r:.80} is unknown", MEND)
+        check_like(event, EVENTS[kind], where)
+        check_like(event.get("known", KNOWN), KNOWN, where)
+        count = len(self.trials)
+        expected = event["number"] == count + 1 if kind == "new" else 0 < event["trial"] <= count
+        if not expected:
+            raise DataError(where, "a trial is missing, or there twice", MEND)
+        self.check(self.apply(event), where)
+
+    def check(self, trial, where):
+        """Raises DataError for a trial that this sweep cannot have."""
+        ended = trial.state in ("finished", "stopped")
+        for what, sound in (
+            (f"params {trial.params}", self.cube.names <= trial.params.keys()),
+            (f"rows {trial.rows}", {3}.issuperset(map(len, trial.rows))),
+            (f"state {trial.state}", ended or trial.state in ("pending", "failed")),
+            (f"values {trial.history}", not ended or (trial.history and finite(trial.history))),
+        ):
+            if not sound:
+                raise DataError(where, f"trial {trial.number} cannot have {what:.120}", MEND)
 
     def history(self):
         """The trials as suggest() takes them."""
@@ -661,31 +734,33 @@ class Sweep:
         ]
 
 
+def checked_spec(spec, path):
+    """A sweep dict of a file -> itself, with defaults. Raises UsageError naming file and key."""
+    try:
+        return space.check_spec(spec)
+    except UsageError as error:
+        where, *rest = error.args
+        raise UsageError(f"{path}: {where}", *rest) from None
+
+
 def load_spec(path):
     """Sweep file -> its dict, with defaults. Raises DataError, UsageError naming file and key."""
     spec = read_json(path)
     if isinstance(spec, dict) and not {"method", "parameters"} & set(spec):
         raise UsageError(path, "has no method", f"one run is: train.py --hparams {path}")
-    try:
-        spec = space.check_spec(spec)
-        check_for_trainer(spec)
-    except UsageError as error:
-        where, *rest = error.args
-        raise UsageError(f"{path}: {where}", *rest) from None
-    return spec
+    spec = checked_spec(spec, path)
 
-
-def check_for_trainer(spec):
-    """Raises UsageError for a metric that train.py does not write, or a command that it lacks."""
     name = spec["metric"]["name"]
     if leaf(name) not in space.LOGGED or "test" in name:
         hint = f"but {', '.join(space.LOGGED)}{nearest(leaf(name), space.LOGGED)}"
-        raise UsageError("metric", f"train.py writes no {files.shown(name)}", hint)
+        raise UsageError(f"{path}: metric", f"train.py writes no {files.shown(name)}", hint)
 
     command = spec.get("command") or []
     for word in map(str, command if isinstance(command, list) else [command]):
         if word[:1] == "-" or "=" in word:
-            raise UsageError("command", f"{word} is not used", "give it on the command line")
+            remedy = "give it on the command line"
+            raise UsageError(f"{path}: command", f"{word} is not used", remedy)
+    return spec
 
 
 def read_sweep(path):
@@ -693,58 +768,53 @@ def read_sweep(path):
     from hparams import saved_hparams  # here: it brings OpenCV, which suggest() does without
 
     path = Path(path)
-    if path.is_dir() and not (path / "sweep.json").exists():
+    if not path.is_dir():
+        return read_history(path)
+    file = path / "sweep.json"
+    if not file.exists():
         raise UsageError(path, "is not a sweep folder", "give runs/NAME of a sweep")
-    data = read_json(path / "sweep.json" if path.is_dir() else path)
-    try:
-        if not path.is_dir():
-            return read_history(path, data)
-        spec = space.check_spec(data["sweep"])
-        hparams = saved_hparams(data["hparams"], path / "sweep.json")
-        sweep = Sweep(path, spec, hparams.epochs, [], data["extra"], hparams)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(path, f"is no sweep that ran ({error!r})", "give runs/NAME") from None
-    replay_events(sweep)
+    data = read_json(file)
+    check_like(data, {"sweep": {}, "extra": [""], "hparams": {}}, file)
+    spec = checked_spec(data["sweep"], file)
+    hparams = saved_hparams(data["hparams"], file)
+    sweep = Sweep(path, spec, hparams.epochs, [], data["extra"], hparams)
+
+    log = path / "state.jsonl"
+    text = log.read_bytes() if log.exists() else b""
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
+        where = f"{log}: line {number}"
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(where, f"is not JSON ({error})", MEND) from None
+        sweep.replay(event, where)
     return sweep
 
 
-def replay_events(sweep):
-    """Bring a sweep to the state that its state.jsonl tells. Raises DataError."""
-    log = sweep.folder / "state.jsonl"
-    text = log.read_bytes() if log.exists() else b""
-    whole = text[: text.rfind(b"\n") + 1]
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            sweep.apply(json.loads(line))
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise DataError(f"{log}: line {number}", "is damaged", "remove it") from None
-
-
-def read_history(path, data):
-    """A history file's content -> Sweep. Raises DataError, UsageError, KeyError or TypeError."""
-    spec = space.check_spec(data["sweep"])
+def read_history(path):
+    """A history file -> Sweep. Raises DataError, UsageError."""
+    data = read_json(path)
+    if not isinstance(data, dict) or "trials" not in data:
+        what = "is a sweep file, or another file without trials"
+        raise UsageError(
+            path, what, "give runs/NAME of a sweep that ran, or a history (see --help)"
+        )
+    check_like(data, {"sweep": {}, "epochs": 0, "trials": [{}]}, path)
+    spec = checked_spec(data["sweep"], path)
     epochs = data["epochs"]
-    names = {d.name for d in parse_space(spec)}
-    trials = []
+    extra, notes = ([str(word) for word in data.get(key, [])] for key in ("extra", "notes"))
+    sweep = Sweep(Path("runs") / path.stem, spec, epochs, [], extra, None, notes)
     for number, record in enumerate(data["trials"], 1):
         where = f"{path}: trial {number}"
-        value, state, params = (record[key] for key in ("value", "state", "params"))
-        sound = (
-            record["number"] == number
-            and state in ("finished", "stopped", "failed")
-            and isinstance(params, dict)
-            and names <= plain(params).keys()
-            and is_number(value)
-            and 0 < int(record["epoch"]) <= epochs <= 1e5
-        )
-        if not sound:
-            raise DataError(where, f"is {record!r:.200}", "see hparams/history_*")
+        check_like(record, RECORD, where)
+        value, epoch = record["value"], record["epoch"]
+        if record["number"] != number or record["state"] == "pending" or not 0 < epoch <= epochs:
+            raise DataError(where, f"is {record!r:.200}", MEND)
         space.check_share(where, spec["metric"]["name"], value)
-        values = [value] * int(record["epoch"])
-        trials.append(Trial(number, params, state, values, recorded=False))
-
-    extra, notes = ([str(word) for word in data.get(key, [])] for key in ("extra", "notes"))
-    return Sweep(Path("runs") / path.stem, spec, epochs, trials, extra, None, notes)
+        trial = Trial(number, record["params"], record["state"], [value] * epoch, recorded=False)
+        sweep.check(trial, where)
+        sweep.trials.append(trial)
+    return sweep
 
 
 def open_locked(folder):
@@ -768,13 +838,14 @@ def open_sweep(draft):
 
     if sweep and sweep.curves():
         before, now = essence(sweep), essence(draft)
-        for key in {**before, **now}:
+        for key in before | now:
             if before.get(key) != now.get(key):
-                value = before.get(key, "unset")
-                what = f"holds trials with {key} {value}, which would not compare"
+                what = (
+                    f"holds trials with {key} {before.get(key, 'unset')}, which would not compare"
+                )
                 raise UsageError(folder, what, "give the same, or --name NEW")
-        keys = {*draft.spec, *sweep.spec}
-        changed = [key for key in sorted(keys) if draft.spec.get(key) != sweep.spec.get(key)]
+        had, given = {**sweep.spec, "flags": sweep.extra}, {**draft.spec, "flags": draft.extra}
+        changed = [key for key in sorted(had | given) if had.get(key) != given.get(key)]
         if changed:
             print(f"{folder} goes on with another {', '.join(changed)}")
 
@@ -786,20 +857,16 @@ def open_sweep(draft):
 
 
 def essence(sweep):
-    """What trials that compare have in common: the metric, train.py's flags, what varies and the
-    constants."""
-    return {
-        "metric": sweep.metric,
-        "flags": " ".join(sweep.extra) or "none",
-        **{d.name: "varying" for d in sweep.cube.free},
-        **sweep.cube.constants,
-    }
+    """What trials that compare have in common: the metric, what varies, the constants, and flags
+    of train.py's, but for those that change no result."""
+    same = vars(trainer_args(sweep.extra)) | dict.fromkeys(sweep.cube.names, "varying")
+    same |= {"metric": sweep.metric, **sweep.cube.constants}
+    return {key: x for key, x in same.items() if x is not None and key not in FREE}
 
 
-def resolve(words, ours=()):
-    """train.py's flags, none of them for a key of `ours`, -> Hparams. Raises DataError,
-    UsageError."""
-    from hparams import resolve_hparams, trainer_parser
+def trainer_args(words, ours=()):
+    """train.py's flags, none of them for a key of `ours`, parsed. Raises UsageError."""
+    from hparams import trainer_parser
 
     parser = trainer_parser()
     args, unknown = parser.parse_known_args(words)
@@ -811,14 +878,34 @@ def resolve(words, ours=()):
     for key in ours:
         if vars(args).get(key) != parser.get_default(key):
             raise UsageError(f"--{key.replace('_', '-')}", "is the sweep's to set; leave it out")
-    return resolve_hparams(args)
+    return args
+
+
+def resolve(words):
+    """train.py's flags -> Hparams. Raises DataError, UsageError."""
+    from hparams import resolve_hparams
+
+    return resolve_hparams(trainer_args(words))
 
 
 def resolve_space(cube, extra):
-    """Hparams of the space's middle, once its lowest and its highest point are found to be values
-    that train.py takes. Raises DataError, UsageError."""
-    for u in (0.0, 1.0, 0.5):
-        hparams = resolve(extra + flags(cube.decode(np.full(len(cube.free), u))))
+    """Hparams of the space's middle. Raises DataError, UsageError, also where train.py would refuse
+    the lowest or the highest point, or a point whose lr is below its eta_min."""
+    points = [cube.decode(np.full(len(cube.free), u)) for u in (0.0, 1.0, 0.5)]
+    middle = extra + flags(points[-1])
+    rates = {
+        "lr": [resolve([*middle, "--eta-min=0"]).lr],
+        "eta_min": [resolve([*middle, "--lr=10"]).eta_min],
+    }
+    for d in cube.free:
+        if d.name in rates:
+            rates[d.name] = list(filter(is_number, d.levels or (d.value(0.0), d.value(1.0))))
+    low, high = min(rates["lr"], default=10), max(rates["eta_min"], default=0)
+    if low < high:
+        what = f"lr may be {low:g}, below eta_min, which may be {high:g}"
+        raise UsageError("lr and eta_min", what, "raise the one or lower the other")
+    for point in points:
+        hparams = resolve(extra + flags(point))
     return hparams
 
 
@@ -834,7 +921,6 @@ class Job(NamedTuple):
 
     process: subprocess.Popen
     target: int  # the epoch to train it to; 0: it waits for a trainer that a killed sweep left
-    slot: int  # which of the devices
 
 
 def run_sweep(sweep, options, queue=(), only=None):
@@ -851,9 +937,10 @@ def run_sweep(sweep, options, queue=(), only=None):
             # start what there is room for
             while len(jobs) < options.parallel and (job := next_job(sweep, queue, only, jobs)):
                 trial, target = job
-                slot = min(set(range(options.parallel)) - {job.slot for job in jobs.values()})
-                process = start_trainer(sweep, trial, target, slot, options)
-                jobs[trial] = Job(process, target, slot)
+                free = set(range(options.parallel)) - {busy.slot for busy in jobs}
+                if trial.slot not in free:
+                    trial.slot = min(free)
+                jobs[trial] = Job(start_trainer(sweep, trial, target, options), target)
             if not jobs:
                 return
 
@@ -978,8 +1065,8 @@ def promote(sweep, group, rung):
 
 
 def propose(sweep, queue):
-    """Params, or None, and source of the next trial: what is enqueued and untried, else suggest()'s.
-    The latter is drawn from (seed, trial): a restarted sweep proposes what it would have."""
+    """Params, or None, and source of the next trial: what is enqueued and untried, else that of
+    suggest(), which is drawn from (seed, trial): a restarted sweep proposes what it would have."""
     tried = {sweep.cube.key(trial.params) for trial in sweep.trials}
     for source, params in queue:
         if sweep.cube.key(params) not in tried:
@@ -989,7 +1076,7 @@ def propose(sweep, queue):
     return params and plain(params), "suggest"
 
 
-def start_trainer(sweep, trial, target, slot, options):
+def start_trainer(sweep, trial, target, options):
     """Start train.py up to epoch target. The process inherits a lock of the trial, which names its
     slot: should the sweep be killed, its successor waits for the orphan to reach its band instead
     of running a second trainer into the same folder or on the same device. Raises UsageError."""
@@ -1005,10 +1092,12 @@ def start_trainer(sweep, trial, target, slot, options):
     command.append(f"--stop-epoch={target if target < sweep.epochs else 0}")
     environment = dict(os.environ)
     if options.devices:
-        environment["CUDA_VISIBLE_DEVICES"] = options.devices[slot]
+        environment["CUDA_VISIBLE_DEVICES"] = options.devices[trial.slot]
+    if not options.launcher:
+        environment["TRIALS_SIDE_BY_SIDE"] = str(options.parallel)  # which share the cores
 
     with lock(f"{folder}.lock") as held, open(f"{folder}.log", "ab") as log:
-        Path(held.name).write_text(str(slot))
+        Path(held.name).write_text(str(trial.slot))
         trial.log_start = log.tell()
         try:
             return subprocess.Popen(
@@ -1032,7 +1121,8 @@ def adopt(sweep, trial):
     print(f"trial {trial.number} still runs from before; waiting for it")
     wait = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
     process = subprocess.Popen([sys.executable, "-c", wait, path])
-    return Job(process, 0, int(path.read_text() or 0))
+    trial.slot = int(path.read_text() or 0)
+    return Job(process, 0)
 
 
 def collect(sweep, trial, target, code):
@@ -1054,7 +1144,7 @@ def collect(sweep, trial, target, code):
             time.sleep(AGAIN)
             return
         why = refusal(sweep, trial, code, line)
-    elif not all(abs(value) < 1e100 for value in history):
+    elif not finite(history):
         why = "non-finite metric"
     elif code in (3, 4):
         why = "out of memory" if code == 3 else "non-finite loss"
@@ -1111,6 +1201,8 @@ def settle(sweep, trial):
     """What follows from the epochs a pending trial has: finished, judged, or on to the next."""
     rule = sweep.rule
     done = len(trial.history)
+    if not finite(trial.history):  # a kill came before its failure was written
+        return sweep.write("failed", trial, why="non-finite metric")
     if done >= sweep.epochs:
         return sweep.write("finished", trial)
 
@@ -1158,6 +1250,7 @@ QUICK = ROOT / "hparams" / "sweep_quick.json"
 HISTORY = """{sweep: as in its file, epochs: of a whole run, trials: [{number: from 1, params: {},
 value: at its last epoch, epoch: that, state: finished | stopped | failed}, ...]} and, if wanted,
 extra: [flags of every trial], notes: [sentences]; JSON or YAML"""
+FREE = {"workers", "cache"}  # flags that change no result
 OURS = {"stop_epoch", "resume", "name", "seeds", "print_hparams"}  # flags that a sweep gives itself
 # what each way to call it takes besides
 TRAIN = "sweep parallel devices launcher"
@@ -1184,9 +1277,12 @@ def add_arguments(parser):
     add = parser.add_argument_group("run").add_argument
     add("--name", help="folder under runs/ (default: the file's stem)")
     add("--enqueue", nargs="+", default=[], metavar="FILE|DIR", help="hparams, sweeps to try first")
-    known = "take the enqueued sweep's trials as results instead of running them"
+    known = "take the enqueued sweep's trials as results instead of running them, beside run_cap"
     add("--known", action="store_true", help=known)
-    add("--parallel", type=int, metavar="N", help="trials side by side (default: one a device)")
+    parallel = (
+        "trials side by side (default: one a device); --workers are a trial's loader processes"
+    )
+    add("--parallel", type=int, metavar="N", help=parallel)
     add("--devices", type=lambda s: s.split(","), default=[], metavar="0,1", help="GPUs to use")
     add("--launcher", type=shlex.split, default=[], metavar="CMD", help='such as "srun --gpus=1"')
     add("--continue-trial", type=int, metavar="N", help="of folder SWEEP, to its last epoch")
@@ -1218,6 +1314,9 @@ def parse(words):
             raise UsageError(f"--{key}".replace("_", "-"), what.replace("_", "-"))
 
     devices = len(options.devices)
+    for device in options.devices:
+        if not re.fullmatch(r"\d+|(GPU|MIG)-\S+", device) or options.devices.count(device) > 1:
+            raise UsageError("--devices", f"has {device!r}", "give GPUs, each once, such as 0,1")
     if options.parallel is None:
         options.parallel = devices or 1
     if options.parallel < 1 or 0 < devices < options.parallel:
@@ -1244,27 +1343,47 @@ def run(words):
 
 
 def start_sweep(options, extra):
-    resolve(extra, OURS)  # first: the value that a flag lacks would be the file
+    args = trainer_args(extra, OURS)  # first: the value that a flag lacks would be the file
+    if args.workers:
+        print("--workers are the loader processes of each trial; trials side by side: --parallel")
     spec = load_spec(options.sweep or QUICK)
     name = options.name or (Path(options.sweep).stem if options.sweep else "quick")
     if Path(name).name != name or name == "..":
         raise UsageError("--name", f"{name} is not a folder's name", "give one without /")
     cube = Cube(parse_space(spec))
-    resolve(extra, {d.name for d in cube.dims})
+    trainer_args(extra, cube.names)
     hparams = resolve_space(cube, extra)
 
+    # all that can be wrong is found before the folder is made
     draft = Sweep(Path("runs") / name, spec, hparams.epochs, [], extra, hparams)
+    known = read_known(draft, options.enqueue) if options.known else []
+    queue = [] if options.known else read_queue(draft, options.enqueue)
+    check_devices(options)
     sweep, held = open_sweep(draft)
     print_idle(sweep)
     with held:
-        queue = []
         if options.known:
-            add_known(sweep, options.enqueue)
-        else:
-            queue = read_queue(sweep, options.enqueue)
+            add_known(sweep, known)
         run_sweep(sweep, options, queue)
         _, found = write_report(sweep)
     print_end(sweep, found)
+
+
+def usable_gpus(devices):
+    """How many of these GPUs CUDA has here; it stops counting at the first that it lacks."""
+    code = "import torch; print(torch.cuda.device_count())"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, check=False, env=environment, stdout=subprocess.PIPE)
+    return int(answer.stdout or 0)
+
+
+def check_devices(options):
+    """Raises UsageError for GPUs that are not there; a launcher's are elsewhere."""
+    if options.devices and not options.launcher:
+        count = usable_gpus(options.devices)
+        if count < len(options.devices):
+            raise UsageError("--devices", f"there is no GPU {options.devices[count]} here")
 
 
 def print_idle(sweep):
@@ -1289,6 +1408,12 @@ def print_end(sweep, found):
     if not found.finished:
         return print("no trial finished")
 
+    if sweep.metric in space.SHARES and not any(row.last for row in found.rows):
+        reasons = f"too few epochs ({sweep.epochs}), no pretrained weights, thresh too high"
+        log = f"{sweep.folder}/{sweep.trials[-1].name}.log"
+        what = f"best {sweep.metric} 0 of all {len(found.rows)} trials: no text was found"
+        return print(f"{what}; usual reasons: {reasons}; see {log}")
+
     lucky = found.finished[0]
     best = found.first or lucky
     worth = np.nan_to_num(best.expected.mean, nan=best.last)
@@ -1297,84 +1422,86 @@ def print_end(sweep, found):
     print(f"{expected}, luckiest {lucky.last:.4f} of trial {lucky.number}")
 
 
-def read_past(path):
-    """A sweep folder or a history -> Sweep; None for a file of another kind. Raises DataError."""
-    if Path(path).is_dir():
-        return read_sweep(path)
-    data = read_json(path)
-    return read_sweep(path) if isinstance(data, dict) and "trials" in data else None
+def read_past(path, sign):
+    """(Sweep, its trials with a value, the best first) of a sweep folder or a history; (None, [it
+    as a trial]) of an hparams file. Raises DataError, UsageError."""
+    from hparams import read_hparams
+
+    if not Path(path).is_dir():
+        data = read_json(path)
+        if isinstance(data, dict) and "parameters" in data:
+            remedy = "give hparams, runs/NAME of a sweep that ran, or a history (see --help)"
+            raise UsageError(path, "is a sweep file", remedy)
+        if not isinstance(data, dict) or "trials" not in data:
+            return None, [Trial(0, read_hparams(path))]
+    past = read_sweep(path)
+    trials = [trial for trial in past.trials if trial.state in ("finished", "stopped")]
+    return past, sorted(trials, key=lambda trial: -sign * trial.history[-1])
 
 
-def best_first(sweep, sign):
-    """The trials of a past sweep that have a value."""
-    trials = [trial for trial in sweep.trials if trial.state in ("finished", "stopped")]
-    return sorted(trials, key=lambda trial: -sign * sum(trial.history[-1:]))
-
-
-def outside(cube, params, skip=()):
+def outside(cube, params, skip=""):
     """`lr = 3` for each value that lies outside the space."""
-    pairs = [(d, params[d.name]) for d in cube.dims if d.name not in skip]
-    return [f"{d.name} = {value}" for d, value in pairs if not 0 <= d.encode(value) <= 1]
+    pairs = [(d, params[d.name]) for d in cube.dims if d.name != skip]
+    return ", ".join(f"{d.name} = {x}" for d, x in pairs if not 0 <= d.encode(x) <= 1)
 
 
 def read_queue(sweep, paths):
     """[(source, params)] to try first: hparams files, and the trials of past sweeps, best first.
     Values that they lack are the sweep's; says what lies outside the space. Raises DataError,
     UsageError."""
-    from hparams import read_hparams
-
-    configurations = []
-    for path in paths:
-        past = read_past(path)
-        if past is None:
-            configurations.append((str(path), read_hparams(path)))
-        else:
-            for trial in best_first(past, sweep.sign):
-                configurations.append((f"{path}: trial {trial.number}", trial.params))
-
     queue = []
-    for source, values in configurations:
-        values = asdict(sweep.hparams) | plain(values)
-        params = {d.name: values.get(d.name) for d in sweep.cube.dims}
-        if words := outside(sweep.cube, params):
-            remark = "outside the space: constants stay the sweep's, the others are tried"
-            print(f"{source}: {', '.join(words)} {remark}")
-        queue.append((source, params | sweep.cube.constants))
+    for path in paths:
+        past, trials = read_past(path, sweep.sign)
+        for trial in trials:
+            source = f"{path}: trial {trial.number}" if past else path
+            values = asdict(sweep.hparams) | trial.params
+            params = {d.name: values.get(d.name) for d in sweep.cube.dims}
+            if words := outside(sweep.cube, params):
+                remark = "constants stay the sweep's, the others are tried"
+                print(f"{source}: {words} outside the space: {remark}")
+            queue.append((source, params | sweep.cube.constants))
     return queue
 
 
-def add_known(sweep, paths):
-    """Trials of past sweeps that lie in the space become the sweep's own, with their results, best
-    first; says which do not. Raises DataError, UsageError."""
+def read_known(sweep, paths):
+    """[(params, result)] of the trials of past sweeps that lie in the space, best first; says which
+    do not. Raises DataError, UsageError."""
+    known = []
     for path in paths:
-        past = read_past(path)
-        if past is None or (past.metric, past.epochs) != (sweep.metric, sweep.epochs):
-            what = f"no {sweep.metric} of {sweep.epochs} epochs"
-            raise UsageError(path, what, "drop --known")
+        past, trials = read_past(path, sweep.sign)
+        if not past or (past.metric, past.epochs) != (sweep.metric, sweep.epochs):
+            raise UsageError(path, f"no {sweep.metric} of {sweep.epochs} epochs", "drop --known")
         if [*past.extra] != [*sweep.extra]:
             words = " ".join(past.extra) or "none"
             print(f"warning: {path}: its trials had other flags: {words}")
 
-        for trial in best_first(past, sweep.sign):
+        for trial in trials:
             rest = asdict(past.hparams) if past.hparams else {}
             values = sweep.cube.constants | rest | trial.params
             params = {d.name: values.get(d.name) for d in sweep.cube.dims}
             if "seed" in trial.params:  # a replica
                 params["seed"] = trial.params["seed"]
-            if words := outside(sweep.cube, params, {"seed"}):
-                where = f"{path}: trial {trial.number}"
-                print(f"{where}: {', '.join(words)} outside the space: left out")
-            elif params not in [other.params for other in sweep.trials if other.known]:
-                keys = ("state", "history", "rows", "recorded")
-                result = {key: vars(trial)[key] for key in keys} | {"known": True}
-                sweep.write("new", number=len(sweep.trials) + 1, params=params, known=result)
-    print(f"{sum(trial.known for trial in sweep.trials)} trials are known")
+            if words := outside(sweep.cube, params, "seed"):
+                print(f"{path}: trial {trial.number}: {words} outside the space: left out")
+            else:
+                known.append((params, {key: vars(trial)[key] for key in KNOWN} | {"known": True}))
+    return known
+
+
+def add_known(sweep, known):
+    """Make trials of past sweeps the sweep's own."""
+    for params, result in known:
+        if params not in [trial.params for trial in sweep.trials if trial.known]:
+            sweep.write("new", number=len(sweep.trials) + 1, params=params, known=result)
+    count = sum(trial.known for trial in sweep.trials)
+    print(f"{count} trials are known; run_cap counts new ones only, {sweep.cap} are all in all")
 
 
 def continue_trial(options):
     folder = Path(options.sweep or "")
     if not (folder / "sweep.json").exists() or folder.resolve().parent != Path("runs").resolve():
         raise UsageError(folder, "is not a sweep's folder in ./runs", "give runs/NAME")
+    check_devices(options)
     sweep, held = open_locked(folder)
     number = options.continue_trial
     trial = next((trial for trial in sweep.trials if trial.number == number), None)
@@ -1421,6 +1548,7 @@ def print_replay(sweep, given=None):
 
     numbers = np.array([str(trial.number) for trial in alive])
     best = int(np.argmax([curve[-1] for curve in curves]))
+    best_number = alive[best].number
     total = len(curves) * sweep.epochs
     for name, rule in rules.items():
         trained = simulate(curves, rule)
@@ -1430,7 +1558,7 @@ def print_replay(sweep, given=None):
         share = f"{saved} of {total} epochs saved ({saved / total:.0%})"
         fate = "kept" if trained[best] == sweep.epochs else "lost"
         print(
-            f"{name}: stopped {'; '.join(stops) or 'none'}. {share}, best run {numbers[best]} {fate}"
+            f"{name}: stopped {'; '.join(stops) or 'none'}. {share}, best run {best_number} {fate}"
         )
 
 
@@ -1478,6 +1606,8 @@ def print_status(sweep):
     states = [trial.state for trial in sweep.trials]
     cap = "no cap" if sweep.cap == math.inf else sweep.cap
     counts = [f"{len(states)} trials of {cap}"]
+    if known := sum(trial.known for trial in sweep.trials):
+        counts.append(f"{known} known, beside run_cap")
     counts += [f"{states.count(s)} {s}" for s in ("finished", "stopped", "failed", "pending")]
     print(f"{sweep.folder}: {', '.join(counts)}, {running} sweep is running")
 
@@ -1494,6 +1624,7 @@ def print_status(sweep):
 
 def main(argv=None):
     sys.stdout.reconfigure(line_buffering=True)  # a log up to the moment of a kill
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     words = sys.argv[1:] if argv is None else argv
     return exit_code(lambda: run(words))

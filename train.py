@@ -218,7 +218,9 @@ def make_loader(train, hp, device, start_epoch, start_step, cache=None):
 
     workers = hp.workers
     if workers < 0:
-        cores = cv2.getNumberOfCPUs() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        sharing *= int(os.environ.get("TRIALS_SIDE_BY_SIDE", "1"))  # of a sweep
+        cores = cv2.getNumberOfCPUs() // sharing
         workers = max(1, min(16, cores)) if device.type == "cuda" else 0
 
     # batches that wait lie in /dev/shm: at most 2 GiB, 7 bytes a pixel of page and maps

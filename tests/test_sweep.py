@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from conftest import ROOT, browse, events, outcome, small_disk, wait_for
 
 import files
 import findings
+import report
 import space
 import sweep
 
@@ -34,8 +36,8 @@ folder, lr, epochs = "runs/" + given["name"], float(given["lr"]), int(given.get(
 fault = os.environ.get("FAULT", "")
 def fail(code, line):
     sys.exit(print(line, file=sys.stderr) or code)
-if float(given.get("eta_min", 0)) > lr:
-    fail(2, "error: flags: eta_min is above lr")
+if int(given.get("size", 32)) % 32:
+    fail(2, "error: flags: size is not a multiple of 32")
 if fault in ("1", "2"):
     fail(int(fault), "error: DATA: no such folder; give one")
 if "--resume" in sys.argv:
@@ -61,9 +63,11 @@ for e in range(len(rows) + 1, (int(given["stop-epoch"]) or epochs) + 1):
     if fault == "always":
         raise RuntimeError("broken cable")
     v = .96 - .02 * (math.log10(lr) + 3.2) ** 2 - .3 * math.exp(-e / 1.6)
+    v = 0 if fault == "zero" else v
     device = given.get("device", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     rows.append({"epoch": e, "loss": 1 / e, "hmean": v, "hmean_lo": v - .002, "hmean_hi": v + .002,
-                 "seconds": 36, "device": device})
+                 "seconds": 36, "device": device,
+                 "sharing": os.environ.get("TRIALS_SIDE_BY_SIDE")})
     with open(log + ".t", "w") as f:
         w = csv.DictWriter(f, rows[0].keys())
         w.writeheader()
@@ -539,7 +543,7 @@ def test_flags_are_corrected_before_the_first_epoch(cli):
     """A missing folder is no reason for a new name; where epochs are there it would be."""
     cli.refused("s.json", "--data=wrong", code=1, sweep_=short(run_cap=1), FAULT="1")
     assert cli("s.json", "--data=right")[::2] == (0, "")
-    cli.refused("s.json", "--data=other", words=["holds trials with flags --data=right"])
+    cli.refused("s.json", "--data=other", words=["holds trials with data right, which would"])
 
 
 def test_a_sweep_repeats_itself_and_another_learns_from_its_replicas(cli):
@@ -761,6 +765,7 @@ def cli(tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sweep\n"
         f"sweep.TRAINER = [sys.executable, {str(tmp_path / 'trainer.py')!r}]\n"
         "sweep.AGAIN = 0.2\n"
+        "sweep.usable_gpus = lambda devices: sum(int(device) < 8 for device in devices)\n"
         "sys.exit(sweep.main())\n"
     )
 
@@ -786,8 +791,8 @@ def cli(tmp_path):
     return call
 
 
-def devices(folder):
-    return [row["device"] for row in csv.DictReader((folder / "log.csv").open())]
+def devices(folder, column="device"):
+    return [row[column] for row in csv.DictReader((folder / "log.csv").open())]
 
 
 def test_a_sweep_from_start_to_report(cli):
@@ -847,6 +852,57 @@ def test_workers_devices_and_the_launcher(cli):
         cli.refused("s.json", "--name=m", *flags, words=[flags[-1].split("=")[0]])
 
 
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ("", "--devices: has ''; give GPUs, each once, such as 0,1"),
+        ("a", "--devices: has 'a'"),
+        ("0,", "--devices: has ''"),
+        ("-1", "--devices: has '-1'"),
+        ("0,1,0", "--devices: has '0'"),
+        ("0,99", "--devices: there is no GPU 99 here"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(cli, given, words):
+    cli.refused("s.json", f"--devices={given}", sweep_=short(run_cap=1), words=[words])
+    assert not (cli.folder / "runs").exists()
+
+
+def test_a_launchers_devices_are_elsewhere(cli):
+    flags = ("--devices=99", "--launcher=env")
+    assert cli("s.json", *flags, sweep_=short(run_cap=1))[::2] == (0, "")
+
+
+def test_cuda_says_which_devices_there_are():
+    import torch
+
+    count = torch.cuda.device_count()
+    assert sweep.usable_gpus([str(k) for k in range(count)] + ["99"]) == count
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader")
+def test_trials_side_by_side_share_the_cores(cli, monkeypatch):
+    """A trainer has its share of the cores for loading, unless a launcher places the trials."""
+    assert cli("s.json", "--devices=0,1", sweep_=short(run_cap=1))[::2] == (0, "")
+    assert devices(cli.runs / "trial-001", "sharing") == ["2"] * 8
+    flags = ("--name=t", "--parallel=2", "--launcher=env")
+    assert cli("s.json", *flags, sweep_=short(run_cap=1))[::2] == (0, "")
+    assert devices(cli.folder / "runs/t/trial-001", "sharing") == [""] * 8
+
+    import hparams
+    import train
+
+    def loaders(cores, **values):
+        monkeypatch.setattr(train.cv2, "getNumberOfCPUs", lambda: cores)
+        hp = hparams.Hparams(**values)
+        device = types.SimpleNamespace(type="cuda")
+        return train.make_loader([], hp, device, hp.epochs, 0).num_workers
+
+    assert loaders(64) == 16
+    monkeypatch.setenv("TRIALS_SIDE_BY_SIDE", "8")
+    assert (loaders(64), loaders(4), loaders(64, workers=5)) == (8, 1, 5)
+
+
 def test_flags_that_are_no_hyperparameters_survive_a_pause(cli):
     rule = {"type": "hyperband", "min_iter": 2, "eta": 2}
     sweep_ = short(early_terminate=rule, run_cap=1)
@@ -855,13 +911,49 @@ def test_flags_that_are_no_hyperparameters_survive_a_pause(cli):
 
 
 def test_values_that_do_not_go_together_fail_their_trial_only(cli):
-    """Neither the lowest, the highest nor the middle point shows that eta_min can be above lr."""
-    ranges = {"lr": log_range(1e-4, 1e-2), "eta_min": log_range(1e-5, 1e-3)}
-    sweep_ = short(parameters=ranges, run_cap=8, method="random", seed=2)
-    code, _, err = cli("s.json", sweep_=sweep_)
-    refused = [e for e in events(cli.runs, "failed") if "is above lr" in e["why"]]
+    """Neither the lowest, the highest nor the middle point shows that sizes are multiples of 32."""
+    sizes = {"size": {"values": [64, 100, 96, 130, 128]}, "lr": log_range(1e-4, 1e-2)}
+    code, _, err = cli("s.json", sweep_=short(parameters=sizes, run_cap=8, method="random"))
+    refused = [e for e in events(cli.runs, "failed") if "multiple of 32" in e["why"]]
     assert (code, err) == (0, "") and 1 <= len(refused) == len(events(cli.runs, "failed"))
     assert len(events(cli.runs, "finished")) == 8 - len(refused)
+
+
+@pytest.mark.parametrize(
+    "parameters, flags, words",
+    [
+        (
+            {"lr": (1e-4, 1e-2), "eta_min": (1e-5, 1e-3)},
+            [],
+            "be 0.0001, below eta_min, which may be 0.001",
+        ),
+        ({"lr": (1e-4, 1e-2)}, ["--eta-min=2e-4"], "be 0.0001, below eta_min, which may be 0.0002"),
+        ({"lr": (1e-6, 1e-2)}, [], "be 1e-06, below eta_min, which may be 1e-05"),
+        ({"eta_min": (1e-5, 1e-3)}, [], "be 0.0003, below eta_min, which may be 0.001"),
+        ({"lr": [1e-2, 1e-5, 1e-3], "eta_min": [1e-6, 1e-4]}, [], "be 1e-05, below eta_min, which"),
+    ],
+)
+def test_rates_that_cross_are_refused_before_the_first_trial(cli, parameters, flags, words):
+    ranges = {
+        key: log_range(*x) if isinstance(x, tuple) else {"values": x}
+        for key, x in parameters.items()
+    }
+    told = f"error: lr and eta_min: lr may {words}"
+    cli.refused("s.json", *flags, sweep_=short(parameters=ranges), words=[told])
+    assert not (cli.folder / "runs").exists()
+
+
+def test_rates_that_do_not_cross_are_taken(cli):
+    """Also where the flag alone would be above the default lr."""
+    sweep_ = short(parameters={"lr": log_range(1e-3, 1e-2), "epochs": {"value": 8}}, run_cap=1)
+    assert cli("s.json", "--eta-min=5e-4", sweep_=sweep_)[::2] == (0, "")
+
+
+def test_a_sweep_of_zeros_says_why_in_its_last_line(cli):
+    code, out, _ = cli("s.json", sweep_=short(run_cap=2), FAULT="zero")
+    last = out.splitlines()[-1]
+    assert code == 0 and last.startswith("best hmean 0 of all 2 trials: no text was found")
+    assert "too few epochs (8)" in last and last.endswith("runs/s/trial-002.log")
 
 
 @pytest.mark.parametrize("code", [1, 2])
@@ -904,6 +996,48 @@ def test_orphans_are_waited_for_each_on_its_device(cli):
     assert len(events(cli.runs, "finished")) == 2 and not events(cli.runs, "crashed")
 
 
+def test_orphans_that_end_at_once_keep_their_devices(cli):
+    """The sweep sleeps while both end, so that it sees two free devices."""
+    sweep_ = short(run_cap=2, early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2})
+    process = cli("s.json", "--devices=4,7", wait=False, sweep_=sweep_, SLOW="60")
+    for number in (1, 2):
+        wait_for("a start", (cli.runs / f"trial-00{number}/hparams.json").exists)
+    process.terminate()
+    process.communicate()
+    held = [files.lock(cli.runs / f"trial-00{number}.lock") for number in (1, 2)]
+    for number, lock in enumerate(held):
+        Path(lock.name).write_text(str(1 - number))
+    process = cli("s.json", "--devices=4,7", wait=False)
+    for _ in held:
+        process.stdout.readline()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text
+    wait_for("both to wait", lambda: len(children().split()) == 2)
+    process.send_signal(signal.SIGSTOP)
+    for lock in held:
+        lock.close()
+
+    def ended(pid):
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+
+    wait_for("both to end", lambda: all(map(ended, children().split())))
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate()[1] == "" and process.returncode == 0
+    for number, device in (1, "7"), (2, "4"):
+        assert set(devices(cli.runs / f"trial-00{number}")) == {device}
+
+
+def test_ctrl_c_while_the_packages_load_is_one_line(tmp_path):
+    (tmp_path / "numpy.py").write_text("import time\nprint('loads', flush=True)\ntime.sleep(60)")
+    command = [sys.executable, ROOT / "sweep.py"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, **pipes)
+    assert process.stdout.readline() == "loads\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "error: interrupted; nothing has begun\n")
+
+
 def test_without_locks_there_is_no_other_sweep(tmp_path, monkeypatch):
     """Some network file systems have none."""
 
@@ -922,7 +1056,128 @@ def test_the_state_is_not_read_wrongly_when_a_line_is_missing(cli):
     none = lines[1].replace('"trial": 1,', '"trial": 0,')
     for rest in (lines[1:], lines[:1] + lines, [lines[0], none]):
         path.write_text("".join(rest))
-        cli.refused("--status", "runs/s", code=1, words=["state.jsonl: line", "is damaged"])
+        words = ["state.jsonl: line", "a trial is missing, or there twice"]
+        cli.refused("--status", "runs/s", code=1, words=words)
+
+
+def written_sweep(folder):
+    """A sweep of two trials that ran, with all that an event may hold, in runs/s."""
+    path = folder / "runs/s"
+    path.mkdir(parents=True)
+    hparams = dataclasses.asdict(sweep.resolve(["--epochs=2"]))
+    files.write_json(path / "sweep.json", {"sweep": spec(), "extra": [], "hparams": hparams})
+    state = sweep.read_sweep(path)
+    result = {"state": "finished", "history": [0.8, 0.9], "rows": [], "recorded": True}
+    result["known"] = True
+    state.write("new", number=1, params={"lr": 1e-3, "T_max": 20}, known=result)
+    state.write("new", number=2, params={"lr": 2e-3, "T_max": 22}, source="suggest")
+    trial = state.trials[1]
+    state.write("crashed", trial, code=1, tail=["x"])
+    state.write("epochs", trial, history=[0.7], rows=[[1.0, 0.6, math.nan]])
+    verdict = sweep.judge([0.7], [[0.8]], {"type": "hyperband", "min_iter": 1, "eta": 2}, 2)
+    state.write("judged", trial, verdict=verdict)
+    state.write("continued", trial, whole=False, why="chance")
+    state.write("stopped", trial, why="waits")
+    state.write("continued", trial, whole=True, why="--continue-trial")
+    state.write("epochs", trial, history=[0.7, math.nan], rows=[[1.0, 0.6, 0.8]] * 2)
+    state.write("failed", trial, why="non-finite metric", tail=[])
+    return path / "state.jsonl"
+
+
+def use(path):
+    """All that reads a sweep's state."""
+    state = sweep.read_sweep(path.parent)
+    sweep.print_status(state)
+    found = findings.Findings(state, sweep.fit_gp, sweep.Posterior)
+    report.page("s", list(report.sweep_blocks(found)))
+    sweep.next_job(sweep.Sweep(None, state.spec, state.epochs, [*state.trials]), ())
+
+
+@pytest.mark.parametrize(
+    "number, change, words",
+    [
+        (2, lambda e: e | {"params": [1]}, "params is [1]"),
+        (2, lambda e: e | {"params": {"lr": 1}}, "trial 2 cannot have params {'lr': 1}"),
+        (3, lambda e: [math.nan], "it is [nan]"),
+        (3, lambda e: e | {"event": "finish"}, "event 'finish' is unknown"),
+        (3, lambda e: e | {"event": ["new"]}, "event is ['new']"),
+        (3, lambda e: e | {"event": "finished"}, "trial 2 cannot have values ()"),
+        (4, lambda e: e | {"history": ["high"]}, "history is 'high'"),
+        (4, lambda e: e | {"rows": [[1.0]]}, "trial 2 cannot have rows [[1.0]]"),
+        (5, lambda e: e | {"verdict": {"stop": True}}, "rule is None"),
+        (5, lambda e: e | {"trial": 7}, "a trial is missing, or there twice"),
+        (1, lambda e: e | {"known": {"state": "finished"}}, "history is None"),
+        (1, lambda e: e | {"known": e["known"] | {"state": "done"}}, "cannot have state done"),
+    ],
+)
+def test_a_damaged_state_is_named_with_its_line(tmp_path, cli, number, change, words):
+    path = written_sweep(tmp_path)
+    use(path)
+    lines = path.read_text().splitlines()
+    lines[number - 1] = json.dumps(change(json.loads(lines[number - 1])))
+    path.write_text("\n".join(lines) + "\n")
+    told = [f"runs/s/state.jsonl: line {number}: ", words, "; correct it or put back a copy"]
+    cli.refused("--status", "runs/s", code=1, words=told)
+
+
+def places(value, path=()):
+    """Paths of all values in a JSON value."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(item, (*path, key))
+
+
+def put(value, path, wrong):
+    """A JSON value with another one at a path."""
+    if not path:
+        return wrong
+    value = value.copy()
+    value[path[0]] = put(value[path[0]], path[1:], wrong)
+    return value
+
+
+def test_no_damage_of_the_state_ends_in_a_traceback(tmp_path, capsys):
+    path = written_sweep(tmp_path)
+    lines = path.read_text().splitlines()
+    refused = 0
+    for number, line in enumerate(lines):
+        event = json.loads(line)
+        for place, wrong in itertools.product(places(event), ([1], None, "x", {}, -1, math.nan)):
+            changed = json.dumps(put(event, place, wrong))
+            path.write_text("\n".join([*lines[:number], changed, *lines[number + 1 :]]) + "\n")
+            try:
+                use(path)
+            except files.DataError as error:
+                assert "state.jsonl: line " in str(error), error
+                refused += 1
+    assert refused > 200
+
+
+def test_a_value_that_is_not_finite_fails_its_trial_after_a_kill_too():
+    state = sweep.Sweep(None, spec(), 2, [sweep.Trial(1, {}, history=[0.5, math.nan])])
+    sweep.settle(state, state.trials[0])
+    assert (state.trials[0].state, state.trials[0].why) == ("failed", "non-finite metric")
+
+
+@pytest.mark.parametrize("given", ["run8", "sweep_lr_wd", "list"])
+def test_what_is_not_a_sweep_cannot_be_replayed(cli, given):
+    (cli.folder / "list.json").write_text("[1]")
+    path = "list.json" if given == "list" else ROOT / f"hparams/{given}.json"
+    told = f"{path}: is a sweep file, or another file without trials; give runs/NAME of a sweep"
+    cli.refused("--replay", path, words=[told])
+
+
+def test_what_cannot_be_enqueued_leaves_nothing_behind(cli):
+    (cli.folder / "other.yaml").write_text(json.dumps(spec()))
+    told = "other.yaml: is a sweep file; give hparams, runs/NAME of a sweep that ran, or a history"
+    sweep_ = short(run_cap=1)
+    cli.refused("s.json", "--enqueue", "other.yaml", sweep_=sweep_, words=[told])
+    cli.refused("s.json", "--enqueue", "other.yaml", "--known", words=[told])
+    cli.refused("s.json", "--enqueue", "none.json", words=["none.json: no such file"])
+    (cli.folder / "known.json").write_text('{"lr": 0.0005}')
+    cli.refused("s.json", "--enqueue", "known.json", "--known", words=["no hmean of 8 epochs"])
+    assert not (cli.folder / "runs").exists()
 
 
 def test_enqueued_configurations_come_first(cli):
@@ -973,7 +1228,8 @@ def test_known_trials_are_results_and_do_not_run(cli):
     assert not (cli.runs / "trial-001").exists()
     best = 10**-3.2
     assert abs(math.log10(new[-1]["params"]["lr"] / best)) < 0.5  # it knows where to look
-    assert "\n6 trials are known\n" in out
+    assert "6 trials are known; run_cap counts new ones only, 8 are all in all\n" in out
+    assert "8 trials of 8, 6 known, beside run_cap, 8 finished" in cli("--status", "runs/s")[1]
     assert "Trials 1, 2, 3, 4, 5, 6 ran elsewhere." in (cli.runs / "report.md").read_text()
     first = outcome(cli.runs)
     assert cli(*words)[0] == 0 and outcome(cli.runs) == first
@@ -1143,8 +1399,21 @@ def test_a_corrected_file_goes_on_where_trials_compare(cli):
     other = {**changed, "metric": {"name": "loss"}}
     cli.refused("s.json", sweep_=other, words=["holds trials with metric hmean"])
     (cli.folder / "s.json").write_text(json.dumps(changed))
-    cli.refused("s.json", "--weight-decay=0.5", words=["holds trials with flags ", "--name NEW"])
+    told = ["holds trials with weight_decay unset, which would", "--name NEW"]
+    cli.refused("s.json", "--weight-decay=0.5", words=told)
     assert cli("s.json")[1].startswith("runs/s/report.md")
+
+
+def test_flags_that_change_no_result_may_change(cli):
+    assert cli("s.json", "--workers=8", sweep_=short(run_cap=1))[0] == 0
+    out = cli("s.json", "--workers=2", "--cache", sweep_=short(run_cap=2))[1]
+    assert "runs/s goes on with another flags, run_cap\n" in out
+    workers = [
+        json.loads((cli.runs / f"trial-00{n}/hparams.json").read_text())["workers"] for n in (1, 2)
+    ]
+    assert workers == ["8", "2"]
+    data = json.loads((cli.runs / "sweep.json").read_text())
+    assert data["extra"] == ["--workers=2", "--cache"]
 
 
 def test_a_second_sweep_on_a_folder_is_refused(cli):
@@ -1268,7 +1537,7 @@ def test_the_report_as_json(cli):
 
 HISTORY_FAULTS = [("number", "<script>"), ("number", 7), ("state", "done"), ("value", None)]
 HISTORY_FAULTS += [("value", "high"), ("epoch", 10**9), ("epoch", -1), ("params", {})]
-HISTORY_FAULTS += [("params", [])]
+HISTORY_FAULTS += [("params", []), ("state", "pending"), ("value", math.nan)]
 
 
 @pytest.mark.parametrize("key, value", HISTORY_FAULTS)
@@ -1276,7 +1545,7 @@ def test_a_history_that_is_none_is_refused(tmp_path, key, value):
     record = json.loads((ROOT / "hparams/history_v5inrfwe.json").read_text())
     record["trials"][2][key] = value
     (tmp_path / "h.json").write_text(json.dumps(record))
-    with pytest.raises(files.DataError, match="h.json: trial 3: is "):
+    with pytest.raises(files.DataError, match="h.json: trial 3: "):
         sweep.read_sweep(tmp_path / "h.json")
 
 
@@ -1349,8 +1618,12 @@ def test_no_option_of_the_sweep_hides_one_of_train_py():
     assert set.intersection(*map(set, both)) == {"-h", "--help", "--name"}  # a trial's is given
 
 
-def test_workers_are_the_loaders(cli):
-    assert cli("s.json", "--workers=8", sweep_=short(run_cap=1))[0] == 0
+def test_workers_are_the_loaders_and_said_to_be(cli):
+    code, out, _ = cli("s.json", "--workers=8", sweep_=short(run_cap=1))
+    assert code == 0
+    assert (
+        "--workers are the loader processes of each trial; trials side by side: --parallel" in out
+    )
     assert json.loads((cli.runs / "trial-001/hparams.json").read_text())["workers"] == "8"
 
 
