@@ -228,6 +228,17 @@ def test_manual_has_each_preset_and_each_exit_code():
         assert re.search(rf"^\| .*\b{code}\b.* \|", codes, re.MULTILINE), code
 
 
+def test_manual_has_each_strength_of_photographs():
+    text = read("MANUAL.md").partition("**Augmentation.**")[2].partition("**Run folder.**")[0]
+    strengths = set(re.findall(r"`(\w+)`", text))
+    photographs = {
+        name.removeprefix("aug_")
+        for name, field in hparams.FIELDS.items()
+        if name.startswith("aug_") and field.default == 0
+    }
+    assert photographs - {"mirror"} <= strengths
+
+
 def files_docstring():
     """The table of exit codes in files.py, from its first code on."""
     return ast.get_docstring(ast.parse(read("files.py"))).partition("Exit codes")[2]
