@@ -13,6 +13,7 @@ import re
 import secrets
 import sys
 import tempfile
+from collections import Counter
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -128,8 +129,8 @@ def unique_dict(pairs):
     """A dict of (key, value). Raises ValueError where a key comes twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {shown(max(keys, key=keys.count))} comes twice in one object")
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {shown(key)} comes twice in one object")
     return value
 
 

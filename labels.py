@@ -151,11 +151,16 @@ def lookalike(name, others):
     return ""
 
 
+def check_name(name, where):
+    """Raises DataError on what a label file cannot hold as the name of a picture."""
+    if not isinstance(name, str) or not 0 < len(name) < 4096 or CONTROL.search(name):
+        raise DataError(where, "not a file name", "it is empty, too long or of several lines")
+
+
 def picture_path(places, name, where, need=True):
     """Path of a picture inside the first of the places (folders) that has it. Raises DataError."""
     where = f"{where}: image {shown(name)}"
-    if not isinstance(name, str) or CONTROL.search(name) or not 0 < len(name) < 4096:
-        raise DataError(where, "not a file name")
+    check_name(name, where)
     place = next((p for p in places if os.path.isfile(p / name)), places[0])
     path = place / name
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(place)):

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -269,6 +270,15 @@ def test_what_a_read_would_wait_for_is_refused(tmp_path):
         files.read_text(tmp_path / "gone")
     with pytest.raises(files.DataError, match=r"cannot be read \(No such file or directory\)"):
         files.read_bytes(tmp_path / "gone")
+
+
+def test_a_key_twice_among_many_is_found_at_once():
+    pairs = [(str(n), n) for n in range(300_000)]
+    assert len(files.unique_dict(pairs)) == 300_000
+    began = time.process_time()
+    with pytest.raises(ValueError, match="key 7 comes twice in one object"):
+        files.unique_dict([*pairs, ("7", 0)])
+    assert time.process_time() - began < 5
 
 
 def test_texts_of_other_encodings(tmp_path):
