@@ -42,7 +42,7 @@ from augment import (
     augment_photograph,
     draw_canvas,
     draw_homography,
-    draw_view,
+    draw_pose,
     warp_page,
 )
 from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
@@ -469,10 +469,10 @@ class Receipts:
         _, size, points, ends, ignore = self.pages[i]
         polygons = np.split(points, ends) if len(points) else []
         photo_rng = np.random.default_rng((hp.seed, epoch, i, 1))  # does not move the draws of rng
-        view = draw_view(photo_rng, hp, tuple(shape))
-        matrix = draw_homography(rng, hp, *size, fit_factor(size, hp), view.centre, view.quarters)
+        pose = draw_pose(photo_rng, hp, tuple(shape))
+        matrix = draw_homography(rng, hp, *size, fit_factor(size, hp), pose.centre, pose.quarters)
         image, polygons, cut = warp_page(
-            self.page(i), polygons, matrix, tuple(shape), size, view.bend, view.ground
+            self.page(i), polygons, matrix, tuple(shape), size, pose.bend, pose.ground
         )
         image = augment_colours(image, rng, hp)
         image = augment_photograph(image, photo_rng, hp)

@@ -49,11 +49,11 @@ def inked_page():
 
 def taken(hp, seed, page, bars):
     """Page and bars on a white ground, as the draws of `seed` take them."""
-    view = augment.draw_view(np.random.default_rng((seed, 1)), hp, SHAPE)
+    pose = augment.draw_pose(np.random.default_rng((seed, 1)), hp, SHAPE)
     rng = np.random.default_rng(seed)
-    matrix = augment.draw_homography(rng, hp, 400, 400, 384 / 400, view.centre, view.quarters)
+    matrix = augment.draw_homography(rng, hp, 400, 400, 384 / 400, pose.centre, pose.quarters)
     white = np.full((*SHAPE, 3), 255, np.uint8)
-    return augment.warp_page(page, bars, matrix, SHAPE, bend=view.bend, ground=white)
+    return augment.warp_page(page, bars, matrix, SHAPE, bend=pose.bend, ground=white)
 
 
 def distances(outlines, fine=4):
@@ -117,8 +117,8 @@ def test_each_kind_of_photograph_works_alone_and_on_half_of_the_pages(kind):
 
 def test_without_strengths_a_photograph_is_the_page_itself():
     page, _ = inked_page()
-    view = augment.draw_view(np.random.default_rng(0), HP, SHAPE)
-    assert (view.centre, view.quarters, view.bend, view.ground) == (None, 0, None, None)
+    pose = augment.draw_pose(np.random.default_rng(0), HP, SHAPE)
+    assert (pose.centre, pose.quarters, pose.bend, pose.ground) == (None, 0, None, None)
     assert augment.augment_photograph(page, np.random.default_rng(0), HP) is page
 
 

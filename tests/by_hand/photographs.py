@@ -72,7 +72,7 @@ def hangul(count=40, side=1400):
         width, height = augment.draw_canvas(photo_rng, hp)
         shape = (height, width)
         ground = augment.draw_ground(photo_rng, shape)
-        pose = augment.draw_view(photo_rng, hp, shape)
+        pose = augment.draw_pose(photo_rng, hp, shape)
         size = image.shape[1::-1]
         fit = 0.8 * min(width / size[0], height / size[1])
         centre = np.array([width, height]) / 2
