@@ -10,6 +10,7 @@ import numpy as np
 import shapely
 
 AREA_PRECISION = 0.3  # share of a detection's area that has to lie on a label
+MORE_THAN_HALF = 0.5 + 1e-9  # a tie is not, however its areas are rounded
 MAX_DETECTIONS = 500  # the competition scores the first 500 detections of a page
 SCORES = ("precision", "recall", "hmean")
 COUNTS = (
@@ -452,7 +453,7 @@ def shared_areas(gt_polygons, det_polygons, ignore):
     shared = np.zeros((len(gt.area), len(det.area)))
     i, j = touching(gt.box, det.box)
     shared[i, j] = overlap_area(gt, i, det, j)
-    valid = ~(shared[ignore] > 0.5 * det.area).any(0)
+    valid = ~(shared[ignore] > MORE_THAN_HALF * det.area).any(0)
     shared *= ~ignore[:, None] & valid
     union = gt.area[:, None] + det.area - shared
     return Overlaps(shared, union, valid, gt.area, det.area, ignore)
@@ -474,16 +475,16 @@ def iou_matches(gt_polygons, det_polygons, ignore=None):
     than half of it and of another; split, two or more, each by more than half on it, add up to more
     than half of it; loose, more than half of it covered by one, or IoU > 0.2; missed."""
     shared, union, valid, gt, det, ignore = shared_areas(gt_polygons, det_polygons, ignore)
-    pairs = one_to_one(shared > 0.5 * union)
-    covered = shared > 0.5 * gt[:, None]  # [N, M]
-    piece = shared > 0.5 * det
+    pairs = one_to_one(shared > MORE_THAN_HALF * union)
+    covered = shared > MORE_THAN_HALF * gt[:, None]  # [N, M]
+    piece = shared > MORE_THAN_HALF * det
     together = np.float32(covered) @ covered.T > 0  # of bools the product is slow
 
     hit = np.zeros(len(gt), bool)
     hit[[label for label, _ in pairs]] = True
     joined = together.sum(1) > 1
     several = piece.sum(1) > 1
-    split = several & ((shared * piece).sum(1) > 0.5 * gt)
+    split = several & ((shared * piece).sum(1) > MORE_THAN_HALF * gt)
     loose = (covered | (shared > 0.2 * union)).any(1)
 
     rules = [ignore, hit, joined, split, loose]

@@ -32,7 +32,8 @@ def choice_rows(page, metric, labels, det, keep):
     one's cleval.page_row. labels: cleval.Labels of the page."""
     if metric == "iou50":
         shared, union, valid, *_ = cleval.shared_areas(page.polygons, det, page.ignore)
-        close, num_gt = shared > 0.5 * union, len(page.ignore) - sum(page.ignore)
+        close = shared > cleval.MORE_THAN_HALF * union
+        num_gt = len(page.ignore) - sum(page.ignore)
         hits = [len(cleval.one_to_one(close & choice)) for choice in keep]
         return [(num_gt, m, n, n, 0, 0) for m, n in zip((keep & valid).sum(1), hits)]
     counts = cleval.count_kept(labels, cleval.page_pairs(labels, det), keep, VARIANTS[metric])

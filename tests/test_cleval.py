@@ -342,3 +342,17 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=words):
             wrong()
+
+
+def test_a_tie_is_not_more_than_half_however_it_is_rounded():
+    """IoU 1/2, half of a label covered, half of a detection on a label or on don't care."""
+    label, wider, half = box(0, 0, 30, 10), box(10, 0, 30, 10), box(15, 0, 30, 10)
+    rng = np.random.default_rng(4)
+    for angle, offset in zip(rng.uniform(0, 3, 200), rng.uniform(0, 999, (200, 2))):
+        words, shifted, covering = (
+            [points + offset for points in turn([polygon], angle)]
+            for polygon in (label, wider, half)
+        )
+        assert iou_matches(words, shifted).pairs == []
+        assert not iou_matches(words, covering).together.any()
+        assert iou_matches(words, covering, [True]).valid.all()
