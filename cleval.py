@@ -494,8 +494,8 @@ def iou_matches(gt_polygons, det_polygons, ignore=None):
 
 def iou50(gt_polygons, det_polygons, ignore=None):
     """Polygons and ignore as in `cleval` -> [23] counts that add up over pages: labels, detections,
-    hits twice and 0, 0 for micro_scores; labels of each of OUTCOMES; neighbours on a line by GAPS;
-    those that one detection has joined."""
+    hits twice and 0, 0 for micro_scores; labels of each of OUTCOMES; neighbours on a line by GAPS,
+    without those that overlap; those that one detection has joined."""
     pairs, valid, outcome, together = iou_matches(gt_polygons, det_polygons, ignore)
     outcomes = [np.count_nonzero(outcome == name) for name in OUTCOMES]
     hits = len(pairs)
@@ -503,8 +503,8 @@ def iou50(gt_polygons, det_polygons, ignore=None):
 
     label, after, gap = line_neighbours(as_points(gt_polygons))
     care = outcome != ""
-    counting = care[label] & care[after]
-    joined = together[label, after]
+    counting = care[label] & care[after] & (gap > -1e-6)  # that of labels that touch is rounded
+    joined = counting & together[label, after]
     step = np.searchsorted(GAPS[1:-1], gap, "right")
     gaps = [np.bincount(step[pair], minlength=6) for pair in (counting, joined)]
     return np.concatenate([row, *gaps], dtype=float)

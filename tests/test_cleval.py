@@ -356,3 +356,14 @@ def test_a_tie_is_not_more_than_half_however_it_is_rounded():
         assert iou_matches(words, shifted).pairs == []
         assert not iou_matches(words, covering).together.any()
         assert iou_matches(words, covering, [True]).valid.all()
+
+
+@pytest.mark.parametrize("angle", [0, 0.3, 0.7, 2])
+def test_neighbours_that_overlap_have_no_gap_and_those_that_touch_one_of_0(angle):
+    overlapping = turn([box(0, 0, 30, 10), box(28.8, 0, 30, 10)], angle)
+    touching = turn([box(0, 0, 30, 10), box(30, 0, 30, 10), box(60, 0, 30, 10)], angle)
+    whole = turn([box(0, 0, 90, 10)], angle)
+    for words, pairs in ((overlapping, 0), (touching, 2)):
+        row = iou50(words, whole)
+        assert row[11:].tolist() == [pairs, 0, 0, 0, 0, 0] * 2
+        assert row[6 + OUTCOMES.index("joined")] == len(words)

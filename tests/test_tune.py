@@ -89,6 +89,17 @@ def test_pages_without_words_score_zero(metric):
         assert not cleval.METRICS[metric](table).any()
 
 
+def test_a_tie_at_half_the_union_is_no_hit():
+    """Thirty labels 30 px wide, detected 10 px beside: IoU 1/2, but for rounding."""
+    page, det = labels.Page("ties", None), []
+    for n, (x, y) in enumerate(np.random.default_rng(0).uniform(0, 999, (30, 2))):
+        corners = np.array([(0, 0), (24, 18), (18, 26), (-6, 8)]) + (x, y + 1000 * n)
+        page.add(f"{n}", corners)
+        det.append(corners + (8, 6))
+    ((num_gt, num_det, *hits),) = tune.choice_rows(page, "iou50", None, det, np.ones((1, 30), bool))
+    assert (num_gt, num_det) == (30, 30) and not any(hits)
+
+
 def test_processes_give_what_one_gives(monkeypatch):
     maps, pages = synthetic_set(range(8))
     grid = {**SMALL, "thresh": (0.3,), "unclip_ratio": (2.0,)}
