@@ -570,6 +570,15 @@ NAMES = {
     "micro": "CLEval, official: characters of transcriptions, micro",
     "iou50": "IoU 0.5, one to one",
 }
+BY_SHAPE = "CLEval, official: characters guessed by shape, no transcriptions, micro"
+
+
+def metric_names(pages):
+    """{metric: what it is called on these pages}: NAMES, but for pages without transcriptions."""
+    texts = [text for page in pages for text in page.texts or ()]
+    if all(text in (None, "###") for text in texts):
+        return NAMES | {"micro": BY_SHAPE}
+    return NAMES
 
 
 def page_row(metric, page, polygons):

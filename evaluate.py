@@ -484,7 +484,7 @@ def write_report(path, title, hp, pages, rows, details, worst, seen):
     blocks = report.scores_blocks(
         title,
         f"{words.sum()} words. Decoding: {decoding_line(hp) if hp else 'as in the file'}.",
-        {cleval.NAMES[metric]: score for metric, score in summary.scores.items()},
+        {summary.names[metric]: score for metric, score in summary.scores.items()},
         summary.counts,
         pages=[(count, count, [f"{edge:.2f}"]) for count, edge in zip(counts.tolist(), edges)],
         density=binned(words, hmeans, "pages"),
@@ -646,6 +646,7 @@ class Summary(NamedTuple):
 
     scores: dict  # {metric of cleval.METRICS: Score}
     counts: dict  # pages, pages_without_labels, labels by outcome, pairs of neighbours by gap
+    names: dict  # {metric: what it is called}
 
     def to_json(self):
         parts = {metric: score.to_json() for metric, score in self.scores.items()}
@@ -668,7 +669,7 @@ def summarise(pages, rows, seen=None):
         "labels": dict(zip(cleval.OUTCOMES, total[6:11])),
         "pairs": [{"gap": ends, "pairs": n, "joined": k} for ends, n, k in gaps],
     }
-    return Summary(scores, counts)
+    return Summary(scores, counts, cleval.metric_names(pages))
 
 
 # ---------------------------------------------------------------- command line
@@ -676,7 +677,7 @@ def summarise(pages, rows, seen=None):
 
 def print_summary(summary):
     for metric, score in summary.scores.items():
-        print(f"{score.full_line()}  {cleval.NAMES[metric]}")
+        print(f"{score.full_line()}  {summary.names[metric]}")
 
     counts = summary.counts
     outcomes = ", ".join(f"{count} {kind}" for kind, count in counts["labels"].items())
@@ -887,7 +888,7 @@ def run(args):
         return print(json.dumps(result))
     print_summary(summary)
     for metric, difference in differences.items():
-        print(f"{difference}, vs {args.compare}: {cleval.NAMES[metric]}")
+        print(f"{difference}, vs {args.compare}: {summary.names[metric]}")
 
 
 def main(argv=None):

@@ -81,6 +81,21 @@ def test_labels_as_predictions_are_perfect_in_each_metric(run):
         assert text in out
 
 
+def test_characters_guessed_by_shape_are_called_so_where_there_is_no_transcription(work, run):
+    images = read_json("s/val.json")["images"]
+    words = [word for image in images.values() for word in image["words"].values()]
+    for kept, by_shape in ((len(words), False), (1, False), (0, True)):
+        for word in words[kept:]:
+            word.pop("transcription", None)
+        write_labels(work, images, "v")
+        flags = "--data", "v.json", "--image-dir", "s/images", "--html", "r.html"
+        out = run(predictions(), *flags, "--compare", predictions()).out
+        for text in (out, (work / "r.html").read_text()):
+            assert ("CLEval, official: characters guessed by shape" in text) == by_shape
+            assert ("CLEval, official: characters of transcriptions" in text) != by_shape
+        assert out.count("guessed by shape") == 2 * by_shape  # the score and the difference
+
+
 def test_compare_is_paired_and_two_pages_can_say_nothing(run):
     full, part = predictions(), predictions(name="q", keep=lambda i: i % 3)
     same = scored(run, full, "--compare", full)["compare"]["page"]
