@@ -1,10 +1,10 @@
-"""Draw the pictures of the README from synthetic pages and published numbers alone:
+"""Draw the pictures of the README from synthetic pages and published numbers alone.
 
 python docs/pictures.py [detections] [sweep]
 
 detections.jpg: what the shipped weights find on two drawn receipts, by `evaluate.py --pictures`.
 sweep.png: the first plots of the report on the published sweep, by `sweep.py --report --html`, as
-headless Chromium (Debian: chromium) shows them. Each is 800 px wide, of less than 150 KB, and
+headless Chromium (Debian: chromium) shows them. Each is 800 px wide, has at most 150 KB, and is
 written beside this file."""
 
 import re
@@ -23,13 +23,15 @@ sys.path.insert(0, str(ROOT))
 from files import DataError, Parser, exit_code, replace_file
 from synth import synthetic_page
 
-WIDTH, MOST = 800, 150_000  # px, bytes
-PLOTS = "<figure>.*?</figure>", 2, 640  # how they stand in a report, how many, their height in px
+WIDTH = 800  # px
+MAX_BYTES = 150_000
 RECEIPTS = (18, 22)  # seeds: a Latin receipt on wood, one with Hangul
+PLOTS = 2  # of a report
+PLOTS_HEIGHT = 640  # px
 
 
 def run(*words):
-    """A command of the root. Raises DataError with its last line."""
+    """Run a command in the root. Raises DataError with the last line of its errors."""
     command = [sys.executable, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -37,34 +39,42 @@ def run(*words):
 
 
 def detections(folder):
-    """Two receipts side by side with what was found, as a JPEG's bytes."""
+    """Two receipts side by side with what was found, as the bytes of a JPEG. Raises DataError."""
     for seed in RECEIPTS:
         page = synthetic_page(seed, words=60, difficulty=0.35)[0]
         cv2.imwrite(str(folder / f"{seed}.png"), page[..., ::-1])
-    weights, found = ROOT / "weights" / "receipts-lite2.pt", folder / "found"
-    run("evaluate.py", weights, "--images", folder, "--pictures", found)
-    pages = [cv2.imread(str(found / f"{seed}.png.jpg")) for seed in RECEIPTS]
+    weights = ROOT / "weights" / "receipts-lite2.pt"
+    drawn = folder / "drawn"
+    run("evaluate.py", weights, "--images", folder, "--pictures", drawn)
+
+    # both at the height of the lower one, beside each other, at the width of the README
+    pages = [cv2.imread(str(drawn / f"{seed}.png.jpg")) for seed in RECEIPTS]
     height = min(page.shape[0] for page in pages)
     pages = [cv2.resize(p, (round(p.shape[1] * height / p.shape[0]), height)) for p in pages]
-    page = np.concatenate(pages, 1)
-    size = WIDTH, round(page.shape[0] * WIDTH / page.shape[1])
-    page = cv2.resize(page, size, interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", page, [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()
+    both = np.concatenate(pages, 1)
+    size = WIDTH, round(both.shape[0] * WIDTH / both.shape[1])
+    both = cv2.resize(both, size, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", both, [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()
 
 
 def sweep(folder):
-    """The plots of a sweep's report, as a PNG's bytes. Raises DataError without a browser."""
+    """The first plots of a sweep's report, as the bytes of a PNG. Raises DataError, also where
+    there is no browser."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         raise DataError("sweep.png", "needs a browser", "apt-get install chromium")
-    page, shot = folder / "sweep.html", folder / "sweep.png"
+    page = folder / "sweep.html"
     run("sweep.py", "--report", ROOT / "hparams" / "history_v5inrfwe.json", "--html", page)
-    text, (figure, count, height) = page.read_text(), PLOTS
-    figures = re.findall(figure, text, re.DOTALL)[:count]
-    style = text[: text.index("</style>")] + "svg { font-size: 15px }</style>"  # as on phones
+
+    # the page's head, with larger letters, and its first plots alone
+    text = page.read_text()
+    style = text[: text.index("</style>")] + "svg { font-size: 15px }</style>"
+    figures = re.findall("<figure>.*?</figure>", text, re.DOTALL)[:PLOTS]
     page.write_text(style + "".join(figures))
+
+    shot = folder / "sweep.png"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    flags += [f"--user-data-dir={folder / 'user'}", f"--window-size={WIDTH},{height}"]
+    flags += [f"--user-data-dir={folder / 'user'}", f"--window-size={WIDTH},{PLOTS_HEIGHT}"]
     command = [browser, *flags, f"--screenshot={shot}", page.as_uri()]
     subprocess.run(command, capture_output=True, timeout=300, check=True)
     return cv2.imencode(".png", cv2.imread(str(shot)))[1].tobytes()
@@ -73,21 +83,26 @@ def sweep(folder):
 PICTURES = {"detections.jpg": detections, "sweep.png": sweep}
 
 
-def main(argv=None):
-    parser = Parser(description=__doc__)
-    names = {Path(name).stem: name for name in PICTURES}
-    parser.add_argument("pictures", nargs="*", help=f"of {', '.join(names)} (default: all)")
-    return exit_code(lambda: draw([names[n] for n in parser.parse_args(argv).pictures or names]))
-
-
 def draw(names):
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            code = PICTURES[name](Path(folder))
-        if len(code) > MOST:
-            raise DataError(name, f"{len(code)} bytes", f"up to {MOST} are meant for the README")
-        replace_file(Path(__file__).with_name(name), code)
-        print(f"docs/{name}: {len(code) / 1e3:.0f} KB")
+            content = PICTURES[name](Path(folder))
+        if len(content) > MAX_BYTES:
+            raise DataError(name, f"has {len(content)} bytes, more than {MAX_BYTES}")
+        replace_file(Path(__file__).with_name(name), content)
+        print(f"docs/{name}: {len(content) / 1e3:.0f} KB")
+
+
+def main(argv=None):
+    names = {Path(name).stem: name for name in PICTURES}
+    parser = Parser(description=__doc__)
+    parser.add_argument("pictures", nargs="*", help=f"of {', '.join(names)} (default: all)")
+
+    def work():
+        args = parser.parse_args(argv)
+        draw([names[picture] for picture in args.pictures or names])
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ def check_ensemble(words):
 
 def check_sweep(words):
     options, extra = sweep.parse(words)
-    sweep.resolve(extra, sweep.OURS)
+    sweep.trainer_args(extra, sweep.OURS)
+    sweep.resolve(extra)
     if options.sweep and not options.sweep.startswith("runs/"):
         sweep.load_spec(options.sweep)
 
