@@ -55,6 +55,7 @@ from files import (
     read_bytes,
     read_json,
     replace_file,
+    shown,
     write_json,
 )
 from hparams import FITS, Hparams, resolve_hparams
@@ -121,6 +122,7 @@ def read_page(path, hps=(), tile=0):
 def open_page(page, hps=(), tile=0):
     """The picture of a page, uint8 RGB [H, W, 3], see `decode_picture`; sets page.size (width,
     height) and page.digest. Raises DataError."""
+    labels.check_name(page.name, shown(page.name))  # what is predicted has to be read back
     raw = read_bytes(page.path, MAX_PICTURE_BYTES)
     page.digest = bytes_digest(raw)
     image, page.size = decode_picture(raw, page.path, hps, tile)

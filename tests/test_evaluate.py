@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -264,7 +265,14 @@ def test_bad_input_is_one_line(work, run):
         assert error_line(err, words) and err.count("\n") == 1, err
 
 
-@pytest.mark.parametrize("flags, words", [("a.pt --tnue", "did you mean --tune?"), ("", "SOURCE")])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("a.pt --tnue", "did you mean --tune?"),
+        ("", "SOURCE"),
+        ("lr=1e-3", "lr=1e-3: no such file; for a flag write --lr=1e-3"),
+    ],
+)
 def test_a_misspelt_or_missing_argument_is_one_line(flags, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         evaluate.main(flags.split())
@@ -295,6 +303,19 @@ def test_any_folder_is_predicted_and_a_broken_file_does_not_stop_it(work, run):
     assert {p.name for p in Path("pics").rglob("*.jpg")} == {"a.png.jpg", "b.jpg"}
     run(path, "--images", "images/a.png", "--out", "q.json")
     assert read_json("q.json")["images"] == {"a.png": images["a.png"]}
+
+
+def test_a_name_that_cannot_be_read_back_is_refused_alone(run):
+    """And a FIFO: a read from it would never end."""
+    names = ["می\u200cخواهم.png", "👨\u200d👩\u200d👧.png", "ex\u00adample.png", f"{'a' * 251}.jpg"]
+    for name in (*names, "two\nlines.png"):
+        write_picture(Path(), name, (60, 40))
+    err = run(checkpoint(), "--images", "images", "--out", "p.json", code=1).err
+    assert error_line(err, "'two\\nlines.png': not a file name; it is") and err.count("\n") == 1
+    assert evaluate.read_predictions("p.json").keys() == {*names}
+    os.mkfifo("fifo.png")
+    err = run("a.pt", "--images", "fifo.png", "--out", "q.json", code=1).err
+    error_line(err, "fifo.png: not a regular file")
 
 
 def test_drawn_pages_of_any_name_replace_neither_each_other_nor_the_pages(run):
