@@ -453,7 +453,8 @@ def read_submission(path, names=None, sizes=None, ordered=False):
         regions[name], wrong = parse_field(field, f"{where}: {name}", (sizes or {}).get(name))
         problems += wrong
     if missing := [name for name in names or () if name not in first]:
-        problems.append(f"{path}: {len(missing)} pages have no row (first: {missing[0]})")
+        hint = labels.lookalike(missing[0], first)
+        problems.append(f"{path}: {len(missing)} pages have no row (first: {missing[0]}){hint}")
     if ordered and not problems and list(regions) != list(names):
         name = next(a for a, b in zip(regions, names) if a != b)
         problems.append(f"{path}: line {first[name]}: {name}: not in the order of the sample")
@@ -512,7 +513,9 @@ def load_pages(args):
     pages = {page.name: page for page in pages}
     names = read_sample(args.sample) if args.sample else pages
     if missing := [name for name in names if name not in pages]:
-        raise DataError(args.sample, f"{len(missing)} pages not in {args.data}: {missing[0]}, ...")
+        hint = labels.lookalike(missing[0], pages).removeprefix("; ")
+        what = f"{len(missing)} pages not in {args.data}: {missing[0]}, ..."
+        raise DataError(args.sample, what, hint)
     return [pages[name] for name in names]
 
 

@@ -38,7 +38,7 @@ from engine import amp_dtype, choose_device
 from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
 from hparams import Hparams, add_flags, given_flags, read_hparams
 from interval import SEEN, bootstrap_groups, make_score, paired_difference
-from labels import PICTURES, SPLITS, Page, load_labels, pages_to_json, read_competition
+from labels import PICTURES, SPLITS, Page, load_labels, lookalike, pages_to_json, read_competition
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
 # ---------------------------------------------------------------- prediction
@@ -583,7 +583,8 @@ def check_pages(source, regions, pages, needed=True):
     if missing := [page.name for page in pages if page.name not in regions]:
         what = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
         if needed or len(missing) == len(pages):
-            raise DataError(source, what, "a page without words needs an entry too")
+            hint = lookalike(missing[0], regions)
+            raise DataError(source, what, f"a page without words needs an entry too{hint}")
         print(f"warning: {source}: {what}; it does not vote on them", file=sys.stderr)
 
 

@@ -541,6 +541,20 @@ def test_a_sample_may_have_a_byte_order_mark(run):
     assert "bom.csv: line 1: a byte order mark before the header; save without it" in err
 
 
+def test_names_that_look_alike_are_told_apart(run):
+    composed, parted = "émile.png", "e\u0301mile.png"
+    for name, file in ((composed, "nfc.csv"), (parted, "nfd.csv")):
+        Path(file).write_text(f"filename,polygons\n{name},\n")
+    alike = f"two names that look alike: {composed!a} and {parted!a}, rename one"
+    err = run("--validate", "nfd.csv", "--sample", "nfc.csv", code=1).err
+    assert f"nfd.csv: 1 pages have no row (first: {composed}); {alike}" in err
+    Path("ALIKE").mkdir()
+    shutil.copy("DATA/images/val0.png", f"ALIKE/{parted}")
+    flags = "--data", "ALIKE", "--sample", "nfc.csv", "--submission", "alike.csv"
+    err = run(FOLDS[0], *flags, code=1).err
+    assert f"nfc.csv: 1 pages not in ALIKE: {composed}, ...; {alike}" in err
+
+
 def test_no_output_replaces_labels_members_or_what_nobody_named(run):
     shutil.copytree("DATA", "LAB")
     Path("keepme.json").write_text("[]")

@@ -305,6 +305,16 @@ def test_any_folder_is_predicted_and_a_broken_file_does_not_stop_it(work, run):
     assert read_json("q.json")["images"] == {"a.png": images["a.png"]}
 
 
+def test_predictions_of_names_that_look_alike_are_named_so(run):
+    composed, parted = "émile.png", "e\u0301mile.png"
+    write_picture(Path(), composed, (60, 40))
+    write_labels(Path(), {composed: {"words": {}}}, "val")
+    write_labels(Path(), {parted: {"words": {}}}, "q")
+    err = run("q.json", "--data", ".", code=1).err
+    words = f"needs an entry too; two names that look alike: {composed!a} and {parted!a}, rename"
+    error_line(err, "q.json: 1 of 1 pages are not in it (first: émile.png)", words)
+
+
 def test_a_name_that_cannot_be_read_back_is_refused_alone(run):
     """And a FIFO: a read from it would never end."""
     names = ["می\u200cخواهم.png", "👨\u200d👩\u200d👧.png", "ex\u00adample.png", f"{'a' * 251}.jpg"]
