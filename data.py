@@ -45,6 +45,7 @@ from augment import (
     draw_pose,
     warp_page,
 )
+from cleval import line_neighbours, shared_areas
 from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
 from files import (
     DataError,
@@ -65,6 +66,7 @@ from synth import synthetic_page
 NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of one shop: up to 0.96
 SAME_TEXTS = 0.95  # shared transcriptions; one receipt: 0.97 and more, of one shop: up to 0.92
 NO_GROUPS = "each page is a group: if one shop has several, name it, or intervals are too narrow"
+LOOKED_AT = 500  # labels of a page whose habits check looks at
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
@@ -217,21 +219,34 @@ def map_threads(function, items, desc):
 def inspect_pages(pages, desc="reading pages"):
     """Open every picture once, under a bar named `desc`. Sets of each page: size (width, height);
     digest of the picture's bytes; thumbnail [1024] for `near_duplicates`; repaired, the words as
-    training takes them. Raises DataError on the last picture that cannot be read, after a line for
-    each of the others."""
+    training takes them. Returns the contrast of each page's labels, see `label_contrast`. Raises
+    DataError on the last picture that cannot be read, after a line for each of the others."""
 
     def inspect(page):
         try:
-            page.thumbnail = thumbnail(open_page(page, [Hparams(fit="area")]))
-            page.repaired = repair_words(page)
+            image = open_page(page, [Hparams(fit="area")])
         except DataError as error:
             return error
+        page.thumbnail = thumbnail(image)
+        page.repaired = repair_words(page)
+        return label_contrast(page, image)
 
-    errors = [error for error in map_threads(inspect, pages, desc) if error]
+    results = map_threads(inspect, pages, desc)
+    errors = [result for result in results if isinstance(result, DataError)]
     for error in errors[:-1]:
         print(f"error: {error}", file=sys.stderr)
     if errors:
         raise errors[-1]
+    return results
+
+
+def label_contrast(page, image):
+    """Standard deviation of grey in the box around each of a page's first LOOKED_AT labels [N]: a
+    box without ink has little. image: the page, shrunk or not."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    scale = image.shape[1] / page.size[0]
+    windows = [pixel_window(p * scale, 0, *grey.shape) for p in page.polygons[:LOOKED_AT]]
+    return np.array([grey[window].std() if grey[window].size else 0 for window in windows])
 
 
 # ---------------------------------------------------------------- sizes
@@ -757,12 +772,14 @@ def check(data, hp, image_dir=None, pictures=None):
         pages = [page for _, page in rows]
         stated = [page.size for page in pages]
         with libjpeg_lines() as lines:
-            inspect_pages(pages)
+            contrasts = inspect_pages(pages)
 
         for split, some in splits.items():
             print(f"{split:5s} {describe(some)}")
             for line in dict.fromkeys(describe_print(some, replace(hp, fit=fit)) for fit in FITS):
                 print(f"{split:5s} {line}")
+        print(describe_tilt(pages))
+        print(describe_habits(pages, contrasts))
         print_findings(
             damaged_pictures(rows if lines else []),
             turned_pages(rows),
@@ -788,6 +805,91 @@ def print_findings(*checks):
     for kind, count in counts.items():
         if count > 5:
             print(f"{kind}: {count - 5} more")
+
+
+def describe_tilt(pages):
+    """How the labels of inspected pages lie, on one line, and the values to train with."""
+    pages = [page for page in pages if page.polygons]
+    if not pages:
+        return "no labels: no preset to name"
+    tilts = np.abs([page_tilt(page) for page in pages])
+    overlap = np.mean([overlapping_share(page) for page in pages])
+    spans = np.median([label_span(page) for page in pages])
+    tilted = np.mean(tilts > 2)
+    line = f"tilt {np.median(tilts):.1f} degrees by the median, over 2 on {tilted:.0%} of pages; "
+    line += f"labels span {spans:.0%} of a picture, {overlap:.0%} overlap another"
+    if overlap > 0.04:
+        line += " (upright boxes on tilted lines?)"
+    if tilted < 0.1 and overlap <= 0.04 and spans >= 0.5:
+        return f"{line}: scans, for hparams/best.json or hparams/receipts-lite2.json"
+    return f"{line}: photographs, for hparams/photographs.json"
+
+
+def page_tilt(page):
+    """Median angle of the labels' longest edges in degrees, within 45: quarter turns count as 0."""
+    edges = [np.roll(polygon, -1, 0) - polygon for polygon in page.polygons]
+    longest = np.array([edge[np.hypot(*edge.T).argmax()] for edge in edges])
+    angles = np.degrees(np.arctan2(*longest.T[::-1]))
+    return np.median((angles + 45) % 90 - 45)
+
+
+def label_span(page):
+    """Share of the picture that the box around all labels covers."""
+    points = np.concatenate(page.polygons).clip(0, page.size)
+    return np.prod(np.ptp(points, 0) / page.size)
+
+
+def overlapping_share(page):
+    """Share of the labels that have more than 15 % of the smaller one in common with another."""
+    polygons = page.polygons[:LOOKED_AT]
+    overlaps = shared_areas(polygons, polygons, None)
+    smaller = np.minimum.outer(overlaps.gt, overlaps.gt)
+    overlap = overlaps.shared > 0.15 * smaller
+    np.fill_diagonal(overlap, False)
+    return overlap.any(1).mean()
+
+
+def describe_habits(pages, contrasts):
+    """What pages label besides words, by shape, on one line, and what follows from it."""
+    counts = Counter()
+    for page, contrast in zip(pages, contrasts):
+        if page.polygons:
+            counts.update(label_habits(page.polygons[:LOOKED_AT], contrast))
+    total = counts.pop("labels", 0)
+    shares = [f"{n / total:.1%} {kind}" for kind, n in counts.items() if n > 0.002 * total]
+    if not shares:
+        return "habits: no labels of rules, colons, single letters or blank paper"
+    line = f"habits: {', '.join(shares)}; each counts as a label in the score"
+    return f"{line}, and weights trained on other habits miss it until they are fine-tuned"
+
+
+def label_habits(polygons, contrast):
+    """{kind: how many} of N labels that hold no word, by their shape and contrast [N]."""
+    sides = np.array([cv2.minAreaRect(np.float32(p))[1] for p in polygons])  # [N, 2]
+    long, short = sides.max(1), sides.min(1)
+    height = np.median(short)
+    single = (long < 1.4 * short) & (short > height / 2)
+    return {
+        "labels": len(polygons),
+        "rules": np.count_nonzero((long > 12 * short) & (short < 0.6 * height)),
+        "colons or dots": np.count_nonzero((long < 0.8 * height) & (short < height / 2)),
+        "letters of spaced titles": count_spaced([polygons[n] for n in np.flatnonzero(single)]),
+        "without ink": np.count_nonzero(contrast < np.median(contrast) / 4),
+    }
+
+
+def count_spaced(letters):
+    """How many of single characters stand in a row of three or more at equal gaps."""
+    if len(letters) < 3:
+        return 0
+    label, following, gap = line_neighbours(letters)
+    next_of = dict(zip(label, zip(following, gap)))
+    spaced = set()
+    for first, (second, gap) in next_of.items():
+        third, next_gap = next_of.get(second, (None, 0))
+        if min(gap, next_gap) > max(0.3, 0.7 * max(gap, next_gap)):
+            spaced |= {first, second, third}
+    return len(spaced)
 
 
 @contextlib.contextmanager

@@ -774,6 +774,86 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, command, code, messa
     assert said.err.startswith("error: ") and message in said.err
 
 
+def turned(boxes, degrees, centre=(300, 300)):
+    """Corners [N, 4, 2] of boxes (left, top, right, bottom) after a turn about a centre."""
+    left, top, right, bottom = np.float64(boxes).T
+    corners = np.stack([left, top, right, top, right, bottom, left, bottom], 1).reshape(-1, 4, 2)
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return (corners - centre) @ np.array([[cos, sin], [-sin, cos]]) + centre
+
+
+def page_of(polygons, size=(600, 600)):
+    page = labels.Page("a.png", None, size=size)
+    for i, polygon in enumerate(polygons):
+        page.add(i, polygon)
+    return page
+
+
+LINES = [(60, y, x, y + 20) for y in range(40, 560, 30) for x in (250, 530)]
+LINES = [(x - 180, y, x, bottom) for _, y, x, bottom in LINES]
+
+
+def test_check_measures_tilt_and_names_the_values_to_train_with():
+    scans, photographs = "hparams/best.json or hparams/receipts", "hparams/photographs.json"
+    for degrees, preset in ((0, scans), (-1.5, scans), (5, photographs), (-30, photographs)):
+        page = page_of(turned(LINES, degrees))
+        assert data.page_tilt(page) == pytest.approx(degrees)
+        line = data.describe_tilt([page] * 3)
+        assert f"tilt {abs(degrees):.1f} degrees" in line and preset in line, line
+    upright = page_of(turned(LINES, 90) * (1, 1))  # lines that run upwards are not tilted
+    assert data.page_tilt(upright) == pytest.approx(0, abs=1e-9)
+    small = page_of(turned(LINES, 0) / 4 + 200)
+    assert photographs in data.describe_tilt([small])
+    assert "no labels" in data.describe_tilt([page_of([])])
+
+
+def test_upright_boxes_on_tilted_lines_overlap():
+    quads = turned(LINES, 8)
+    boxes = np.stack([quads.min(1), quads.max(1)], 1).reshape(-1, 4)
+    page = page_of(turned(boxes, 0))
+    assert data.page_tilt(page) == 0 and data.overlapping_share(page) > 0.8
+    line = data.describe_tilt([page])
+    assert "upright boxes on tilted lines?" in line and "hparams/photographs.json" in line
+    assert data.overlapping_share(page_of(quads)) == 0
+
+
+def test_habits_of_labelling_are_counted_by_shape():
+    rules = [(60, 570, 540, 574), (60, 577, 540, 581)]
+    colons = [(255, y + 6, 259, y + 18) for y in (40, 70, 100)]
+    title = [(60 + 40 * k, 8, 78 + 40 * k, 28) for k in range(5)]
+    alone = [(400, 8, 418, 28)]
+    plain = turned(LINES, 3)
+    every = turned([*LINES, *rules, *colons, *title, *alone], 3)
+    contrast = np.full(len(every), 50.0)
+    contrast[[3, 7]] = 2
+    assert data.label_habits(plain, np.full(len(plain), 50.0)) == {
+        "labels": len(plain),
+        "rules": 0,
+        "colons or dots": 0,
+        "letters of spaced titles": 0,
+        "without ink": 0,
+    }
+    counts = data.label_habits(every, contrast)
+    assert [*counts.values()] == [len(every), 2, 3, 5, 2]
+    line = data.describe_habits([page_of(every), page_of([])], [contrast, np.zeros(0)])
+    assert line.startswith("habits: 4.3% rules, 6.4% colons or dots, 10.6% letters of spaced"), line
+    assert "weights trained on other habits miss it" in line
+    even = np.full(len(plain), 50.0)
+    assert "no labels of rules" in data.describe_habits([page_of(plain)], [even])
+
+
+def test_a_box_without_ink_has_little_contrast(tmp_path):
+    white = np.full((400, 300, 3), 250, np.uint8)
+    cv2.putText(white, "TOTAL 12.00", (20, 100), 0, 1, (0, 0, 0), 2)
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), white)
+    boxes = [(15, 70, 260, 110), (15, 270, 260, 310), (900, 900, 950, 950)]
+    words = {i: {"points": quad.tolist()} for i, quad in enumerate(turned(boxes, 0))}
+    pages = load_labels(write_labels(tmp_path, {"a.png": {"words": words}}), "train")
+    (contrast,) = data.inspect_pages(pages)
+    assert contrast[0] > 50 and contrast[1] == contrast[2] == 0
+
+
 def test_all_broken_pictures_are_named_at_once(tmp_path, script):
     images = {}
     for name in ("a.png", "b.png", "c.png", "d.jpg"):
