@@ -2,6 +2,7 @@
 augmented, and the target maps the network learns; and which pages are trained on.
 
 python data.py check DATA [--pictures OUT]    what DATA holds and what will go wrong
+python data.py diff OLD NEW                   labels added, removed and moved, by page
 python data.py synth OUT --pages 64 --seed 0  draw synthetic receipts with exact labels
 python data.py split DATA --folds 5           stratified, grouped folds as one JSON with a hash
 python data.py convert DATA OUT --to paddle   labels from one format to another
@@ -45,7 +46,7 @@ from augment import (
     draw_pose,
     warp_page,
 )
-from cleval import line_neighbours, shared_areas
+from cleval import iou_matches, line_neighbours, shared_areas
 from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
 from files import (
     DataError,
@@ -952,6 +953,37 @@ def shared_groups(rows):
         yield "warning: group in more than one split", group
 
 
+def diff(old, new, image_dir=None):
+    """Print how the labels of NEW differ from those of OLD, a line a page, and a total. Pages are
+    matched by name and labels by IoU > 0.5; a label is moved if a point is by over 0.1 px."""
+    before, after = (
+        {page.name: page for pages in load_splits(data, image_dir).values() for page in pages}
+        for data in (old, new)
+    )
+    names = sorted(before.keys() | after.keys())
+    total = np.zeros(3, int)
+    same = 0
+    for name in names:
+        if name not in before or name not in after:
+            print(f"{name}: only in {old if name in before else new}")
+            continue
+        changes = page_changes(before[name].polygons, after[name].polygons)
+        total += changes
+        if any(changes):
+            print("{}: {} added, {} removed, {} moved".format(name, *changes))
+        else:
+            same += 1
+    line = "{} of {} pages differ: {} labels added, {} removed, {} moved"
+    print(line.format(len(names) - same, len(names), *total))
+
+
+def page_changes(old, new):
+    """How many labels of a page were added, removed and moved."""
+    pairs = iou_matches(old, new).pairs
+    moved = sum(len(old[i]) != len(new[j]) or np.abs(old[i] - new[j]).max() > 0.1 for i, j in pairs)
+    return len(new) - len(pairs), len(old) - len(pairs), moved
+
+
 def draw_samples(pages, hp, folder):
     """Draw the first samples of the first epoch, augmented and on their canvas. Green: shrunk
     words; red: the threshold map; blue: what no loss looks at."""
@@ -1069,6 +1101,11 @@ def parse_args(argv):
     add("--hparams", metavar="JSON", help="values of the training that is planned")
     add("--pictures", metavar="OUT", help="folder to make; samples as training sees them")
 
+    add = command("diff", run_diff, "labels added, removed and moved, by page")
+    add("old", help="folder or label file")
+    add("new", help="another with pages of the same names")
+    add("--image-dir", help="where the pictures of both lie")
+
     add = command("synth", run_synth, "draw synthetic receipts, a quarter of them val")
     add("out", help="folder to make")
     add("--pages", type=int, default=64, help="how many (%(default)s)")
@@ -1101,6 +1138,10 @@ def parse_args(argv):
 
 def run_check(args):
     check(resolve_data(args.data), resolve_hparams(args), args.image_dir, args.pictures)
+
+
+def run_diff(args):
+    diff(args.old, args.new, args.image_dir)
 
 
 def run_synth(args):

@@ -854,6 +854,28 @@ def test_a_box_without_ink_has_little_contrast(tmp_path):
     assert contrast[0] > 50 and contrast[1] == contrast[2] == 0
 
 
+def test_diff_of_two_label_sets(tmp_path, script):
+    moved, far = np.add(QUAD, 3).tolist(), np.add(QUAD, 80).tolist()
+    old = {"1": {"points": QUAD}, "2": {"points": far}}
+    new = {"1": {"points": moved}, "3": {"points": np.add(far, (-60, 0)).tolist()}}
+    new["4"] = {"points": np.add(far, (0, -60)).tolist()}
+    for folder, words, more in (("old", old, "gone.png"), ("new", new, "come.png")):
+        (tmp_path / folder).mkdir()
+        images = write_page(tmp_path / folder, words=words)
+        images |= write_page(tmp_path / folder, "same.png", words=old)
+        images |= write_page(tmp_path / folder, more)
+        write_labels(tmp_path / folder, images)
+    result = script("data.py", "diff", "old", "new")
+    assert result.returncode == 0 and result.stdout.splitlines() == [
+        "a.png: 2 added, 1 removed, 1 moved",
+        "come.png: only in new",
+        "gone.png: only in old",
+        "3 of 4 pages differ: 2 labels added, 1 removed, 1 moved",
+    ]
+    result = script("data.py", "diff", "old", "old")
+    assert result.stdout == "0 of 3 pages differ: 0 labels added, 0 removed, 0 moved\n"
+
+
 def test_all_broken_pictures_are_named_at_once(tmp_path, script):
     images = {}
     for name in ("a.png", "b.png", "c.png", "d.jpg"):
