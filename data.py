@@ -1,5 +1,5 @@
 """What is a sample? A picture and its labelled words, checked, brought to the size of training and
-augmented, and the target maps the network learns; and which pages are trained on.
+augmented; and which pages are trained on.
 
 python data.py check DATA [--pictures OUT]    what DATA holds and what will go wrong
 python data.py diff OLD NEW                   labels added, removed and moved, by page
@@ -13,17 +13,13 @@ them) or one label file with its pictures beside it."""
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import io
 import itertools
 import json
-import math
 import os
 import shutil
 import sys
-import tempfile
-import warnings
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +30,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import shapely
-from PIL import Image, ImageOps, JpegImagePlugin
 
 import labels
 from augment import (
@@ -46,169 +41,37 @@ from augment import (
     draw_pose,
     warp_page,
 )
-from cleval import iou_matches, line_neighbours, shared_areas
-from db_postprocess import SHRINK_RATIO, polygon_area, shrink_distance
 from files import (
     DataError,
     Parser,
     UsageError,
     exit_code,
     guard,
-    read_bytes,
     read_json,
     replace_file,
     shown,
     write_json,
 )
+from habits import LOOKED_AT, describe_habits, describe_tilt, page_changes
 from hparams import FITS, Hparams, resolve_hparams
+from pictures import fit_factor, libjpeg_lines, open_picture, read_page, scaled
 from report import progress
 from synth import synthetic_page
+from targets import make_targets, pixel_window
 
 NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of one shop: up to 0.96
 SAME_TEXTS = 0.95  # shared transcriptions; one receipt: 0.97 and more, of one shop: up to 0.92
 NO_GROUPS = "each page is a group: if one shop has several, name it, or intervals are too narrow"
-LOOKED_AT = 500  # labels of a page whose habits check looks at
+FICLONE = 0x40049409  # ioctl: share the blocks of another file (btrfs, XFS)
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 
-# limits of what is read from files, so that a hostile one ends in an error and not in swap
-MAX_PICTURE_BYTES = 2**28
-MAX_JPEG_HEADER = 2**24
-MAX_PIXELS = 2**27
-FORMATS = ("PNG", "BMP", "WEBP", "TIFF")  # and JPEG
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-FICLONE = 0x40049409  # ioctl: share the blocks of another file (btrfs, XFS)
-REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # bits of cv2.IMREAD_REDUCED_COLOR_2, _4, _8
-
-# errors and limits are ours
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-warnings.filterwarnings("ignore", module=r"PIL\.")
-Image.MAX_IMAGE_PIXELS = None
-
-
-# ---------------------------------------------------------------- pictures
-
-
-class Header(NamedTuple):
-    kind: str  # the format's name in Pillow
-    width: int
-    height: int
-    end: int  # position in the file
-    transparent: bool
-
-
-def read_header(raw):
-    """Header of a picture's bytes. Raises whatever Pillow does on a broken one."""
-    if raw.startswith(b"\xff\xd8"):
-        # Image.open would go on to the pictures behind the first one
-        file = io.BytesIO(raw[:MAX_JPEG_HEADER])
-        picture = JpegImagePlugin.JpegImageFile(file)
-    else:
-        file = io.BytesIO(raw)
-        picture = Image.open(file, formats=FORMATS)
-
-    # the fourth channel of a bitmap is often unused; 16-bit grey would be clipped
-    may_be = picture.format != "BMP" and picture.mode != "I;16"
-    transparent = may_be and picture.has_transparency_data
-    return Header(picture.format, *picture.size, file.tell(), transparent)
-
-
-def read_image(path):
-    """uint8 RGB [H, W, 3] of a whole picture. Raises DataError, see `decode_picture`."""
-    return read_page(path)[0]
-
-
-def read_page(path, hps=(), tile=0):
-    """(picture uint8 RGB [H, W, 3], (width, height)) of a file, see `decode_picture`."""
-    return decode_picture(read_bytes(path, MAX_PICTURE_BYTES), path, hps, tile)
+# ---------------------------------------------------------------- inspected pages
 
 
 def open_page(page, hps=(), tile=0):
-    """The picture of a page, uint8 RGB [H, W, 3], see `decode_picture`; sets page.size (width,
-    height) and page.digest. Raises DataError."""
+    """pictures.open_picture of a page that a label file could name. Raises DataError."""
     labels.check_name(page.name, shown(page.name))  # what is predicted has to be read back
-    raw = read_bytes(page.path, MAX_PICTURE_BYTES)
-    page.digest = bytes_digest(raw)
-    image, page.size = decode_picture(raw, page.path, hps, tile)
-    return image
-
-
-def jpeg_reduction(width, height, factor):
-    """8, 4, 2 or 1: by how much libjpeg may divide a picture that will be scaled by `factor`."""
-    if 1 <= abs(width - height) <= 7:
-        return 1  # once divided it may be square, and then a turn by EXIF no longer shows
-    for divisor in (8, 4, 2):
-        missing = max(-width % divisor, -height % divisor)  # pixels the last row or column lacks
-        if factor * max(divisor, 4 * missing) <= 1:  # at most a quarter pixel of the result
-            return divisor
-    return 1
-
-
-def decode_picture(raw, path, hps=(), tile=0):
-    """(picture uint8 RGB [H, W, 3], (width, height)) of a file's bytes, EXIF orientation applied,
-    on white where it is transparent. A JPEG is decoded to 1/2, 1/4 or 1/8 of its sides, rounded up,
-    where no fit of hps (or hp.size pixels of each `tile`) needs more; width and height are those of
-    the whole picture. Raises DataError that names `path` on a broken or truncated file, or one of
-    more than MAX_PIXELS.
-
-    Pillow reads the header and OpenCV, three times as fast, the pixels: OpenCV alone would allocate
-    what the header says, and fills a truncated file with grey."""
-    broken = DataError(path, "not a picture in JPEG, PNG, BMP, WebP or TIFF, or broken")
-    try:
-        header = read_header(raw)
-    except Exception:  # noqa: BLE001 Pillow raises whatever a broken header leads it to
-        raise broken from None
-
-    width, height = header.width, header.height
-    if width * height > MAX_PIXELS:
-        raise DataError(path, f"{width} x {height} px", f"up to {MAX_PIXELS >> 20} M are read")
-    kind = header.kind
-    if kind in ENDS and raw.find(ENDS[kind], header.end) < 0:  # phones add a film behind it
-        raise DataError(path, "truncated", "fetch it again or leave it out of the labels")
-
-    factors = [max(fit_factor((width, height), hp), tile and hp.size / tile) for hp in hps]
-    factor = max(factors, default=1)
-    divisor = jpeg_reduction(width, height, factor) if kind == "JPEG" else 1
-    try:
-        image = decode_on_white(raw) if header.transparent else decode_opaque(raw, divisor)
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 so do broken pixels
-        raise broken from None
-    if image is None:
-        raise broken
-    turned = (image.shape[1] < image.shape[0]) != (width < height)
-    return image, (height, width) if turned else (width, height)
-
-
-def decode_opaque(raw, divisor):
-    flags = cv2.IMREAD_COLOR_RGB | REDUCED[divisor]
-    return cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
-
-
-def decode_on_white(raw):
-    """OpenCV would leave the colour, often black, that an editor gave to transparent pixels."""
-    picture = Image.open(io.BytesIO(raw), formats=FORMATS)
-    picture = ImageOps.exif_transpose(picture).convert("RGBA")
-    page = Image.new("RGB", picture.size, "white")
-    page.paste(picture, mask=picture)
-    return np.array(page)
-
-
-def bytes_digest(raw):
-    """16 hex digits of the SHA-256 of a file's bytes: they name a picture wherever it lies."""
-    return hashlib.sha256(raw).hexdigest()[:16]
-
-
-def picture_digest(path):
-    """The digest of a file, see `bytes_digest`. An inspected page has it already: page.digest."""
-    stat = os.stat(path)
-    return file_digest(path, stat.st_mtime_ns, stat.st_size)
-
-
-@functools.lru_cache(labels.MAX_PAGES)  # each member of an ensemble asks for the same pages
-def file_digest(path, *_):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return open_picture(page, hps, tile)
 
 
 def map_threads(function, items, desc):
@@ -253,20 +116,6 @@ def label_contrast(page, image):
 # ---------------------------------------------------------------- sizes
 
 
-def fit_factor(page_size, hp):
-    """By what a page (width, height) is scaled: its longer side becomes hp.size or, with hp.fit
-    "area", its area hp.size squared, so that a long, narrow receipt keeps its print; but its longer
-    side becomes at most three times hp.size."""
-    longer = max(page_size)
-    mean = math.sqrt(math.prod(page_size)) if hp.fit == "area" else longer
-    return hp.size / max(mean, longer / 3)
-
-
-def scaled(page_size, factor):
-    """A page (width, height) in whole pixels after scaling."""
-    return tuple(max(1, round(side * factor)) for side in page_size)
-
-
 def resize_page(image, w, h):
     """A page [H, W, 3] uint8 brought to w x h, padded right and below to multiples of 32."""
     method = cv2.INTER_AREA if w < image.shape[1] else cv2.INTER_LINEAR
@@ -277,132 +126,6 @@ def resize_page(image, w, h):
 def word_heights(page):
     """Short side of each word's smallest rectangle [N], page pixels."""
     return np.array([min(cv2.minAreaRect(p.astype(np.float32))[1]) for p in page.polygons])
-
-
-# ---------------------------------------------------------------- targets
-
-
-class Edges(NamedTuple):
-    """P edges a -> b of an outline as `distance_to_outline` needs them, float32 [P, 1] each.
-
-    a ----- half -----+----- half ----- b     u = (ux, uy): the direction of the edge
-                      |--- along ---|         along = x ux + y uy + along_0, from the middle
-                                    | across  across = x uy - y ux + across_0
-                                 (x, y)
-    """
-
-    ux: np.ndarray
-    uy: np.ndarray
-    along_0: np.ndarray
-    half: np.ndarray  # of the length
-    across_0: np.ndarray
-    a_y: np.ndarray
-    b_y: np.ndarray
-    slope: np.ndarray  # the edge lies on the line x = slope y + start
-    start: np.ndarray
-
-
-def edge_tables(polygons):
-    """The edges of N polygons [P, 2]: N float32 arrays [9, P, 1], whose rows are those of Edges.
-    All polygons at once, since numpy's small calls would cost more than the pixels."""
-    a = np.concatenate(polygons)
-    b = np.concatenate([np.concatenate([p[1:], p[:1]]) for p in polygons])
-    edge = b - a
-    half = np.hypot(*edge.T) / 2
-    ux, uy = (edge / np.maximum(2 * half, 1e-9)[:, None]).T
-    slope = edge[:, 0] / np.where(np.abs(edge[:, 1]) < 1e-9, 1, edge[:, 1])
-    table = Edges(
-        ux=ux,
-        uy=uy,
-        along_0=-(a[:, 0] * ux + a[:, 1] * uy) - half,
-        half=half,
-        across_0=a[:, 1] * ux - a[:, 0] * uy,
-        a_y=a[:, 1],
-        b_y=b[:, 1],
-        slope=slope,
-        start=a[:, 0] - slope * a[:, 1],
-    )
-    ends = np.cumsum([len(p) for p in polygons])[:-1]
-    return np.split(np.array(table, np.float32)[:, :, None], ends, 1)
-
-
-def distance_to_outline(table, rows, columns):
-    """Distance from pixel centres to the outline of a polygon, in px, and which lie inside. table:
-    [9, P, 1] of `edge_tables`; rows, columns: slices, as of `pixel_window`. Returns float32 and, by
-    the even-odd rule, bool [height, width] of these."""
-    y = np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5)
-    x = np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5)
-    count = table.shape[1]
-    if count > max(16, 2**24 // (len(y) * len(x))):
-        # many edges on a large window would fill the memory
-        first, inside_first = distance_to_outline(table[:, : count // 2], rows, columns)
-        second, inside_second = distance_to_outline(table[:, count // 2 :], rows, columns)
-        return np.minimum(first, second), inside_first ^ inside_second
-
-    edges = Edges(*table)
-    along = (x * edges.ux + edges.along_0)[:, None] + (y * edges.uy)[:, :, None]
-    across = (x * edges.uy + edges.across_0)[:, None] - (y * edges.ux)[:, :, None]
-
-    # distance^2 = across^2 + overshoot^2, the overshoot being what of |along| is beyond an end
-    np.abs(along, out=along)  # [P, height, width]
-    along -= edges.half[:, None]
-    flat = along.reshape(-1, len(x))
-    cv2.max(flat, 0, flat)
-    along *= along
-    across *= across
-    along += across
-
-    # a pixel is inside if a ray from it to the right crosses an odd number of edges
-    crosses = (y >= edges.a_y) != (y >= edges.b_y)  # [P, height]
-    crossing = np.where(crosses, y * edges.slope + edges.start, np.float32(-np.inf))
-    return np.sqrt(along.min(0)), np.logical_xor.reduce(x < crossing[:, :, None], 0)
-
-
-def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
-    """Target maps of one page, uint8 [4, height, width] (arXiv 1911.08947, section 3.4). polygons:
-    N arrays [P, 2] in map pixels; ignore: N bools. Channels:
-
-    0  shrink map: 1 inside the outline moved in by D = A (1 - r^2) / L, for a word too thin for
-       that on its middle line
-    1  threshold map: 255 on the outline, falling linearly to 0 at distance D
-    2  mask of the shrink map: 0 on ignored words
-    3  mask of the threshold map: 1 within D of a word
-
-    Words are independent, so where they meet the larger value counts."""
-    maps = np.zeros((4, height, width), np.uint8)
-    maps[2] = 1
-    tables = edge_tables(polygons) if polygons else []
-
-    for i in np.argsort(ignore, kind="stable"):  # ignored words last, for they erase
-        polygon = polygons[i]
-        length = cv2.arcLength(polygon.astype(np.float32), True)
-        reach = shrink_distance(polygon_area(polygon), length, shrink_ratio) if length else 0
-        rows, columns = pixel_window(polygon, reach, height, width)
-        window = maps[:, rows, columns]
-        if not window.size or (reach <= 0 and not ignore[i]):
-            continue
-
-        distance, inside = distance_to_outline(tables[i], rows, columns)
-        if ignore[i]:
-            window[[0, 2, 3]] *= ~inside
-            continue
-        core = inside & (distance >= reach)
-        if not core.any():
-            core = inside & (distance == distance[inside].max(initial=-1))
-        shrink, thresh, _, near = window
-        shrink |= core
-        near |= inside | (distance < reach)
-        cv2.max(thresh, 255 - cv2.convertScaleAbs(distance, alpha=255 / reach), thresh)
-    return maps
-
-
-def pixel_window(polygon, margin, height, width):
-    """Slices (rows, columns) of the page's pixels within `margin` of a polygon's bounding box."""
-    left, top = polygon.min(0).tolist()
-    right, bottom = polygon.max(0).tolist()
-    left, right = max(math.floor(left - margin), 0), min(math.ceil(right + margin), width)
-    top, bottom = max(math.floor(top - margin), 0), min(math.ceil(bottom + margin), height)
-    return slice(top, max(top, bottom)), slice(left, max(left, right))
 
 
 # ---------------------------------------------------------------- samples
@@ -808,108 +531,6 @@ def print_findings(*checks):
             print(f"{kind}: {count - 5} more")
 
 
-def describe_tilt(pages):
-    """How the labels of inspected pages lie, on one line, and the values to train with."""
-    pages = [page for page in pages if page.polygons]
-    if not pages:
-        return "no labels: no preset to name"
-    tilts = np.abs([page_tilt(page) for page in pages])
-    overlap = np.mean([overlapping_share(page) for page in pages])
-    spans = np.median([label_span(page) for page in pages])
-    tilted = np.mean(tilts > 2)
-    line = f"tilt {np.median(tilts):.1f} degrees by the median, over 2 on {tilted:.0%} of pages; "
-    line += f"labels span {spans:.0%} of a picture, {overlap:.0%} overlap another"
-    if overlap > 0.04:
-        line += " (upright boxes on tilted lines?)"
-    if tilted < 0.1 and overlap <= 0.04 and spans >= 0.5:
-        return f"{line}: scans, for hparams/best.json or hparams/receipts-lite2.json"
-    return f"{line}: photographs, for hparams/photographs.json"
-
-
-def page_tilt(page):
-    """Median angle of the labels' longest edges in degrees, within 45: quarter turns count as 0."""
-    edges = [np.roll(polygon, -1, 0) - polygon for polygon in page.polygons]
-    longest = np.array([edge[np.hypot(*edge.T).argmax()] for edge in edges])
-    angles = np.degrees(np.arctan2(*longest.T[::-1]))
-    return np.median((angles + 45) % 90 - 45)
-
-
-def label_span(page):
-    """Share of the picture that the box around all labels covers."""
-    points = np.concatenate(page.polygons).clip(0, page.size)
-    return np.prod(np.ptp(points, 0) / page.size)
-
-
-def overlapping_share(page):
-    """Share of the labels that have more than 15 % of the smaller one in common with another."""
-    polygons = page.polygons[:LOOKED_AT]
-    overlaps = shared_areas(polygons, polygons, None)
-    smaller = np.minimum.outer(overlaps.gt, overlaps.gt)
-    overlap = overlaps.shared > 0.15 * smaller
-    np.fill_diagonal(overlap, False)
-    return overlap.any(1).mean()
-
-
-def describe_habits(pages, contrasts):
-    """What pages label besides words, by shape, on one line, and what follows from it."""
-    counts = Counter()
-    for page, contrast in zip(pages, contrasts):
-        if page.polygons:
-            counts.update(label_habits(page.polygons[:LOOKED_AT], contrast))
-    total = counts.pop("labels", 0)
-    shares = [f"{n / total:.1%} {kind}" for kind, n in counts.items() if n > 0.002 * total]
-    if not shares:
-        return "habits: no labels of rules, colons, single letters or blank paper"
-    line = f"habits: {', '.join(shares)}; each counts as a label in the score"
-    return f"{line}, and weights trained on other habits miss it until they are fine-tuned"
-
-
-def label_habits(polygons, contrast):
-    """{kind: how many} of N labels that hold no word, by their shape and contrast [N]."""
-    sides = np.array([cv2.minAreaRect(np.float32(p))[1] for p in polygons])  # [N, 2]
-    long, short = sides.max(1), sides.min(1)
-    height = np.median(short)
-    single = (long < 1.4 * short) & (short > height / 2)
-    return {
-        "labels": len(polygons),
-        "rules": np.count_nonzero((long > 12 * short) & (short < 0.6 * height)),
-        "colons or dots": np.count_nonzero((long < 0.8 * height) & (short < height / 2)),
-        "letters of spaced titles": count_spaced([polygons[n] for n in np.flatnonzero(single)]),
-        "without ink": np.count_nonzero(contrast < np.median(contrast) / 4),
-    }
-
-
-def count_spaced(letters):
-    """How many of single characters stand in a row of three or more at equal gaps."""
-    if len(letters) < 3:
-        return 0
-    label, following, gap = line_neighbours(letters)
-    next_of = dict(zip(label, zip(following, gap)))
-    spaced = set()
-    for first, (second, gap) in next_of.items():
-        third, next_gap = next_of.get(second, (None, 0))
-        if min(gap, next_gap) > max(0.3, 0.7 * max(gap, next_gap)):
-            spaced |= {first, second, third}
-    return len(spaced)
-
-
-@contextlib.contextmanager
-def libjpeg_lines():
-    """A list that gets the lines libjpeg writes to standard error meanwhile, behind Python's back.
-    What Python itself writes there is let through."""
-    lines = []
-    with tempfile.TemporaryFile() as file, os.fdopen(os.dup(2), "w") as stderr:
-        os.dup2(file.fileno(), 2)
-        try:
-            with contextlib.redirect_stderr(stderr):
-                yield lines
-        finally:
-            os.dup2(stderr.fileno(), 2)
-        file.seek(0)
-        text = file.read().decode(errors="replace")
-        lines += [line for line in text.splitlines() if "JPEG" in line]
-
-
 def damaged_pictures(rows):
     for split, page in rows:
         with libjpeg_lines() as lines:
@@ -975,13 +596,6 @@ def diff(old, new, image_dir=None):
             same += 1
     line = "{} of {} pages differ: {} labels added, {} removed, {} moved"
     print(line.format(len(names) - same, len(names), *total))
-
-
-def page_changes(old, new):
-    """How many labels of a page were added, removed and moved."""
-    pairs = iou_matches(old, new).pairs
-    moved = sum(len(old[i]) != len(new[j]) or np.abs(old[i] - new[j]).max() > 0.1 for i, j in pairs)
-    return len(new) - len(pairs), len(old) - len(pairs), moved
 
 
 def draw_samples(pages, hp, folder):

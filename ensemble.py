@@ -28,6 +28,7 @@ import cleval
 import data
 import evaluate
 import labels
+import pictures
 from db_postprocess import DECODING, decode_page, first_that_fit, signed_area
 from dbnet import load_network
 from engine import choose_device
@@ -171,7 +172,9 @@ def load_member(source, overrides, scales, flip, device):
         weights = (t.half().numpy() for t in (state.get("ema") or state["model"]).values())
         digest = hashlib.sha256(b"".join(t.tobytes() for t in weights)).hexdigest()  # see --export
         return Member(source, network, None, state.get("scores") or {}, digest)
-    return Member(source, None, evaluate.read_predictions(source), {}, data.picture_digest(source))
+    return Member(
+        source, None, evaluate.read_predictions(source), {}, pictures.picture_digest(source)
+    )
 
 
 def discover(folder="runs"):
@@ -581,7 +584,7 @@ def judge(args, ensemble, pages):
     seen = [evaluate.warn_of_leaks(name, pages, hp) for name, hp in members]
     if any("trained" in how for how in seen):
         raise DataError("the gate", "members trained on some pages", "judge outside all folds")
-    known = [{page.name, data.picture_digest(page.path)} & ensemble.scored for page in pages]
+    known = [{page.name, pictures.picture_digest(page.path)} & ensemble.scored for page in pages]
     seen.append({how: max(one.get(how, 0) for one in seen) for how in ("chosen", "tuned")})
     seen[-1]["scored"] = sum(map(bool, known))
     found, judgement = gate(ensemble, pages, seen)

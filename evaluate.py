@@ -31,6 +31,7 @@ import torch
 
 import cleval
 import data
+import pictures
 import report
 from db_postprocess import DECODING, decode_page
 from dbnet import load_checkpoint, load_network, save_checkpoint
@@ -171,8 +172,8 @@ def cut_page(image, page, hp, tile, network, under_way):
     whole = data.fit_factor(page.size, hp)
     factor = max(whole, hp.size / tile if tile else 0)
     width, height = data.scaled(page.size, factor)
-    if width * height > data.MAX_PIXELS:
-        problem = f"size {hp.size}, --tile {tile}: over {data.MAX_PIXELS >> 20} M pixels"
+    if width * height > pictures.MAX_PIXELS:
+        problem = f"size {hp.size}, --tile {tile}: over {pictures.MAX_PIXELS >> 20} M pixels"
         raise DataError(page.path, problem, "use a larger --tile or a smaller --size")
     image = data.resize_page(image, width, height)
 
@@ -275,7 +276,7 @@ def draw_page(page, polygons, scores=(), side=1400):
     others (purple) and other misses (red) at IoU 0.5, or what was found (green) where labels are
     not known (None), the scores of what was found, and a strip that counts it: uint8 RGB [H, W, 3],
     the longer side >= side."""
-    image = data.read_image(page.path)
+    image = pictures.read_image(page.path)
     zoom = max(1.0, side / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     image = cv2.addWeighted(image, 0.75, np.full_like(image, 255), 0.25, 0)
@@ -328,8 +329,8 @@ def cached_maps(source, pages, hp, device):
     """Maps of a checkpoint on pages: list of (uint8 [h, w], scale [2]), in the order of pages. Kept
     in maps/ beside the checkpoint under a name made of digests of the checkpoint, the pictures and
     what else the maps depend on: another of these never meets an old file."""
-    made_of = [data.picture_digest(source), hp.size, hp.fit, str(amp_dtype(hp.amp, device)), 2]
-    made_of += [(page.name, data.picture_digest(page.path)) for page in pages]
+    made_of = [pictures.picture_digest(source), hp.size, hp.fit, str(amp_dtype(hp.amp, device)), 2]
+    made_of += [(page.name, pictures.picture_digest(page.path)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     path = Path(source).parent / "maps" / f"{Path(source).stem}-{key}.npz"
     if path.exists():
@@ -429,7 +430,7 @@ def run_tune(args, overrides):
         if result["gain"].over.unit == "pages":
             print(data.NO_GROUPS)
     if args.write:
-        tuned = ",".join(data.picture_digest(page.path) for page in pages)
+        tuned = ",".join(pictures.picture_digest(page.path) for page in pages)
         write_setting(args.write, args.sources, {**chosen, "tuned": tuned})
     try:
         draw_landscape(picture, table, grid, chosen, result["metric"])
@@ -633,7 +634,7 @@ def warn_of_leaks(source, pages, hp=None):
     if whose := ", ".join(origin["unknown"]):
         say = f"pages that {whose} trained on, and that chose its epoch, are not known"
         print(f"warning: {source}: {say}", file=sys.stderr)
-    digests = [data.picture_digest(page.path) for page in pages]
+    digests = [pictures.picture_digest(page.path) for page in pages]
     for how, known in seen_digests(origin, hp or state.get("hparams")).items():
         if found := [p.name for p, digest in zip(pages, digests) if digest in known]:
             some = f"{len(found)} of these {len(pages)} pages (first: {found[0]})"

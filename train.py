@@ -65,6 +65,7 @@ from engine import (
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
 from hparams import FIELDS, given_flags, read_hparams, resolve_hparams, trainer_parser
 from interval import bootstrap_groups, make_score, paired_difference, read_score
+from pictures import picture_digest, read_image
 from report import progress
 
 EMA_DECAY = 0.999
@@ -150,7 +151,7 @@ def read_pages(hp):
         evaluate.warn_of_leaks(path, scored)
     if all(all(data.repair_words(page)[1]) for page in train):
         raise DataError(hp.data, f"no word in {len(train)} train pages", "are all ignored?")
-    digests = data.map_threads(lambda p: data.picture_digest(p.path), train + val, "reading pages")
+    digests = data.map_threads(lambda p: picture_digest(p.path), train + val, "reading pages")
     parts = digests[: len(train)], digests[len(train) :]
     return (train, val, others), parts, keep_split(hp, split) if hp.folds else hp
 
@@ -558,7 +559,7 @@ def to_tensorboard(hp, folder):
         for tag, number in tagged(row).items():
             writer.add_scalar(tag, number, row["epoch"])
         for path in pictures:
-            writer.add_image(path.stem, data.read_image(path), row["epoch"], dataformats="HWC")
+            writer.add_image(path.stem, read_image(path), row["epoch"], dataformats="HWC")
         writer.flush()
 
     return send

@@ -18,13 +18,17 @@ from PIL import Image
 
 import augment
 import data
+import habits
 import labels
+import pictures
 import synth
-from data import make_folds, make_targets, read_image, repair_words
+from data import make_folds, repair_words
 from db_postprocess import rect_corners, shrink_distance
 from files import DataError, UsageError
 from hparams import Hparams
 from labels import load_labels
+from pictures import read_image
+from targets import make_targets
 
 HP = Hparams(size=256, seed=1)
 QUAD = [[10, 10], [60, 10], [60, 30], [10, 30]]
@@ -200,16 +204,16 @@ def test_an_inspected_page_has_all_that_its_picture_tells(tmp_path, monkeypatch)
     """Of one reading: size, digest, thumbnail and repaired words."""
     write_labels(tmp_path, write_page(tmp_path, img_w=1, img_h=2))
     (page,) = pages = load_labels(tmp_path, "train")
-    reads, read_bytes = [], data.read_bytes
+    reads, read_bytes = [], pictures.read_bytes
 
     def count_reads(path, limit):
         reads.append(path)
         return read_bytes(path, limit)
 
-    monkeypatch.setattr(data, "read_bytes", count_reads)
+    monkeypatch.setattr(pictures, "read_bytes", count_reads)
     data.inspect_pages(pages)
     assert reads == [page.path] and page.size == (200, 120)
-    assert page.digest == data.picture_digest(page.path)
+    assert page.digest == pictures.picture_digest(page.path)
     assert (page.thumbnail == data.thumbnail(read_image(page.path))).all()
     assert page.repaired.polygons[0].tolist() == QUAD and page.repaired.ignore == [False]
 
@@ -558,13 +562,13 @@ def test_a_picture_is_judged_by_its_header(tmp_path, suffix, monkeypatch):
     kinds = [flags, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]] if suffix == ".jpg" else [flags]
     for flags in kinds:
         raw = cv2.imencode(suffix, NOISE, flags)[1].tobytes()
-        assert data.read_header(raw)[1:3] == (300, 200)
+        assert pictures.read_header(raw)[1:3] == (300, 200)
     (tmp_path / "a").write_bytes(raw)
     image = read_image(tmp_path / "a")
     assert image.dtype == np.uint8 and image.shape == NOISE.shape
     assert suffix == ".jpg" or (image == NOISE[..., ::-1]).all()
-    assert data.picture_digest(tmp_path / "a") == hashlib.sha256(raw).hexdigest()[:16]
-    monkeypatch.setattr(data, "MAX_PIXELS", 300 * 200 - 1)
+    assert pictures.picture_digest(tmp_path / "a") == hashlib.sha256(raw).hexdigest()[:16]
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 300 * 200 - 1)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(DataError, match="a: 300 x 200 px; up to"):
         read_image(tmp_path / "a")
@@ -600,7 +604,7 @@ def test_a_transparent_picture_is_laid_on_white(tmp_path, kind, orientation):
 def test_large_pictures_are_no_reason_to_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert data.read_header(hostile.png(12_000, 11_000))[1:3] == (12_000, 11_000)
+        assert pictures.read_header(hostile.png(12_000, 11_000))[1:3] == (12_000, 11_000)
 
 
 def test_pictures_are_whole_truncated_or_broken(tmp_path):
@@ -797,24 +801,24 @@ def test_check_measures_tilt_and_names_the_values_to_train_with():
     scans, photographs = "hparams/best.json or hparams/receipts", "hparams/photographs.json"
     for degrees, preset in ((0, scans), (-1.5, scans), (5, photographs), (-30, photographs)):
         page = page_of(turned(LINES, degrees))
-        assert data.page_tilt(page) == pytest.approx(degrees)
-        line = data.describe_tilt([page] * 3)
+        assert habits.page_tilt(page) == pytest.approx(degrees)
+        line = habits.describe_tilt([page] * 3)
         assert f"tilt {abs(degrees):.1f} degrees" in line and preset in line, line
     upright = page_of(turned(LINES, 90) * (1, 1))  # lines that run upwards are not tilted
-    assert data.page_tilt(upright) == pytest.approx(0, abs=1e-9)
+    assert habits.page_tilt(upright) == pytest.approx(0, abs=1e-9)
     small = page_of(turned(LINES, 0) / 4 + 200)
-    assert photographs in data.describe_tilt([small])
-    assert "no labels" in data.describe_tilt([page_of([])])
+    assert photographs in habits.describe_tilt([small])
+    assert "no labels" in habits.describe_tilt([page_of([])])
 
 
 def test_upright_boxes_on_tilted_lines_overlap():
     quads = turned(LINES, 8)
     boxes = np.stack([quads.min(1), quads.max(1)], 1).reshape(-1, 4)
     page = page_of(turned(boxes, 0))
-    assert data.page_tilt(page) == 0 and data.overlapping_share(page) > 0.8
-    line = data.describe_tilt([page])
+    assert habits.page_tilt(page) == 0 and habits.overlapping_share(page) > 0.8
+    line = habits.describe_tilt([page])
     assert "upright boxes on tilted lines?" in line and "hparams/photographs.json" in line
-    assert data.overlapping_share(page_of(quads)) == 0
+    assert habits.overlapping_share(page_of(quads)) == 0
 
 
 def test_habits_of_labelling_are_counted_by_shape():
@@ -826,20 +830,20 @@ def test_habits_of_labelling_are_counted_by_shape():
     every = turned([*LINES, *rules, *colons, *title, *alone], 3)
     contrast = np.full(len(every), 50.0)
     contrast[[3, 7]] = 2
-    assert data.label_habits(plain, np.full(len(plain), 50.0)) == {
+    assert habits.label_habits(plain, np.full(len(plain), 50.0)) == {
         "labels": len(plain),
         "rules": 0,
         "colons or dots": 0,
         "letters of spaced titles": 0,
         "without ink": 0,
     }
-    counts = data.label_habits(every, contrast)
+    counts = habits.label_habits(every, contrast)
     assert [*counts.values()] == [len(every), 2, 3, 5, 2]
-    line = data.describe_habits([page_of(every), page_of([])], [contrast, np.zeros(0)])
+    line = habits.describe_habits([page_of(every), page_of([])], [contrast, np.zeros(0)])
     assert line.startswith("habits: 4.3% rules, 6.4% colons or dots, 10.6% letters of spaced"), line
     assert "weights trained on other habits miss it" in line
     even = np.full(len(plain), 50.0)
-    assert "no labels of rules" in data.describe_habits([page_of(plain)], [even])
+    assert "no labels of rules" in habits.describe_habits([page_of(plain)], [even])
 
 
 def test_a_box_without_ink_has_little_contrast(tmp_path):

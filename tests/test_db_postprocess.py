@@ -14,10 +14,10 @@ from conftest import write_predictions
 import db_postprocess as db
 import evaluate
 import tune
-from data import make_targets, polygon_area
-from db_postprocess import MODES, offset_polygon, polygons_from_map, rect_corners
+from db_postprocess import MODES, offset_polygon, polygon_area, polygons_from_map, rect_corners
 from hparams import Hparams
 from labels import Page
+from targets import make_targets
 
 
 def decode(prob, mode="box", **changes):

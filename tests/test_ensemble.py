@@ -14,10 +14,10 @@ import shapely
 import torch
 from conftest import write_picture, write_predictions
 
-import data
 import ensemble
 import evaluate
 import files
+import pictures
 from dbnet import DBNet, save_checkpoint
 from ensemble import Member, canonical, read_submission, region_points, submission_regions, vote
 from evaluate import Network, mean_map
@@ -347,7 +347,7 @@ def save_member(path, weights=0, held=(), trained=(), **hp):
     """A checkpoint that held out the pages at some paths and trained on others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = {"hmean": 0.5 + weights / 100, "pages": {page.name: 0.5 for page in held}}
-    digests = [[data.picture_digest(page) for page in pages] for pages in (trained, held)]
+    digests = [[pictures.picture_digest(page) for page in pages] for pages in (trained, held)]
     scores["digests"] = digests[1]
     origin = dict(zip(("trained", "chosen"), digests)) | {"unknown": []}
     state = {"model": tiny_network(weights).state_dict(), "hparams": asdict(replace(HP, **hp))}
@@ -491,7 +491,7 @@ def test_pages_that_a_member_trained_on_are_refused(run, house):
     lines = [line for line in out.splitlines() if "over 2 pages" in line]
     assert len(lines) == 6 and all("in sample: epoch chosen on 2 of them" in s for s in lines)
     # and the pages whose scores weigh them, or that chose the thresholds
-    digests = ",".join(data.picture_digest(page) for page in pages[:2])
+    digests = ",".join(pictures.picture_digest(page) for page in pages[:2])
     files.write_json("tuned.json", {"thresh": 0.1, "tuned": digests})
     flags = FOLDS[0], "replica.pt", "--data", "DATA/one.json", "--weights", "scores"
     words = (

@@ -20,6 +20,7 @@ import cleval
 import data
 import engine
 import evaluate
+import pictures
 from db_postprocess import polygons_from_map
 from dbnet import DBNet, save_checkpoint
 from evaluate import Network
@@ -48,7 +49,7 @@ def checkpoint(name="a.pt", chosen=False, **values):
     hp = replace(TINY, **values)
     state = {"model": DBNet(hp.backbone, hp.neck).state_dict(), "hparams": asdict(hp)}
     pages = (load_labels("s", split) for split in ("train", "val"))
-    trained, held = ([data.picture_digest(page.path) for page in own] for own in pages)
+    trained, held = ([pictures.picture_digest(page.path) for page in own] for own in pages)
     origin = {"trained": trained, "chosen": held if chosen else [], "unknown": []}
     save_checkpoint(name, {**state, "origin": origin, "epoch": 1, "scores": {}})
     return name
@@ -125,7 +126,7 @@ def test_scores_in_sample_say_so(run):
     assert "in sample" not in run("a.pt").out and scored(run, "a.pt")["in_sample"] == {}
     (line,) = run("a.pt", "--data", "s", "--split", "train").err.splitlines()
     assert line.startswith("warning: a.pt: trained on 6 of these 6 pages")
-    digests = ",".join(data.picture_digest(page.path) for page in load_labels("s", "val"))
+    digests = ",".join(pictures.picture_digest(page.path) for page in load_labels("s", "val"))
     checkpoint("tuned.pt", tuned=digests)
     both = ("tuned", "thresholds chosen on 2 of them"), ("chosen", "epoch chosen on 2 of them")
     for path, (how, words) in zip(("tuned.pt", checkpoint("best.pt", chosen=True)), both):
@@ -398,7 +399,7 @@ def test_networks_and_pages_in_one_pass_get_the_maps_they_get_alone(work, monkey
     networks = [Network(Ink(1, n), replace(TINY, size=size)) for n, size in kinds]
     together = page_maps(networks, pages)
     for page, maps in zip(pages, together, strict=True):
-        assert page.size == data.read_image(page.path).shape[1::-1]
+        assert page.size == pictures.read_image(page.path).shape[1::-1]
         for network, prob in zip(networks, maps, strict=True):
             ((alone,),) = page_maps([network], [page])
             assert np.array_equal(prob, alone) and max(prob.shape) == network.hp.size
@@ -509,7 +510,7 @@ def test_an_exported_network_gives_pytorchs_maps_at_any_size(run):
     session = exported(run, "m.onnx")
     about = session.get_modelmeta().custom_metadata_map
     assert about["thresh"] == "0.25" and about["size"] == "96" and about["mode"] == "polygon"
-    held = {data.picture_digest(page.path) for page in load_labels("s", "val")}
+    held = {pictures.picture_digest(page.path) for page in load_labels("s", "val")}
     assert set(about["epoch_chosen_on"].split()) == held and len(about["trained_on"].split()) == 6
     model = evaluate.load_network("a.pt")[0]
     for height, width in ((96, 64), (64, 160)):

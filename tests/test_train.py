@@ -27,6 +27,7 @@ import files
 import hparams
 import interval
 import labels
+import pictures
 import report
 import train
 
@@ -197,9 +198,9 @@ def test_run_folder(whole):
     assert best["hparams"] == files.read_json(whole / "hparams.json")
     train_pages, val_pages = (labels.load_labels("s", split) for split in ("train", "val"))
     assert set(best["scores"]["pages"]) == {p.name for p in val_pages}
-    digests = {data.picture_digest(p.path) for p in train_pages}
+    digests = {pictures.picture_digest(p.path) for p in train_pages}
     assert set(best["origin"]["trained"]) == digests and not best["origin"]["unknown"]
-    assert set(best["origin"]["chosen"]) == {data.picture_digest(p.path) for p in val_pages}
+    assert set(best["origin"]["chosen"]) == {pictures.picture_digest(p.path) for p in val_pages}
     assert last("whole")["origin"] == best["origin"] | {"chosen": []}
 
 
@@ -242,7 +243,7 @@ def test_a_run_on_two_sets_is_scored_by_set_and_is_worth_what_the_first_says(wor
 
     def digests(split, *sets):
         pages = [page for name in sets for page in labels.load_labels(name, split)]
-        return sorted(data.picture_digest(page.path) for page in pages)
+        return sorted(pictures.picture_digest(page.path) for page in pages)
 
     data.synth("other", 4, 9, size=96, words=4)
     flags = ("--data=s,other", "--epochs=8", "--T_max=8", "--aug-strength=0", "--name=two")
@@ -705,7 +706,7 @@ def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
     state = last("p")
     assert state["hparams"].pseudo_labels == "extra/p.json"
     assert state["origin"]["unknown"] == ["extra/p.json"]  # who knows what made them
-    new = {data.picture_digest(path) for path in Path("extra/images").glob("new_*")}
+    new = {pictures.picture_digest(path) for path in Path("extra/images").glob("new_*")}
     assert new <= {*state["origin"]["trained"]}
     flags = "--pseudo-labels=extra/p.json", "--min-confidence=0.95", "--epochs=1"
     assert run(*flags, "--name=p2", "--T_max=1") == 0
@@ -729,7 +730,7 @@ def test_replicas_differ_by_seed_alone_and_learn_the_map_of_teachers(whole, caps
         " over 2 pages, too narrow, in sample\n"
     )  # a teacher's epoch is chosen there
     # a baseline's paired difference, and thresholds that were chosen on the pages of the score
-    held = ",".join(data.picture_digest(page.path) for page in labels.load_labels("s", "val"))
+    held = ",".join(pictures.picture_digest(page.path) for page in labels.load_labels("s", "val"))
     flags = "--baseline", "runs/r-seed0", "--tuned", held
     assert run(*flags, "--teacher", teachers, "--epochs", 1, "--seed", 1, "--name", "b") == 0
     out, gain = capsys.readouterr().out, b["scores"]["hmean"] - a["scores"]["hmean"]

@@ -15,6 +15,7 @@ import files
 import hparams
 import interval
 import labels
+import pictures
 import tune
 from db_postprocess import decode_page
 from dbnet import load_checkpoint, save_checkpoint
@@ -394,7 +395,7 @@ def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
     assert code == 0 and house == [4, 2] and "6 pages, cross-fitted over 2 parts" in out
     written, pages = files.read_json("tuned.json"), labels.load_labels("DATA", "train")
     assert set(TUNED) < written.keys()
-    tuned = {data.picture_digest(page.path) for page in pages}
+    tuned = {pictures.picture_digest(page.path) for page in pages}
     assert {*written["tuned"].split(",")} == tuned and len(tuned) == 6
     # a run that trains with it knows these pages; what tuning expects says who was chosen there
     assert hparams.read_hparams("tuned.json")["tuned"] == written["tuned"]

@@ -51,7 +51,9 @@ from conftest import ROOT
 
 import augment
 import data
+import db_postprocess
 import labels
+import pictures
 import sweep
 import synth
 import train
@@ -132,7 +134,10 @@ def common_targets(polygons, height, width, shrink_ratio=0.4):
     shrink, border = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
     mask = np.zeros((height, width), np.float32)
     for polygon in polygons:
-        area, length = data.polygon_area(polygon), cv2.arcLength(np.float32(polygon), True)
+        area, length = (
+            db_postprocess.polygon_area(polygon),
+            cv2.arcLength(np.float32(polygon), True),
+        )
         reach = shrink_distance(area, length, shrink_ratio)
         paths = []
         for sign in (-1, 1):
@@ -335,14 +340,14 @@ def draw_receipt(number):
 
 
 def time_sample(path, polygons, hp):
-    image = data.read_image(path)
+    image = pictures.read_image(path)
     height, width = image.shape[:2]
     shape = (hp.size, -(-round(hp.size * width / height) // 32) * 32)
     rng = np.random.default_rng(0)
     matrix = augment.draw_homography(rng, hp, width, height, data.fit_factor((width, height), hp))
     warped, mapped, cut = augment.warp_page(image, polygons, matrix, shape)
     steps = {
-        "decode": lambda: data.read_image(path),
+        "decode": lambda: pictures.read_image(path),
         "warp": lambda: augment.warp_page(image, polygons, matrix, shape),
         "colours": lambda: augment.augment_colours(warped, np.random.default_rng(1), hp),
         "targets": lambda: data.make_targets(mapped, cut, *shape),

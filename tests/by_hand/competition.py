@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import NETWORK, ROOT
 
 import data
+import pictures
 from files import Parser
 
 FULL = {"pages": {"train": 3272, "val": 404, "test": 413}, "words": 382_462, "kinds": 48}
@@ -82,7 +83,7 @@ def make(out, part, plan):
     data.synth(drawn, plan["kinds"], 0, size=plan["side"], words=plan["side"] // 5)
     for split in ("train", "val"):
         for name, entry in json.loads((drawn / f"{split}.json").read_text())["images"].items():
-            image = data.read_image(drawn / "images" / name)[..., ::-1]
+            image = pictures.read_image(drawn / "images" / name)[..., ::-1]
             kinds.append((image, [*entry["words"].values()]))
     rng = np.random.default_rng(0)
     labelled = plan["pages"]["train"] + plan["pages"]["val"]

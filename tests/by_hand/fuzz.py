@@ -38,6 +38,7 @@ import hparams
 import labels
 import space
 import sweep
+from pictures import read_image
 
 HELD = tempfile.TemporaryDirectory(prefix="fuzz-")  # goes when the process ends
 FOLDER = Path(HELD.name)
@@ -154,7 +155,7 @@ PICTURES = [cv2.imencode(s, np.full((9, 20, 3), 200, np.uint8))[1].tobytes() for
 
 
 def read_picture(raw):
-    return raw, data.read_image(written("picture", raw))
+    return raw, read_image(written("picture", raw))
 
 
 def check_picture(case):

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import data
 import labels
+import pictures
 from evaluate import predictions_file
 from files import Parser
 
@@ -35,7 +36,7 @@ def rapidocr(name):
     engine = importlib.import_module(name.replace("-", "_")).RapidOCR()
 
     def detect(page):
-        found = engine(data.read_image(page.path)[..., ::-1], **DETECTION_ONLY)
+        found = engine(pictures.read_image(page.path)[..., ::-1], **DETECTION_ONLY)
         boxes = found[0] if isinstance(found, tuple) else found.boxes  # 1.4, 3
         return [] if boxes is None else boxes
 
