@@ -1,5 +1,5 @@
-"""How are pages labelled? Their tilt, what is labelled besides words, and what another hand changed,
-all by the shapes of labels."""
+"""How are pages labelled? Their tilt, what is labelled besides words, and what another hand
+changed, all by the shapes of labels."""
 
 from collections import Counter
 

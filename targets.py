@@ -1,5 +1,5 @@
-"""What does the network learn of a page? Target maps of its labels: the shrunk words, the distance to
-their outlines, and where a loss looks."""
+"""What does the network learn of a page? Target maps of its labels: the shrunk words, the distance
+to their outlines, and where a loss looks."""
 
 import math
 from typing import NamedTuple
@@ -35,10 +35,11 @@ def edge_tables(polygons):
     All polygons at once, since numpy's small calls would cost more than the pixels."""
     a = np.concatenate(polygons)
     b = np.concatenate([np.concatenate([p[1:], p[:1]]) for p in polygons])
-    edge = b - a
+    edge = b - a  # [V, 2]
     half = np.hypot(*edge.T) / 2
     ux, uy = (edge / np.maximum(2 * half, 1e-9)[:, None]).T
-    slope = edge[:, 0] / np.where(np.abs(edge[:, 1]) < 1e-9, 1, edge[:, 1])
+    level = np.abs(edge[:, 1]) < 1e-9
+    slope = edge[:, 0] / np.where(level, 1, edge[:, 1])
     table = Edges(
         ux=ux,
         uy=uy,
@@ -50,8 +51,9 @@ def edge_tables(polygons):
         slope=slope,
         start=a[:, 0] - slope * a[:, 1],
     )
+    table = np.array(table, np.float32)[:, :, None]
     ends = np.cumsum([len(p) for p in polygons])[:-1]
-    return np.split(np.array(table, np.float32)[:, :, None], ends, 1)
+    return np.split(table, ends, 1)
 
 
 def distance_to_outline(table, rows, columns):
@@ -63,16 +65,19 @@ def distance_to_outline(table, rows, columns):
     count = table.shape[1]
     if count > max(16, 2**24 // (len(y) * len(x))):
         # many edges on a large window would fill the memory
-        first, inside_first = distance_to_outline(table[:, : count // 2], rows, columns)
-        second, inside_second = distance_to_outline(table[:, count // 2 :], rows, columns)
+        middle = count // 2
+        first, inside_first = distance_to_outline(table[:, :middle], rows, columns)
+        second, inside_second = distance_to_outline(table[:, middle:], rows, columns)
         return np.minimum(first, second), inside_first ^ inside_second
 
     edges = Edges(*table)
-    along = (x * edges.ux + edges.along_0)[:, None] + (y * edges.uy)[:, :, None]
-    across = (x * edges.uy + edges.across_0)[:, None] - (y * edges.ux)[:, :, None]
+    along = (x * edges.ux + edges.along_0)[:, None]
+    along = along + (y * edges.uy)[:, :, None]  # [P, height, width]
+    across = (x * edges.uy + edges.across_0)[:, None]
+    across = across - (y * edges.ux)[:, :, None]
 
     # distance^2 = across^2 + overshoot^2, the overshoot being what of |along| is beyond an end
-    np.abs(along, out=along)  # [P, height, width]
+    np.abs(along, out=along)
     along -= edges.half[:, None]
     flat = along.reshape(-1, len(x))
     cv2.max(flat, 0, flat)
@@ -83,7 +88,8 @@ def distance_to_outline(table, rows, columns):
     # a pixel is inside if a ray from it to the right crosses an odd number of edges
     crosses = (y >= edges.a_y) != (y >= edges.b_y)  # [P, height]
     crossing = np.where(crosses, y * edges.slope + edges.start, np.float32(-np.inf))
-    return np.sqrt(along.min(0)), np.logical_xor.reduce(x < crossing[:, :, None], 0)
+    right_of = x < crossing[:, :, None]  # [P, height, width]
+    return np.sqrt(along.min(0)), np.logical_xor.reduce(right_of, 0)
 
 
 def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
@@ -104,7 +110,10 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
     for i in np.argsort(ignore, kind="stable"):  # ignored words last, for they erase
         polygon = polygons[i]
         length = cv2.arcLength(polygon.astype(np.float32), True)
-        reach = shrink_distance(polygon_area(polygon), length, shrink_ratio) if length else 0
+        reach = 0
+        if length:
+            area = polygon_area(polygon)
+            reach = shrink_distance(area, length, shrink_ratio)
         rows, columns = pixel_window(polygon, reach, height, width)
         window = maps[:, rows, columns]
         if not window.size or (reach <= 0 and not ignore[i]):
@@ -120,7 +129,8 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
         shrink, thresh, _, near = window
         shrink |= core
         near |= inside | (distance < reach)
-        cv2.max(thresh, 255 - cv2.convertScaleAbs(distance, alpha=255 / reach), thresh)
+        far = cv2.convertScaleAbs(distance, alpha=255 / reach)
+        cv2.max(thresh, 255 - far, thresh)
     return maps
 
 
@@ -128,6 +138,10 @@ def pixel_window(polygon, margin, height, width):
     """Slices (rows, columns) of the page's pixels within `margin` of a polygon's bounding box."""
     left, top = polygon.min(0).tolist()
     right, bottom = polygon.max(0).tolist()
-    left, right = max(math.floor(left - margin), 0), min(math.ceil(right + margin), width)
-    top, bottom = max(math.floor(top - margin), 0), min(math.ceil(bottom + margin), height)
-    return slice(top, max(top, bottom)), slice(left, max(left, right))
+    left = max(math.floor(left - margin), 0)
+    top = max(math.floor(top - margin), 0)
+    right = min(math.ceil(right + margin), width)
+    bottom = min(math.ceil(bottom + margin), height)
+    rows = slice(top, max(top, bottom))
+    columns = slice(left, max(left, right))
+    return rows, columns
