@@ -23,21 +23,45 @@ GRID = {
     "min_size": (0.0, 3.0, 5.0, 7.0),
 }
 TUNED = tuple(GRID)  # the axes of every grid, in this order
-METRICS = {"hmean": "page", "micro": "micro", "iou50": "iou50"}  # --metric: which of cleval's
-VARIANTS = {"page": "page", "micro": "official", "iou50": "page"}  # of CLEval
+METRICS = {  # --metric: which of cleval's
+    "hmean": "page",
+    "micro": "micro",
+    "iou50": "iou50",
+}
+VARIANTS = {  # of CLEval
+    "page": "page",
+    "micro": "official",
+    "iou50": "page",
+}
+
+
+def grid_shape(grid):
+    return [len(values) for values in grid.values()]
+
+
+# ---------------------------------------------------------------- scores of all settings
 
 
 def choice_rows(page, metric, labels, det, keep):
     """M detections on a page, S choices [S, M] of them -> rows [S, k], the first 6 numbers of each
     one's cleval.page_row. labels: cleval.Labels of the page."""
     if metric == "iou50":
-        shared, union, valid, *_ = cleval.shared_areas(page.polygons, det, page.ignore)
-        close = shared > cleval.MORE_THAN_HALF * union
-        num_gt = len(page.ignore) - sum(page.ignore)
-        hits = [len(cleval.one_to_one(close & choice)) for choice in keep]
-        return [(num_gt, m, n, n, 0, 0) for m, n in zip((keep & valid).sum(1), hits)]
-    counts = cleval.count_kept(labels, cleval.page_pairs(labels, det), keep, VARIANTS[metric])
-    return counts[:, :6] if metric == "micro" else np.insert(cleval.micro_scores(counts), 3, 1, 1)
+        overlaps = cleval.shared_areas(page.polygons, det, page.ignore)
+        close = overlaps.shared > cleval.MORE_THAN_HALF * overlaps.union
+        num_gt = np.count_nonzero(~overlaps.ignore)
+        rows = []
+        for choice in keep:
+            num_det = np.count_nonzero(choice & overlaps.valid)
+            hits = len(cleval.one_to_one(close & choice))
+            rows.append((num_gt, num_det, hits, hits, 0, 0))
+        return rows
+
+    pairs = cleval.page_pairs(labels, det)
+    counts = cleval.count_kept(labels, pairs, keep, VARIANTS[metric])
+    if metric == "micro":
+        return counts[:, :6]
+    scores = cleval.micro_scores(counts)
+    return np.insert(scores, 3, 1, axis=1)
 
 
 def score_page(item, grid, hp, metric="page"):
@@ -45,39 +69,61 @@ def score_page(item, grid, hp, metric="page"):
     the axes TUNED, k]. What settings share is done once: contours a thresh; blobs grown and
     compared with the labels a thresh, unclip_ratio and mode."""
     (prob, scale), page = item
-    ignore, gt = np.array(page.ignore, bool), cleval.as_points(page.polygons)
+    page_size = prob.shape[::-1] / scale
+    gt = cleval.as_points(page.polygons)
     texts = page.texts if metric == "micro" else [None] * len(gt)
+    ignore = np.array(page.ignore, bool)
     labels = cleval.prepare_labels(gt, texts, ignore, VARIANTS[metric])
-    fixed = {"max_candidates": hp.max_candidates, "shrink_ratio": hp.shrink_ratio}
-    fixed |= {"box_thresh": min(grid["box_thresh"]), "min_size": 0}  # all that a setting may keep
-    box_thresh, min_size = np.ix_(grid["box_thresh"], grid["min_size"], [0])[:2]
-    limit, columns = (cleval.MAX_DETECTIONS, 4) if metric == "page" else (np.inf, 6)
-    result = np.zeros([*map(len, grid.values()), columns])
+
+    # decoded with all that a setting may keep
+    decode = partial(
+        decode_candidates,
+        box_thresh=min(grid["box_thresh"]),
+        min_size=0,
+        max_candidates=hp.max_candidates,
+        shrink_ratio=hp.shrink_ratio,
+    )
+    box_thresh, min_size, _ = np.ix_(grid["box_thresh"], grid["min_size"], [0])
+    limit = cleval.MAX_DETECTIONS if metric == "page" else np.inf
+    columns = 4 if metric == "page" else 6
+    result = np.zeros([*grid_shape(grid), columns])
+
     for t, thresh in enumerate(grid["thresh"]):
         blobs = find_candidates(prob, thresh)
         for u, ratio in enumerate(grid["unclip_ratio"]):
             short = grown_sides(blobs.rects, ratio, hp.shrink_ratio).min(1)
             for m, mode in enumerate(grid["mode"]):
-                polygons, scores = decode_candidates(blobs, unclip_ratio=ratio, mode=mode, **fixed)
-                det = cleval.as_points(to_page(polygons, scale, prob.shape[::-1] / scale))
+                polygons, scores = decode(blobs, unclip_ratio=ratio, mode=mode)
+                det = cleval.as_points(to_page(polygons, scale, page_size))
                 keep = (scores >= box_thresh) & (short[: len(scores)] >= min_size)
                 keep &= keep.cumsum(2) <= limit  # [box_thresh, min_size, M]
-                choices = {choice.tobytes(): choice for choice in np.concatenate(keep)}
+
+                # many settings keep the same: each choice is scored once, known by its bytes
+                kept = keep.reshape(-1, len(det))
+                keys = [choice.tobytes() for choice in kept]
+                choices = dict(zip(keys, kept))
                 rows = choice_rows(page, metric, labels, det, np.array([*choices.values()]))
-                found = dict(zip(choices, rows))  # once for all that keep the same
-                result[t, :, u, m] = [[found[c.tobytes()] for c in same_box] for same_box in keep]
+                row_of = dict(zip(choices, rows))
+                of_settings = np.array([row_of[key] for key in keys])
+                result[t, :, u, m] = of_settings.reshape(*keep.shape[:2], columns)
     return result
 
 
 def score_grid(maps, pages, grid, hp, metric="page"):
     """score_page of n pages, on all cores -> [n, *lengths of the axes TUNED, k]."""
-    job, items = partial(score_page, grid=grid, hp=hp, metric=metric), list(zip(maps, pages))
+    job = partial(score_page, grid=grid, hp=hp, metric=metric)
+    items = list(zip(maps, pages))
     workers = min(cv2.getNumberOfCPUs(), 16, len(items) // 4)
     if workers < 2:
         return np.array([job(item) for item in items])
+
     context = multiprocessing.get_context("forkserver")  # OpenCV's threads do not survive a fork
     with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
-        return np.array([*progress(pool.map(job, items), "tuning", len(items))])
+        results = progress(pool.map(job, items), "tuning", len(items))
+        return np.array([*results])
+
+
+# ---------------------------------------------------------------- choice
 
 
 def choose_setting(rows, to_scores, groups, grid):
@@ -85,32 +131,51 @@ def choose_setting(rows, to_scores, groups, grid):
     setting, the recommended one, [S] whether one is on the plateau: a paired bootstrap does not
     tell it from the best. Recommended is the middle: the least sum of grid steps to others on the
     plateau of the best one's mode and kind of unclip (by ratio or exact); ties by score."""
-    n, settings, k = rows.shape
-    hmeans, high = to_scores(rows.sum(0))[:, 2], []
+    hmeans = to_scores(rows.sum(0))[:, 2]
     best = int(hmeans.argmax())
+    plateau = near_best(rows, to_scores, groups, best)
+
+    # settings on the plateau that decode in the best one's way
+    index = np.indices(grid_shape(grid)).reshape(len(TUNED), -1)  # [axes, S]
+    _, _, ratio, mode, _ = index
+    exact = np.array(grid["unclip_ratio"])[ratio] == 0
+    same_way = (mode == mode[best]) & (exact == exact[best])
+    alike = np.flatnonzero(plateau & same_way)
+
+    place = index[:, alike]
+    apart = np.abs(place[:, :, None] - place[:, None])  # [axes, settings, settings]
+    steps = apart.sum((0, 2))
+    order = np.lexsort((-hmeans[alike], steps))
+    return best, int(alike[order[0]]), plateau
+
+
+def near_best(rows, to_scores, groups, best):
+    """[S] whether the interval of a setting's difference to the best one reaches 0."""
+    n, settings, k = rows.shape
 
     def differences(sums):  # [..., (1 + s) * k], the best one's first -> [..., s]
-        drawn = to_scores(sums.reshape(*sums.shape[:-1], -1, k))[..., 2]
+        of_settings = sums.reshape(*sums.shape[:-1], -1, k)
+        drawn = to_scores(of_settings)[..., 2]
         return drawn[..., 1:] - drawn[..., :1]
 
+    high = []
     for some in np.array_split(range(settings), -(-settings // 256)):  # all may be gigabytes
         part = rows[:, [best, *some]].reshape(n, -1)
-        high.append(bootstrap(part, differences, groups=groups, draws=1000)[:, 1])
-    plateau = np.concatenate(high) >= -1e-12  # sums are rounded
-    index = np.indices([*map(len, grid.values())]).reshape(len(TUNED), -1).T  # [S, axes]
-    exact = np.array(grid["unclip_ratio"])[index[:, 2]] == 0
-    alike = np.flatnonzero(plateau & (index[:, 3] == index[best, 3]) & (exact == exact[best]))
-    steps = np.abs(index[alike, None] - index[alike]).sum((1, 2))
-    return best, int(alike[np.lexsort((-hmeans[alike], steps))[0]]), plateau
+        interval = bootstrap(part, differences, groups, draws=1000)
+        high.append(interval[:, 1])
+    return np.concatenate(high) >= -1e-12  # sums are rounded
 
 
 def crossfit(rows, to_scores, parts, groups, grid):
     """Rows [n, S, k] of pages -> [2, n, k] at the settings (best, recommended) of other parts."""
-    result, groups = np.zeros((2, len(rows), rows.shape[2])), np.array(groups, object)
+    n, _, k = rows.shape
+    result = np.zeros((2, n, k))
+    groups = np.array(groups, object)
     for part in set(parts.tolist()):
         rest = parts != part
-        chosen = choose_setting(rows[rest], to_scores, groups[rest], grid)[:2]
-        result[:, ~rest] = rows[~rest][:, chosen].swapaxes(0, 1)
+        best, middle, _ = choose_setting(rows[rest], to_scores, groups[rest], grid)
+        result[0, ~rest] = rows[~rest, best]
+        result[1, ~rest] = rows[~rest, middle]
     return result
 
 
@@ -125,27 +190,42 @@ def halves(groups, seed=0):
 
 def setting_values(grid, setting):
     """{key: value} of a setting's number in the C order of the axes TUNED."""
-    index = np.unravel_index(setting, [*map(len, grid.values())])
+    index = np.unravel_index(setting, grid_shape(grid))
     return {key: grid[key][i] for key, i in zip(TUNED, index)}
+
+
+# ---------------------------------------------------------------- evaluate.py --tune
 
 
 def tune(maps, pages, parts, grid, hp, name="hmean", seen=None):
     """The --tune object with its Scores and a Difference, and H-means [*lengths of TUNED]. parts
     [n]: to cross-fit; name: of METRICS; seen: of the pages, as in `interval.count_sample`."""
-    groups, metric = bootstrap_groups(pages), METRICS[name]
-    to_scores, table = cleval.METRICS[metric], score_grid(maps, pages, grid, hp, metric)
+    metric = METRICS[name]
+    to_scores = cleval.METRICS[metric]
+    groups = bootstrap_groups(pages)
+    table = score_grid(maps, pages, grid, hp, metric)
     rows = table.reshape(len(pages), -1, table.shape[-1])  # [n, S, k]
     best, middle, plateau = choose_setting(rows, to_scores, groups, grid)
 
+    settings = {
+        "before": {key: getattr(hp, key) for key in TUNED},
+        "best": setting_values(grid, best),
+        "recommended": setting_values(grid, middle),
+    }
     result = {"pages": len(pages), "settings": rows.shape[1], "metric": name}
-    settings = {"before": {key: getattr(hp, key) for key in TUNED}}
-    settings |= {"best": setting_values(grid, best), "recommended": setting_values(grid, middle)}
     judged = {}
     for setting, values in settings.items():
-        found = [decode_page(m, m.shape[::-1] / s, replace(hp, **values)) for m, s in maps]
-        judged[setting] = by = cleval.metric_rows(pages, found)
-        sums = {key: cleval.METRICS[m](by[m].sum(0)) for key, m in METRICS.items()}
-        result[setting] = {**values, "in_sample": {key: float(s[2]) for key, s in sums.items()}}
+        other = replace(hp, **values)
+        found = []
+        for prob, scale in maps:
+            page_size = prob.shape[::-1] / scale
+            found.append(decode_page(prob, page_size, other))
+        judged[setting] = by_metric = cleval.metric_rows(pages, found)
+        hmeans = {}
+        for key, kind in METRICS.items():
+            scores = cleval.METRICS[kind](by_metric[kind].sum(0))
+            hmeans[key] = float(scores[2])
+        result[setting] = {**values, "in_sample": hmeans}
     result["plateau"] = int(plateau.sum())
 
     fitted_best, fitted = crossfit(rows, to_scores, parts, groups, grid)  # [n, k] each
@@ -158,40 +238,66 @@ def tune(maps, pages, parts, grid, hp, name="hmean", seen=None):
 
 def print_tuning(result):
     """What `tune` found: settings with their H-means, and what to expect of the choice."""
-    name, same, plateau = result["metric"], "on these same pages", result["plateau"]
+    name, fitted = result["metric"], result["crossfitted"]
+    same = "on these same pages"
     remarks = {
         "before": "before",
         "best": f"best {name} of {result['settings']} {same}",
-        "recommended": f"recommended, middle of {plateau} not told from the best; {same}",
+        "recommended": f"recommended, middle of {result['plateau']} not told from the best; {same}",
     }
     for setting, remark in remarks.items():
-        values = [f"{key} {value:.4f}" for key, value in result[setting]["in_sample"].items()]
-        values += [f"{key} {result[setting][key]}" for key in TUNED]
-        print(*values, remark, sep="  ")
+        columns = [f"{key} {value:.4f}" for key, value in result[setting]["in_sample"].items()]
+        columns += [f"{key} {result[setting][key]}" for key in TUNED]
+        print(*columns, remark, sep="  ")
     instead = f"by the best setting instead {result['crossfitted_best'].hmean:.4f}"
-    print(f"{result['crossfitted'].line(name)}  cross-fitted: what to expect; {instead}")
+    print(f"{fitted.line(name)}  cross-fitted: what to expect; {instead}")
     print(f"{result['gain'].line(name)}  gain, cross-fitted")
+
+
+# ---------------------------------------------------------------- picture
+
+CELL = 64  # px of a setting's square
+LEFT, TOP = 110, 60  # px beside and above the squares
 
 
 def draw_landscape(path, table, grid, chosen, name="hmean"):
     """PNG of H-means [*lengths of TUNED] over thresh x box_thresh, of the chosen setting framed."""
     row, column, *others = [grid[key].index(chosen[key]) for key in TUNED]
     table = table[:, :, *others]  # [thresh, box_thresh]
-    cell, x0, y0 = 64, 110, 60
-    level = (table - table.min()) / max(table.max() - table.min(), 1e-9) * 255
-    heat = cv2.applyColorMap(level.round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)
-    heat = cv2.resize(heat, None, fx=cell, fy=cell, interpolation=cv2.INTER_NEAREST)
-    image = cv2.copyMakeBorder(heat, y0, 40, x0, 20, cv2.BORDER_CONSTANT, value=(255,) * 3)
-    foot = f"{name} %, " + ", ".join(f"{key} {chosen[key]}" for key in TUNED[2:])
-    texts = [("box_thresh", x0, 20, 0), ("thresh", 8, y0 + 16, 0), (foot, 8, len(image) - 12, 0)]
-    texts += [(f"{v:g}", x0 - 40, y0 + t * cell + 36, 0) for t, v in enumerate(grid["thresh"])]
-    texts += [(f"{v:g}", x0 + b * cell + 20, y0 - 8, 0) for b, v in enumerate(grid["box_thresh"])]
+
+    # a coloured square for each setting
+    spread = max(table.max() - table.min(), 1e-9)
+    level = (table - table.min()) / spread * 255
+    level = level.round().astype(np.uint8)
+    heat = cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS)
+    heat = heat.repeat(CELL, 0).repeat(CELL, 1)
+    margins = TOP, 40, LEFT, 20
+    image = cv2.copyMakeBorder(heat, *margins, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+
+    def write(text, x, y, grey=0):
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        color = (grey, grey, grey)
+        cv2.putText(image, text, (x, y), font, 0.45, color, 1, cv2.LINE_AA)
+
+    # axes
+    fixed = ", ".join(f"{key} {chosen[key]}" for key in TUNED[2:])
+    write("box_thresh", LEFT, 20)
+    write("thresh", 8, TOP + 16)
+    write(f"{name} %, {fixed}", 8, len(image) - 12)
+    for t, value in enumerate(grid["thresh"]):
+        write(f"{value:g}", LEFT - 40, TOP + t * CELL + 36)
+    for b, value in enumerate(grid["box_thresh"]):
+        write(f"{value:g}", LEFT + b * CELL + 20, TOP - 8)
+
     for (t, b), hmean in np.ndenumerate(100 * table):
+        x = LEFT + b * CELL + 8
+        y = TOP + t * CELL + 36
         grey = 255 if level[t, b] < 128 else 0
-        texts += [(f"{hmean:.2f}", x0 + b * cell + 8, y0 + t * cell + 36, grey)]
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    for text, x, y, grey in texts:
-        cv2.putText(image, text, (x, y), font, 0.45, (grey,) * 3, 1, cv2.LINE_AA)
-    x, y = x0 + column * cell, y0 + row * cell
-    cv2.rectangle(image, (x, y), (x + cell, y + cell), (0, 0, 255), 3)
-    replace_file(path, cv2.imencode(".png", image)[1].tobytes())
+        write(f"{hmean:.2f}", x, y, grey)
+
+    # a red frame around the chosen one
+    x = LEFT + column * CELL
+    y = TOP + row * CELL
+    cv2.rectangle(image, (x, y), (x + CELL, y + CELL), (0, 0, 255), 3)
+    _, png = cv2.imencode(".png", image)
+    replace_file(path, png.tobytes())
