@@ -99,7 +99,7 @@ def score_page(item, grid, hp, metric="page"):
                 keep &= keep.cumsum(2) <= limit  # [box_thresh, min_size, M]
 
                 # many settings keep the same: each choice is scored once, known by its bytes
-                kept = keep.reshape(-1, len(det))
+                kept = np.concatenate(keep)
                 keys = [choice.tobytes() for choice in kept]
                 choices = dict(zip(keys, kept))
                 rows = choice_rows(page, metric, labels, det, np.array([*choices.values()]))
