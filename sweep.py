@@ -690,15 +690,17 @@ class Sweep:
 
     def check(self, trial, where):
         """Raises DataError for a trial that this sweep cannot have."""
-        ended = trial.state in ("finished", "stopped")
-        for what, sound in (
-            (f"params {trial.params}", self.cube.names <= trial.params.keys()),
-            (f"rows {trial.rows}", {3}.issuperset(map(len, trial.rows))),
-            (f"state {trial.state}", ended or trial.state in ("pending", "failed")),
-            (f"values {trial.history}", not ended or (trial.history and finite(trial.history))),
-        ):
-            if not sound:
-                raise DataError(where, f"trial {trial.number} cannot have {what:.120}", MEND)
+        state = trial.state
+        if state in ("finished", "stopped") and not (trial.history and finite(trial.history)):
+            state = f"{state} without a value"
+        sound = (
+            state in ("pending", "failed", "finished", "stopped")
+            and self.cube.names <= trial.params.keys()
+            and all(len(row) == 3 for row in trial.rows)
+        )
+        if not sound:
+            what = f"trial {trial.number} is {state}, params {trial.params}, rows {trial.rows}"
+            raise DataError(where, f"{what:.200}", MEND)
 
     def history(self):
         """The trials as suggest() takes them."""
@@ -780,14 +782,11 @@ def read_sweep(path):
     sweep = Sweep(path, spec, hparams.epochs, [], data["extra"], hparams)
 
     log = path / "state.jsonl"
-    text = log.read_bytes() if log.exists() else b""
-    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
-        where = f"{log}: line {number}"
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(where, f"is not JSON ({error})", MEND) from None
-        sweep.replay(event, where)
+    if log.exists():
+        whole, _, _ = log.read_text("utf-8", "replace").rpartition("\n")
+        for number, line in enumerate(whole.splitlines(), 1):
+            where = f"{log}: line {number}"
+            sweep.replay(read_json(where, line), where)
     return sweep
 
 
@@ -889,23 +888,22 @@ def resolve(words):
 
 
 def resolve_space(cube, extra):
-    """Hparams of the space's middle. Raises DataError, UsageError, also where train.py would refuse
-    the lowest or the highest point, or a point whose lr is below its eta_min."""
-    points = [cube.decode(np.full(len(cube.free), u)) for u in (0.0, 1.0, 0.5)]
-    middle = extra + flags(points[-1])
-    rates = {
-        "lr": [resolve([*middle, "--eta-min=0"]).lr],
-        "eta_min": [resolve([*middle, "--lr=10"]).eta_min],
-    }
+    """Hparams of the space's middle. Raises DataError, UsageError where train.py would refuse it,
+    the lowest or the highest point, or the lowest lr with the highest eta_min."""
+    low, high, middle = (cube.decode(np.full(len(cube.free), u)) for u in (0.0, 1.0, 0.5))
+    crossed = dict(middle)
+    worst = {"lr": min, "eta_min": max}
     for d in cube.free:
-        if d.name in rates:
-            rates[d.name] = list(filter(is_number, d.levels or (d.value(0.0), d.value(1.0))))
-    low, high = min(rates["lr"], default=10), max(rates["eta_min"], default=0)
-    if low < high:
-        what = f"lr may be {low:g}, below eta_min, which may be {high:g}"
-        raise UsageError("lr and eta_min", what, "raise the one or lower the other")
-    for point in points:
-        hparams = resolve(extra + flags(point))
+        values = list(filter(is_number, d.levels or (low[d.name], high[d.name])))
+        if d.name in worst and values:
+            crossed[d.name] = worst[d.name](values)
+
+    for params in (crossed, low, high, middle):
+        try:
+            hparams = resolve(extra + flags(params))
+        except UsageError as error:
+            what = f"train.py would refuse a trial: {error}"
+            raise UsageError("parameters", what, "narrow the ranges") from None
     return hparams
 
 
@@ -1299,10 +1297,10 @@ def add_arguments(parser):
 
 
 def parse(words):
-    """(options, flags for train.py). Raises UsageError."""
+    """(mode, options, whose `extra` are flags for train.py). Raises UsageError."""
     parser = make_parser()
     options, extra = parser.parse_known_args(words)
-    given = [key for key, value in vars(options).items() if value != parser.get_default(key)]
+    given = [key for key in vars(options) if vars(options)[key] != parser.get_default(key)]
     mode = next((key for key in MODES if key in given), "a run")
 
     if extra and mode not in ("a run", "enqueue"):
@@ -1321,28 +1319,24 @@ def parse(words):
         options.parallel = devices or 1
     if options.parallel < 1 or 0 < devices < options.parallel:
         raise UsageError("--parallel", f"is {options.parallel}", "give 1 or more, one a device")
-    return options, extra
+    options.extra = extra
+    return mode, options
 
 
 def run(words):
-    options, extra = parse(words)
-    if options.report:
-        sweep = read_sweep(options.report)
-        print(write_report(sweep, options.html, options.json)[0], end="")
-        print(f"written: {sweep.folder}/report.md", file=sys.stderr)
-    elif options.replay:
-        print_replay(read_sweep(options.replay), options.rule)
-    elif options.status:
-        print_status(read_sweep(options.status))
-    elif options.wandb:
-        print_wandb(load_spec(options.sweep or QUICK))
-    elif options.continue_trial is not None:
-        continue_trial(options)
-    else:
-        start_sweep(options, extra)
+    mode, options = parse(words)
+    actions = {
+        "report": print_report,
+        "replay": print_replay,
+        "status": print_status,
+        "wandb": print_wandb,
+        "continue_trial": continue_trial,
+    }
+    actions.get(mode, start_sweep)(options)
 
 
-def start_sweep(options, extra):
+def start_sweep(options):
+    extra = options.extra
     args = trainer_args(extra, OURS)  # first: the value that a flag lacks would be the file
     if args.workers:
         print("--workers are the loader processes of each trial; trials side by side: --parallel")
@@ -1365,7 +1359,7 @@ def start_sweep(options, extra):
         if options.known:
             add_known(sweep, known)
         run_sweep(sweep, options, queue)
-        _, found = write_report(sweep)
+        found, _ = write_report(sweep)
     print_end(sweep, found)
 
 
@@ -1439,10 +1433,15 @@ def read_past(path, sign):
     return past, sorted(trials, key=lambda trial: -sign * trial.history[-1])
 
 
-def outside(cube, params, skip=""):
-    """`lr = 3` for each value that lies outside the space."""
-    pairs = [(d, params[d.name]) for d in cube.dims if d.name != skip]
-    return ", ".join(f"{d.name} = {x}" for d, x in pairs if not 0 <= d.encode(x) <= 1)
+def place(cube, values, skip=""):
+    """(params of the space, `lr = 3` for each outside of it) of a dict of values."""
+    params = {d.name: values.get(d.name) for d in cube.dims}
+    words = [
+        f"{d.name} = {params[d.name]}"
+        for d in cube.dims
+        if d.name != skip and not 0 <= d.encode(params[d.name]) <= 1
+    ]
+    return params, ", ".join(words)
 
 
 def read_queue(sweep, paths):
@@ -1454,11 +1453,10 @@ def read_queue(sweep, paths):
         past, trials = read_past(path, sweep.sign)
         for trial in trials:
             source = f"{path}: trial {trial.number}" if past else path
-            values = asdict(sweep.hparams) | trial.params
-            params = {d.name: values.get(d.name) for d in sweep.cube.dims}
-            if words := outside(sweep.cube, params):
+            params, outside = place(sweep.cube, asdict(sweep.hparams) | trial.params)
+            if outside:
                 remark = "constants stay the sweep's, the others are tried"
-                print(f"{source}: {words} outside the space: {remark}")
+                print(f"{source}: {outside} outside the space: {remark}")
             queue.append((source, params | sweep.cube.constants))
     return queue
 
@@ -1471,18 +1469,18 @@ def read_known(sweep, paths):
         past, trials = read_past(path, sweep.sign)
         if not past or (past.metric, past.epochs) != (sweep.metric, sweep.epochs):
             raise UsageError(path, f"no {sweep.metric} of {sweep.epochs} epochs", "drop --known")
-        if [*past.extra] != [*sweep.extra]:
+        if past.extra != sweep.extra:
             words = " ".join(past.extra) or "none"
             print(f"warning: {path}: its trials had other flags: {words}")
 
+        rest = asdict(past.hparams) if past.hparams else {}
         for trial in trials:
-            rest = asdict(past.hparams) if past.hparams else {}
             values = sweep.cube.constants | rest | trial.params
-            params = {d.name: values.get(d.name) for d in sweep.cube.dims}
+            params, outside = place(sweep.cube, values, "seed")
             if "seed" in trial.params:  # a replica
                 params["seed"] = trial.params["seed"]
-            if words := outside(sweep.cube, params, "seed"):
-                print(f"{path}: trial {trial.number}: {words} outside the space: left out")
+            if outside:
+                print(f"{path}: trial {trial.number}: {outside} outside the space: left out")
             else:
                 known.append((params, {key: vars(trial)[key] for key in KNOWN} | {"known": True}))
     return known
@@ -1513,38 +1511,47 @@ def continue_trial(options):
         write_report(sweep)
 
 
-def write_report(sweep, path=None, as_json=False):
-    """Write report.md, and the page to path -> (its text, or JSON, null if not known; Findings)."""
+def write_report(sweep):
+    """Write report.md -> (Findings, the report's blocks)."""
     found = Findings(sweep, fit_gp, Posterior)
     blocks = list(sweep_blocks(found))
+    files.replace_file(sweep.folder / "report.md", markdown(blocks))
+    return found, blocks
+
+
+def print_report(options):
+    """The report, or as JSON what it is made of, null being what is not known."""
+    sweep = read_sweep(options.report)
+    found, blocks = write_report(sweep)
     text = markdown(blocks)
-    files.replace_file(sweep.folder / "report.md", text)
-    if path:
-        files.replace_file(path, page(blocks[0][1], blocks))
-    if as_json:
+    if options.html:
+        files.replace_file(options.html, page(blocks[0][1], blocks))
+    if options.json:
         twice = ("rows", "ranking", "sound", "finished", "stopped", "failed", "fair", "out", "top")
         facts = {key: value for key, value in vars(found).items() if key not in twice}
         text = json.dumps(facts, default=lambda x: x.tolist() if hasattr(x, "tolist") else vars(x))
         numbers = json.loads(text, parse_constant=lambda _: None)
         text = json.dumps(numbers, indent=1) + "\n"
-    return text, found
+    print(text, end="")
+    print(f"written: {sweep.folder}/report.md", file=sys.stderr)
 
 
-def print_wandb(spec):
-    form, dropped = space.wandb_form(spec)
+def print_wandb(options):
+    form, dropped = space.wandb_form(load_spec(options.sweep or QUICK))
     # YAML, which W&B reads, takes 5e-05 for a word and 5.0e-05 for a number
     print(re.sub(r"(?<=[ -])(\d+)e", r"\1.0e", json.dumps(form, indent=1)))
     if dropped:
         print(f"dropped, W&B has no such key: {', '.join(dropped)}", file=sys.stderr)
 
 
-def print_replay(sweep, given=None):
-    """What the usual rules, or the given one (JSON, or a sweep's file), would have done."""
+def print_replay(options):
+    """What the usual rules, or that of --rule, would have done."""
+    sweep = read_sweep(options.replay)
     alive = [trial for trial in sweep.trials if trial.history and trial.state != "failed"]
     if not alive:
         raise DataError(sweep.folder.name, "has no trial with a value yet", "replay it later")
     curves = whole_curves(sweep, alive)
-    rules = read_rule(sweep, given) if given else usual_rules(sweep)
+    rules = read_rule(sweep, options.rule) if options.rule else usual_rules(sweep)
 
     numbers = np.array([str(trial.number) for trial in alive])
     best = int(np.argmax([curve[-1] for curve in curves]))
@@ -1600,7 +1607,8 @@ def read_rule(sweep, given):
     return {given: Sweep(None, sweep.spec | {"early_terminate": rule}, sweep.epochs, []).rule}
 
 
-def print_status(sweep):
+def print_status(options):
+    sweep = read_sweep(options.status)
     path = sweep.folder / "lock"
     running = "a" if path.exists() and lock(path) is None else "no"
     states = [trial.state for trial in sweep.trials]

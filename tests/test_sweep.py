@@ -733,7 +733,7 @@ def test_default_policy_saves_a_third_and_keeps_the_best():
 
 
 def test_replay_of_the_published_sweep(capsys):
-    sweep.print_replay(sweep.read_sweep(ROOT / "hparams" / "history_v5inrfwe.json"))
+    sweep.run(["--replay", str(PUBLISHED)])
     out = capsys.readouterr().out
     assert "hyperband: stopped 5, 9, 10, 11, 12 at epoch 10; 6 at epoch 20. 62 of 264" in out
     assert "best run 8 kept" in out
@@ -925,12 +925,12 @@ def test_values_that_do_not_go_together_fail_their_trial_only(cli):
         (
             {"lr": (1e-4, 1e-2), "eta_min": (1e-5, 1e-3)},
             [],
-            "be 0.0001, below eta_min, which may be 0.001",
+            "eta_min = 0.001 is above lr = 0.0001; narrow",
         ),
-        ({"lr": (1e-4, 1e-2)}, ["--eta-min=2e-4"], "be 0.0001, below eta_min, which may be 0.0002"),
-        ({"lr": (1e-6, 1e-2)}, [], "be 1e-06, below eta_min, which may be 1e-05"),
-        ({"eta_min": (1e-5, 1e-3)}, [], "be 0.0003, below eta_min, which may be 0.001"),
-        ({"lr": [1e-2, 1e-5, 1e-3], "eta_min": [1e-6, 1e-4]}, [], "be 1e-05, below eta_min, which"),
+        ({"lr": (1e-4, 1e-2)}, ["--eta-min=2e-4"], "eta_min = 0.0002 is above lr = 0.0001; narrow"),
+        ({"lr": (1e-6, 1e-2)}, [], "eta_min = 1e-05 is above lr = 1e-06; narrow"),
+        ({"eta_min": (1e-5, 1e-3)}, [], "eta_min = 0.001 is above lr = 0.0003; narrow"),
+        ({"lr": [1e-2, 1e-5, 1e-3], "eta_min": [1e-6, 1e-4]}, [], "eta_min = 0.0001 is above lr = 1e-05; narrow"),
     ],
 )
 def test_rates_that_cross_are_refused_before_the_first_trial(cli, parameters, flags, words):
@@ -938,7 +938,7 @@ def test_rates_that_cross_are_refused_before_the_first_trial(cli, parameters, fl
         key: log_range(*x) if isinstance(x, tuple) else {"values": x}
         for key, x in parameters.items()
     }
-    told = f"error: lr and eta_min: lr may {words}"
+    told = f"error: parameters: train.py would refuse a trial: flags: {words}"
     cli.refused("s.json", *flags, sweep_=short(parameters=ranges), words=[told])
     assert not (cli.folder / "runs").exists()
 
@@ -1087,7 +1087,7 @@ def written_sweep(folder):
 def use(path):
     """All that reads a sweep's state."""
     state = sweep.read_sweep(path.parent)
-    sweep.print_status(state)
+    sweep.run(["--status", str(path.parent)])
     found = findings.Findings(state, sweep.fit_gp, sweep.Posterior)
     report.page("s", list(report.sweep_blocks(found)))
     sweep.next_job(sweep.Sweep(None, state.spec, state.epochs, [*state.trials]), ())
@@ -1097,17 +1097,17 @@ def use(path):
     "number, change, words",
     [
         (2, lambda e: e | {"params": [1]}, "params is [1]"),
-        (2, lambda e: e | {"params": {"lr": 1}}, "trial 2 cannot have params {'lr': 1}"),
+        (2, lambda e: e | {"params": {"lr": 1}}, "trial 2 is pending, params {'lr': 1}, rows ()"),
         (3, lambda e: [math.nan], "it is [nan]"),
         (3, lambda e: e | {"event": "finish"}, "event 'finish' is unknown"),
         (3, lambda e: e | {"event": ["new"]}, "event is ['new']"),
-        (3, lambda e: e | {"event": "finished"}, "trial 2 cannot have values ()"),
+        (3, lambda e: e | {"event": "finished"}, "trial 2 is finished without a value"),
         (4, lambda e: e | {"history": ["high"]}, "history is 'high'"),
-        (4, lambda e: e | {"rows": [[1.0]]}, "trial 2 cannot have rows [[1.0]]"),
+        (4, lambda e: e | {"rows": [[1.0]]}, "trial 2 is pending, params {'lr': 0.002, 'T_max': 22}, rows [[1.0]]"),
         (5, lambda e: e | {"verdict": {"stop": True}}, "rule is None"),
         (5, lambda e: e | {"trial": 7}, "a trial is missing, or there twice"),
         (1, lambda e: e | {"known": {"state": "finished"}}, "history is None"),
-        (1, lambda e: e | {"known": e["known"] | {"state": "done"}}, "cannot have state done"),
+        (1, lambda e: e | {"known": e["known"] | {"state": "done"}}, "trial 1 is done, params"),
     ],
 )
 def test_a_damaged_state_is_named_with_its_line(tmp_path, cli, number, change, words):
