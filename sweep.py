@@ -39,7 +39,6 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -383,10 +382,8 @@ def worth_repeating(cube, runs, ranked, posterior):
 
 def first_untried(cube, runs, points):
     tried = set(runs.keys)
-    for params in map(cube.decode, points):
-        if cube.key(params) not in tried:
-            return params
-    return None
+    untried = (params for params in map(cube.decode, points) if cube.key(params) not in tried)
+    return next(untried, None)
 
 
 def by_improvement(cube, runs, draws, rng):
@@ -602,6 +599,8 @@ class Trial:
     whole: bool = False  # go through to the last epoch, do not judge again
     revived: bool = False
     why: str = ""  # it failed
+    process: object = None  # that works on it now
+    target: int = 0  # the epoch it is trained to; 0: a trainer of a killed sweep is waited for
     slot: int = -1  # which of the devices it had last
     log_start: int = 0  # bytes in its log before the process that runs now
     recorded: bool = True  # its curve; a history file may know no more than the last value
@@ -795,9 +794,8 @@ def read_history(path):
     data = read_json(path)
     if not isinstance(data, dict) or "trials" not in data:
         what = "is a sweep file, or another file without trials"
-        raise UsageError(
-            path, what, "give runs/NAME of a sweep that ran, or a history (see --help)"
-        )
+        remedy = "give runs/NAME of a sweep that ran, or a history (see --help)"
+        raise UsageError(path, what, remedy)
     check_like(data, {"sweep": {}, "epochs": 0, "trials": [{}]}, path)
     spec = checked_spec(data["sweep"], path)
     epochs = data["epochs"]
@@ -839,9 +837,8 @@ def open_sweep(draft):
         before, now = essence(sweep), essence(draft)
         for key in before | now:
             if before.get(key) != now.get(key):
-                what = (
-                    f"holds trials with {key} {before.get(key, 'unset')}, which would not compare"
-                )
+                value = before.get(key, "unset")
+                what = f"holds trials with {key} {value}, which would not compare"
                 raise UsageError(folder, what, "give the same, or --name NEW")
         had, given = {**sweep.spec, "flags": sweep.extra}, {**draft.spec, "flags": draft.extra}
         changed = [key for key in sorted(had | given) if had.get(key) != given.get(key)]
@@ -914,40 +911,37 @@ AGAIN = 30  # seconds until a trial is started again that crashed or still runs 
 NEW = "a new trial"
 
 
-class Job(NamedTuple):
-    """A process that works on a trial."""
-
-    process: subprocess.Popen
-    target: int  # the epoch to train it to; 0: it waits for a trainer that a killed sweep left
-
-
 def run_sweep(sweep, options, queue=(), only=None):
     """Run trials, or the one `only`, until the cap, then revive. Raises DataError, UsageError."""
-    jobs = {}  # trial: Job
+    running = []
     failures = 0  # in a row
     for trial in [only] if only else sweep.trials:
         if trial.state == "pending":
             settle(sweep, trial)
-            if job := adopt(sweep, trial):
-                jobs[trial] = job
+            if adopt(sweep, trial):
+                running.append(trial)
     try:
         while True:
             # start what there is room for
-            while len(jobs) < options.parallel and (job := next_job(sweep, queue, only, jobs)):
-                trial, target = job
-                free = set(range(options.parallel)) - {busy.slot for busy in jobs}
+            while len(running) < options.parallel:
+                job = next_job(sweep, queue, only, running)
+                if job is None:
+                    break
+                trial, trial.target = job
+                free = set(range(options.parallel)) - {other.slot for other in running}
                 if trial.slot not in free:
                     trial.slot = min(free)
-                jobs[trial] = Job(start_trainer(sweep, trial, target, options), target)
-            if not jobs:
+                start_trainer(sweep, trial, options)
+                running.append(trial)
+            if not running:
                 return
 
             # wait until a process ends, and see what it brought
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-            for trial in [t for t, job in jobs.items() if job.process.poll() is not None]:
-                job = jobs.pop(trial)
-                if job.target:
-                    collect(sweep, trial, job.target, job.process.returncode)
+            for trial in [t for t in running if t.process.poll() is not None]:
+                running.remove(trial)
+                if trial.target:
+                    collect(sweep, trial, trial.process.returncode)
                 if trial.state != "pending":
                     failures = failures + 1 if trial.state == "failed" else 0
             if failures >= 3:
@@ -955,10 +949,10 @@ def run_sweep(sweep, options, queue=(), only=None):
                 raise DataError(sweep.folder, what, "see the .log files, then start it again")
     finally:
         # train.py saves exactly (srun kills it: the epoch is lost); the trial stays pending
-        for job in jobs.values():
-            job.process.send_signal(signal.SIGTERM)
-        for job in jobs.values():
-            job.process.wait()
+        for trial in running:
+            trial.process.send_signal(signal.SIGTERM)
+        for trial in running:
+            trial.process.wait()
 
 
 def next_job(sweep, queue, only=None, busy=()):
@@ -1074,8 +1068,8 @@ def propose(sweep, queue):
     return params and plain(params), "suggest"
 
 
-def start_trainer(sweep, trial, target, options):
-    """Start train.py up to epoch target. The process inherits a lock of the trial, which names its
+def start_trainer(sweep, trial, options):
+    """Start train.py up to the trial's target. The process inherits a lock of the trial, which names its
     slot: should the sweep be killed, its successor waits for the orphan to reach its band instead
     of running a second trainer into the same folder or on the same device. Raises UsageError."""
     folder = sweep.folder / trial.name
@@ -1087,7 +1081,7 @@ def start_trainer(sweep, trial, target, options):
     if begun:
         command.append("--resume")
     command.append(f"--name={sweep.folder.name}/{trial.name}")
-    command.append(f"--stop-epoch={target if target < sweep.epochs else 0}")
+    command.append(f"--stop-epoch={trial.target if trial.target < sweep.epochs else 0}")
     environment = dict(os.environ)
     if options.devices:
         environment["CUDA_VISIBLE_DEVICES"] = options.devices[trial.slot]
@@ -1098,7 +1092,7 @@ def start_trainer(sweep, trial, target, options):
         Path(held.name).write_text(str(trial.slot))
         trial.log_start = log.tell()
         try:
-            return subprocess.Popen(
+            trial.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -1112,18 +1106,19 @@ def start_trainer(sweep, trial, target, options):
 
 
 def adopt(sweep, trial):
-    """A Job that waits for the trainer that a killed sweep left, or None if there is none."""
+    """Whether a killed sweep left a trainer of the trial; its process then waits for that to end."""
     path = sweep.folder / f"{trial.name}.lock"
     if held := lock(path):
-        return held.close()
+        held.close()
+        return False
     print(f"trial {trial.number} still runs from before; waiting for it")
     wait = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
-    process = subprocess.Popen([sys.executable, "-c", wait, path])
+    trial.process = subprocess.Popen([sys.executable, "-c", wait, path])
     trial.slot = int(path.read_text() or 0)
-    return Job(process, 0)
+    return True
 
 
-def collect(sweep, trial, target, code):
+def collect(sweep, trial, code):
     """Record what a trainer with this exit code has brought. Raises DataError, UsageError."""
     said = (sweep.folder / f"{trial.name}.log").read_bytes()[trial.log_start :]
     tail = said[-4000:].decode(errors="replace").strip().splitlines()[-5:]
@@ -1146,7 +1141,7 @@ def collect(sweep, trial, target, code):
         why = "non-finite metric"
     elif code in (3, 4):
         why = "out of memory" if code == 3 else "non-finite loss"
-    elif code == 0 and len(history) >= target:
+    elif code == 0 and len(history) >= trial.target:
         print(f"trial {trial.number} epoch {len(history)}/{sweep.epochs}: {history[-1]:.4f}")
         return settle(sweep, trial)
     elif trial.crashes < RETRIES:  # whatever the code: srun gives 0 when its node dies

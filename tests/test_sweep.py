@@ -930,7 +930,11 @@ def test_values_that_do_not_go_together_fail_their_trial_only(cli):
         ({"lr": (1e-4, 1e-2)}, ["--eta-min=2e-4"], "eta_min = 0.0002 is above lr = 0.0001; narrow"),
         ({"lr": (1e-6, 1e-2)}, [], "eta_min = 1e-05 is above lr = 1e-06; narrow"),
         ({"eta_min": (1e-5, 1e-3)}, [], "eta_min = 0.001 is above lr = 0.0003; narrow"),
-        ({"lr": [1e-2, 1e-5, 1e-3], "eta_min": [1e-6, 1e-4]}, [], "eta_min = 0.0001 is above lr = 1e-05; narrow"),
+        (
+            {"lr": [1e-2, 1e-5, 1e-3], "eta_min": [1e-6, 1e-4]},
+            [],
+            "eta_min = 0.0001 is above lr = 1e-05; narrow",
+        ),
     ],
 )
 def test_rates_that_cross_are_refused_before_the_first_trial(cli, parameters, flags, words):
@@ -1103,7 +1107,11 @@ def use(path):
         (3, lambda e: e | {"event": ["new"]}, "event is ['new']"),
         (3, lambda e: e | {"event": "finished"}, "trial 2 is finished without a value"),
         (4, lambda e: e | {"history": ["high"]}, "history is 'high'"),
-        (4, lambda e: e | {"rows": [[1.0]]}, "trial 2 is pending, params {'lr': 0.002, 'T_max': 22}, rows [[1.0]]"),
+        (
+            4,
+            lambda e: e | {"rows": [[1.0]]},
+            "trial 2 is pending, params {'lr': 0.002, 'T_max': 22}, rows [[1.0]]",
+        ),
         (5, lambda e: e | {"verdict": {"stop": True}}, "rule is None"),
         (5, lambda e: e | {"trial": 7}, "a trial is missing, or there twice"),
         (1, lambda e: e | {"known": {"state": "finished"}}, "history is None"),
