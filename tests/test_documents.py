@@ -93,9 +93,9 @@ def check_ensemble(words):
 
 
 def check_sweep(words):
-    options, extra = sweep.parse(words)
-    sweep.trainer_args(extra, sweep.OURS)
-    sweep.resolve(extra)
+    _, options = sweep.parse(words)
+    sweep.trainer_args(options.extra, sweep.OURS)
+    sweep.resolve(options.extra)
     if options.sweep and not options.sweep.startswith("runs/"):
         sweep.load_spec(options.sweep)
 
