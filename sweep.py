@@ -899,8 +899,9 @@ def resolve_space(cube, extra):
         try:
             hparams = resolve(extra + flags(params))
         except UsageError as error:
-            what = f"train.py would refuse a trial: {error}"
-            raise UsageError("parameters", what, "narrow the ranges") from None
+            _, what, remedy, _ = error.args
+            remedy = remedy or "change the parameters or flags"
+            raise UsageError("a trial of this sweep", what, remedy) from None
     return hparams
 
 

@@ -925,15 +925,15 @@ def test_values_that_do_not_go_together_fail_their_trial_only(cli):
         (
             {"lr": (1e-4, 1e-2), "eta_min": (1e-5, 1e-3)},
             [],
-            "eta_min = 0.001 is above lr = 0.0001; narrow",
+            "eta_min = 0.001 is above lr = 0.0001; change",
         ),
-        ({"lr": (1e-4, 1e-2)}, ["--eta-min=2e-4"], "eta_min = 0.0002 is above lr = 0.0001; narrow"),
-        ({"lr": (1e-6, 1e-2)}, [], "eta_min = 1e-05 is above lr = 1e-06; narrow"),
-        ({"eta_min": (1e-5, 1e-3)}, [], "eta_min = 0.001 is above lr = 0.0003; narrow"),
+        ({"lr": (1e-4, 1e-2)}, ["--eta-min=2e-4"], "eta_min = 0.0002 is above lr = 0.0001; change"),
+        ({"lr": (1e-6, 1e-2)}, [], "eta_min = 1e-05 is above lr = 1e-06; change"),
+        ({"eta_min": (1e-5, 1e-3)}, [], "eta_min = 0.001 is above lr = 0.0003; change"),
         (
             {"lr": [1e-2, 1e-5, 1e-3], "eta_min": [1e-6, 1e-4]},
             [],
-            "eta_min = 0.0001 is above lr = 1e-05; narrow",
+            "eta_min = 0.0001 is above lr = 1e-05; change",
         ),
     ],
 )
@@ -942,7 +942,7 @@ def test_rates_that_cross_are_refused_before_the_first_trial(cli, parameters, fl
         key: log_range(*x) if isinstance(x, tuple) else {"values": x}
         for key, x in parameters.items()
     }
-    told = f"error: parameters: train.py would refuse a trial: flags: {words}"
+    told = f"error: a trial of this sweep: {words}"
     cli.refused("s.json", *flags, sweep_=short(parameters=ranges), words=[told])
     assert not (cli.folder / "runs").exists()
 
@@ -1330,7 +1330,7 @@ def test_bad_input_is_one_line_before_the_first_run(cli):
         (["--report=x", "--replay=y"], "--replay: has no effect with report"),
         (["--report=x", "--devices=1"], "--devices: has no effect with report"),
         (["s.json", "--seeds", "3"], "--seeds"),
-        (["s.json", "--fold", "all"], "--fold"),
+        (["s.json", "--fold", "all"], "fold = 'all'"),
         (["s.json", "--print-hparams"], "--print-hparams"),
         (["s.json", "--name", "a/b"], "--name"),
         (["s.json", "--name=.."], "--name"),
