@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 
 AREA_PRECISION = 0.3  # share of a detection's area that has to lie on a label
-MORE_THAN_HALF = 0.5 + 1e-9  # a tie is not, however its areas are rounded
+MORE_THAN_HALF = 0.5 + 1e-9  # exactly half is not more, however the areas are rounded
 MAX_DETECTIONS = 500  # the competition scores the first 500 detections of a page
 SCORES = ("precision", "recall", "hmean")
 COUNTS = (
@@ -26,7 +26,7 @@ COUNTS = (
     "num_char_overlapped",
 )
 OUTCOMES = ("hit", "joined", "split", "loose", "missed")  # of labels, see iou_matches
-GAPS = (0, 0.3, 0.6, 1, 1.5, 2.5, None)  # of line_neighbours, the ends of six bins
+GAPS = (0, 0.3, 0.6, 1, 1.5, 2.5, None)  # ends of six bins, see line_neighbours
 
 # ---------------------------------------------------------------- polygon overlap
 
@@ -118,7 +118,7 @@ def make_shapes(areas):
 
 
 def edges_at(shapes, edge, y):
-    """Of edges [K], at these y [K]: x, dx / dy and side."""
+    """Edges [K], y [K] of a point on each -> x of the points [K], dx / dy [K] and sides [K]."""
     upper, _, x, slope, side = shapes.edges.take(edge, 1)
     return x + (y - upper) * slope, slope, side
 
@@ -197,8 +197,8 @@ def cleval(gt_polygons, det_polygons, *, ignore=None, texts=None, variant="page"
     ignore: N flags of don't-care labels; texts: N strings or None, "###" is don't care too.
     variant: "page", the receipt competition's, counts a label's characters by its shape and only
     the first 500 detections; "official", the clovaai package's, counts those of its text, by its
-    shape where that is None. Polygons are taken as written, the loops of one that crosses itself
-    united; one without area (line, NaN) matches nothing, by shape it has 100. Raises ValueError."""
+    shape where that is None. A polygon that crosses itself is the union of its loops; one without
+    area (a line, NaN) matches nothing and has 100 characters by shape. Raises ValueError."""
     if variant not in ("page", "official"):
         raise ValueError(f'variant {variant!r} is unknown; use "page" or "official"')
     gt, det = as_points(gt_polygons), as_points(det_polygons)
@@ -227,7 +227,7 @@ def as_flags(ignore, count):
 
 
 def prepare_labels(polygons, texts, ignore, variant):
-    """Labels of polygons as of `as_points`, texts and flags [N], as in `cleval`."""
+    """N polygons from `as_points`, texts and flags [N] as in `cleval` -> Labels."""
     ignore = ignore | np.array([text == "###" for text in texts], bool)
     num_chars = pseudo_chars(polygons)
     if variant == "official":
@@ -251,9 +251,9 @@ def prepare_labels(polygons, texts, ignore, variant):
 
 
 def page_pairs(labels, det):
-    """Labels and M polygons as of `as_points` -> Pairs."""
+    """Labels and M polygons from `as_points` -> Pairs."""
     shapes = make_shapes(to_shapely(det))
-    near = labels.shapes.box + (-1, -1, 1, 1)  # cut to pixels, a centre lies up to one outside
+    near = labels.shapes.box + (-1, -1, 1, 1)  # a centre cut to pixels lies up to one outside
     label, detection = touching(near, shapes.box)
 
     # each character of a label that lies inside the detection
@@ -330,9 +330,9 @@ def instance_matches(pairs, ignore, keep, judged):
 
 
 def false_alarms(det, unmatched, variant):
-    """M polygons, flags [S, M] of those that match nothing -> [S] characters that these cost, as
-    detected in vain: "page" as many as labels of that shape, "official" 1 each, upright ones up to
-    10."""
+    """M polygons, flags [S, M] of those that match nothing -> [S] how many characters these add to
+    those detected: in "page" as many as labels of their shape have, in "official" 1 each, or up to
+    10 where they are upright."""
     some = np.flatnonzero(unmatched.any(0))
     polygons = [det[m] for m in some]
     if variant == "page":
@@ -354,8 +354,8 @@ def tally(flags, index, size):
 
 
 def min_area_sides(polygons):
-    """N polygons -> sides [N, 2] of their smallest rotated rectangles, the one nearer to the
-    horizontal first."""
+    """N polygons -> sides [N, 2] of their smallest rotated rectangles, first the side that is nearer
+    to the horizontal."""
     sides = np.zeros((len(polygons), 2))
     for n, points in enumerate(polygons):
         _, size, angle = cv2.minAreaRect(points.astype(np.float32))
@@ -377,7 +377,8 @@ def up_to_10_chars(aspect):
 
 
 def reading_aspect(polygons):
-    """N polygons -> [N] width / height; of quads, first vertex top left, by means of the sides."""
+    """N polygons -> [N] width / height. Quads begin with their top left vertex, and their width and
+    height are means of opposite sides."""
     sides = min_area_sides(polygons)
     is_quad = np.array([len(points) == 4 for points in polygons], bool)
     quads = [points for points in polygons if len(points) == 4]
@@ -478,7 +479,7 @@ def iou_matches(gt_polygons, det_polygons, ignore=None):
     pairs = one_to_one(shared > MORE_THAN_HALF * union)
     covered = shared > MORE_THAN_HALF * gt[:, None]  # [N, M]
     piece = shared > MORE_THAN_HALF * det
-    together = np.float32(covered) @ covered.T > 0  # of bools the product is slow
+    together = np.float32(covered) @ covered.T > 0  # a product of bools is slow
 
     hit = np.zeros(len(gt), bool)
     hit[[label for label, _ in pairs]] = True
@@ -503,7 +504,7 @@ def iou50(gt_polygons, det_polygons, ignore=None):
 
     label, after, gap = line_neighbours(as_points(gt_polygons))
     care = outcome != ""
-    counting = care[label] & care[after] & (gap > -1e-6)  # that of labels that touch is rounded
+    counting = care[label] & care[after] & (gap > -1e-6)  # labels that touch: 0, but rounded
     joined = counting & together[label, after]
     step = np.searchsorted(GAPS[1:-1], gap, "right")
     gaps = [np.bincount(step[pair], minlength=6) for pair in (counting, joined)]
@@ -511,9 +512,9 @@ def iou50(gt_polygons, det_polygons, ignore=None):
 
 
 def line_neighbours(polygons):
-    """Of N polygons those with a next one on their line: index [K], index of the next [K], gap [K]
-    over their mean height, below 0 where they overlap. The next is the first of those beside it
-    that begin after 95 % of its width."""
+    """N polygons -> K pairs of neighbours on a line: index [K] of one, index [K] of the next, gap
+    [K] between them over their mean height, below 0 where they overlap. The next one is the first
+    that lies beside it and begins after 95 % of its width."""
     xy, size = join_vertices(polygons)
     first = starts(size)
     xy = xy @ (1, 1j)  # [V] complex
@@ -523,7 +524,7 @@ def line_neighbours(polygons):
     right, bottom = np.maximum.reduceat(xy, first).T
     height, middle = bottom - top, top + bottom
 
-    # beside: the middle of the lower one lies within the height of the other
+    # beside: the middle of one lies within the height of the other
     apart = np.abs(middle[:, None] - middle)  # twice as far as the middles
     beside = apart < np.maximum(height[:, None], height)
     after = left > (0.05 * left + 0.95 * right)[:, None]
@@ -538,10 +539,10 @@ def line_neighbours(polygons):
 
 
 def page_angle(xy, first):
-    """Complex vertices [V] of polygons that begin at first [N] -> angle of most long edges in
-    radians: squares of edges, all but each polygon's last, have twice the angle of edges, so that
-    opposite ones add up, and more by their length."""
-    between = first[1:] - 1  # not edges: from a polygon to the next one
+    """Complex vertices [V] of polygons that begin at first [N] -> the angle in radians of most long
+    edges. The square of an edge has twice its angle, so that opposite edges add up and edges at
+    right angles cancel, and the square of its length. Each polygon's last edge is left out."""
+    between = first[1:] - 1  # from a polygon to the next one
     edges = np.delete(np.diff(xy), between)
     return 0.5 * np.angle((edges**2).sum())
 

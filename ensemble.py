@@ -313,7 +313,7 @@ def gate(ensemble, pages, seen):
     pair = rows["page"], alone_rows[best]
     gain = paired_difference(*pair, cleval.mean_scores, groups, seen[-1])
     if gain.verdict != "better":  # the best member was picked on these same pages
-        few = gain.verdict.removeprefix("cannot tell") if gain.verdict != "worse" else ""
+        few = gain.verdict.partition("cannot tell")[2]
         gain = replace(gain, verdict=f"not shown to be better{few}")
     return together, result._replace(best=names[best], gain=gain)
 

@@ -202,7 +202,8 @@ def expanded_bca(samples, scores, without, size):
     below = ((samples < scores - 1e-12).mean(0) + (samples <= scores + 1e-12).mean(0)) / 2
     bias = np.array([normal.inv_cdf(share) for share in below.clip(1e-3, 1 - 1e-3)])
 
-    moved = bias + (bias + side * t) / np.maximum(1 - skew * (bias + side * t), 0.1)  # [2, s]
+    plain = bias + side * t  # [2, s]
+    moved = bias + plain / np.maximum(1 - skew * plain, 0.1)
     shares = np.vectorize(normal.cdf)(side * np.maximum(side * moved, t))
     return np.array([np.quantile(column, ends) for column, ends in zip(samples.T, shares.T)])
 
