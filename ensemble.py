@@ -508,7 +508,7 @@ def load_pages(args):
     if not args.split and not labels.has_split(folder, split) and labels.has_split(folder, "val"):
         print(f"warning: {args.data}: no {split} split, val is taken", file=sys.stderr)
         split = "val"
-    if args.split or labels.find_labels(folder, split) or labels.folder_labels(folder):
+    if args.split or labels.find_labels(folder, split) or labels.find_labels(folder, None):
         pages = labels.load_labels(folder, split, args.image_dir)
     else:
         place = labels.image_dir_of(folder / f"{split}.json", args.image_dir)[0]

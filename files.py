@@ -13,10 +13,10 @@ import re
 import secrets
 import sys
 import tempfile
-from collections import Counter
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from statistics import mode
 
 import yaml
 
@@ -101,7 +101,7 @@ def nearest(name, known):
 def read_bytes(path, limit=MAX_BYTES):
     """The content of a file of at most `limit` bytes. Raises DataError, also on a FIFO or device,
     from which a read might never return."""
-    if os.path.exists(path) and not os.path.isfile(path):
+    if is_stream(path):
         raise DataError(path, "not a regular file")
     try:
         with open(path, "rb") as file:
@@ -129,7 +129,7 @@ def unique_dict(pairs):
     """A dict of (key, value). Raises ValueError where a key comes twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        key = mode(key for key, _ in pairs)
         raise ValueError(f"key {shown(key)} comes twice in one object")
     return value
 
@@ -291,14 +291,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
-        parsed, rest = super().parse_known_args(map(plain_flag, words), namespace)
-        for action in self._get_positional_actions():
-            given = vars(parsed).get(action.dest)
-            for word in given if isinstance(given, list) else [given]:
-                hydra = re.fullmatch(HYDRA, str(word))
-                if hydra and not os.path.exists(word):
-                    self.error(f"{word}: no such file; for a flag write --{hydra[1]}")
-        return parsed, rest
+        return super().parse_known_args(map(plain_flag, words), namespace)
+
+    def _check_value(self, action, value):
+        super()._check_value(action, value)
+        hydra = re.fullmatch(HYDRA, str(value))
+        if hydra and not action.option_strings and not os.path.exists(value):
+            self.error(f"{value}: no such file; for a flag write --{hydra[1]}")
 
     def error(self, message):
         hydra = re.search(f"arguments: (?:-m )?{HYDRA}", message)

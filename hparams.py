@@ -16,14 +16,7 @@ FITS = "longer", "area"
 
 def value(default, text, low=None, high=None, choices=None, group=None):
     """A hyperparameter. Bounds are inclusive; the first one of a group names it for --help."""
-    meta = {
-        "help": text,
-        "low": low,
-        "high": high,
-        "choices": choices,
-        "group": group,
-    }
-    return dataclasses.field(default=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=locals())  # the arguments, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +128,8 @@ def checked(key, raw, where):
     """One value as its field's type. Raises UsageError with the key, the value and the bounds."""
     if key not in FIELDS:
         raise UsageError(where, f"unknown key {shown(key)!r}{nearest(key, FIELDS)}")
-    kind = FIELDS[key].type
-    meta = FIELDS[key].metadata
+    field = FIELDS[key]
+    kind = field.type
     given = f"{key} = {shown(repr(raw))}"
 
     with contextlib.suppress(ValueError, OverflowError, TypeError):  # 3.0 is 3, and 1 is 1.0
@@ -145,13 +138,12 @@ def checked(key, raw, where):
     if type(raw) is not kind or kind is str and CONTROL.search(raw):
         raise UsageError(where, f"{given} is not {KINDS[kind]}")
 
-    low, high = meta["low"], meta["high"]
+    low, high, choices = map(field.metadata.get, ("low", "high", "choices"))
     if low is not None and not low <= raw <= high:  # also a NaN
         is_percentage = high <= 1 < raw <= 100
         remedy = f"a percentage? write {raw / 100:g}" if is_percentage else ""
         raise UsageError(where, f"{given} is not within {low} to {high}", remedy)
 
-    choices = meta["choices"]
     if choices and raw not in choices:
         raise UsageError(where, f"{given} is not one of {', '.join(choices)}")
     return raw
@@ -159,18 +151,17 @@ def checked(key, raw, where):
 
 def validate(hp, where="flags"):
     """hp, if its values go together in training. Raises UsageError."""
-    if hp.size % 32:
-        raise UsageError(where, f"size = {hp.size} is not a multiple of 32")
-    if hp.neck % 4:
-        raise UsageError(where, f"neck = {hp.neck} is not a multiple of 4")
-    if hp.eta_min > hp.lr:
-        raise UsageError(where, f"eta_min = {hp.eta_min} is above lr = {hp.lr}")
-    if hp.folds == 1:
-        raise UsageError(where, "folds = 1 is not 0 or within 2 to 100")
-    if 0 < hp.folds < hp.fold:
-        raise UsageError(where, f"fold = {hp.fold}, but folds = {hp.folds}")
-    if hp.name.startswith("/") or ".." in hp.name.split("/"):
-        raise UsageError(where, f"name = {hp.name!r} leads out of runs/")
+    mistakes = {
+        f"size = {hp.size} is not a multiple of 32": hp.size % 32,
+        f"neck = {hp.neck} is not a multiple of 4": hp.neck % 4,
+        f"eta_min = {hp.eta_min} is above lr = {hp.lr}": hp.eta_min > hp.lr,
+        "folds = 1 is not 0 or within 2 to 100": hp.folds == 1,
+        f"fold = {hp.fold}, but folds = {hp.folds}": 0 < hp.folds < hp.fold,
+        f"name = {hp.name!r} leads out of runs/": hp.name[:1] == "/" or ".." in hp.name.split("/"),
+    }
+    for mistake, is_made in mistakes.items():
+        if is_made:
+            raise UsageError(where, mistake)
     return hp
 
 
@@ -217,14 +208,12 @@ def add_flags(parser, keys=FIELDS, title=None):
         field = FIELDS[key]
         if field.metadata["group"] and not title:
             group = parser.add_argument_group(field.metadata["group"])
-        options = {}
-        if field.type is bool:  # --ema alone is --ema=true
-            options = {"nargs": "?", "const": "true"}
+        # --ema alone is --ema=true
+        options = {"nargs": "?", "const": "true"} if field.type is bool else {}
         group.add_argument(
             f"--{key.replace('_', '-')}",
-            dest=key,
             metavar=str(field.default) or "''",
-            help=field.metadata["help"],
+            help=field.metadata["text"],
             **options,
         )
 

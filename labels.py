@@ -27,8 +27,13 @@ COCO_FLAGS = "iscrowd", "ignore", "difficult"
 NO_CATEGORIES = "only COCO's labels have them; leave it out"
 COCO_IGNORED = "ignore", "ignored", "illegible", "difficult", "###"  # names of categories
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
+WRAPPED = re.compile(r'^\s*(?:"(.*)"|(###))\s*$')  # quotes, or spaces around the mark, go
 PRICE = re.compile(r"\d{1,3}(,\d{3})*(\.\d+)?")
 LINE_END = re.compile("\r\n?|\n")
+
+# files that hold a split, the last one Label Studio's
+WHOLE_SPLITS = "{}.json", "jsons/{}.json", "annotations/instances_{}.json", "{}.txt"
+WHOLE_SPLITS += "{}/Label.txt", "{}/_annotations.coco.json", "{}/result.json"
 
 # limits of what is read from files, so that a hostile one ends in an error and not in swap
 MAX_PAGE_BYTES = 2**24
@@ -117,22 +122,23 @@ def check_word(word, where):
 
 def fill_page(page, where, words, width=None, height=None):
     """The page, with Words and a stated size added. Raises DataError."""
-    if width is not None and height is not None:
-        if not all(type(n) in (int, float) and 1 <= n <= MAX_COORDINATE for n in (width, height)):
+    size = width, height
+    if None not in size:
+        if not all(type(n) in (int, float) and 1 <= n <= MAX_COORDINATE for n in size):
             raise DataError(where, f"no picture has {shown(f'{width!r} x {height!r}')} px")
         page.size = int(width), int(height)
 
     count = 0
     for word in words:
         place = f"{where}: word {shown(word.id)}"
-        polygon = parse_polygon(word.points, place)
-        count += len(polygon)
+        word = word._replace(points=parse_polygon(word.points, place))
+        count += len(word.points)
         if count > MAX_PAGE_POINTS:
             raise DataError(where, "too many words", f"up to {MAX_PAGE_POINTS} points are read")
         if word.confidence is None:  # as in files of what was drawn by hand
             word = word._replace(confidence=1.0)
         check_word(word, place)
-        page.add(word.id, polygon, word.text, word.ignore, word.confidence)
+        page.add(*word)
 
     if len(set(page.ids)) < len(page.ids):  # JSON's keys cannot, labelme's shapes may
         raise DataError(where, "a word's id comes twice", "give each an id of its own")
@@ -153,30 +159,30 @@ def lookalike(name, others):
 
 def check_name(name, where):
     """Raises DataError on what a label file cannot hold as the name of a picture."""
-    if not isinstance(name, str) or not 0 < len(name) < 4096 or CONTROL.search(name):
+    if not 0 < len(name) < 4096 or CONTROL.search(name):
         raise DataError(where, "not a file name", "it is empty, too long or of several lines")
 
 
-def picture_path(places, name, where, need=True):
-    """Path of a picture inside the first of the places (folders) that has it. Raises DataError."""
+def way_ends(way):
+    """The ends of a tool's way to a picture, which it may have seen elsewhere, longest first."""
+    parts = PurePosixPath(str(way).replace("\\", "/").lstrip("/")).parts[-MAX_PARTS:]
+    return ["/".join(parts[k:]) for k in range(len(parts)) if ".." not in parts[k:]] or [""]
+
+
+def find_page(places, names, where, source, need=True):
+    """A Page of the label file `source`, of the first of the names that is a picture in one of the
+    places (folders). Raises DataError where none is, but for need=False."""
+    there = ((p, name) for name in names for p in places if os.path.isfile(p / name))
+    place, name = next(there, (places[0], names[-1]))
     where = f"{where}: image {shown(name)}"
     check_name(name, where)
-    place = next((p for p in places if os.path.isfile(p / name)), places[0])
     path = place / name
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(place)):
         raise DataError(where, "leads out of the data folder")
     if need and not os.path.isfile(path):
         hint = lookalike(path.name, [other.name for other in path.parent.glob("*")])
         raise DataError(where, f"no such picture in {place}", f"see --image-dir{hint}")
-    return path
-
-
-def find_page(places, way, where):
-    """A Page of the longest end of a tool's way to a picture that is there. Raises DataError."""
-    parts = PurePosixPath(str(way).replace("\\", "/").lstrip("/")).parts[-MAX_PARTS:]
-    ends = ["/".join(parts[k:]) for k in range(len(parts)) if ".." not in parts[k:]] or [""]
-    name = next((end for end in ends for p in places if os.path.isfile(p / end)), ends[-1])
-    return Page(name, picture_path(places, name, where))
+    return Page(name, path, source=source)
 
 
 def image_dir_of(label_file, image_dir=None):
@@ -186,8 +192,9 @@ def image_dir_of(label_file, image_dir=None):
     beside = Path(label_file).parent
     stem = Path(label_file).stem.removeprefix("instances_")
     if image_dir is None:
-        is_inner = beside.name in (*SPLITS, "valid", "jsons", "annotations")
-        roots = [beside / "images", (beside.parent if is_inner else beside) / "images"]
+        roots = [beside / "images"]
+        if beside.name in (*SPLITS, "valid", "jsons", "annotations"):
+            roots.append(beside.parent / "images")
         roots = [root for root in roots if root.is_dir()] or [beside]
     else:
         roots = [Path(image_dir), Path(image_dir, "images")]
@@ -233,7 +240,7 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
         words = get(entry, "words") if is_labelled else {}
         if not isinstance(words, dict):
             raise DataError(where, 'no "words" object', 'a page without text has "words": {}')
-        page = Page(name, picture_path(places, name, label_file, need_pictures))
+        page = find_page(places, [name], label_file, label_file, need_pictures)
         page.group = get(entry, "group", get(get(meta, name), "group"))
         if not isinstance(page.group, str | None):
             raise DataError(where, f"group {shown(repr(page.group))} is not a text")
@@ -246,13 +253,8 @@ def competition_words(words):
     for word_id, word in words.items():
         if isinstance(word, dict) and not word.get("points", word):
             continue
-        yield Word(
-            word_id,
-            get(word, "points", []),
-            get(word, "transcription"),
-            get(word, "ignore", False),
-            get(word, "confidence", 1.0),
-        )
+        keys = "points", "transcription", "ignore", "confidence"
+        yield Word(word_id, *(get(word, key) for key in keys))
 
 
 # ---------------------------------------------------------------- COCO
@@ -267,13 +269,15 @@ def read_coco(label_file, sheet, image_dir=None, categories=()):
     are. Raises DataError, UsageError."""
     words = coco_words(label_file, sheet, categories)
     places = image_dir_of(label_file, image_dir)
-    if len({repr(get(image, "id")) for image in sheet["images"]}) < len(sheet["images"]):
+    images = {repr(get(image, "id")): image for image in sheet["images"]}
+    if len(images) < len(sheet["images"]):
         raise DataError(label_file, "two pictures have one id", "number them anew")
-    for number, image in enumerate(sheet["images"], 1):
-        page = find_page(places, get(image, "file_name"), f"{label_file}: picture {number}")
+    for number, (key, image) in enumerate(images.items(), 1):
+        where = f"{label_file}: picture {number}"
+        page = find_page(places, way_ends(get(image, "file_name")), where, label_file)
         where = f"{label_file}: image {shown(page.name)}"
-        of_page = words.pop(repr(get(image, "id")), ())
-        yield fill_page(page, where, of_page, get(image, "width"), get(image, "height"))
+        size = get(image, "width"), get(image, "height")
+        yield fill_page(page, where, words.pop(key, ()), *size)
     if words:
         raise DataError(label_file, f"annotations of picture {next(iter(words))}, which it lacks")
 
@@ -298,7 +302,7 @@ def coco_words(label_file, sheet, categories):
         counts[name] += 1
         if categories and not is_ignored and name not in categories:
             continue
-        text = next((annotation[key] for key in COCO_TEXTS if annotation.get(key)), None)
+        text = next(filter(None, map(annotation.get, COCO_TEXTS)), None)
         ignore = is_ignored or any(map(annotation.get, COCO_FLAGS))
         of_page = words.setdefault(repr(annotation.get("image_id")), [])
         for k, points in enumerate(coco_outlines(annotation, where)):
@@ -329,7 +333,7 @@ def coco_outlines(annotation, where):
     (x, y), (w, h), (angle, _) = parse_polygon(pairs, f"{where}: bbox")
     if angle:
         return [cv2.boxPoints(((x + w / 2, y + h / 2), (w, h), angle)).tolist()]
-    return [rectangle([x, y], [x + w, y + h])]
+    return [rectangle([[x, y], [x + w, y + h]])]
 
 
 def as_points(flat):
@@ -337,9 +341,12 @@ def as_points(flat):
     return [flat[k : k + 2] for k in range(0, len(flat), 2)]
 
 
-def rectangle(a, b):
-    """Corners of the upright rectangle between two points, as lists of any length."""
-    return [[*a], [*b[:1], *a[1:]], [*b], [*a[:1], *b[1:]]]
+def rectangle(points):
+    """Corners of the upright rectangle between two points; any others are left as they are."""
+    with contextlib.suppress(TypeError, ValueError):
+        (left, top), (right, bottom) = points
+        return [[left, top], [right, top], [right, bottom], [left, bottom]]
+    return points
 
 
 # ---------------------------------------------------------------- ICDAR
@@ -380,10 +387,8 @@ def read_icdar(files, image_dir=None):
                 if len(numbers) < usual and re.match(r"[-\d.]+\s*(,|$)", text or ""):
                     what = f"an odd number of coordinates, most lines have {usual}"
                     raise DataError(unlike[-1], what, "correct it")
-            points = as_points(numbers)
-            points = rectangle(*points) if len(points) == 2 else points
-            words.append(Word(f"{number:04d}", points, text))
-        yield fill_page(Page(names[0], picture_path([place], names[0], file)), file, words)
+            words.append(Word(f"{number:04d}", rectangle(as_points(numbers)), text))
+        yield fill_page(find_page([place], names, file, file), file, words)
     if unlike:
         what = f"{len(unlike)} lines have more or less than the usual {usual} numbers"
         print(f"warning: {what}, the first: {unlike[0]}", file=sys.stderr)
@@ -403,7 +408,7 @@ def parse_icdar_line(line, usual=None):
             numbers.append(float(text))
 
     count = len(numbers)
-    is_quoted = count < len(fields) and fields[count].lstrip().startswith('"')
+    is_quoted = "".join(fields[count:]).lstrip().startswith('"')
     used = count // 2 * 2
     if 8 <= count < 12 and not is_quoted:
         used = 8
@@ -411,9 +416,7 @@ def parse_icdar_line(line, usual=None):
         used = usual
 
     text = "".join(line.split(comma, used)[used:])
-    if text.strip() == "###":
-        return numbers[:used], "###"
-    return numbers[:used], re.sub(r'^\s*"(.*)"\s*$', r"\1", text) or None
+    return numbers[:used], WRAPPED.sub(r"\1\2", text) or None
 
 
 # ---------------------------------------------------------------- PaddleOCR and labelme
@@ -429,12 +432,12 @@ def read_paddle(label_file, image_dir=None):
         listed = read_json(f"{where}: after `picture<TAB>`", listed)
         if not isinstance(listed, list):
             raise DataError(where, "not `picture<TAB>JSON list of objects`")
-        page = find_page(places, name, where)
+        page = find_page(places, way_ends(name), where, label_file)
         words = []
         for i, word in enumerate(listed, 1):
             text = get(word, "transcription") or None
-            ignore = get(word, "difficult", False) or text == "*"
-            words.append(Word(f"{i:04d}", get(word, "points", []), text, ignore))
+            ignore = get(word, "difficult") or text == "*"
+            words.append(Word(f"{i:04d}", get(word, "points"), text, ignore))
         yield fill_page(page, f"{where}: image {shown(page.name)}", words)
 
 
@@ -448,18 +451,18 @@ def read_labelme(files, image_dir=None):
         if not isinstance(shapes, list):
             raise DataError(file, 'no "shapes" list of objects', "is this a labelme file?")
         words = [labelme_word(shape, i, file) for i, shape in enumerate(shapes, 1)]
-        page = find_page(image_dir_of(file, image_dir), get(sheet, "imagePath"), file)
+        places = image_dir_of(file, image_dir)
+        page = find_page(places, way_ends(get(sheet, "imagePath")), file, file)
         yield fill_page(page, file, words, get(sheet, "imageWidth"), get(sheet, "imageHeight"))
 
 
 def labelme_word(shape, number, file):
-    points = get(shape, "points", [])
+    points = get(shape, "points")
     kind = get(shape, "shape_type") or "polygon"
     if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
         raise DataError(file, f"shape {number} is a {shown(kind)}", "draw it as a polygon")
-    corners = [*map(type, points)] if isinstance(points, list) else []
-    if kind == "rectangle" and corners == [list, list]:
-        points = rectangle(*points)  # of any values; parse_polygon judges them
+    if kind == "rectangle":
+        points = rectangle(points)
 
     label = get(shape, "label")
     text = get(shape, "description") or (None if label == "text" else label)
@@ -474,10 +477,7 @@ def labelme_word(shape, number, file):
 
 
 def folder_labels(folder):
-    """(reader, source) of a folder that holds one unnamed set of labels, or None."""
-    for name in ("Label.txt", "_annotations.coco.json", "result.json"):  # the last: Label Studio's
-        if (folder / name).is_file():
-            return read_competition if "json" in name else read_paddle, folder / name
+    """(reader, files) of a folder that holds a label file for each picture, or None."""
     if files := sorted(folder.glob("gt_*.txt")) or sorted(folder.glob("res_*.txt")):
         return read_icdar, files
     if files := [p for p in sorted(folder.glob("*.json")) if '"shapes"' in read_text(p)]:
@@ -492,9 +492,8 @@ def folder_labels(folder):
 def find_labels(data, split):
     """(reader, source) of a split's labels in DATA, or None. A single file is every split's."""
     data = Path(data)
-    names = {"val": ("val", "valid"), None: ("default", "")}.get(split, (split,))
-    patterns = "{}.json", "jsons/{}.json", "annotations/instances_{}.json", "{}.txt"
-    files = (data / pattern.format(name) for name in names for pattern in patterns)
+    names = {"val": ("val", "valid"), None: ("default", ".")}.get(split, (split,))
+    files = (data / pattern.format(name) for name in names for pattern in WHOLE_SPLITS)
     for file in filter(Path.is_file, (data, *files)):
         if file.suffix == ".json":
             return read_competition, file
@@ -526,9 +525,6 @@ def load_labels(data, split=None, image_dir=None, categories=()):
     name, count = Counter(page.name for page in pages).most_common(1)[0]
     if count > 1:
         raise DataError(data, f"image {shown(name)} comes twice", "join its labels")
-    sources = source if isinstance(source, list) else [source] * len(pages)
-    for page, file in zip(pages, sources):
-        page.source = file
     return pages
 
 
@@ -542,14 +538,9 @@ def has_split(data, split):
 
 def page_words(page):
     """The Words of a page, rounded."""
-    for i, polygon in enumerate(page.polygons):
-        yield Word(
-            page.ids[i],
-            np.round(polygon, DECIMALS).tolist(),
-            page.texts[i],
-            page.ignore[i],
-            round(page.confidences[i], 6),
-        )
+    polygons = [np.round(polygon, DECIMALS).tolist() for polygon in page.polygons]
+    confidences = [round(confidence, 6) for confidence in page.confidences]
+    return map(Word, page.ids, polygons, page.texts, page.ignore, confidences)
 
 
 def pages_to_json(pages):
@@ -605,7 +596,7 @@ def icdar_line(word):
     points = word.points
     if len(points) != 4:
         points = cv2.boxPoints(cv2.minAreaRect(np.float32(points))).tolist()
-    numbers = [f"{v:.4f}".rstrip("0").rstrip(".") for point in points for v in point]
+    numbers = [f"{round(v, DECIMALS):.12g}" for point in points for v in point]
     text = "###" if word.ignore else LINE_END.sub(" ", word.text or "")
     if parse_icdar_line(",".join([*numbers, text]))[1] != (text or None):
         text = f'"{text}"'
