@@ -58,6 +58,10 @@ def write_predictions(path, pages, found):
             write(page, one)
 
 
+def log_range(low, high):
+    return {"distribution": "log_uniform_values", "min": low, "max": high}
+
+
 def tiny_sweep(**changes):
     """A sweep over lr, as its file holds it."""
     lr = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}

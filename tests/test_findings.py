@@ -7,18 +7,15 @@ from pathlib import Path
 import coverage_sweep
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, log_range
 
+import bayes
 import findings
 import report
 import space
 import sweep
 
 PUBLISHED = ROOT / "hparams/history_v5inrfwe.json"
-
-
-def log_range(low, high):
-    return {"distribution": "log_uniform_values", "min": low, "max": high}
 
 
 def spec(**more):
@@ -28,7 +25,7 @@ def spec(**more):
 
 
 def find(state):
-    return findings.Findings(state, sweep.fit_gp, sweep.Posterior)
+    return findings.Findings(state, bayes.fit_gp, bayes.Posterior)
 
 
 def text_of(found):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import bayes
 import findings
 import sweep
 from space import Cube, parse_space
@@ -67,10 +68,10 @@ def believed(state):
     """(value, posterior mean, sd) of each trial, before and after, and how many are tied with the
     best one, before and after."""
     rows = [findings.Row(trial, CUBE) for trial in state.trials]
-    model = findings.Worth(state, CUBE, rows, sweep.fit_gp, sweep.Posterior)
+    model = findings.Worth(state, CUBE, rows, bayes.fit_gp, bayes.Posterior)
     value = findings.last(rows)
     x = model.known[0]
-    alone = sweep.Posterior(*model.known, sweep.fit_gp(*model.known, noise=(-10.0, 3.0))[0])(x)
+    alone = bayes.Posterior(*model.known, bayes.fit_gp(*model.known, noise=(-10.0, 3.0))[0])(x)
     before = model.middle + model.unit * alone[0], model.unit * alone[1]
     after = model(np.array([row.point for row in rows]))
     top = int(value.argmax())

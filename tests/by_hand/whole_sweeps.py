@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import bayes
 import findings
 import sweep
 from files import Parser
@@ -89,7 +90,7 @@ def ours(training, runs, replicate):
             state.write("epochs", trial, history=curve[:target], rows=[])
             sweep.settle(state, trial)
     state.folder = Path("sweep")
-    first = findings.Findings(state, sweep.fit_gp, sweep.Posterior).first
+    first = findings.Findings(state, bayes.fit_gp, bayes.Posterior).first
     return first.params, sum(len(t.history) for t in state.trials)
 
 
