@@ -1,7 +1,9 @@
-"""Which configuration next? A Gaussian process of the runs so far, and the point of the search space
-where it expects most improvement.
+"""Which configuration next? A Gaussian process is fitted to the runs so far, and the next run goes
+where it promises the largest improvement.
 
-`suggest` is the way in. It needs numpy only and knows nothing of files, trainers or stopping."""
+`suggest` is all that sweep.py needs to propose a run. Points lie in the unit cube of space.Cube, one
+side a parameter, and values are standardised; larger is better. findings.py uses `fit_gp` and
+`Posterior` for its report."""
 
 import itertools
 import math
@@ -12,39 +14,43 @@ from files import UsageError
 from findings import observations
 from space import Cube, entries, leaf, maximised, parse_space, plain
 
-# ---------------------------------------------------------------- Gaussian process and optimiser
+# ---------------------------------------------------------------- Gaussian process
 
 # Priors, as (middle, width), on the logs of the length scales (in sides of the unit cube), of the
-# signal's variance and of the noise's variance; values are standardised. They are normal, but that
-# of the noise is Cauchy's, whose long tails let the values speak for themselves.
+# signal variance and of the noise variance. The first two are normal. The third is Cauchy, whose
+# long tails let the values decide how noisy they are.
 SCALE_PRIOR = (-1.0, 0.7)
 SIGNAL_PRIOR = (0.7, 1.0)
 NOISE_PRIOR = (-5.0, 2.0)
 MEAN_VARIANCE = 1.0  # of the unknown constant mean, which is integrated out
 JITTER = 1e-8  # keeps covariances positive definite
 
-REACH = 0.15  # how far a failed run repels others, in sides of the cube
-SMALL_SPACE = 2000  # up to so many combinations, all are scored
-DRAWS = 32  # samples of what the known runs are worth
-
 
 def matern(squared):
     """Matern-5/2 correlation of squared scaled distances, and -2 times its derivative by them."""
     root = np.sqrt(5 * squared)
     decay = np.exp(-root)
-    return (1 + root + root * root / 3) * decay, 5 / 3 * (1 + root) * decay
+    correlation = (1 + root + root * root / 3) * decay
+    slope = 5 / 3 * (1 + root) * decay
+    return correlation, slope
 
 
 def squared_gaps(a, b, category):
-    """a [n, d], b [m, d] -> squared differences [d, n * m]; 0 or 1 for a category (Hamming)."""
-    gap = a.T[:, :, None] - b.T[:, None, :]
-    squared = gap.reshape(a.shape[1], -1) ** 2
+    """Points a [n, d] and b [m, d] -> squared differences [d, n * m].
+
+    Where category [d] is true, the difference is 0 for equal values and 1 for others (Hamming)."""
+    gap = a.T[:, :, None] - b.T[:, None, :]  # [d, n, m]
+    squared = gap.reshape(len(gap), -1) ** 2
     return np.where(category[:, None], squared > 0, squared)
 
 
 def log_likelihood(theta, gaps, y, variance):
-    """theta = log (length scales [d], signal, noise variance), gaps [d, n * n], y [n] with variance
-    [n] -> log marginal likelihood and its gradient (Rasmussen & Williams 2006, eq. 5.8, 5.9)."""
+    """Log marginal likelihood of theta, and its gradient [d + 2] (Rasmussen & Williams 2006, eq.
+    5.8, 5.9).
+
+    theta [d + 2]: logs of d length scales, the signal variance and the noise variance.
+    gaps [d, n * n]: squared differences of the points.
+    y, variance [n]: values and the variances of their known errors."""
     d, n = len(gaps), len(y)
     weights = np.exp(-2 * theta[:d])
     signal, noise = np.exp(theta[d:])
@@ -52,50 +58,65 @@ def log_likelihood(theta, gaps, y, variance):
 
     cov = signal * correlation + MEAN_VARIANCE
     cov[np.diag_indices(n)] += noise + variance + JITTER
-    half_logdet = np.log(np.diag(np.linalg.cholesky(cov))).sum()
+    root = np.linalg.cholesky(cov)
+    half_logdet = np.log(np.diag(root)).sum()
     inverse = np.linalg.inv(cov)
     alpha = inverse @ y
-    value = -0.5 * y @ alpha - half_logdet - 0.5 * n * math.log(2 * math.pi)
+    fit = -0.5 * y @ alpha
+    value = fit - half_logdet - 0.5 * n * math.log(2 * math.pi)
 
-    outer = np.outer(alpha, alpha) - inverse  # twice the derivative by the covariance
-    by_scales = signal * weights * (gaps @ (outer * slope).ravel())
-    by_signal = signal * (outer * correlation).sum()
-    by_noise = noise * np.trace(outer)
+    # the chain rule, by way of the covariance
+    by_cov = np.outer(alpha, alpha) - inverse  # twice the derivative
+    by_scales = signal * weights * (gaps @ (by_cov * slope).ravel())
+    by_signal = signal * (by_cov * correlation).sum()
+    by_noise = noise * np.trace(by_cov)
     return value, 0.5 * np.r_[by_scales, by_signal, by_noise]
 
 
 def minimise(f, x, evaluations):
     """BFGS (Nocedal & Wright 2006, algorithm 6.1). f(x) -> (value, gradient); returns x, value."""
     value, grad = f(x)
-    inverse = np.eye(len(x))  # of the Hessian
+    identity = np.eye(len(x))
+    inverse = identity  # of the Hessian
     size = min(1.0, 1.5 / np.abs(grad).max())
     for _ in range(evaluations):
-        # a shorter step until the value falls enough
+        # try a step, a shorter one until the value falls enough
         step = -size * (inverse @ grad)
         new_value, new_grad = f(x + step)
         if not new_value <= value + 1e-4 * (grad @ step):
             size *= 0.3
             continue
 
+        # take it
         bend = new_grad - grad
         gain = value - new_value
-        x, value, grad = x + step, new_value, new_grad
+        x = x + step
+        value = new_value
+        grad = new_grad
         if gain < 1e-4:
             break
-        if step @ bend > 1e-12:
-            turn = np.eye(len(x)) - np.outer(step, bend) / (step @ bend)
-            inverse = turn @ inverse @ turn.T + np.outer(step, step) / (step @ bend)
+
+        # learn the curvature from it
+        curvature = step @ bend
+        if curvature > 1e-12:
+            turn = identity - np.outer(step, bend) / curvature
+            inverse = turn @ inverse @ turn.T + np.outer(step, step) / curvature
         size = min(1.0, 1.5 / np.abs(inverse @ grad).max())
     return x, value
 
 
 def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR):
-    """x [n, d], standardised y [n], variance [n] -> theta of the largest posterior density, the
-    density's negative log there, and that as a function of theta. The search begins at start, or
-    else in the middle of the priors."""
+    """Maximum a posteriori fit: (theta, its loss, the loss as a function of theta), where the loss
+    is the negative log of the posterior density, without constants.
+
+    x [n, d], y [n]: points and their standardised values, with known variance [n].
+    category [d]: which parameters have no order.
+    start [d + 2]: the theta to search from, by default the middle of the priors.
+    noise: the prior of the log noise variance."""
     n, d = x.shape
     gaps = squared_gaps(x, x, category)
-    middle, width = np.array([SCALE_PRIOR] * d + [SIGNAL_PRIOR, noise]).T
+    priors = [SCALE_PRIOR] * d + [SIGNAL_PRIOR, noise]
+    middle, width = np.array(priors).T
     middle[:d] += 0.5 * math.log(d)  # distances grow with the root of d
 
     def loss(theta):
@@ -103,19 +124,23 @@ def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR):
             return math.inf, theta
         value, slope = log_likelihood(theta, gaps, y, variance)
         z = (theta - middle) / width
-        penalty = 0.5 * z[:-1] @ z[:-1] + math.log1p(z[-1] ** 2)
-        z[-1] *= 2 / (1 + z[-1] ** 2)  # now z is the penalty's slope
+        normal = z[:-1]
+        square = z[-1] ** 2
+        penalty = 0.5 * normal @ normal + math.log1p(square)
+        z[-1] *= 2 / (1 + square)  # now z is the penalty's slope
         return penalty - value, z / width - slope
 
+    if start is None:
+        start = middle
     evaluations = int(np.clip(1.2e5 / n**2, 12, 40))
-    theta, lowest = minimise(loss, middle if start is None else start, evaluations)
+    theta, lowest = minimise(loss, start, evaluations)
     return theta, lowest, loss
 
 
 class Posterior:
-    """Gaussian process given x [n, d] and y [n], averaged over thetas [k, d + 2] by weights [k].
+    """Gaussian process given x [n, d] and y [n], averaged over thetas [k, d + 2] with weights [k].
 
-    Called with points [m, d], it gives mean and sd [m] of the noise-free function (Rasmussen &
+    A call with points [m, d] returns mean and sd [m] of the noise-free function (Rasmussen &
     Williams 2006, algorithm 2.1)."""
 
     def __init__(self, x, y, variance, category, thetas, weights=(1.0,)):
@@ -132,94 +157,71 @@ class Posterior:
         diagonal = np.arange(len(x))
         cov = self.covariance(x, x)  # [k, n, n]
         cov[:, diagonal, diagonal] += self.noise + variance + JITTER
-        self.whiten = np.linalg.inv(np.linalg.cholesky(cov))
-        self.alpha = np.atleast_2d(y) @ self.whiten.transpose(0, 2, 1) @ self.whiten  # [k, 1, n]
+        root = np.linalg.cholesky(cov)
+        self.whiten = np.linalg.inv(root)
+        y = np.atleast_2d(y)  # [s, n], or one set [1, n]
+        self.alpha = y @ self.whiten.transpose(0, 2, 1) @ self.whiten  # [k, s, n]
 
     def covariance(self, a, b):
-        correlation, _ = matern(self.scales @ squared_gaps(a, b, self.category))
-        return (self.signal * correlation + MEAN_VARIANCE).reshape(-1, len(a), len(b))
+        """Points a [n, d] and b [m, d] -> [k, n, m]."""
+        gaps = squared_gaps(a, b, self.category)
+        correlation, _ = matern(self.scales @ gaps)
+        cov = self.signal * correlation + MEAN_VARIANCE
+        return cov.reshape(-1, len(a), len(b))
 
     def each(self, z):
-        """Means [k, s, m] of each of several y [s, n] at points z [m, d], variance [k, m]."""
+        """Means [k, s, m] at points z [m, d] for each of s sets of values y [s, n], and the
+        variance [k, m], which they share."""
         cross = self.covariance(self.x, z)
-        left = self.signal + MEAN_VARIANCE - ((self.whiten @ cross) ** 2).sum(1)
+        explained = ((self.whiten @ cross) ** 2).sum(1)
+        left = self.signal + MEAN_VARIANCE - explained
         return self.alpha @ cross, np.maximum(left, 1e-14)
 
     def joint(self, z):
         """Mean [m] and covariance [m, m] at points z [m, d], under the first theta."""
         cross = self.covariance(self.x, z)[0]
         explained = self.whiten[0] @ cross
-        return self.alpha[0, 0] @ cross, self.covariance(z, z)[0] - explained.T @ explained
+        mean = self.alpha[0, 0] @ cross
+        return mean, self.covariance(z, z)[0] - explained.T @ explained
 
     def __call__(self, z):
         means, left = self.each(z)
         mean = self.weights @ means[:, 0]
-        return mean, np.sqrt(self.weights @ (left + (means[:, 0] - mean) ** 2))
+        variance = self.weights @ (left + (means[:, 0] - mean) ** 2)
+        return mean, np.sqrt(variance)
 
 
-def log_ei(mean, sd, best):
-    """Log E[max(f - best, 0)] for f ~ N(mean, sd^2), far below best too (Ament et al. 2023)."""
-    z = (mean - best) / sd
-    cdf = 0.5 * np.frompyfunc(math.erfc, 1, 1)(-math.sqrt(0.5) * z).astype(float)
-    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    near = np.log(np.maximum(density + z * cdf, 1e-300))
-
-    far = np.minimum(z, -1.0)
-    tail = -0.5 * far**2 - 0.5 * math.log(2 * math.pi) - 2 * np.log(-far)
-    tail = tail + np.log1p(np.maximum(-3 / far**2, -0.9))
-    return np.log(sd) + np.where(z > -20, near, tail)
-
-
-def log_noisy_ei(posterior, theta, x):
-    """Log expected improvement, as a function of z [m, d], over the best of the runs at x [n, d],
-    whose values are noisy or pending. It is the mean over DRAWS samples of their worth, each taken
-    as exact (Letham et al. 2019, eq. 6). Without noise it is log_ei of the best value."""
-    rng = np.random.default_rng(0)
-    worth = rng.multivariate_normal(*posterior.joint(x), DRAWS, "ignore", method="eigh")
-    best = worth.max(1)[:, None]
-    noiseless = np.r_[theta[:-1], -np.inf]
-    exact = Posterior(x, worth, 0, posterior.category, noiseless)
-
-    def score(z):
-        (means,), (left,) = exact.each(z)
-        return np.logaddexp.reduce(log_ei(means, np.sqrt(left), best)) - math.log(DRAWS)
-
-    return score
-
-
-def most_telling(posterior, z):
-    """At which of the points z [m, d] another noisy value is expected to raise their best posterior
-    mean most (Frazier et al. 2009); at a tie, where the mean is best."""
-    mean, cov = posterior.joint(z)
-    moves = cov / np.sqrt(np.maximum(np.diag(cov), 0) + posterior.error + JITTER)
-    half = np.random.default_rng(0).standard_normal(32)
-    normal = np.outer((1, -1), half).reshape(-1, 1)
-    raised = [(mean + normal * move).max(1).mean() for move in moves.T]
-    return int(np.argmax(raised + 1e-6 * mean))
+# ---------------------------------------------------------------- warped values
 
 
 def draw_in(below, unit):
     """Distances to the best value [n] -> the same, but logarithmic beyond 6 units, and the slope
-    [n] of that. A far tail is drawn in, or a ruined run would flatten the rest."""
-    far = below > 6 * unit
-    slope = np.where(far, 6 * unit / np.maximum(below, unit), 1.0)
-    return np.where(far, 6 * unit * (1 - np.log(slope)), below), slope
+    [n] of this map. Otherwise one ruined run would flatten the differences of the rest."""
+    limit = 6 * unit
+    far = below > limit
+    slope = np.where(far, limit / np.maximum(below, unit), 1.0)
+    drawn = np.where(far, limit * (1 - np.log(slope)), below)
+    return drawn, slope
 
 
 def box_cox(below, unit, power):
-    """Distances to the best value [n] -> a standardised Box-Cox power of them, larger is better,
-    and how fast it changes with them [n]."""
+    """Distances to the best value [n] -> their Box-Cox power, standardised and turned round so that
+    larger is better, and the slope [n] of this map, without its sign."""
     t = 1 + 2 * below / unit
     z = (1 - t**power) / power
     scale = max(z.std(), 1e-12)
+    standardised = (z - z.mean()) / scale
     rate = 2 / (unit * scale) * t ** (power - 1)
-    return (z - z.mean()) / scale, rate
+    return standardised, rate
 
 
 def fit_warped(x, y, variance, category):
-    """x [n, d], y [n] to maximise, variance [n] -> standardised warped y, its variance and theta,
-    of the largest posterior density. Power 0.3 serves noisy values; power 1, which leaves y as it
-    is, must be likelier by 2 in the log, or noise would choose."""
+    """Points x [n, d], values y [n] to maximise, their variance [n] -> standardised warped y, its
+    variance, and theta.
+
+    Of two warps the one with the larger posterior density is taken: power 0.3, which serves noisy
+    values, or power 1, which leaves y as it is. Power 1 must be likelier by 2 in the log, or noise
+    would choose."""
     below = y.max() - y
     unit = max(np.median(below), 1e-12)
     below, slope = draw_in(below, unit)
@@ -232,7 +234,124 @@ def fit_warped(x, y, variance, category):
         theta, loss, _ = fit_gp(x, z, z_variance, category, theta)
         loss = loss - np.log(rate).sum() + handicap  # the density of y has the Jacobian of the warp
         candidates.append((loss, z, z_variance, theta))
-    return min(candidates, key=lambda candidate: candidate[0])[1:]
+
+    best = min(candidates, key=lambda candidate: candidate[0])
+    return best[1:]
+
+
+# ---------------------------------------------------------------- scores of points
+
+DRAWS = 32  # samples of what the known runs are worth
+REACH = 0.15  # how far a failed run repels others, in sides of the cube
+ROUNDS = 14  # of a local search
+TRIES = 24  # steps that a point of it compares in a round
+
+
+def log_ei(mean, sd, best):
+    """Log E[max(f - best, 0)] for f ~ N(mean, sd^2), stable far below best too (Ament et al.
+    2023)."""
+    z = (mean - best) / sd
+    erfc = np.frompyfunc(math.erfc, 1, 1)
+    cdf = 0.5 * erfc(-math.sqrt(0.5) * z).astype(float)
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    near = np.log(np.maximum(density + z * cdf, 1e-300))
+
+    # both terms cancel far below best: the asymptotic series
+    far = np.minimum(z, -1.0)
+    log_density = -0.5 * far**2 - 0.5 * math.log(2 * math.pi)
+    correction = np.log1p(np.maximum(-3 / far**2, -0.9))
+    tail = log_density - 2 * np.log(-far) + correction
+    return np.log(sd) + np.where(z > -20, near, tail)
+
+
+def log_noisy_ei(posterior, theta, x):
+    """Log expected improvement over the best of the runs at x [n, d], as a function of points z
+    [m, d]. The runs' values are noisy or pending, so DRAWS samples of their true worth are taken,
+    and the improvement over each is averaged (Letham et al. 2019, eq. 6). Without noise this is
+    log_ei over the best value."""
+    rng = np.random.default_rng(0)
+    mean, cov = posterior.joint(x)
+    worth = rng.multivariate_normal(mean, cov, DRAWS, "ignore", method="eigh")  # [DRAWS, n]
+    best = worth.max(1)[:, None]
+    noiseless = np.r_[theta[:-1], -np.inf]
+    exact = Posterior(x, worth, 0, posterior.category, noiseless)
+
+    def score(z):
+        (means,), (left,) = exact.each(z)
+        improvements = log_ei(means, np.sqrt(left), best)
+        return np.logaddexp.reduce(improvements) - math.log(DRAWS)
+
+    return score
+
+
+def repulsion(features, sound, failed, category):
+    """Points features [m, d] -> 2 log (share of sound runs) [m], in a vote of the runs around each
+    point. sound [n, d] and failed [f, d] are where the runs were; those near a point weigh most."""
+    ended = np.r_[sound, failed]
+    gaps = squared_gaps(features, ended, category).sum(0)
+    gaps = gaps.reshape(len(features), -1)  # [m, n + f]
+    votes = np.exp(-0.5 * gaps / REACH**2)
+    good = 0.1 + votes[:, : len(sound)].sum(1)
+    bad = votes[:, len(sound) :].sum(1)
+    return 2 * np.log(good / (good + bad))
+
+
+def most_telling(posterior, z):
+    """Index of the point among z [m, d] where one more noisy value is expected to raise the largest
+    posterior mean most (knowledge gradient, Frazier et al. 2009). Ties go to the larger mean."""
+    mean, cov = posterior.joint(z)
+    variance = np.maximum(np.diag(cov), 0) + posterior.error + JITTER
+    moves = cov / np.sqrt(variance)  # column j: of the means, for one sd of a value at point j
+
+    # the mean after the value, over 32 normal draws and their mirror images
+    half = np.random.default_rng(0).standard_normal(32)
+    normal = np.outer((1, -1), half).reshape(-1, 1)
+    raised = [(mean + normal * move).max(1).mean() for move in moves.T]
+    return int(np.argmax(raised + 1e-6 * mean))
+
+
+def by_score(points, scores):
+    """Points [n, d], those of the highest scores [n] first."""
+    return points[np.argsort(-scores, kind="stable")]
+
+
+def fill_gaps(draws, u):
+    """Draws [n, d], first those that cover the cube most evenly together with the runs u [r, d], by
+    wrap-around L2 discrepancy (Hickernell 1998)."""
+    gap = np.abs(draws[:, None] - np.clip(u, 0, 1))  # [n, r, d]
+    kernel = np.prod(1.5 - gap * (1 - gap), axis=2)
+    discrepancy = kernel.sum(1)
+    return by_score(draws, -discrepancy)
+
+
+def climb(score, points, rng, stepped):
+    """Local search for a high score from points [m, d] -> the points reached, their scores [m].
+
+    A step is normal, with a radius that shrinks in a round where no step helped. Where stepped [d]
+    is true, it may also be a jump to another level."""
+    m, d = points.shape
+    shape = (m, TRIES, d)
+    radius = np.full((m, 1, 1), 0.1)
+    for _ in range(ROUNDS):
+        # steps along some of the sides, some jumps, and staying
+        moved = rng.random(shape) < max(0.5, 2 / d)
+        step = rng.standard_normal(shape) * radius * moved
+        trial = points[:, None] + step
+        jump = stepped & (rng.random(shape) < 1 / d)
+        trial = np.where(jump, rng.random(shape), trial)
+        trial = np.clip(trial, 0, 1)
+        trial[:, 0] = points
+
+        scores = score(trial.reshape(-1, d)).reshape(m, TRIES)
+        best = scores.argmax(1)
+        points = trial[np.arange(m), best]
+        radius[best == 0] *= 0.4
+    return points, scores.max(1)
+
+
+# ---------------------------------------------------------------- the next run
+
+SMALL_SPACE = 2000  # up to so many combinations, all are scored
 
 
 class Runs:
@@ -241,8 +360,9 @@ class Runs:
     def __init__(self, cube, history, sign):
         self.params = [plain(entry["params"]) for entry in history]
         self.keys = [cube.key(params) for params in self.params]  # equal for equal values
+        shape = len(history), len(cube.free)
         points = [cube.encode(params) for params in self.params]
-        self.u = np.array(points).reshape(len(history), len(cube.free))  # [n, d]
+        self.u = np.array(points).reshape(shape)  # [n, d]
         self.value, self.variance = observations(history, sign)  # [n], larger is better
 
         state = np.array([entry["state"] for entry in history], str)
@@ -252,21 +372,24 @@ class Runs:
 
 
 def suggest(spec, history, rng):
-    """The params of the next run, named as in the sweep; None when all were tried.
+    """The params of the next run, under the names that they have in the sweep, or None once all
+    combinations were tried.
 
     spec: a W&B sweep dict.
     history: [{params, value, state: finished | stopped | failed | pending}, ...]. An entry may have
         `sd`, the known error of its value. A stopped one has `history`, a value an epoch, and
-        `epochs`, the length of a whole run; finished ones' `history`, if any, extrapolates it.
+        `epochs`, the length of a whole run; the `history` of finished ones, if given, tells where
+        the stopped ones would have ended.
     rng: numpy Generator.
 
-    No combination comes twice, but with `replicate` in the sweep a run that is worth repeating
-    does, with another `seed`. Raises UsageError."""
+    No combination comes twice, except with `replicate` in the sweep: then a run that is worth
+    repeating comes again with another `seed`. Raises UsageError."""
     cube = Cube(parse_space(spec))
     count = math.prod(len(d.levels) for d in cube.free)  # 0 where a parameter has no levels
     if spec.get("method") == "grid" and not count:
         raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
-    runs = Runs(cube, history, 1 if maximised(spec) else -1)
+    sign = 1 if maximised(spec) else -1
+    runs = Runs(cube, history, sign)
 
     # all points of a small space, else some of it
     if 0 < count <= SMALL_SPACE:
@@ -279,17 +402,23 @@ def suggest(spec, history, rng):
     if posterior and spec.get("replicate"):
         params = worth_repeating(cube, runs, ranked, posterior)
     if params is None:
-        more = cube.combinations() if count else (rng.random(len(cube.free)) for _ in range(1000))
+        if count:
+            more = cube.combinations()
+        else:
+            more = (rng.random(len(cube.free)) for _ in range(1000))
         params = first_untried(cube, runs, itertools.chain(ranked, draws, more))
     if params is None:
         return None
+
     names = {leaf(name): name for name, _ in entries(spec["parameters"])}
     return {names.get(key, key): value for key, value in params.items()}
 
 
 def rank_points(spec, cube, runs, draws, count, rng):
-    """Points, the best first, and the posterior that ranked them or None; draws [n, d] are points
-    to choose from, count is how many combinations there are, or 0."""
+    """Points, the best first, and the posterior that ranked them, or None where chance, the grid or
+    the gaps between few runs did.
+
+    draws [n, d]: points to choose from; count: how many combinations there are, 0 for endless."""
     method = spec.get("method", "bayes")
     if method == "grid":
         return cube.combinations(), None
@@ -298,54 +427,25 @@ def rank_points(spec, cube, runs, draws, count, rng):
 
     begun = (runs.known | runs.waiting).sum()
     all_begun = len(set(runs.keys)) == count
-    if runs.known.sum() < 2 or (begun < max(4, len(cube.free)) and not all_begun):
+    few = begun < max(4, len(cube.free)) and not all_begun
+    if runs.known.sum() < 2 or few:
         return fill_gaps(draws, runs.u), None
     return by_improvement(cube, runs, draws, rng)
 
 
-def by_score(points, scores):
-    return points[np.argsort(-scores, kind="stable")]
-
-
-def fill_gaps(draws, u):
-    """Draws [n, d], those first that have the lowest wrap-around L2 discrepancy with the runs u
-    (Hickernell 1998)."""
-    gap = np.abs(draws[:, None] - np.clip(u, 0, 1))
-    discrepancy = np.prod(1.5 - gap * (1 - gap), axis=2).sum(1)
-    return by_score(draws, -discrepancy)
-
-
-def worth_repeating(cube, runs, ranked, posterior):
-    """Params, with another seed, of the finished run that tells most if repeated; None where a new
-    point among the best 64 tells more."""
-    whole = np.flatnonzero(runs.whole)
-    fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in runs.keys]
-    points = np.array([*runs.u[whole], *fresh])
-    if not len(points):
-        return None
-    chosen = most_telling(posterior, cube.features(points))
-    if chosen >= len(whole):
-        return None
-
-    key = runs.keys[whole[chosen]]
-    replicas = [params for params, other in zip(runs.params, runs.keys) if other == key]
-    seed = 1 + max(params.get("seed", 0) for params in replicas)
-    return replicas[0] | {"seed": seed}
-
-
-def first_untried(cube, runs, points):
-    tried = set(runs.keys)
-    untried = (params for params in map(cube.decode, points) if cube.key(params) not in tried)
-    return next(untried, None)
-
-
 def by_improvement(cube, runs, draws, rng):
-    """Points [m, d] by log expected improvement, the best first, and the posterior, which pending
-    runs belong to. Failures repel."""
-    known, waiting = runs.known, runs.waiting
+    """Points [m, d] by log expected improvement, less near failed runs, the best first; and the
+    posterior, in which pending runs count as if they had ended as expected."""
+    known = runs.known
+    waiting = runs.waiting
     x = cube.features(runs.u)
+    failed = x[~known & ~waiting]
+
     z, z_variance, theta = fit_warped(
-        x[known], runs.value[known], runs.variance[known], cube.category
+        x[known],
+        runs.value[known],
+        runs.variance[known],
+        cube.category,
     )
     posterior = Posterior(x[known], z, z_variance, cube.category, theta)
     improvement = log_noisy_ei(posterior, theta, x[known | waiting])
@@ -357,48 +457,45 @@ def by_improvement(cube, runs, draws, rng):
         both = np.r_[x[known], x[waiting]]
         posterior = Posterior(both, z, z_variance, cube.category, theta)
 
-    failed = x[~known & ~waiting]
-
     def score(points):
         features = cube.features(points)
+        gain = improvement(features)
         if not len(failed):
-            return improvement(features)
-        return improvement(features) + repulsion(features, x[known], failed, cube.category)
+            return gain
+        return gain + repulsion(features, x[known], failed, cube.category)
 
     # climb from the best draws and from the best runs
     points = by_score(draws, score(draws))
     top = by_score(runs.u[known], posterior(x[known])[0])
-    starts = np.concatenate([points[:4], np.clip(top[:4], 0, 1)])
-    peaks = by_score(*climb(score, starts, rng, cube.stepped))
-    return np.concatenate([peaks, points]), posterior
+    starts = np.r_[points[:4], np.clip(top[:4], 0, 1)]
+    peaks, heights = climb(score, starts, rng, cube.stepped)
+    ranked = np.r_[by_score(peaks, heights), points]
+    return ranked, posterior
 
 
-def repulsion(features, sound, failed, category):
-    """Twice the log of the share that sound runs [n, d] have in a vote of the runs near features
-    [m, d]."""
-    ended = np.concatenate([sound, failed])
-    gaps = squared_gaps(features, ended, category).sum(0).reshape(len(features), -1)
-    votes = np.exp(-0.5 * gaps / REACH**2)
-    good = 0.1 + votes[:, : len(sound)].sum(1)
-    bad = votes[:, len(sound) :].sum(1)
-    return 2 * np.log(good / (good + bad))
+def worth_repeating(cube, runs, ranked, posterior):
+    """Params, with another seed, of the finished run whose repetition tells most; None where one of
+    the best 64 new points tells more."""
+    whole = np.flatnonzero(runs.whole)
+    fresh = [point for point in ranked[:64] if cube.key(cube.decode(point)) not in runs.keys]
+    points = np.array([*runs.u[whole], *fresh])
+    if not len(points):
+        return None
+    chosen = most_telling(posterior, cube.features(points))
+    if chosen >= len(whole):
+        return None
+
+    # a seed above those of all its replicas
+    key = runs.keys[whole[chosen]]
+    replicas = [params for params, other in zip(runs.params, runs.keys) if other == key]
+    seed = 1 + max(params.get("seed", 0) for params in replicas)
+    return replicas[0] | {"seed": seed}
 
 
-def climb(score, points, rng, stepped, rounds=14, tries=24):
-    """Local search of score from points [m, d] -> points, scores [m]. Steps are normal, of a radius
-    that shrinks when none of them helps, or jumps to other levels of stepped parameters."""
-    m, d = points.shape
-    shape = (m, tries, d)
-    radius = np.full((m, 1, 1), 0.1)
-    for _ in range(rounds):
-        moved = rng.random(shape) < max(0.5, 2 / d)
-        trial = points[:, None] + rng.standard_normal(shape) * radius * moved
-        jump = stepped & (rng.random(shape) < 1 / d)
-        trial = np.clip(np.where(jump, rng.random(shape), trial), 0, 1)
-        trial[:, 0] = points
-
-        scores = score(trial.reshape(-1, d)).reshape(m, tries)
-        best = scores.argmax(1)
-        points = trial[np.arange(m), best]
-        radius[best == 0] *= 0.4
-    return points, scores.max(1)
+def first_untried(cube, runs, points):
+    """Params of the first point whose combination no run has; None if there is none."""
+    tried = set(runs.keys)
+    for params in map(cube.decode, points):
+        if cube.key(params) not in tried:
+            return params
+    return None
