@@ -1,9 +1,9 @@
 """Which configuration next? A Gaussian process is fitted to the runs so far, and the next run goes
 where it promises the largest improvement.
 
-`suggest` is all that sweep.py needs to propose a run. Points lie in the unit cube of space.Cube, one
-side a parameter, and values are standardised; larger is better. findings.py uses `fit_gp` and
-`Posterior` for its report."""
+`suggest` is all that sweep.py needs to propose a run. Points lie in the unit cube of space.Cube,
+one side a parameter. Values are standardised, and larger is better. `fit_gp` and `Posterior` also
+serve findings.py."""
 
 import itertools
 import math
@@ -256,7 +256,7 @@ def log_ei(mean, sd, best):
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     near = np.log(np.maximum(density + z * cdf, 1e-300))
 
-    # both terms cancel far below best: the asymptotic series
+    # far below best both terms cancel, so take the asymptotic series
     far = np.minimum(z, -1.0)
     log_density = -0.5 * far**2 - 0.5 * math.log(2 * math.pi)
     correction = np.log1p(np.maximum(-3 / far**2, -0.9))
@@ -301,9 +301,9 @@ def most_telling(posterior, z):
     posterior mean most (knowledge gradient, Frazier et al. 2009). Ties go to the larger mean."""
     mean, cov = posterior.joint(z)
     variance = np.maximum(np.diag(cov), 0) + posterior.error + JITTER
-    moves = cov / np.sqrt(variance)  # column j: of the means, for one sd of a value at point j
+    moves = cov / np.sqrt(variance)  # column j: how the means move per sd of a value at point j
 
-    # the mean after the value, over 32 normal draws and their mirror images
+    # the largest mean after such a value, over 32 normal draws and their mirror images
     half = np.random.default_rng(0).standard_normal(32)
     normal = np.outer((1, -1), half).reshape(-1, 1)
     raised = [(mean + normal * move).max(1).mean() for move in moves.T]

@@ -1,8 +1,8 @@
 """What has a sweep found? What its runs are worth, where stopped ones would have ended, how much of
 the best one's lead is luck, and which parameters matter.
 
-report.py draws what is computed here. The Gaussian process is sweep.py's, whose `fit_gp` and
-`Posterior` are handed in."""
+report.py draws what is computed here. The Gaussian process is bayes.py's, one floor up, whose
+`fit_gp` and `Posterior` are handed in."""
 
 import math
 import shlex
@@ -86,7 +86,7 @@ def paired(rows):
 
 
 def observations(history, sign):
-    """History entries, see sweep.py's `suggest` -> values to maximise [n] and their variances [n].
+    """History entries, see bayes.py's `suggest` -> values to maximise [n] and their variances [n].
     A stopped run has the value it would have ended with, a failed or pending one has NaN."""
     values = np.full(len(history), np.nan)
     variances = np.array([run.get("sd", 0) for run in history], float) ** 2
@@ -466,7 +466,7 @@ def configurations(rows, names):
 
 class Findings:
     """What a sweep has found, as report.py shows it. fit and posterior are the Gaussian process,
-    sweep.py's `fit_gp` and `Posterior`."""
+    bayes.py's `fit_gp` and `Posterior`."""
 
     def __init__(self, sweep, fit, posterior):
         cube = Cube(parse_space(sweep.spec))

@@ -92,8 +92,8 @@ def bands_of(rule, epochs):
 
 
 def brackets(max_iter, eta):
-    """Hyperband's brackets (Li et al. 2018, table 1), the most eager first; each is a list of rungs
-    (runs, epochs)."""
+    """Hyperband's brackets (Li et al. 2018, table 1), those that stop runs earliest first. Each is
+    a list of rungs (runs, epochs)."""
     deepest = int(math.log(max_iter) / math.log(eta) + 1e-9)
     for s in range(deepest, -1, -1):
         runs = (deepest + 1) // (s + 1) * eta**s
@@ -105,9 +105,11 @@ def judge(values, others, rule, epochs):
     """A run's verdict at the last band that it has reached.
 
     values [e]: a value an epoch, larger is better; others: the same of the other runs; rule: an
-    early_terminate. Returns {stop: False} before the first band, else {rule, epoch: the band,
-    value, bar: the value to reach, rank, of: how many runs reached the band, stop, and, where a
-    guard keeps a run that is below the bar, why}."""
+    early_terminate.
+
+    Returns {stop: False} before the first band, and then {rule, epoch, value, bar, rank, of, stop}:
+    epoch is the band, bar the value to reach, of how many runs reached the band. If a guard keeps a
+    run whose value is below the bar, `why` names the guard."""
     bands = [band for band in bands_of(rule, epochs) if band <= len(values)]
     if not bands:
         return {"stop": False}
@@ -179,8 +181,8 @@ MEND = "correct it or put back a copy"
 
 
 def check_like(x, example, where, name="it"):
-    """Raises DataError where x lacks keys or JSON types of an example; a list of the example has
-    one item, which stands for all."""
+    """Raises DataError unless x has the keys and JSON types of an example. A list in the example
+    has one item, which stands for every item."""
     number = type(example) is float and is_number(x)
     if type(x) is not type(example) and not number:
         raise DataError(where, f"{name} is {x!r:.80}", MEND)
@@ -205,15 +207,15 @@ class Trial:
     rows: list = ()  # [seconds, low, high] an epoch, the interval being over pages
     judged: tuple = ()  # verdicts
     crashes: int = 0
-    whole: bool = False  # go through to the last epoch, do not judge again
+    whole: bool = False  # train it to the last epoch without another verdict
     revived: bool = False
-    why: str = ""  # it failed
-    process: object = None  # that works on it now
+    why: str = ""  # reason of a failure
+    process: object = None  # the trainer at work on it now
     target: int = 0  # the epoch it is trained to; 0: a trainer of a killed sweep is waited for
-    slot: int = -1  # which of the devices it had last
+    slot: int = -1  # index of the device that it ran on last
     log_start: int = 0  # bytes in its log before the process that runs now
-    recorded: bool = True  # its curve; a history file may know no more than the last value
-    known: bool = False  # from another sweep
+    recorded: bool = True  # its curve is known; a history file may hold the last value only
+    known: bool = False  # taken over from another sweep
 
     def __post_init__(self):
         self.params = plain(self.params)
@@ -283,7 +285,7 @@ class Sweep:
         return trial
 
     def replay(self, event, where):
-        """Apply an event of state.jsonl. Raises DataError where no sweep writes such a one."""
+        """Apply an event of state.jsonl. Raises DataError for an event that no sweep writes."""
         check_like(event, {"event": "", "trial": 0}, where)
         kind = event["event"]
         if kind not in EVENTS:
@@ -315,7 +317,7 @@ class Sweep:
         entries = []
         seed = getattr(self.hparams, "seed", 0)
         for trial in self.trials:
-            # a projection takes no more of a stopped run than its last values and how many it has
+            # a stopped run is projected from its last values and the number of its epochs
             with_curve = trial.recorded or trial.state == "stopped"
             entry = {
                 "params": {**trial.params, "seed": trial.params.get("seed", seed)},
@@ -345,7 +347,7 @@ class Sweep:
 
 
 def checked_spec(spec, path):
-    """A sweep dict of a file -> itself, with defaults. Raises UsageError naming file and key."""
+    """Sweep dict of a file -> the same with defaults. Raises UsageError naming file and key."""
     try:
         return space.check_spec(spec)
     except UsageError as error:
@@ -424,8 +426,8 @@ def read_history(path):
 
 
 def open_locked(folder):
-    """(Sweep or None, lock) of a folder for the one process that may write there. Raises
-    UsageError."""
+    """(Sweep, or None in a new folder; lock) of a folder, in which only the holder of the lock may
+    write. Raises UsageError if another process holds it."""
     held = lock_folder(folder, "lock", "another sweep is running on this folder")
     log = folder / "state.jsonl"
     if log.exists():  # without the half a line that a kill left
@@ -434,8 +436,9 @@ def open_locked(folder):
 
 
 def open_sweep(draft):
-    """(Sweep, lock) of the draft's folder. A new folder is made; a sweep that is there goes on by
-    the draft if its trials stay comparable. Raises UsageError naming the key where they do not."""
+    """(Sweep, lock) of the draft's folder. A new folder is made. A sweep that is already there
+    continues with the draft's settings if its trials stay comparable; if not, raises UsageError
+    naming the key."""
     folder = draft.folder
     if (folder / "hparams.json").exists():
         raise UsageError(folder, "is a run of train.py's", "give --name NEW")
@@ -462,15 +465,16 @@ def open_sweep(draft):
 
 
 def essence(sweep):
-    """What trials that compare have in common: the metric, what varies, the constants, and flags
-    of train.py's, but for those that change no result."""
+    """{key: value} of all that comparable trials have in common: the metric, which parameters vary,
+    the constants, and the flags of train.py except those that change no result."""
     same = vars(trainer_args(sweep.extra)) | dict.fromkeys(sweep.cube.names, "varying")
     same |= {"metric": sweep.metric, **sweep.cube.constants}
     return {key: x for key, x in same.items() if x is not None and key not in FREE}
 
 
 def trainer_args(words, ours=()):
-    """train.py's flags, none of them for a key of `ours`, parsed. Raises UsageError."""
+    """Flags for train.py -> its parsed arguments. Raises UsageError, also for a flag that sets one
+    of `ours`, the keys that the sweep sets."""
     from hparams import trainer_parser
 
     parser = trainer_parser()
@@ -494,8 +498,8 @@ def resolve(words):
 
 
 def resolve_space(cube, extra):
-    """Hparams of the space's middle. Raises DataError, UsageError where train.py would refuse it,
-    the lowest or the highest point, or the lowest lr with the highest eta_min."""
+    """Hparams of the space's middle. Raises DataError, UsageError where train.py would refuse
+    that middle, the lowest or the highest point, or the lowest lr with the highest eta_min."""
     low, high, middle = (cube.decode(np.full(len(cube.free), u)) for u in (0.0, 1.0, 0.5))
     crossed = dict(middle)
     worst = {"lr": min, "eta_min": max}
@@ -517,7 +521,7 @@ def resolve_space(cube, extra):
 # ---------------------------------------------------------------- processes
 
 RETRIES = 2  # of a trial whose process or machine died, from its last checkpoint
-AGAIN = 30  # seconds until a trial is started again that crashed or still runs on another host
+AGAIN = 30  # seconds before a trial that crashed, or still runs on another host, is tried again
 NEW = "a new trial"
 
 
@@ -566,7 +570,8 @@ def run_sweep(sweep, options, queue=(), only=None):
 
 
 def next_job(sweep, queue, only=None, busy=()):
-    """(trial, epochs to train it to), a new trial where it is time for one; None: nothing now."""
+    """The next job, (trial, epochs to train it to), for which a new trial may be proposed; None if
+    there is nothing to do now."""
     if only:
         return (only, sweep.epochs) if only.state == "pending" and not busy else None
     goal = sweep.spec["metric"].get("target", math.inf * sweep.sign)
@@ -586,7 +591,8 @@ def next_job(sweep, queue, only=None, busy=()):
 
 
 def choose_trial(sweep, busy):
-    """(trial, epochs to train it to) to run next; NEW: one to propose; None: nothing now."""
+    """The next job, (trial, epochs to train it to); NEW if a trial is to be proposed first; None if
+    there is nothing to do now."""
     for trial in sweep.trials:
         if trial.state == "pending" and trial not in busy:
             return trial, next_target(sweep, trial)
@@ -604,7 +610,8 @@ def next_target(sweep, trial):
 
 
 def revive(sweep):
-    """(trial, epochs) of the stopped run most likely to beat the best finished one, if one may."""
+    """The job that continues the stopped run most likely to beat the best finished one; None if no
+    run may continue, or if even all of them together are unlikely to win."""
     limit = sweep.rule.get("revive", math.inf if sweep.rule["type"] == "pause" else 0)
     more = sum(t.revived for t in sweep.trials if t.state != "failed") < limit
     whole = sweep.curves(sweep.epochs)
@@ -624,8 +631,9 @@ def revive(sweep):
 
 
 def choose_bracket(sweep, busy):
-    """The same for type brackets, whose trials are numbered through its brackets in turn. When all
-    runs of a bracket have reached a rung, the best 1/eta go on and the others are paused."""
+    """choose_trial for type brackets, which are filled in turn, with trials in order of number.
+
+    When all runs of a bracket have reached a rung, the best 1/eta go on, the others are paused."""
     end = 0
     table = itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule)))
     while end < sweep.cap:
@@ -667,8 +675,9 @@ def promote(sweep, group, rung):
 
 
 def propose(sweep, queue):
-    """Params, or None, and source of the next trial: what is enqueued and untried, else that of
-    suggest(), which is drawn from (seed, trial): a restarted sweep proposes what it would have."""
+    """(params, source) of the next trial: the first enqueued one that was not tried, else what
+    suggest() returns, which is None once all were tried. Its generator is seeded by (seed, number
+    of trials), so that a restarted sweep proposes the same."""
     tried = {sweep.cube.key(trial.params) for trial in sweep.trials}
     for source, params in queue:
         if sweep.cube.key(params) not in tried:
@@ -679,9 +688,11 @@ def propose(sweep, queue):
 
 
 def start_trainer(sweep, trial, options):
-    """Start train.py up to the trial's target. The process inherits a lock of the trial, which names its
-    slot: should the sweep be killed, its successor waits for the orphan to reach its band instead
-    of running a second trainer into the same folder or on the same device. Raises UsageError."""
+    """Start train.py up to the trial's target. Raises UsageError.
+
+    The process inherits a lock of the trial, whose file names its slot. If the sweep is killed, its
+    successor waits for the orphan to reach its band instead of starting a second trainer in the
+    same folder or on the same device."""
     folder = sweep.folder / trial.name
     begun = (folder / "hparams.json").exists()
     if not begun:
@@ -716,7 +727,8 @@ def start_trainer(sweep, trial, options):
 
 
 def adopt(sweep, trial):
-    """Whether a killed sweep left a trainer of the trial; its process then waits for that to end."""
+    """Whether a trainer that a killed sweep left still trains the trial. If so, trial.process ends
+    when that trainer does."""
     path = sweep.folder / f"{trial.name}.lock"
     if held := lock(path):
         held.close()
@@ -766,7 +778,7 @@ def collect(sweep, trial, code):
 
 
 def check_disk(sweep, trial, tail):
-    """Raises DataError if the disk is full, for which a trial is not to blame."""
+    """Raises DataError if the disk is full, which is not the trial's fault."""
     messages = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
     full = any(message in line for message in messages for line in tail)
     if full or shutil.disk_usage(sweep.folder).free < 1 << 20:
@@ -775,8 +787,9 @@ def check_disk(sweep, trial, tail):
 
 
 def refusal(sweep, trial, code, line):
-    """Why a trial failed that train.py explained with a line: values that do not go together.
-    Anything else, such as missing data, is for the user to mend. Raises DataError, UsageError."""
+    """Why train.py, which ended with this code and error line, refuses the trial's values. If they
+    are sound, the user has to mend something, such as missing data: raises DataError, UsageError
+    with train.py's line."""
     try:
         resolve(sweep.extra + flags(trial.params))
     except UsageError as error:
@@ -801,7 +814,7 @@ def read_rows(sweep, trial):
 
 
 def settle(sweep, trial):
-    """What follows from the epochs a pending trial has: finished, judged, or on to the next."""
+    """Record what follows from the epochs of a pending trial: it ends, is judged, or trains on."""
     rule = sweep.rule
     done = len(trial.history)
     if not finite(trial.history):  # a kill came before its failure was written
@@ -828,7 +841,7 @@ def settle(sweep, trial):
 
 
 def simulate(curves, early_terminate):
-    """curves [n, epochs] of whole runs, larger being better -> epochs [n] the sweep trains each."""
+    """Curves [n, epochs] of whole runs, larger is better -> epochs [n] that a sweep trains each."""
     numbers = {"min": 0.0, "max": float(len(curves))}
     spec = {
         "metric": space.METRIC,
@@ -855,7 +868,7 @@ value: at its last epoch, epoch: that, state: finished | stopped | failed}, ...]
 extra: [flags of every trial], notes: [sentences]; JSON or YAML"""
 FREE = {"workers", "cache"}  # flags that change no result
 OURS = {"stop_epoch", "resume", "name", "seeds", "print_hparams"}  # flags that a sweep gives itself
-# what each way to call it takes besides
+# the options that each mode takes besides its own
 TRAIN = "sweep parallel devices launcher"
 MODES = {
     "report": "html json",
@@ -902,7 +915,7 @@ def add_arguments(parser):
 
 
 def parse(words):
-    """(mode, options, whose `extra` are flags for train.py). Raises UsageError."""
+    """Command line -> (mode, options); options.extra are flags for train.py. Raises UsageError."""
     parser = make_parser()
     options, extra = parser.parse_known_args(words)
     given = [key for key in vars(options) if vars(options)[key] != parser.get_default(key)]
@@ -942,7 +955,7 @@ def run(words):
 
 def start_sweep(options):
     extra = options.extra
-    args = trainer_args(extra, OURS)  # first: the value that a flag lacks would be the file
+    args = trainer_args(extra, OURS)  # first: the sweep file may be the value that a flag lacks
     if args.workers:
         print("--workers are the loader processes of each trial; trials side by side: --parallel")
     spec = load_spec(options.sweep or QUICK)
@@ -969,7 +982,7 @@ def start_sweep(options):
 
 
 def usable_gpus(devices):
-    """How many of these GPUs CUDA has here; it stops counting at the first that it lacks."""
+    """How many of these GPUs CUDA finds here, up to the first that is missing."""
     code = "import torch; print(torch.cuda.device_count())"
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
     command = [sys.executable, "-c", code]
@@ -978,7 +991,7 @@ def usable_gpus(devices):
 
 
 def check_devices(options):
-    """Raises UsageError for GPUs that are not there; a launcher's are elsewhere."""
+    """Raises UsageError for a GPU that this machine lacks; a launcher's are on other machines."""
     if options.devices and not options.launcher:
         count = usable_gpus(options.devices)
         if count < len(options.devices):
@@ -986,11 +999,11 @@ def check_devices(options):
 
 
 def print_idle(sweep):
-    """Say which keys of the sweep file have no effect."""
+    """Print which keys of the sweep file have no effect."""
     spec, rule = sweep.spec, sweep.spec.get("early_terminate") or {}
     keys = sorted(space.NO_EFFECT & set(spec))
     keys += [f"metric.{key}" for key in spec["metric"] if "impute" in key]
-    idle = "min_iter" if "max_iter" in rule else "s"  # as by W&B
+    idle = "min_iter" if "max_iter" in rule else "s"  # W&B ignores it, too
     if idle in rule:
         keys.append(f"early_terminate.{idle}")
     if rule and min(bands_of(rule, sweep.epochs), default=sweep.epochs) >= sweep.epochs:
@@ -1022,8 +1035,8 @@ def print_end(sweep, found):
 
 
 def read_past(path, sign):
-    """(Sweep, its trials with a value, the best first) of a sweep folder or a history; (None, [it
-    as a trial]) of an hparams file. Raises DataError, UsageError."""
+    """Sweep folder or history -> (Sweep, its trials with a value, the best first); hparams file ->
+    (None, [a trial of its values]). Raises DataError, UsageError."""
     from hparams import read_hparams
 
     if not Path(path).is_dir():
@@ -1039,7 +1052,7 @@ def read_past(path, sign):
 
 
 def place(cube, values, skip=""):
-    """(params of the space, `lr = 3` for each outside of it) of a dict of values."""
+    """Dict of values -> (params of the space, words such as `lr = 3` for those outside of it)."""
     params = {d.name: values.get(d.name) for d in cube.dims}
     words = [
         f"{d.name} = {params[d.name]}"
@@ -1051,7 +1064,7 @@ def place(cube, values, skip=""):
 
 def read_queue(sweep, paths):
     """[(source, params)] to try first: hparams files, and the trials of past sweeps, best first.
-    Values that they lack are the sweep's; says what lies outside the space. Raises DataError,
+    The sweep's values fill in what they lack. Prints what lies outside the space. Raises DataError,
     UsageError."""
     queue = []
     for path in paths:
@@ -1067,8 +1080,8 @@ def read_queue(sweep, paths):
 
 
 def read_known(sweep, paths):
-    """[(params, result)] of the trials of past sweeps that lie in the space, best first; says which
-    do not. Raises DataError, UsageError."""
+    """[(params, result)] of the trials of past sweeps that lie in the space, best first. Prints
+    which do not. Raises DataError, UsageError."""
     known = []
     for path in paths:
         past, trials = read_past(path, sweep.sign)
@@ -1125,7 +1138,7 @@ def write_report(sweep):
 
 
 def print_report(options):
-    """The report, or as JSON what it is made of, null being what is not known."""
+    """Print the report, or with --json the numbers behind it, where null stands for unknown."""
     sweep = read_sweep(options.report)
     found, blocks = write_report(sweep)
     text = markdown(blocks)
@@ -1150,7 +1163,7 @@ def print_wandb(options):
 
 
 def print_replay(options):
-    """What the usual rules, or that of --rule, would have done."""
+    """Print what the usual rules, or the one of --rule, would have stopped."""
     sweep = read_sweep(options.replay)
     alive = [trial for trial in sweep.trials if trial.history and trial.state != "failed"]
     if not alive:
@@ -1175,7 +1188,8 @@ def print_replay(options):
 
 
 def whole_curves(sweep, trials):
-    """Curves of the trials to the last epoch, larger being better; says which are made up."""
+    """Curves of the trials to the last epoch, larger is better. Prints how many are completed by an
+    assumed value."""
     finished = [sweep.curve(trial) for trial in trials if trial.state == "finished"]
     curves = []
     for trial in trials:
@@ -1203,7 +1217,7 @@ def usual_rules(sweep):
 
 
 def read_rule(sweep, given):
-    """{given: early_terminate} of JSON, or of a file. Raises DataError, UsageError."""
+    """JSON, or the name of a file -> {given: its early_terminate}. Raises DataError, UsageError."""
     is_json = given.lstrip()[:1] == "{"
     rule = read_json("--rule", given) if is_json else read_json(given)
     if isinstance(rule, dict):

@@ -1371,3 +1371,8 @@ def test_what_has_no_effect_is_named(cli):
     assert "without effect here: early_terminate (no band before epoch 8)" in out
     out = cli("s.json", "--name=m", sweep_=short(run_cap=1, metric={"name": "hmean"}))[1]
     assert "metric hmean is minimised" in out
+
+
+def test_suggest_can_be_taken_from_here():
+    """As a plug-in path/sweep.py:suggest, for those who run other trainers."""
+    assert sweep.suggest is bayes.suggest
