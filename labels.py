@@ -408,7 +408,7 @@ def parse_icdar_line(line, usual=None):
             numbers.append(float(text))
 
     count = len(numbers)
-    is_quoted = "".join(fields[count:]).lstrip().startswith('"')
+    is_quoted = count < len(fields) and fields[count].lstrip().startswith('"')
     used = count // 2 * 2
     if 8 <= count < 12 and not is_quoted:
         used = 8

@@ -190,6 +190,7 @@ def test_pages_that_would_share_a_file_are_refused(tmp_path):
         ('1,2,30,2,30,9,1,9,""a""', QUAD, '"a"'),
         ('1,2,30,2,30,9,1,9," a "', QUAD, " a "),
         ('1,2,30,2,30,9,1,9,"1,2,"', QUAD, "1,2,"),
+        ('1,2,30,2,30,9,1,9,5,6,,"q"', QUAD, '5,6,,"q"'),
         # ICDAR 2013 and CVAT: left, top, right, bottom
         ('1, 2, 30, 9, "Sale, 5%"', QUAD, "Sale, 5%"),
         ('1 2 30 9 "a b, c"', QUAD, "a b, c"),
