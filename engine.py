@@ -1,16 +1,18 @@
 """On what does a network run? The device, the processes that torchrun started, the signals that
 stop them together, and what PyTorch's errors mean."""
 
+import io
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 
 import torch
 import torch.distributed as dist
 
-from files import DataError, UsageError
+from files import DataError, UsageError, replace_file
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -148,6 +150,65 @@ class Stop:
         counts = total(received).tolist()
         self.agreed = next((n for n, count in zip(STOP_SIGNALS, counts) if count), None)
         return self.agreed
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+class Probability(torch.nn.Module):
+    """RGB [B, 3, H, W] in 0..1, H and W multiples of 32 -> probabilities [B, 1, H, W]."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pages):
+        return self.model((255 * pages).permute(0, 2, 3, 1)).sigmoid()
+
+
+@torch.no_grad()
+def export_onnx(path, model, about):
+    """Write a network as an ONNX model of Probability, for any B, H, W; about: its metadata {key:
+    value}. Raises UsageError without the packages, DataError where its maps differ."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        raise UsageError("--export", "needs a package", "pip install onnx onnxruntime") from None
+    model = Probability(model).eval()
+    buffer = io.BytesIO()
+    free = {0: "batch", 2: "height", 3: "width"}
+    options = {"input_names": ["pages"], "output_names": ["map"], "dynamo": False}
+    options["dynamic_axes"] = {"pages": free, "map": free}
+    with warnings.catch_warnings(action="ignore"):  # the newer exporter needs one more package
+        torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, **options)
+    graph = onnx.load_from_string(buffer.getvalue())
+    onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
+    graph = graph.SerializeToString()
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    pages = [torch.rand(shape) for shape in ((1, 3, 160, 96), (2, 3, 64, 224))]
+    maps = [torch.tensor(session.run(None, {"pages": p.numpy()})[0]) for p in pages]
+    error = max((model(p) - m).abs().max().item() for p, m in zip(pages, maps))
+    if not error < 1e-4:
+        raise DataError(path, f"as ONNX the maps differ by {error:.1g}; nothing is written")
+    replace_file(path, graph)
+    print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps differ by {error:.1g} from PyTorch's")
+
+
+def print_rapidocr(path, hp):
+    """The call that makes RapidOCR use an exported model. It knows boxes, the most of a page's
+    longer side and the least of its shorter one: for `area` those of a page 2:1."""
+    area = hp.fit == "area"
+    longer = round(hp.size * 2**0.5) if area else hp.size
+    shorter = round(hp.size / 2**0.5) if area else hp.size
+    det = {"model_path": path, "mean": [0, 0, 0], "std": [1, 1, 1], "use_dilation": False}
+    det |= {"limit_type": "min" if area else "max", "limit_side_len": shorter, "score_mode": "slow"}
+    det |= {"thresh": hp.thresh, "box_thresh": hp.box_thresh}
+    det |= {"unclip_ratio": hp.unclip_ratio or 2.4}  # exact for a word 4.5 times as long
+    flags = ", ".join(f"det_{key}={value!r}" for key, value in det.items())
+    pages = "boxes only, pages about 2:1" if area else "boxes only"
+    print(f"rapidocr-onnxruntime 1.4.4, {pages}: RapidOCR(max_side_len={longer}, {flags})")
 
 
 # ---------------------------------------------------------------- errors

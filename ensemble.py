@@ -30,15 +30,13 @@ import evaluate
 import labels
 import pictures
 from db_postprocess import DECODING, decode_page, first_that_fit, signed_area
-from dbnet import load_network
 from engine import choose_device
 from files import (
     DataError,
     Parser,
     UsageError,
-    check_writable,
     exit_code,
-    guard,
+    print_error,
     read_bytes,
     read_json,
     read_text,
@@ -64,26 +62,30 @@ def canonical(polygon):
 
 def vote(members, weights, votes):
     """K x (N polygons [P, 2], scores [N]) of one page, None where a member has not seen it, and K
-    weights -> polygons (list of [P, 2], see canonical) of the words that enough members see and
-    confidences [N] = sum of weight x score over the weights of all, highest first, whatever the
-    order of members, polygons and vertices. votes: least sum of the weights of those who see a
-    word; of a page that some have not seen the same share of the others' weights. Of each word one
-    member's polygon is taken: the mean of shifted quads is no quad."""
-    seen = sorted((w, rank_regions(*m)) for m, w in zip(members, weights) if m is not None)
-    weights_seen = np.array([weight for weight, _ in seen])
-    regions = [region for _, ranked in seen for region in ranked]
-    owner = np.repeat(np.arange(len(seen)), [len(ranked) for _, ranked in seen])
+    weights -> polygons (list of [P, 2], see `canonical`) of the words that enough members see, and
+    confidences [N], highest first, whatever the order of members, polygons and vertices.
+
+    votes: least sum of the weights of those who see a word; on a page that some have not seen, the
+    same share of the weights of the others. A confidence is the sum of weight x score over the sum
+    of all weights. The polygon of a word is that of one member: the mean of shifted quads is none.
+    """
+    voters = sorted((w, rank_regions(*m)) for m, w in zip(members, weights) if m is not None)
+    voter_weights = np.array([weight for weight, _ in voters])
+    owner = np.repeat(np.arange(len(voters)), [len(regions) for _, regions in voters])
+    regions = [region for _, ranked in voters for region in ranked]
     overlap = overlaps([np.array(points) for points, _ in regions], owner)
     score = np.array([score for _, score in regions])
-    result = []
+
+    needed = votes * voter_weights.sum() / sum(weights) - 1e-9
+    words = []
     for cluster in cluster_words(overlap, owner):
-        weight = weights_seen[owner[cluster]]
-        if weight.sum() >= votes * weights_seen.sum() / sum(weights) - 1e-9:
-            points = regions[medoid(cluster, weight, overlap, score)][0]
-            result.append((weight @ score[cluster] / weights_seen.sum(), points))
-    result.sort(key=lambda item: (-round(item[0], 12), item[1]))
-    words = [np.array(points) for _, points in result]
-    return first_that_fit(words, np.array([confidence for confidence, _ in result]))
+        weight = voter_weights[owner[cluster]]
+        if weight.sum() >= needed:
+            points, _ = regions[medoid(cluster, weight, overlap, score)]
+            words.append((weight @ score[cluster] / voter_weights.sum(), points))
+    words.sort(key=lambda word: (-round(word[0], 12), word[1]))
+    polygons = [np.array(points) for _, points in words]
+    return first_that_fit(polygons, np.array([confidence for confidence, _ in words]))
 
 
 def rank_regions(polygons, scores):
@@ -130,24 +132,18 @@ def medoid(cluster, weight, overlap, score):
 # ---------------------------------------------------------------- members
 
 
-def flipped(model):
-    """A network whose map is the mean of the page's and of the mirrored page's, mirrored back."""
-
-    def logits(pages):  # uint8 [B, H, W, 3] -> [B, 1, H, W]
-        page, mirrored = model(torch.cat([pages, pages.flip(2)])).float().sigmoid().chunk(2)
-        return torch.logit((page + mirrored.flip(3)) / 2, eps=1e-6)
-
-    return logits
-
-
 class Member(NamedTuple):
-    """A network or a predictions file (regions by page); its run's recorded scores; a digest."""
+    """Who votes: a checkpoint with its network, or a predictions file."""
 
-    name: str
+    source: evaluate.Source
     network: evaluate.Network | None
-    regions: dict | None
-    scores: dict
-    digest: str = ""
+    name: str
+    digest: str = ""  # of the weights, or of the file
+
+    @property
+    def scores(self):
+        """What the run recorded on the pages that it held out."""
+        return self.source.state.get("scores") or {}
 
 
 class Ensemble(NamedTuple):
@@ -163,54 +159,74 @@ class Ensemble(NamedTuple):
     scored: frozenset = frozenset()
 
 
-def load_member(source, overrides, scales, flip, device):
-    """A checkpoint or predictions.json. Raises DataError naming the file."""
-    if not source.endswith(".json"):
-        model, hp, state = load_network(source, device)
-        model = flipped(model) if flip else model
-        network = evaluate.Network(model, evaluate.overridden(source, hp, overrides), scales)
-        weights = (t.half().numpy() for t in (state.get("ema") or state["model"]).values())
-        digest = hashlib.sha256(b"".join(t.tobytes() for t in weights)).hexdigest()  # see --export
-        return Member(source, network, None, state.get("scores") or {}, digest)
-    return Member(
-        source, None, evaluate.read_predictions(source), {}, pictures.picture_digest(source)
-    )
+def load_member(path, overrides, scales, flip, device):
+    """The Member of a checkpoint or predictions.json. Raises DataError that names the file."""
+    source = evaluate.load_source(path)
+    if source.regions is not None:
+        return Member(source, None, path, pictures.picture_digest(path))
+    source.override(overrides)
+    network = source.network(device, sizes=scales)
+    if flip:
+        network = network._replace(model=evaluate.flipped(network.model))
+
+    # in half precision, which --export may have left of them
+    weights = (source.state.get("ema") or source.state["model"]).values()
+    content = b"".join(tensor.half().numpy().tobytes() for tensor in weights)
+    source.state = {key: source.state.get(key) for key in ("scores", "origin")}  # memory
+    return Member(source, network, path, hashlib.sha256(content).hexdigest())
 
 
 def discover(folder="runs"):
-    """last.pt of the one name's fold runs under `folder` that are all finished, else UsageError."""
-    sets, same = defaultdict(dict), {"fold": 1, "workers": -1, "stop_epoch": 0, "cache": False}
+    """last.pt of each fold of the one set of fold runs under `folder` that is finished. Raises
+    UsageError."""
+    sets = defaultdict(dict)  # {Hparams that folds share: {fold: (last.pt, epochs done)}}
+    alike = {"fold": 1, "workers": -1, "stop_epoch": 0, "cache": False}
     for file in sorted(Path(folder).glob("**/hparams.json")):
-        if (hp := saved_hparams(read_json(file), file)).folds:
-            log, name = file.with_name("log.csv"), str(file.parent)
-            epochs = len(read_text(log).splitlines()) - 1 if log.exists() else 0
-            key = replace(hp, name=name.replace(f"-fold{hp.fold}", "-fold*"), **same)
-            sets[key][hp.fold] = str(file.with_name("last.pt")), epochs
-    whole, found = [], []
+        hp = saved_hparams(read_json(file), file)
+        if not hp.folds:
+            continue
+        log = file.with_name("log.csv")
+        epochs = len(read_text(log).splitlines()) - 1 if log.exists() else 0
+        name = str(file.parent).replace(f"-fold{hp.fold}", "-fold*")
+        key = replace(hp, name=name, **alike)
+        sets[key][hp.fold] = str(file.with_name("last.pt")), epochs
+
+    finished, states = {}, []
     for hp, runs in sets.items():
         epochs = [runs[fold][1] if fold in runs else "no" for fold in range(1, hp.folds + 1)]
-        whole += [runs] if {*epochs} == {hp.epochs} else []
-        found.append(f"{hp.name}: {', '.join(map(str, epochs))} of {hp.epochs} epochs")
-    if len(whole) == 1:
-        return [runs[fold][0] for runs in whole for fold in sorted(runs)]
-    what = f"{len(whole)} finished sets of fold runs, by fold: {'; '.join(found) or 'none'}"
-    raise UsageError(f"{folder}/", what, "name checkpoints")
+        if {*epochs} == {hp.epochs}:
+            finished[hp.name] = [runs[fold][0] for fold in sorted(runs)]
+        states.append(f"{hp.name}: {', '.join(map(str, epochs))} of {hp.epochs} epochs")
+    if len(finished) == 1:
+        return next(iter(finished.values()))
+    if finished:
+        names = " and ".join(finished)
+        raise UsageError(f"{len(finished)} sets of fold runs are finished, {names}", "name one")
+    problem = f"no set of fold runs is finished ({'; '.join(states) or 'none is there'})"
+    raise UsageError(f"{folder}/", problem, "name checkpoints")
 
 
-def choose_members(found, keep, given):
-    """The `keep` members of the best recorded scores in their order, and their weights of mean 1:
-    `given` numbers, `scores`, or None for equal ones. Raises DataError, UsageError."""
-    if not 1 <= keep <= len(found):
-        raise UsageError("--best, --drop-worst", f"keep {keep} of {len(found)} members")
-    for member in found if keep < len(found) or given == "scores" else ():
-        if "hmean" not in member.scores:
-            raise DataError(member.name, "no out-of-fold score", "leave out --best, --weights")
-    best = sorted(found, key=lambda member: -member.scores.get("hmean", 0))[:keep]
-    members = [member for member in found if member in best]
-    weights = [m.scores["hmean"] for m in members] if given == "scores" else given or [1.0] * keep
-    if len(weights) != keep or not all(0 < w < math.inf for w in weights):
+def choose_members(candidates, keep, weights):
+    """The `keep` candidates of the best recorded scores, in their order, and their weights of mean
+    1. weights: K numbers, "scores" for the recorded ones, or None for equal ones. Raises DataError,
+    UsageError."""
+    if not 1 <= keep <= len(candidates):
+        raise UsageError("--best, --drop-worst", f"keep {keep} of {len(candidates)} members")
+    if keep < len(candidates) or weights == "scores":
+        for member in candidates:
+            if "hmean" not in member.scores:
+                raise DataError(member.name, "no out-of-fold score", "leave out --best, --weights")
+    best = sorted(candidates, key=lambda member: -member.scores.get("hmean", 0))[:keep]
+    members = [member for member in candidates if member in best]
+
+    if weights == "scores":
+        weights = [member.scores["hmean"] for member in members]
+    weights = weights or [1.0] * keep
+    if len(weights) != keep or not all(0 < weight < math.inf for weight in weights):
         raise UsageError("--weights", f"{keep} positive numbers are needed, one a member")
-    return members, [w * keep / sum(weights) for w in weights]
+    _, exponent = math.frexp(max(weights))
+    weights = [math.ldexp(weight, -exponent) for weight in weights]  # their sum is finite
+    return members, [weight * keep / sum(weights) for weight in weights]
 
 
 def common_decoding(members):
@@ -232,29 +248,32 @@ def predict_all(ensemble, pages, subsets):
 
     def job(page, maps):
         maps = dict(zip(networks, maps))
-        found = [m.regions.get(page.name) if m.regions else None for m in members]
+        alone = [(member.source.regions or {}).get(page.name) for member in members]
         for k, prob in maps.items():
-            found[k] = decode_page(prob, page.size, networks[k].hp)
-        return [*found, *(combine(ensemble, page, keep, maps, found) for keep in subsets)]
+            alone[k] = decode_page(prob, page.size, networks[k].hp)
+        together = [combine(ensemble, page, subset, maps, alone) for subset in subsets]
+        return [*alone, *together]
 
     if networks:
         stream = evaluate.predict_each([*networks.values()], pages, ensemble.device, job)
-        found = [result for _, result in stream]
+        by_page = [result for _, result in stream]
     else:
         data.inspect_pages(pages)  # for their sizes
-        found = [job(page, []) for page in pages]
-    found = list(zip(*found))
-    return found[: len(members)], found[len(members) :]
+        by_page = [job(page, []) for page in pages]
+    by_voter = list(zip(*by_page))
+    return by_voter[: len(members)], by_voter[len(members) :]
 
 
-def combine(ensemble, page, keep, maps, found):
-    """(polygons, scores) of the members `keep` (indices) on one page."""
+def combine(ensemble, page, subset, maps, alone):
+    """(polygons, scores) of the members in a subset (indices) on one page. maps: {index: uint8 [h,
+    w]} of networks; alone: (polygons, scores) of each member, or None."""
     if ensemble.method == "voting":
-        votes = [f if k in keep else None for k, f in enumerate(found)]
-        return vote(votes, ensemble.weights, ensemble.votes)
-    maps, weights = zip(*((maps[k], ensemble.weights[k]) for k in keep))
+        voters = [found if k in subset else None for k, found in enumerate(alone)]
+        return vote(voters, ensemble.weights, ensemble.votes)
     shape = max(evaluate.map_shape(page.size, m.network.hp) for m in ensemble.members)
-    return decode_page(evaluate.mean_map(maps, weights, shape), page.size, ensemble.hp)
+    weights = [ensemble.weights[k] for k in subset]
+    mean = evaluate.mean_map([maps[k] for k in subset], weights, shape)
+    return decode_page(mean, page.size, ensemble.hp)
 
 
 # ---------------------------------------------------------------- gate
@@ -291,26 +310,23 @@ def gate(ensemble, pages, seen):
     left_out = ([m for m in everyone if m != k] for k in everyone if len(everyone) > 2)
     alone, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
     groups = bootstrap_groups(pages)
-
-    def page_rows(predictions):
-        return cleval.metric_rows(pages, predictions, ["page"])["page"]
-
-    def score(rows, seen_before):
-        return make_score(rows, cleval.mean_scores, groups, seen_before)
-
     rows = cleval.metric_rows(pages, together)
-    alone_rows = [page_rows(predictions) for predictions in alone]
-    scores = [score(*member) for member in zip(alone_rows, seen)]
+    others = [cleval.metric_rows(pages, found, ["page"])["page"] for found in alone + without]
+    seen_by_each = seen[:-1] + seen[-1:] * len(without)
+    scores = [
+        make_score(other, cleval.mean_scores, groups, before)
+        for other, before in zip(others, seen_by_each)
+    ]
     result = Judgement(
         summary=evaluate.summarise(pages, rows, seen[-1]),
         members=list(zip(names, ensemble.weights, scores)),
-        leave_one_out=[(name, score(page_rows(p), seen[-1])) for name, p in zip(names, without)],
+        leave_one_out=list(zip(names, scores[len(names) :])),
     )
     if len(everyone) == 1:
         return together, result
 
     best = max(everyone, key=lambda k: (scores[k].hmean, names[k]))
-    pair = rows["page"], alone_rows[best]
+    pair = rows["page"], others[best]
     gain = paired_difference(*pair, cleval.mean_scores, groups, seen[-1])
     if gain.verdict != "better":  # the best member was picked on these same pages
         few = gain.verdict.partition("cannot tell")[2]
@@ -333,7 +349,7 @@ def print_gate(method, judgement):
 def decide(interval, success, acceptable):
     """Which of three verdicts holds for all of an interval [low, high] of H-means, if any."""
     verdicts = ("success", "acceptable", "fall back to hparams/run3.json")
-    low, high = (0 if v >= success else 1 if v >= acceptable else 2 for v in interval)
+    low, high = ((end < success) + (end < acceptable) for end in interval)
     unsure = f"cannot tell: from {verdicts[low]} to {verdicts[high]}"
     return verdicts[low] if low == high else unsure
 
@@ -384,8 +400,9 @@ def read_table(path):
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise DataError(path, f"not a CSV file ({error})") from None
-    if not rows or rows[0][1] != HEADER:
-        shown = ",".join(rows[0][1])[:60] if rows else ""
+    header = rows[0][1] if rows else []
+    if header != HEADER:
+        shown = ",".join(header)[:60]
         raise DataError(f"{path}: line 1", f"the header is {shown!r}", f"write {','.join(HEADER)}")
     if not text.endswith("\n"):
         raise DataError(path, "no line end after the last row", "is the file cut off?")
@@ -453,7 +470,7 @@ def read_submission(path, names=None, sizes=None, ordered=False):
         if names is not None and name not in names:
             problems.append(f"{where}: {name}: not a page that is asked for")
         first[name] = line
-        regions[name], wrong = parse_field(field, f"{where}: {name}", (sizes or {}).get(name))
+        regions[name], wrong = parse_field(field, f"{where}: {name}", sizes and sizes.get(name))
         problems += wrong
     if missing := [name for name in names or () if name not in first]:
         hint = labels.lookalike(missing[0], first)
@@ -484,7 +501,12 @@ def parse_args(argv):
     add("--image-dir", metavar="DIR", help="where the pictures lie, if not beside the labels")
     add = parser.add_argument_group("how they vote").add_argument
     add("--method", choices=("maps", "voting"), help="(default maps)")
-    add("--votes", "--threshold", type=float, help="voting: least sum of weights (default: most)")
+    add(
+        "--votes",
+        "--threshold",
+        type=float,
+        help="voting: least sum of weights (default: more than half)",
+    )
     add("--weights", type=numbers, help="`scores`, as recorded on held-out pages, or one a member")
     add("--scales", type=numbers, help="page sizes to predict at instead, as 960,1120")
     add("--flip", action="store_true", help="predict the mirrored page too")
@@ -496,13 +518,15 @@ def parse_args(argv):
     add("--sample", metavar="CSV", help="a submission whose pages and order to keep")
     add("--out", metavar="JSON", help="write the predictions with confidences")
     add("--validate", metavar="CSV", help="check a submission and stop")
+    add("--allow-empty", action="store_true", help="to --validate, no region at all is no fault")
     add("--hparams", metavar="JSON", help="take the values below from this file")
-    add_flags(parser, evaluate.OVERRIDES, "instead of the values in the checkpoints")
+    add_flags(parser, evaluate.OVERRIDES, "values (default: the checkpoints')")
     return parser.parse_args(argv)
 
 
 def load_pages(args):
-    """Pages of --data: a split, or the pictures of a plain folder; those that --sample names."""
+    """Pages of --data: a split, or the pictures of a plain folder; those that --sample names.
+    Raises DataError."""
     folder = data.resolve_data(args.data)
     split = args.split or ("test" if args.submission or args.validate else "val")
     if not args.split and not labels.has_split(folder, split) and labels.has_split(folder, "val"):
@@ -513,17 +537,21 @@ def load_pages(args):
     else:
         place = labels.image_dir_of(folder / f"{split}.json", args.image_dir)[0]
         pages = evaluate.picture_pages(place)
+    if not args.sample:
+        return pages
+
     pages = {page.name: page for page in pages}
-    names = read_sample(args.sample) if args.sample else pages
-    if missing := [name for name in names if name not in pages]:
+    names = read_sample(args.sample)
+    missing = [name for name in names if name not in pages]
+    if missing:
         hint = labels.lookalike(missing[0], pages).removeprefix("; ")
-        what = f"{len(missing)} pages not in {args.data}: {missing[0]}, ..."
-        raise DataError(args.sample, what, hint)
+        problem = f"{len(missing)} pages not in {args.data}: {missing[0]}, ..."
+        raise DataError(args.sample, problem, hint)
     return [pages[name] for name in names]
 
 
-def choose_pages(args, members):
-    """The pages to work on: --data, else those that the members' runs validated on or, when these
+def voting_pages(args, members):
+    """The pages to vote on: --data, else those that the members' runs validated on or, when these
     are different folds, the val split beside them. Raises DataError."""
     if args.data:
         return load_pages(args)
@@ -538,61 +566,77 @@ def choose_pages(args, members):
 
 
 def build(args):
-    """The ensemble of the command line; says who is in it. Raises DataError."""
-    overrides, method = evaluate.read_overrides(args), args.method or "maps"
-    sources = args.sources or discover()
-    files = [source for source in sources if source.endswith(".json")]
+    """The Ensemble of the command line; says who is in it. Raises DataError."""
+    overrides = evaluate.read_overrides(args)
+    method = args.method or "maps"
+    paths = args.sources or discover()
+    files = [path for path in paths if path.endswith(".json")]
     if files and method == "maps":
         raise UsageError(files[0], "has no maps", "use --method voting")
-    device = choose_device(args.device, files != sources)
+    device = choose_device(args.device, files != paths)
     scales = [checked("size", size, "--scales") for size in args.scales or ()]
-    found = [load_member(source, overrides, scales, args.flip, device) for source in sources]
-    for k, member in enumerate(found):
-        if (first := [m.digest for m in found].index(member.digest)) < k:
-            raise UsageError(member.name, f"the same as {found[first].name}", "it would vote twice")
-    by_score = args.best or args.drop_worst or args.weights == "scores"
-    held = [m.scores.get("digests") or m.scores.get("pages", ()) for m in found if by_score]
-    keep = len(found) - args.drop_worst if args.best is None else args.best
-    members, weights = choose_members(found, keep, args.weights)
+
+    by_digest = {}
+    for path in paths:
+        member = load_member(path, overrides, scales, args.flip, device)
+        twin = by_digest.setdefault(member.digest, member)
+        if twin is not member:
+            raise UsageError(path, f"the same as {twin.name}", "it would vote twice")
+    candidates = list(by_digest.values())
+
+    keep = len(candidates) - args.drop_worst if args.best is None else args.best
+    members, weights = choose_members(candidates, keep, args.weights)
     shares = {member.name: f"weight {w:.4f}" for member, w in zip(members, weights)}
-    for name, _, _, scores, _ in found:
-        hmean = f"{scores['hmean']:.4f}" if "hmean" in scores else "none"
-        share = shares.get(name, "left out")
-        print(f"member {name}: {share}, recorded hmean {hmean}", file=sys.stderr)
+    for member in candidates:
+        share = shares.get(member.name, "left out")
+        hmean = f"{member.scores['hmean']:.4f}" if "hmean" in member.scores else "none"
+        print(f"member {member.name}: {share}, recorded hmean {hmean}", file=sys.stderr)
+
     votes = len(members) / 2 + 1e-6 if args.votes is None else args.votes
     if not 0 < votes <= len(members):
         raise UsageError(f"--votes {votes}", f"not within 0 to {len(members)}, all weights")
     hp = common_decoding(members) if method == "maps" else None
-    return Ensemble(members, weights, method, hp, votes, device, frozenset().union(*held))
+    scored = set()
+    if args.best or args.drop_worst or args.weights == "scores":
+        for member in candidates:
+            scored.update(member.scores.get("digests") or member.scores.get("pages", ()))
+    return Ensemble(members, weights, method, hp, votes, device, scored)
 
 
 def validate(args):
-    """Print what is wrong with a submission; returns the exit code."""
-    sizes = {page.name: page.size for page in load_pages(args)} if args.data else None
-    names = list(sizes) if args.data else read_sample(args.sample) if args.sample else None
+    """Print what is wrong with a submission. Returns the exit code."""
+    sizes = {page.name: page.size for page in load_pages(args)} if args.data else {}
+    names = list(sizes) or args.sample and read_sample(args.sample)
     regions, problems = read_submission(args.validate, names, sizes, bool(args.sample))
     for problem in problems[:20]:
-        print(f"error: {problem}", file=sys.stderr)
+        print_error(problem)
     count = sum(map(len, regions.values()))
     print(f"{args.validate}: {len(regions)} pages, {count} regions, {len(problems)} errors")
-    return 1 if problems else 0
+    if count or args.allow_empty:
+        return 1 if problems else 0
+    remark = "no page has a region; --allow-empty accepts that"
+    print(f"warning: {args.validate}: {remark}", file=sys.stderr)
+    return 1
 
 
-def judge(args, ensemble, pages):
-    """Predict labelled pages and print the gate's verdict; returns (what was found, exit code)."""
-    members = [(member.name, member.network and member.network.hp) for member in ensemble.members]
-    seen = [evaluate.warn_of_leaks(name, pages, hp) for name, hp in members]
-    if any("trained" in how for how in seen):
+def run_gate(args, ensemble, pages):
+    """Predict labelled pages and print the gate's verdict. Returns what was found and the exit
+    code. Raises DataError on pages that a member trained on."""
+    seen = [evaluate.warn_of_leaks(member.source, pages) for member in ensemble.members]
+    if any("trained" in counts for counts in seen):
         raise DataError("the gate", "members trained on some pages", "judge outside all folds")
-    known = [{page.name, pictures.picture_digest(page.path)} & ensemble.scored for page in pages]
-    seen.append({how: max(one.get(how, 0) for one in seen) for how in ("chosen", "tuned")})
-    seen[-1]["scored"] = sum(map(bool, known))
-    found, judgement = gate(ensemble, pages, seen)
+    together = {way: max(c.get(way, 0) for c in seen) for way in ("chosen", "tuned")}
+    scored = [{page.name, evaluate.page_digest(page)} & ensemble.scored for page in pages]
+    together["scored"] = sum(map(bool, scored))
+
+    found, judgement = gate(ensemble, pages, [*seen, together])
     interval = judgement.summary.scores["page"].interval
-    decision = decide(interval, *args.decide) if args.decide else None
+    decision = args.decide and decide(interval, *args.decide)
     if args.json:
         result = judgement.to_json() | {"method": ensemble.method}
-        print(json.dumps(result | ({"decision": decision} if decision else {})))
+        if decision:
+            result["decision"] = decision
+        print(json.dumps(result))
     else:
         print_gate(ensemble.method, judgement)
         if decision:
@@ -601,15 +645,16 @@ def judge(args, ensemble, pages):
     return found, EXIT_NOT_BETTER if closed else 0
 
 
-def check_flags(args):
+def check_voting_flags(args):
     """Raises UsageError on flags that have no effect, or not together."""
-    decoding = " ".join(("flip scales hparams", *evaluate.OVERRIDES))
-    networks = not all(name.endswith(".json") for name in args.sources or [""])
-    others = f"json method votes weights best drop_worst decide submission out {decoding}"
+    values = " ".join(("flip scales hparams", *evaluate.OVERRIDES))
+    networks = not args.sources or any(not path.endswith(".json") for path in args.sources)
+    others = f"json method votes weights best drop_worst decide submission out {values}"
     rules = [
         (others, not args.validate, "not with --validate"),
+        ("allow_empty", args.validate, "only with --validate"),
         ("votes", args.method == "voting", "only with --method voting"),
-        (decoding, networks, "only with a checkpoint"),
+        (values, networks, "only with a checkpoint"),
         ("drop_worst", args.best is None, "not with --best"),
         ("split image_dir", args.data, "only with --data"),
         ("sample", args.submission or args.validate, "only with --submission"),
@@ -617,45 +662,38 @@ def check_flags(args):
     evaluate.refuse_idle(args, rules)
     high, low = args.decide or (1, 0)
     if not 1 >= high > low >= 0:
-        raise UsageError(f"--decide {high:g} {low:g}", "no falling shares", "of 96.6 % write 0.966")
-
-
-def check_outputs(args, ensemble, pages):
-    """Where the predictions go, or None. Raises UsageError where an output would replace an input
-    or, beside a submission, another file, and OSError where it cannot be written."""
-    beside = Path(args.submission).with_suffix(".json") if args.submission else None
-    derived = [] if args.out else [beside]
-    inputs = [args.sample, args.hparams, *(member.name for member in ensemble.members)]
-    inputs += [file for page in pages for file in (page.path, page.source)]
-    guard([args.out, args.submission], inputs, derived)
-    out = args.out or beside
-    for path in filter(None, (out, args.submission)):
-        check_writable(path)
-    return out
+        problem = "the first must exceed the second, both within 0 to 1"
+        raise UsageError(f"--decide {high:g} {low:g}", problem, "of 96.6 % write 0.966")
+    if args.submission and not args.submission.endswith(".csv"):
+        raise UsageError(f"--submission {args.submission}", "not a .csv file")
 
 
 def run(args):
-    check_flags(args)
+    check_voting_flags(args)
     if args.validate:
         return validate(args)
-    if args.submission and not args.submission.endswith(".csv"):
-        raise UsageError(f"--submission {args.submission}", "not a .csv file")
     ensemble = build(args)
-    pages, code = choose_pages(args, ensemble.members), 0
-    out = check_outputs(args, ensemble, pages)
+    pages = voting_pages(args, ensemble.members)
     labelled = any(page.polygons for page in pages)
-    for member in (m for m in ensemble.members if m.regions is not None):
-        evaluate.check_pages(member.name, member.regions, pages, labelled)
+    for member in ensemble.members:
+        if not member.network:
+            evaluate.check_pages(member.source, pages, labelled)
+    beside = Path(args.submission).with_suffix(".json") if args.submission else None
+    inputs = [args.sample, args.hparams, *(member.name for member in ensemble.members)]
+    derived = [] if args.out else [beside]
+    evaluate.check_outputs([args.out, args.submission], inputs, pages, derived)
+    out = args.out or beside
+
+    code = 0
     if labelled:
-        found, code = judge(args, ensemble, pages)
-    elif not (args.submission or args.out):
+        found, code = run_gate(args, ensemble, pages)
+    elif not out:
         raise UsageError("the pages", "have no labels to judge on", "add --submission or --out")
     else:
         evaluate.refuse_idle(args, [("decide json", False, "the pages have no labels")])
-        ((found,),) = predict_all(ensemble, pages, [range(len(ensemble.members))])[1:]
-    with evaluate.predictions_file(out) as write:  # nothing without a path
-        for page, one in zip(pages, found):
-            write(page, one)
+        _, (found,) = predict_all(ensemble, pages, [range(len(ensemble.members))])
+    if out:
+        evaluate.write_predictions(out, pages, found)
     if args.submission:
         write_submission(args.submission, pages, found)
         count = sum(len(polygons) for polygons, _ in found)

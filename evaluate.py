@@ -1,4 +1,4 @@
-"""How good is a detector: CLEval and IoU metrics, prediction, intervals, pictures.
+"""How good is a detector? It is run, scored, drawn, compared, tuned and exported here.
 
 python evaluate.py runs/x/best.pt                score a checkpoint on what its run validated on
 python evaluate.py runs/x/best.pt --data DATA    on labelled pages; flags override its thresholds
@@ -6,19 +6,18 @@ python evaluate.py predictions.json --data DATA  any detector's output, in the c
 python evaluate.py a.pt --compare b.pt           paired difference with its interval
 python evaluate.py best.pt --images DIR --pictures OUT --out predictions.json
 python evaluate.py best.pt --images DIR --rank   without labels: the pages to label next
-python evaluate.py runs/x-fold*/last.pt --tune --write tuned.json"""
+python evaluate.py runs/x-fold*/last.pt --tune --write tuned.json
 
-import base64
+In Python: polygons, scores = Detector("weights/receipts-lite2.pt")("a.jpg")"""
+
 import hashlib
 import io
 import json
 import os
 import sys
 import time
-import warnings
 from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -34,28 +33,152 @@ import data
 import pictures
 import report
 from db_postprocess import DECODING, decode_page
-from dbnet import load_checkpoint, load_network, save_checkpoint
-from engine import amp_dtype, choose_device
-from files import DataError, Parser, UsageError, exit_code, replace_file, write_json
-from hparams import Hparams, add_flags, given_flags, read_hparams
+from dbnet import load_checkpoint, network_of, save_checkpoint
+from drawing import draw_page, embedded_picture, picture_file, write_picture
+from engine import amp_dtype, choose_device, export_onnx, print_rapidocr
+from files import (
+    DataError,
+    Parser,
+    UsageError,
+    check_writable,
+    exit_code,
+    guard,
+    print_error,
+    replace_file,
+    write_json,
+)
+from hparams import Hparams, add_flags, checked, given_flags, read_hparams
 from interval import SEEN, bootstrap_groups, make_score, paired_difference
 from labels import PICTURES, SPLITS, Page, load_labels, lookalike, pages_to_json, read_competition
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
+
+# a checkpoint's values that flags may replace
+OVERRIDES = ("size", "fit", *(key for key in DECODING if key != "shrink_ratio"), "amp")
+
+# ---------------------------------------------------------------- sources
+
+
+@dataclass
+class Source:
+    """A checkpoint or a predictions file, read once a command."""
+
+    path: str
+    state: dict  # of a checkpoint
+    hp: Hparams | None  # of a checkpoint, with the values of flags
+    regions: dict | None  # of a predictions file: {page name: (polygons, scores)}
+
+    def override(self, values):
+        """Take other values, and say where they bring pages to another size than its own."""
+        own, self.hp = self.hp, replace(self.hp, **values)
+        if (own.size, own.fit) != (self.hp.size, self.hp.fit):
+            sizes = (
+                f"size {self.hp.size}, fit {self.hp.fit} instead of its own {own.size}, {own.fit}"
+            )
+            remark = "text will be larger or smaller than the network was trained on"
+            print(f"warning: {self.path}: {sizes}; {remark}", file=sys.stderr)
+
+    def network(self, device, **options):
+        """A Network on a device. Raises DataError."""
+        return Network(network_of(self.state, self.path, device), self.hp, **options)
+
+
+def load_source(path):
+    """The Source at a path: predictions if it ends in .json, else a checkpoint. Raises DataError,
+    UsageError."""
+    if path.endswith(".json"):
+        return Source(path, {}, None, read_predictions(path))
+    state = load_checkpoint(path)
+    return Source(path, state, state["hparams"], None)
+
+
+def read_predictions(path):
+    """{page name: (polygons, scores)} of a predictions.json. Raises DataError."""
+    pages = read_competition(path, need_pictures=False)
+    return {page.name: (page.polygons, np.array(page.confidences)) for page in pages}
+
+
+def write_predictions(path, pages, predictions):
+    """Write (polygons, scores) of pages as JSON in the competition's form, a line a page."""
+    entries = []
+    for page, (polygons, scores) in zip(pages, predictions):
+        words = Page(page.name, page.path, size=page.size)
+        for number, (polygon, score) in enumerate(zip(polygons, scores), 1):
+            words.add(f"{number:04d}", polygon, confidence=score)
+        entry = json.dumps(pages_to_json([words])["images"], ensure_ascii=False)
+        entries.append(entry[1:-1])
+    replace_file(path, '{"images": {' + ",\n".join(entries) + "}}\n")
+
+
+def check_pages(source, pages, needed=True):
+    """Raises DataError where a predictions file lacks all pages or, where each is needed, one; says
+    so where it lacks some."""
+    missing = [page.name for page in pages if page.name not in source.regions]
+    if not missing:
+        return
+    problem = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
+    if needed or len(missing) == len(pages):
+        hint = lookalike(missing[0], source.regions)
+        raise DataError(source.path, problem, f"a page without words needs an entry too{hint}")
+    print(f"warning: {source.path}: {problem}; it does not vote on them", file=sys.stderr)
+
+
+def page_digest(page):
+    return page.digest or pictures.picture_digest(page.path)
+
+
+def seen_digests(origin, hp):
+    """{way, of SEEN: digests of the pages that a checkpoint and its ancestors have seen so}."""
+    ways = {"tuned": hp.tuned.split(",") if hp else ()} | origin
+    return {way: {*digests} for way, digests in ways.items() if way in SEEN}
+
+
+def warn_of_leaks(source, pages):
+    """Warn on stderr of pages that a Source has seen before, by the digests in it, or that these
+    are not known. Returns {way, of SEEN: number of pages}."""
+    origin = source.state.get("origin") or {"unknown": [source.path]}
+    if origin["unknown"]:
+        names = ", ".join(origin["unknown"])
+        remark = f"pages that {names} trained on, and that chose its epoch, are not known"
+        print(f"warning: {source.path}: {remark}", file=sys.stderr)
+
+    digests = [page_digest(page) for page in pages]
+    counts = {}
+    for way, seen in seen_digests(origin, source.hp).items():
+        names = [page.name for page, digest in zip(pages, digests) if digest in seen]
+        if names:
+            share = f"{len(names)} of these {len(pages)} pages (first: {names[0]})"
+            remark = "the score will be optimistic"
+            print(f"warning: {source.path}: {SEEN[way]} {share}; {remark}", file=sys.stderr)
+            counts[way] = len(names)
+    return counts
+
 
 # ---------------------------------------------------------------- prediction
 
 
 class Network(NamedTuple):
     """A network that predicts: its model and its Hparams. sizes: the page sizes whose maps are
-    averaged, where they are not hp.size alone."""
+    averaged, where they are not hp.size alone. tile: if not 0, a page is enlarged until so many of
+    its px are hp.size map px; one that is no larger has no map by this network."""
 
     model: torch.nn.Module
     hp: Hparams
     sizes: tuple = ()
+    tile: int = 0
 
     def hp_by_size(self):
         """Its Hparams at each of the page sizes."""
         return [replace(self.hp, size=size) for size in self.sizes or (self.hp.size,)]
+
+
+def flipped(model):
+    """A network whose map is the mean of the page's and of the mirrored page's, mirrored back."""
+
+    def logits(pages):  # uint8 [B, H, W, 3] -> [B, 1, H, W]
+        page, mirrored = model(torch.cat([pages, pages.flip(2)])).float().sigmoid().chunk(2)
+        return torch.logit((page + mirrored.flip(3)) / 2, eps=1e-6)
+
+    return logits
 
 
 class Sheet(NamedTuple):
@@ -87,25 +210,27 @@ class Tile(NamedTuple):
 
 def map_shape(page_size, hp):
     """(rows, columns) of the map of a page (width, height)."""
-    return data.scaled(page_size, data.fit_factor(page_size, hp))[::-1]
+    return pictures.scaled(page_size, pictures.fit_factor(page_size, hp))[::-1]
 
 
-def predict_each(networks, pages, device, job, tile=0, failed=None):
+def predict_each(networks, pages, device, job, failed=None):
     """Yields (index, job(page, K maps uint8 [h, w])) of pages in their order, the maps by K
-    networks; sets page.size. Page xy = map xy * page.size / map size. tile: see `cut_page`.
+    networks; sets page.size. Page xy = map xy * page.size / map size.
 
     Pages of one padded shape share a batch on a GPU, so that none sees padding it would not have
     alone. Jobs run in threads beside the networks. At most some 200 pages are under way at a time.
     Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
+    assert not all(network.tile for network in networks)  # small pages would have no map
     threads = min(8, cv2.getNumberOfCPUs())
     batch_size = 8 if device.type == "cuda" else 1
-    load = partial(load_page, networks=networks, tile=tile, failed=failed)
+    pages_ahead = 4 if any(network.tile for network in networks) else 32
+    load = partial(load_page, networks=networks, failed=failed)
     results, turn = {}, 0  # futures by index; the index whose result comes next
     bar = report.progress(desc="predicting", total=len(pages))
     with ThreadPoolExecutor(threads) as loaders, ThreadPoolExecutor(threads) as workers, bar:
         # pages are decoded, scaled and cut into tiles, some way ahead of the networks
         loading = (loaders.submit(load, index, page) for index, page in enumerate(pages))
-        loaded = (future.result() for future in run_ahead(loading, 4 if tile else 32))
+        loaded = (future.result() for future in run_ahead(loading, pages_ahead))
 
         # tiles go through their network in batches; one is at work while the last is fetched
         batches = batch_tiles(loaded, batch_size)
@@ -115,14 +240,13 @@ def predict_each(networks, pages, device, job, tile=0, failed=None):
                 event.synchronize()
 
             # their maps are pasted; once a page has all of them, its job starts
-            for piece, prob in zip(tiles, maps.numpy()):
-                paste(piece, prob)
-                owner = piece.owner
+            for tile, prob in zip(tiles, maps.numpy()):
+                paste(tile, prob)
+                owner = tile.owner
                 owner.missing -= 1
                 if not owner.missing:
-                    page = pages[owner.index]
-                    done = workers.submit(run_job, job, networks, page, owner.sheets)
-                    results[owner.index] = done
+                    work = job, networks, pages[owner.index], owner.sheets
+                    results[owner.index] = workers.submit(run_job, *work)
                     bar.update()
 
             # results leave in the order of the pages
@@ -146,16 +270,20 @@ def run_ahead(started, count):
     yield from waiting
 
 
-def load_page(index, page, networks, tile, failed):
+def load_page(index, page, networks, failed):
     """The tiles of a page for each network and page size; sets page.size. Raises DataError or, with
     a dict `failed`, enters it there and returns none."""
     views = [(k, hp) for k, network in enumerate(networks) for hp in network.hp_by_size()]
+    smallest_tile = min((network.tile for network in networks if network.tile), default=0)
+    under_way = PageUnderWay(index, [])
+    tiles = []
     try:
-        image = data.open_page(page, [hp for _, hp in views], tile)
-        under_way = PageUnderWay(index, [])
-        tiles = []
+        if isinstance(page.path, np.ndarray):  # a Detector's picture
+            image, page.size = page.path, page.path.shape[1::-1]
+        else:
+            image = data.open_page(page, [hp for _, hp in views], smallest_tile)
         for k, hp in views:
-            tiles += cut_page(image, page, hp, tile, k, under_way)
+            tiles += cut_page(image, page, hp, k, networks[k].tile, under_way)
     except DataError as error:
         if failed is None:
             raise
@@ -165,13 +293,18 @@ def load_page(index, page, networks, tile, failed):
     return tiles
 
 
-def cut_page(image, page, hp, tile, network, under_way):
-    """The Tiles of one Sheet of a page: the whole of it at `fit_factor` or, where that is less than
-    hp.size map pixels for `tile` > 0 page pixels, enlarged to this, in windows of hp.size that
-    overlap by a quarter."""
-    whole = data.fit_factor(page.size, hp)
-    factor = max(whole, hp.size / tile if tile else 0)
-    width, height = data.scaled(page.size, factor)
+def cut_page(image, page, hp, network, tile, under_way):
+    """The Tiles of one Sheet of a page: the whole of it at `fit_factor` or, with `tile` > 0,
+    enlarged to hp.size map pixels for `tile` page pixels, in windows of hp.size that overlap by a
+    quarter; none where that is not larger."""
+    factor = pictures.fit_factor(page.size, hp)
+    window = None
+    if tile:
+        if hp.size / tile <= factor:
+            return []
+        factor = hp.size / tile
+        window = -(-hp.size // 32) * 32
+    width, height = pictures.scaled(page.size, factor)
     if width * height > pictures.MAX_PIXELS:
         problem = f"size {hp.size}, --tile {tile}: over {pictures.MAX_PIXELS >> 20} M pixels"
         raise DataError(page.path, problem, "use a larger --tile or a smaller --size")
@@ -179,10 +312,10 @@ def cut_page(image, page, hp, tile, network, under_way):
 
     sheet = Sheet(network, np.empty(image.shape[:2], np.uint8), (height, width))
     under_way.sheets.append(sheet)
-    window = -(-hp.size // 32) * 32 if factor > whole else max(image.shape)
-    rows, columns = (window_starts(length, window) for length in image.shape[:2])
+    rows, columns = (window_starts(length, window or length) for length in image.shape[:2])
     corners = [(y, x) for y in rows for x in columns]
-    return [Tile(under_way, sheet, y, x, image[y : y + window, x : x + window]) for y, x in corners]
+    parts = [image[y:, x:][:window, :window] for y, x in corners]
+    return [Tile(under_way, sheet, y, x, part) for (y, x), part in zip(corners, parts)]
 
 
 def window_starts(length, window):
@@ -193,7 +326,7 @@ def window_starts(length, window):
 
 def batch_tiles(pages, batch_size):
     """Lists of at most `batch_size` tiles of one network and shape, from pages (lists of tiles).
-    None waits for more than 128 pages."""
+    No tile waits for more than 128 pages."""
     queues = defaultdict(list)
     for count, tiles in enumerate(pages, 1):
         for tile in tiles:
@@ -209,15 +342,15 @@ def batch_tiles(pages, batch_size):
 
 @torch.no_grad()
 def launch(networks, tiles, device):
-    """Start a batch of tiles on their network: (tiles, maps uint8 [B, h, w], the event at their end
-    on a GPU)."""
+    """Start a batch of tiles on their network: (tiles, maps uint8 [B, h, w], on a GPU the event at
+    their end)."""
     network = networks[tiles[0].sheet.network]
-    pictures = torch.from_numpy(np.stack([tile.picture for tile in tiles]))  # [B, h, w, 3]
+    batch = torch.from_numpy(np.stack([tile.picture for tile in tiles]))  # [B, h, w, 3]
     if device.type == "cuda":
-        pictures = pictures.pin_memory()
+        batch = batch.pin_memory()
     dtype = amp_dtype(network.hp.amp, device)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        logits = network.model(pictures.to(device, non_blocking=True))  # [B, 1, h, w]
+        logits = network.model(batch.to(device, non_blocking=True))  # [B, 1, h, w]
     maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
     maps = maps.to("cpu", non_blocking=True)
     event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
@@ -229,19 +362,19 @@ def paste(tile, prob):
     height, width = prob.shape
     top = height // 8 if tile.y else 0
     left = width // 8 if tile.x else 0
-    bottom, right = tile.y + height, tile.x + width
-    tile.sheet.prob[tile.y + top : bottom, tile.x + left : right] = prob[top:, left:]
+    place = tile.sheet.prob[tile.y :, tile.x :]
+    place[top:height, left:width] = prob[top:, left:]
 
 
 def run_job(job, networks, page, sheets):
-    """job(page, maps) with what the Sheets of a page became: a map uint8 [h, w] of each network."""
+    """job(page, maps) with what the Sheets of a page became: a map uint8 [h, w] of each network
+    that has any."""
     maps = []
     for k, network in enumerate(networks):
         views = [s.prob[: s.shape[0], : s.shape[1]] for s in sheets if s.network == k]
         if network.sizes:
-            maps.append(mean_map(views, [1] * len(views), map_shape(page.size, network.hp)))
-        else:
-            maps += views
+            views = [mean_map(views, [1] * len(views), map_shape(page.size, network.hp))]
+        maps += views
     return job(page, maps)
 
 
@@ -255,99 +388,123 @@ def mean_map(maps, weights, shape):
     return np.round(total / np.float32(sum(weights))).astype(np.uint8)
 
 
-def predict(network, pages, device, job, tile=0, failed=None):
+def predict(network, pages, device, job, failed=None):
     """Yields (index, job(page, found)) of pages in their order, found: (polygons [P, 2] in page
-    pixels, scores [N]) by a network. tile, failed: see `predict_each`."""
+    pixels, scores [N], highest first) by a network. failed: see `predict_each`."""
 
     def decode(page, maps):
-        return job(page, decode_page(maps[0], page.size, network.hp))
+        found = [decode_page(prob, page.size, network.hp) for prob in maps]
+        return job(page, join_looks(*found, network.tile / 8) if found[1:] else found[0])
 
-    return predict_each([network], pages, device, decode, tile, failed)
+    looks = [network._replace(tile=0), network] if network.tile else [network]
+    return predict_each(looks, pages, device, decode, failed)
+
+
+def join_looks(whole, tiled, limit):
+    """(polygons, scores) found on a page at once, and found tile by tile -> those of the tiles, but
+    words higher than `limit` px as found at once, for tiles cut them. It may be a block of small
+    print, though: then the tiles find words in it, all under half its height."""
+    polygons, scores = [*tiled[0]], [*tiled[1]]
+    middles = [polygon.mean(0).tolist() for polygon in polygons]
+    heights = data.word_heights(Page("", None, polygons))
+    dropped = set()
+    for outline, score, height in zip(*whole, data.word_heights(Page("", None, whole[0]))):
+        area = outline.astype(np.float32)
+        inside = [n for n, xy in enumerate(middles) if cv2.pointPolygonTest(area, xy, False) > 0]
+        tallest = max(heights[inside], default=height)
+        if height > limit and tallest >= height / 2:
+            dropped.update(inside)
+            polygons.append(outline)
+            scores.append(score)
+    order = np.argsort(-np.array(scores), kind="stable").tolist()
+    kept = [n for n in order if n not in dropped]
+    return [polygons[n] for n in kept], np.array([scores[n] for n in kept])
+
+
+class Detector:
+    """Finds text in pictures: polygons, scores = Detector("weights/receipts-lite2.pt")("a.jpg").
+
+    weights: a checkpoint. device: as --device. values: of OVERRIDES, instead of the checkpoint's.
+    Raises DataError, UsageError."""
+
+    def __init__(self, weights, device="auto", **values):
+        for key in values:
+            if key not in OVERRIDES:
+                raise UsageError("Detector", f"{key} is not one of {', '.join(OVERRIDES)}")
+        values = {key: checked(key, value, "Detector") for key, value in values.items()}
+        source = load_source(str(weights))
+        if source.regions is not None:
+            raise UsageError(weights, "not a checkpoint")
+        source.override(values)
+        self.device = choose_device(device)
+        self.network = source.network(self.device)
+
+    def __call__(self, picture):
+        """A picture, a path or uint8 RGB [H, W, 3], -> N polygons [P, 2] in its pixels and scores
+        [N], highest first; a list of pictures -> a list of these. Raises DataError."""
+        images = picture if isinstance(picture, list) else [picture]
+        for image in images:
+            is_array = isinstance(image, np.ndarray)
+            if is_array and (image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size):
+                raise DataError("an array", "not a picture, uint8 RGB [H, W, 3]")
+        pages = [Page("a picture", image) for image in images]
+        stream = predict(self.network, pages, self.device, lambda page, found: found)
+        results = [found for _, found in stream]
+        return results if isinstance(picture, list) else results[0]
 
 
 # ---------------------------------------------------------------- pictures
 
-COLOURS = {"label": (60, 90, 255), "hit": (0, 150, 0), "found": (0, 150, 0), "miss": (230, 0, 0)}
-COLOURS |= {"false alarm": (255, 120, 0), "joined": (160, 0, 200)}
-
-
-def draw_page(page, polygons, scores=(), side=1400):
-    """A page with its labels (thin blue), hits (green), false alarms (orange), labels joined with
-    others (purple) and other misses (red) at IoU 0.5, or what was found (green) where labels are
-    not known (None), the scores of what was found, and a strip that counts it: uint8 RGB [H, W, 3],
-    the longer side >= side."""
-    image = pictures.read_image(page.path)
-    zoom = max(1.0, side / max(image.shape[:2]))
-    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-    image = cv2.addWeighted(image, 0.75, np.full_like(image, 255), 0.25, 0)
-    labels, known = page.polygons or [], page.polygons is not None
-    pairs, valid, outcome, _ = cleval.iou_matches(labels, polygons, page.ignore)
-    hits = {m for _, m in pairs} if known else {*range(len(polygons))}
-    layers = {
-        "hit" if known else "found": [polygons[m] for m in sorted(hits)],
-        "label": [p for p, o in zip(labels, outcome) if o in ("hit", "")],
-        "false alarm": [p for m, p in enumerate(polygons) if m not in hits and valid[m]],
-        "joined": [p for p, o in zip(labels, outcome) if o == "joined"],
-        "miss": [p for p, o in zip(labels, outcome) if o not in ("hit", "", "joined")],
-    }
-    strip, x = np.full((40, image.shape[1], 3), 255, np.uint8), 8
-    small, font = min(1.0, image.shape[1] / 720), cv2.FONT_HERSHEY_SIMPLEX
-    for kind, outlines in layers.items():
-        outlines = [np.round(p * zoom).astype(np.int32) for p in outlines]
-        cv2.polylines(image, outlines, True, COLOURS[kind], 1 + (kind != "label"), cv2.LINE_AA)
-        if kind != "label" and (known or kind == "found"):
-            text = f"{len(outlines)} {kind}"
-            cv2.putText(strip, text, (x, 28), font, 0.8 * small, COLOURS[kind], 2, cv2.LINE_AA)
-            x += round((16 * len(text) + 20) * small)
-    for polygon, score in zip(polygons, scores):
-        x, y = np.round(polygon[polygon[:, 0].argmax()] * zoom).astype(int).tolist()
-        for colour, width in (((255, 255, 255), 3), ((0, 60, 160), 1)):  # legible on any ground
-            place = f"{score:.2f}", (x + 3, y + 4), font, 0.45, colour, width, cv2.LINE_AA
-            cv2.putText(image, *place)
-    return np.concatenate([strip, image])
-
-
-def picture_file(page, folder):
-    """Where a page is drawn: folder/NAME, with .jpg added unless it is one (a.jpg, a.png.jpg)."""
-    jpeg = page.name.lower().endswith((".jpg", ".jpeg"))
-    return Path(folder, page.name if jpeg else f"{page.name}.jpg")
-
 
 def draw_picture(page, polygons, scores, folder):
-    """Write a page as a JPEG into a folder, see `draw_page`, `picture_file`."""
-    file = picture_file(page, folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sharp = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    image = draw_page(page, polygons, scores)[..., ::-1]
-    replace_file(file, cv2.imencode(".jpg", image, sharp)[1])
+    """Write a page with what was found as a JPEG, to `picture_file`. Raises OSError."""
+    image = draw_page(pictures.read_image(page.path), page, polygons, scores)
+    write_picture(picture_file(page, folder), image)
+
+
+def try_drawing(page, found, folder):
+    """Draw a page if there is a folder. Returns an error to print at the end, or None."""
+    if not folder:
+        return None
+    try:
+        return draw_picture(page, *found, folder)
+    except OSError as error:
+        return f"{error.filename}: not drawn ({error.strerror})"
 
 
 # ---------------------------------------------------------------- threshold tuning
 
 
-def cached_maps(source, pages, hp, device):
-    """Maps of a checkpoint on pages: list of (uint8 [h, w], scale [2]), in the order of pages. Kept
-    in maps/ beside the checkpoint under a name made of digests of the checkpoint, the pictures and
-    what else the maps depend on: another of these never meets an old file."""
-    made_of = [pictures.picture_digest(source), hp.size, hp.fit, str(amp_dtype(hp.amp, device)), 2]
-    made_of += [(page.name, pictures.picture_digest(page.path)) for page in pages]
+def maps_path(source, pages, hp, device):
+    """Where the maps of a checkpoint on pages are kept: in maps/ beside it, under a name made of
+    the digests of all that the maps depend on, so that no other maps are ever taken for them."""
+    path = Path(source.path)
+    made_of = [pictures.picture_digest(path), hp.size, hp.fit, str(amp_dtype(hp.amp, device)), 2]
+    made_of += [(page.name, page_digest(page)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-    path = Path(source).parent / "maps" / f"{Path(source).stem}-{key}.npz"
+    return path.parent / "maps" / f"{path.stem}-{key}.npz"
+
+
+def cached_maps(source, pages, hp, device):
+    """Maps of a checkpoint on pages, predicted or from `maps_path`: list of (uint8 [h, w], scale
+    [2]), in the order of pages."""
+    path = maps_path(source, pages, hp, device)
     if path.exists():
         try:
             with np.load(path) as file:
                 return [(file[str(i)], scale) for i, scale in enumerate(file["scales"])]
         except Exception:  # noqa: BLE001 (zipfile and numpy raise what the damaged bytes lead to)
             print(f"warning: {path}: damaged, predicting again", file=sys.stderr)
-    networks = [Network(load_network(source, device)[0], hp)]
-    found = predict_each(networks, pages, device, lambda page, maps: maps[0])
-    maps = [np.ascontiguousarray(prob) for _, prob in found]
+
+    network = source.network(device)._replace(hp=hp)
+    stream = predict_each([network], pages, device, lambda page, maps: maps[0])
+    maps = [np.ascontiguousarray(prob) for _, prob in stream]
     scales = np.array([m.shape[::-1] for m in maps]) / [page.size for page in pages]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, scales=scales, **{str(i): prob for i, prob in enumerate(maps)})
     try:
         replace_file(path, buffer.getbuffer())
-    except OSError as error:  # others' runs may be read-only
+    except OSError as error:  # the run may lie on a disk that is read-only
         print(f"warning: {path}: maps are not kept ({error.strerror})", file=sys.stderr)
     return list(zip(maps, scales))
 
@@ -356,72 +513,96 @@ def held_out_pages(sources, folder=None, image_dir=None):
     """The pages that each of several fold runs held out, by the record in its checkpoint. folder:
     where the data lie now, if not where the runs found them. Raises DataError when the runs are not
     different folds of one split or the pages are not there."""
-    labels, owner, parts = None, {}, []
+    first = sources[0].state["hparams"]
     for source in sources:
-        state = load_checkpoint(source, ("model", "hparams", "scores"))
-        hp, held = state["hparams"], sorted(state["scores"].get("pages", ()))
-        if labels is None:
-            first, folder = hp, data.resolve_data(folder or data.set_names(hp.data)[0])
-            found = load_labels(folder, "train", image_dir or hp.image_dir or None)
-            labels = {page.name: page for page in found}
-        for key in ("data", "image_dir", "folds", "split", "size", "fit", "shrink_ratio"):
-            if (own := getattr(hp, key)) != (other := getattr(first, key)):
-                what = f"{key} is {own!r}, in {sources[0]} {other!r}"
-                raise DataError(source, what, "tuning needs folds of one split")
-        if not hp.folds or not held:
-            raise DataError(source, "no fold run with a finished epoch", "tune one, or the folds")
-        for name in held:
+        check_same_split(source, sources[0].path, first)
+    folder = data.resolve_data(folder or data.set_names(first.data)[0])
+    labels = load_labels(folder, "train", image_dir or first.image_dir or None)
+    labels = {page.name: page for page in labels}
+
+    owner, page_lists = {}, []
+    for source in sources:
+        names = sorted(source.state["scores"]["pages"])
+        for name in names:
             if name not in labels:
-                raise DataError(source, f"its held-out page {name} is not in the data")
-            if owner.setdefault(name, source) != source:
-                what = f"page {name} is held out by {owner[name]} too"
-                raise DataError(source, what, "give one run a fold")
-        parts.append([labels[name] for name in held])
-    return parts
+                raise DataError(source.path, f"its held-out page {name} is not in the data")
+            if owner.setdefault(name, source.path) != source.path:
+                problem = f"page {name} is held out by {owner[name]} too"
+                raise DataError(source.path, problem, "give one run a fold")
+        page_lists.append([labels[name] for name in names])
+    return page_lists
+
+
+def check_same_split(source, path, first):
+    """Raises DataError unless a source is a fold run of the same split as that of `path`, whose
+    Hparams are `first`."""
+    hp = source.state["hparams"]
+    for key in ("data", "image_dir", "folds", "split", "size", "fit", "shrink_ratio"):
+        if getattr(hp, key) != getattr(first, key):
+            problem = f"{key} is {getattr(hp, key)!r}, in {path} {getattr(first, key)!r}"
+            raise DataError(source.path, problem, "tuning needs folds of one split")
+    if not hp.folds or not source.state.get("scores", {}).get("pages"):
+        problem = "not a fold run with a finished epoch"
+        raise DataError(source.path, problem, "tune one run, or all its folds")
 
 
 def check_target(path, sources):
     """Raises UsageError when --write cannot put values into path."""
-    there = Path(path).exists()
-    if not path.endswith(".json") and (not path.endswith(".pt") or sources[1:] or there):
+    exists = Path(path).exists()
+    new_checkpoint = path.endswith(".pt") and len(sources) == 1 and not exists
+    if not path.endswith(".json") and not new_checkpoint:
         raise UsageError(f"--write {path}", "not a .json file or, of one source, a new .pt file")
-    if there:
-        read_hparams(path)  # told before the tuning
+    if exists:
+        read_hparams(path)  # what is wrong with it is said before the tuning
 
 
-def write_setting(path, sources, values):
+def write_setting(path, source, values):
     """Put values into a copy of the checkpoint (.pt) or an hparams file (.json), new or not."""
-    state = load_checkpoint(sources[0])
-    hp = {**asdict(state["hparams"]), **values}
+    hp = {**asdict(source.state["hparams"]), **values}
     if path.endswith(".pt"):
-        return save_checkpoint(path, {**state, "hparams": hp})
-    own = ("name", "folds", "fold", "split", "stop_epoch", "workers", "init")
-    hp = {key: value for key, value in hp.items() if key not in own}
-    write_json(path, {**(read_hparams(path) if Path(path).exists() else hp), **values}, indent=1)
+        return save_checkpoint(path, {**source.state, "hparams": hp})
+    if Path(path).exists():
+        hp = {**read_hparams(path), **values}
+    else:
+        for key in ("name", "folds", "fold", "split", "stop_epoch", "workers", "init"):
+            del hp[key]  # of this run alone
+    write_json(path, hp, indent=1)
 
 
 def run_tune(args, overrides):
     """evaluate.py --tune. Raises DataError."""
     if args.write:
         check_target(args.write, args.sources)
-    hp, maps, seen = load_checkpoint(args.source)["hparams"], [], Counter()
-    hp = overridden(args.source, hp, overrides)
-    held = args.sources[1:] and held_out_pages(args.sources, args.data, args.image_dir)
-    page_lists = held or [choose_pages(args)]
-    pages = [page for own in page_lists for page in own]
+    sources = [load_source(path) for path in args.sources]
+    for source in sources[1:]:
+        source.state.pop("optimizer", None)  # those of all folds would fill the memory
+    first = sources[0]
+    first.override(overrides)
+
+    # fold runs are tuned on what each held out
+    if len(sources) > 1:
+        page_lists = held_out_pages(sources, args.data, args.image_dir)
+    else:
+        page_lists = [labelled_pages(args, first)]
+    pages = [page for part in page_lists for page in part]
     if not any(page.polygons for page in pages):
         raise DataError("--tune", "the pages have no labels")
     if args.split == "test":
         print("warning: test pages choose the thresholds: no test score any more", file=sys.stderr)
-    for source, own in zip(args.sources, page_lists):
-        seen.update({how: n for how, n in warn_of_leaks(source, own).items() if how != "tuned"})
-        maps += cached_maps(source, own, hp, args.device)
-    parts = np.repeat(range(len(page_lists)), [*map(len, page_lists)])
-    parts = parts if held else halves(bootstrap_groups(pages))
+
+    maps, seen = [], Counter()
+    for source, part in zip(sources, page_lists):
+        seen.update(warn_of_leaks(source, part))
+        maps += cached_maps(source, part, first.hp, args.device)
+    del seen["tuned"]  # the thresholds are chosen anew
+
+    parts = np.repeat(range(len(page_lists)), [len(part) for part in page_lists])
+    if len(sources) == 1:
+        parts = halves(bootstrap_groups(pages))
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
-    result, table = tune(maps, pages, parts, grid, hp, args.metric or "hmean", seen)
+    result, table = tune(maps, pages, parts, grid, first.hp, args.metric or "hmean", seen)
     chosen = {key: result["recommended"][key] for key in TUNED}
-    picture = Path(args.source).parent / "tune.png"
+    picture = Path(first.path).parent / "tune.png"
     if args.json:
         print(json.dumps(result, default=lambda score: score.to_json()))
     else:
@@ -430,8 +611,8 @@ def run_tune(args, overrides):
         if result["gain"].over.unit == "pages":
             print(data.NO_GROUPS)
     if args.write:
-        tuned = ",".join(pictures.picture_digest(page.path) for page in pages)
-        write_setting(args.write, args.sources, {**chosen, "tuned": tuned})
+        tuned = ",".join(page_digest(page) for page in pages)
+        write_setting(args.write, first, {**chosen, "tuned": tuned})
     try:
         draw_landscape(picture, table, grid, chosen, result["metric"])
     except OSError as error:
@@ -453,194 +634,79 @@ def decoding_line(hp):
     return ", ".join(f"{key} {getattr(hp, key)}" for key in ("size", "fit", *DECODING))
 
 
-def thumbnail(page, polygons):
-    image = draw_page(page, polygons)
-    zoom = min(520 / image.shape[1], 2000 / image.shape[0])
-    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
-    code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(code).decode()
-
-
-def binned(x, y, what):
+def binned(x, y, unit):
     """Mean of y in up to 5 equally filled bins of x, as bars: (mean, label, [range, size])."""
     if not len(x):
         return []
     edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)))
     edges = np.resize(edges, max(len(edges), 2))  # of equal values: one bin, that of no width
-    counts, sums = (np.histogram(x, edges, weights=weights)[0] for weights in (None, y))
-    bins = zip(sums / np.maximum(counts, 1), edges, edges[1:], counts)
-    return [(y, f"{y:.4f}", [f"{a:.0f} to {b:.0f}", f"{n} {what}"]) for y, a, b, n in bins]
+    counts = np.histogram(x, edges)[0]
+    means = np.histogram(x, edges, weights=y)[0] / np.maximum(counts, 1)
+    bins = zip(means, edges, edges[1:], counts)
+    return [
+        (mean, f"{mean:.4f}", [f"{low:.0f} to {high:.0f}", f"{count} {unit}"])
+        for mean, low, high, count in bins
+    ]
 
 
-def write_report(path, title, hp, pages, rows, details, worst, seen):
-    """One HTML page. rows: of METRICS; details: page_details of pages; worst: [(hmean, index,
-    polygons)] of those to show; seen: as of warn_of_leaks."""
-    summary, (heights, hits) = summarise(pages, rows, seen), zip(*details)
-    hmeans, words = rows["page"][:, 2], np.array([len(h) for h in heights])
-    counts, edges = np.histogram(hmeans, np.arange(min(int(20 * hmeans.min()), 15), 21) / 20)
-    figures = []
-    for hmean, i, polygons in worst:
-        name = f"{pages[i].name}: hmean {hmean:.4f}, {words[i]} words, {hits[i].sum()} hit"
-        figures.append((name, thumbnail(pages[i], polygons)))
+def write_html(path, source, pages, found, rows, summary):
+    """One HTML page. found: (polygons, scores) of pages; rows: {metric: rows [n, k]}."""
+    details = [page_details(page, polygons) for page, (polygons, _) in zip(pages, found)]
+    heights, hits = zip(*details)
+    words = np.array([len(page_heights) for page_heights in heights])
+    hmeans = rows["page"][:, 2]
+
+    worst = []
+    for n in np.argsort(hmeans, kind="stable")[:WORST].tolist():
+        caption = f"{pages[n].name}: hmean {hmeans[n]:.4f}, {words[n]} words, {hits[n].sum()} hit"
+        image = draw_page(pictures.read_image(pages[n].path), pages[n], found[n][0])
+        worst.append((caption, embedded_picture(image)))
+
+    lowest = min(int(20 * hmeans.min()), 15)
+    counts, edges = np.histogram(hmeans, np.arange(lowest, 21) / 20)
+    decoding = decoding_line(source.hp) if source.hp else "as in the file"
     blocks = report.scores_blocks(
-        title,
-        f"{words.sum()} words. Decoding: {decoding_line(hp) if hp else 'as in the file'}.",
+        source.path,
+        f"{words.sum()} words. Decoding: {decoding}.",
         {summary.names[metric]: score for metric, score in summary.scores.items()},
         summary.counts,
         pages=[(count, count, [f"{edge:.2f}"]) for count, edge in zip(counts.tolist(), edges)],
         density=binned(words, hmeans, "pages"),
         heights=binned(np.concatenate(heights), np.concatenate(hits).astype(float), "words"),
-        worst=figures,
+        worst=worst,
     )
-    replace_file(path, report.page(title, blocks))
+    replace_file(path, report.page(source.path, blocks))
 
 
 # ---------------------------------------------------------------- export
 
 
-class Probability(torch.nn.Module):
-    """RGB [B, 3, H, W] in 0..1, H and W multiples of 32 -> probabilities [B, 1, H, W]."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pages):
-        return self.model((255 * pages).permute(0, 2, 3, 1)).sigmoid()
-
-
 def export(source, path, overrides):
-    """Write a checkpoint to share: as .onnx, see `export_onnx`, or as a new .pt its averaged
-    weights in half precision. Both hold their decoding, and no score: it was of another one."""
+    """Write a checkpoint to share: as .onnx, see `engine.export_onnx`, or as a new .pt its averaged
+    weights in half precision. Both hold their decoding and the pages they have seen, and no score:
+    that was of other values. Raises DataError, UsageError."""
+    hp = replace(source.hp, **overrides)
+    state = source.state
     if path.endswith(".onnx"):
-        return export_onnx(source, path, overrides)
+        about = {key: getattr(hp, key) for key in ("backbone", "size", "fit", *DECODING)}
+        about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
+        for way, digests in seen_digests(state.get("origin") or {}, hp).items():
+            about[SEEN[way].replace(" ", "_")] = " ".join(sorted(digests))
+        export_onnx(path, network_of(state, source.path, "cpu"), about)
+        return print_rapidocr(path, hp)
+
     if not path.endswith(".pt") or Path(path).exists():
-        raise UsageError(f"--export {path}", "is no new .pt", "give one, or a .onnx file")
-    state = load_checkpoint(source)
-    weights = (state.get("ema") or state["model"]).items()
-    weights = {key: value.half() if value.ndim > 1 else value for key, value in weights}
+        raise UsageError(f"--export {path}", "not a new .pt file", "give one, or a .onnx file")
+    weights = state.get("ema") or state["model"]
+    weights = {key: value.half() if value.ndim > 1 else value for key, value in weights.items()}
     if not all(value.isfinite().all() for value in weights.values()):
-        raise DataError(source, "weights beyond half precision", "give an .onnx file")
+        raise DataError(source.path, "weights beyond half precision", "give an .onnx file")
     shared = {key: state[key] for key in ("epoch", "origin") if key in state}
-    hp = asdict(replace(state["hparams"], **overrides))
-    save_checkpoint(path, {"model": weights, "hparams": hp, **shared})
+    save_checkpoint(path, {"model": weights, "hparams": asdict(hp), **shared})
     print(f"{path}: {Path(path).stat().st_size / 2**20:.1f} MiB")
 
 
-@torch.no_grad()
-def export_onnx(source, path, overrides):
-    """Write a checkpoint as an ONNX model of Probability, of any B, H, W, with size, decoding
-    and seen pages as metadata, and print RapidOCR's settings. Raises DataError if maps differ."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        raise UsageError("--export", "needs a package", "pip install onnx onnxruntime") from None
-    model, hp, state = load_network(source)
-    model, hp, buffer = Probability(model).eval(), replace(hp, **overrides), io.BytesIO()
-    free = {0: "batch", 2: "height", 3: "width"}
-    options = {"input_names": ["pages"], "output_names": ["map"], "dynamo": False}
-    options["dynamic_axes"] = {"pages": free, "map": free}
-    with warnings.catch_warnings(action="ignore"):  # the newer exporter needs one more package
-        torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, **options)
-    graph = onnx.load_from_string(buffer.getvalue())
-    about = {key: getattr(hp, key) for key in ("backbone", "size", "fit", *DECODING)}
-    about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
-    for how, digests in seen_digests(state.get("origin") or {}, hp).items():  # too good on these
-        about[SEEN[how].replace(" ", "_")] = " ".join(sorted(digests))
-    onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
-    graph = graph.SerializeToString()
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    pages = [torch.rand(shape) for shape in ((1, 3, 160, 96), (2, 3, 64, 224))]
-    maps = [torch.tensor(session.run(None, {"pages": p.numpy()})[0]) for p in pages]
-    error = max((model(p) - m).abs().max().item() for p, m in zip(pages, maps))
-    if not error < 1e-4:
-        raise DataError(source, f"as ONNX its maps differ by {error:.1g}; nothing written")
-    replace_file(path, graph)
-    print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps differ by {error:.1g} from PyTorch's")
-    print_rapidocr(path, hp)
-
-
-def print_rapidocr(path, hp):
-    """The call that makes RapidOCR use an exported model. It knows boxes, the most of a page's
-    longer side and the least of its shorter one: for `area` those of a page 2:1."""
-    area = hp.fit == "area"
-    longer, shorter = (round(hp.size * 2**0.5), round(hp.size / 2**0.5)) if area else [hp.size] * 2
-    det = {"model_path": path, "mean": [0, 0, 0], "std": [1, 1, 1], "use_dilation": False}
-    det |= {"limit_type": "min" if area else "max", "limit_side_len": shorter, "score_mode": "slow"}
-    det |= {"thresh": hp.thresh, "box_thresh": hp.box_thresh}
-    det |= {"unclip_ratio": hp.unclip_ratio or 2.4}  # exact for a word 4.5 times as long
-    flags = ", ".join(f"det_{key}={value!r}" for key, value in det.items())
-    pages = "boxes only, pages about 2:1" if area else "boxes only"
-    print(f"rapidocr-onnxruntime 1.4.4, {pages}: RapidOCR(max_side_len={longer}, {flags})")
-
-
-# ---------------------------------------------------------------- predictions as files
-
-
-def check_pages(source, regions, pages, needed=True):
-    """Raises DataError where the regions {name: ...} of a predictions file lack all pages or, where
-    each is needed, one; says so where they lack some."""
-    if missing := [page.name for page in pages if page.name not in regions]:
-        what = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
-        if needed or len(missing) == len(pages):
-            hint = lookalike(missing[0], regions)
-            raise DataError(source, what, f"a page without words needs an entry too{hint}")
-        print(f"warning: {source}: {what}; it does not vote on them", file=sys.stderr)
-
-
-def read_predictions(source):
-    """{page name: (polygons, scores)} of a predictions.json. Raises DataError."""
-    pages = read_competition(source, need_pictures=False)
-    return {page.name: (page.polygons, np.array(page.confidences)) for page in pages}
-
-
-@contextmanager
-def predictions_file(path):
-    """A predictions.json in the competition's form, with confidences, whole or not at all: gives
-    write(page, found), which adds a page. Nothing happens without a path."""
-    entries = []
-
-    def write(page, found):
-        if not path:
-            return
-        out = Page(page.name, page.path, size=page.size)
-        for i, (polygon, confidence) in enumerate(zip(*found), 1):
-            out.add(f"{i:04d}", polygon, confidence=confidence)
-        entries.append(json.dumps(pages_to_json([out])["images"], ensure_ascii=False)[1:-1])
-
-    if path:  # told before a prediction
-        replace_file(f"{path}.try", "")
-        os.unlink(f"{path}.try")
-    yield write
-    if path:
-        replace_file(path, '{"images": {' + ",\n".join(entries) + "}}\n")
-
-
-# ---------------------------------------------------------------- what a checkpoint has seen
-
-
-def seen_digests(origin, hp):
-    """{how, of SEEN: digests of the pages that a checkpoint and its ancestors have seen so}."""
-    tuned = hp.tuned.split(",") if hp else ()
-    return {how: {*values} for how, values in ({"tuned": tuned} | origin).items() if how in SEEN}
-
-
-def warn_of_leaks(source, pages, hp=None):
-    """Say on stderr, by the digests in a checkpoint, how it has seen some of the pages, or that it
-    does not tell; hp: its Hparams if not those in it. Returns {how, of SEEN: number of pages}."""
-    state, seen = {} if source.endswith(".json") else load_checkpoint(source), {}
-    origin = state.get("origin") or {"unknown": [source]}
-    if whose := ", ".join(origin["unknown"]):
-        say = f"pages that {whose} trained on, and that chose its epoch, are not known"
-        print(f"warning: {source}: {say}", file=sys.stderr)
-    digests = [pictures.picture_digest(page.path) for page in pages]
-    for how, known in seen_digests(origin, hp or state.get("hparams")).items():
-        if found := [p.name for p, digest in zip(pages, digests) if digest in known]:
-            some = f"{len(found)} of these {len(pages)} pages (first: {found[0]})"
-            print(f"warning: {source}: {SEEN[how]} {some}, too good there", file=sys.stderr)
-            seen[how] = len(found)
-    return seen
+# ---------------------------------------------------------------- scores
 
 
 class Summary(NamedTuple):
@@ -674,9 +740,6 @@ def summarise(pages, rows, seen=None):
     return Summary(scores, counts, cleval.metric_names(pages))
 
 
-# ---------------------------------------------------------------- command line
-
-
 def print_summary(summary):
     for metric, score in summary.scores.items():
         print(f"{score.full_line()}  {summary.names[metric]}")
@@ -692,8 +755,133 @@ def print_summary(summary):
         print(data.NO_GROUPS)
 
 
-# of a checkpoint's values, those that flags may replace
-OVERRIDES = ("size", "fit", *(key for key in DECODING if key != "shrink_ratio"), "amp")
+def found_on(args, source, pages, job, failed=None):
+    """Yields (index, job(page, (polygons, scores))) of pages in their order: from a predictions
+    file, or by a network, see `predict`. Raises DataError."""
+    if source.regions is not None:
+        check_pages(source, pages)
+        work = lambda page: job(page, source.regions[page.name])
+        return enumerate(data.map_threads(work, pages, "scoring"))
+    if not args.json:
+        print(decoding_line(source.hp))
+    network = source.network(args.device, tile=args.tile or 0)
+    return predict(network, pages, args.device, job, failed)
+
+
+def print_speed(args, source, begin, found, remark=""):
+    """How many pages and words there were, and of a network since `begin` how fast."""
+    words = sum(len(polygons) for polygons, _ in found)
+    line = f"{len(found)} pages{remark}, {words} words found"
+    if source.hp:
+        seconds = time.perf_counter() - begin
+        line += f" in {seconds:.1f} s ({len(found) / seconds:.2f} images/s, {args.device})"
+    print(line)
+
+
+def judge_source(args, source, pages, folder=None):
+    """What a Source finds on labelled pages: (polygons, scores) of each, {metric: rows [n, k]}, how
+    it has seen them before, see `warn_of_leaks`, and what went wrong when the pages were drawn into
+    a folder."""
+    seen = warn_of_leaks(source, pages) if source.hp else {}
+
+    def job(page, found):
+        rows = [cleval.page_row(metric, page, found[0]) for metric in cleval.METRICS]
+        return found, rows, try_drawing(page, found, folder)
+
+    begin = time.perf_counter()
+    with pictures.libjpeg_lines() as lines:
+        results = [result for _, result in found_on(args, source, pages, job)]
+    found, rows, problems = zip(*results)
+    if not args.json:
+        print_speed(args, source, begin, found)
+    warn_of_damage(lines, pages)
+    rows = dict(zip(cleval.METRICS, map(np.array, zip(*rows))))
+    return found, rows, seen, problems
+
+
+def score_labelled(args, source, other, pages):
+    """Score a Source on labelled pages, and against another if not None. Returns the exit code."""
+    found, rows, seen, problems = judge_source(args, source, pages, args.pictures)
+    if args.out:
+        write_predictions(args.out, pages, found)
+    summary = summarise(pages, rows, seen)
+    if args.html:
+        write_html(args.html, source, pages, found, rows, summary)
+
+    differences = {}
+    if other:
+        _, other_rows, other_seen, _ = judge_source(args, other, pages)
+        groups = bootstrap_groups(pages)
+        for metric, to_scores in cleval.METRICS.items():
+            pair = rows[metric], other_rows[metric]
+            differences[metric] = paired_difference(*pair, to_scores, groups, other_seen | seen)
+
+    if args.json:
+        result = summary.to_json()
+        if other:
+            result["compare"] = {metric: d.to_json() for metric, d in differences.items()}
+        print(json.dumps(result))
+    else:
+        print_summary(summary)
+        for metric, difference in differences.items():
+            print(f"{difference}, vs {other.path}: {summary.names[metric]}")
+    return print_problems(problems)
+
+
+def find_words(args, source, pages):
+    """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
+    for page in pages:
+        page.polygons = None  # nothing on them is a false alarm
+
+    def job(page, found):
+        return page, found, try_drawing(page, found, args.pictures)
+
+    begin = time.perf_counter()
+    failed = {}
+    with pictures.libjpeg_lines() as lines:
+        results = [result for _, result in found_on(args, source, pages, job, failed)]
+    pages = [page for page, _, _ in results]
+    found = [each for _, each, _ in results]
+    if args.out:
+        write_predictions(args.out, pages, found)
+    print_speed(args, source, begin, found, " without labels, nothing to score")
+    list_pages(args, pages, found)
+    warn_of_damage(lines, pages)
+    return print_problems([*failed.values(), *(problem for _, _, problem in results)])
+
+
+def list_pages(args, pages, found):
+    """Print pages without labels with the confidence that 90 % of their words reach: with --rank
+    all, those to label next first (Lewis and Gale 1994); else the first 20, if no file keeps them.
+    """
+    rows = []
+    for page, (_, scores) in zip(pages, found):
+        least = np.quantile(scores, 0.1) if len(scores) else 0.0
+        rows.append((least, len(scores), page.name))
+    kept = args.out or args.pictures
+    shown = sorted(rows) if args.rank else rows[: 0 if kept else 20]
+    for least, words, name in shown:
+        print(f"{words:4d} words, 90 % of them from {least:.4f}  {name}")
+    if not kept:
+        print("not kept: add --out predictions.json, or --pictures DIR to look")
+
+
+def warn_of_damage(lines, pages):
+    """Name the damaged ones of pages that were read, if libjpeg wrote any lines meanwhile."""
+    rows = [("", page) for page in pages] if lines else []
+    for kind, text in data.damaged_pictures(rows):
+        print(f"{kind}:{text}", file=sys.stderr)
+
+
+def print_problems(problems):
+    """Print what went wrong with single pages. Returns the exit code."""
+    problems = [problem for problem in problems if problem]
+    for problem in problems:
+        print_error(problem)
+    return 1 if problems else 0
+
+
+# ---------------------------------------------------------------- command line
 
 
 def parse_args(argv):
@@ -720,64 +908,80 @@ def parse_args(argv):
     add("--metric", choices=[*METRICS], help="what --tune searches by (default hmean)")
     add("--write", metavar="PATH", help="checkpoint (.pt, a copy) or hparams (.json) with them")
     add("--hparams", metavar="JSON", help="take the values below from this file")
-    add_flags(parser, OVERRIDES, "instead of the values in the checkpoint")
+    add_flags(parser, OVERRIDES, "values (default: the checkpoint's)")
     args = parser.parse_args(argv)
     args.source = args.sources[0]
     return args
 
 
 def picture_pages(path):
-    """Pages without known labels (None) of a picture, or of all pictures in a folder and below."""
-    path, files = Path(path), [Path(path)]
+    """Pages without known labels (None) of a picture, or of all pictures in a folder and below.
+    Raises UsageError, DataError."""
+    path = Path(path)
     if not path.exists():
         raise UsageError(path, "no such file or folder")
+    folder, files = path.parent, [path]
     if path.is_dir():
+        folder = path
         files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES and p.is_file()]
     if not files:
         raise DataError(path, f"no picture in it ({' '.join(PICTURES)})")
-    folder = path if path.is_dir() else path.parent
-    # names whose bytes are no UTF-8 could not be written into a JSON file
+    # a name whose bytes are not UTF-8 could not be written into a JSON file
     names = [os.fsencode(p.relative_to(folder)).decode("utf-8", "replace") for p in files]
     return [Page(name, file, None) for name, file in zip(names, files)]
 
 
-def choose_pages(args):
-    """The labelled pages to score on. Raises DataError."""
+def labelled_pages(args, source, other=None):
+    """The labelled pages to score on: --data, or what the run validated on and, if it is compared
+    with another run, of the first set that both have. Raises DataError."""
     if args.data:
         return load_labels(data.resolve_data(args.data), args.split or "val", args.image_dir)
-    if args.source.endswith(".json"):
-        raise UsageError(args.source, "needs labels to be scored", "add --data")
-    hp = load_checkpoint(args.source)["hparams"]
+    if not source.hp:
+        raise UsageError(source.path, "needs labels to be scored", "add --data")
+    hp = source.hp
+    names = data.set_names(hp.data)
+    if other and other.hp:
+        shared = [name for name in names if name in data.set_names(other.hp.data)]
+        if shared and names + data.set_names(other.hp.data) != 2 * shared:
+            print(f"pages: those of {shared[0]}, which both runs have", file=sys.stderr)
+            hp = replace(hp, data=shared[0])
     if not all(data.resolve_data(name).exists() for name in data.set_names(hp.data)):
-        what = f"the pages of its run, {hp.data}, are not here"
-        raise UsageError(args.source, what, "name pages by --data or --images")
+        problem = f"the pages of its run, {hp.data}, are not here"
+        raise UsageError(source.path, problem, "name pages by --data or --images")
     return data.run_pages(hp)[1]
 
 
 def refuse_idle(args, rules):
-    """Raises UsageError on an idle flag. rules: (flags, whether they have an effect, else what)."""
-    for flags, effect, what in rules:
-        for flag in flags.split() if not effect else ():
-            if (value := vars(args)[flag]) is not None and value is not False:
-                raise UsageError(f"--{flag.replace('_', '-')}", what, "leave it out")
+    """Raises UsageError on an idle flag. rules: (flags, whether they have an effect, the reason why
+    not)."""
+    for flags, effective, reason in rules:
+        if effective:
+            continue
+        for flag in flags.split():
+            value = vars(args)[flag]
+            if value is not None and value is not False:
+                raise UsageError(f"--{flag.replace('_', '-')}", reason, "leave it out")
 
 
-def check_flags(args):
+def check_scoring_flags(args):
     """Raises UsageError on flags that have no effect, or not together."""
-    score, decoding = not args.tune and not args.export, " ".join(("hparams", *OVERRIDES))
+    scoring = not args.tune and not args.export
+    networks = not any(source.endswith(".json") for source in args.sources)
+    values = " ".join(("hparams", *OVERRIDES))
+    several = len(args.sources) > 1
     rules = [
         ("metric write", args.tune, "only with --tune"),
-        ("compare images tile rank out html pictures", score, "not with --tune or --export"),
+        ("compare images tile rank out html pictures", scoring, "not with --tune or --export"),
         ("export hparams", not args.tune, "not with --tune"),
         ("data split image_dir json", not args.export, "not with --export"),
-        (f"images export tile {decoding}", args.source[-5:] != ".json", "only with a checkpoint"),
+        (f"images export tune tile {values}", networks, "only with a checkpoint"),
         ("data", not args.images, "not with --images"),
-        ("split", not args.sources[1:], "not with folds, each on what it held out"),
-        ("split image_dir", args.data or args.sources[1:], "only with --data"),
+        ("split", not several, "not with folds, each on what it held out"),
+        ("split image_dir", args.data or several, "only with --data"),
         ("tile", args.tile is None or args.tile >= 32, "at least 32 page pixels are needed"),
     ]
     refuse_idle(args, rules)
-    if args.sources[1:] and not args.tune:
+    if several and not args.tune:
         raise UsageError("several sources", "only with --tune", "to compare two: --compare")
 
 
@@ -788,109 +992,43 @@ def read_overrides(args):
     return values | given_flags(args, OVERRIDES)
 
 
-def overridden(source, hp, overrides):
-    """hp with other values; says where pages become of another size than the network's own."""
-    other = replace(hp, **overrides)
-    if (hp.size, hp.fit) != (other.size, other.fit):
-        what = f"size {other.size}, fit {other.fit} instead of its own {hp.size}, {hp.fit}"
-        print(f"warning: {source}: {what}: words become of another height", file=sys.stderr)
-    return other
-
-
-def print_found(found, args):
-    """Of pages without labels, [(confidence that 90 % reach, words, name)]: with --rank all, those
-    to label next first (Lewis and Gale 1994), else the first 20, where nothing keeps them."""
-    kept = args.out or args.pictures
-    for least, words, name in sorted(found) if args.rank else [] if kept else found[:20]:
-        print(f"{words:4d} words, 90 % of them from {least:.4f}  {name}")
-    if not kept:
-        print("not kept: add --out predictions.json, or --pictures DIR to look")
-
-
-def score_source(source, pages, overrides, args, main=True, failed=None):
-    """Predict pages or read their predictions and, of the main source, write what is asked for:
-    {metric: rows [n, k] of labelled pages}, and how pages were seen, as of warn_of_leaks."""
-    labelled = pages[0].polygons is not None
-    html, metrics = args.html if main else None, cleval.METRICS if labelled else ()
-
-    def judge(page, found):
-        if main and args.pictures:
-            draw_picture(page, *found, args.pictures)
-        row = {metric: cleval.page_row(metric, page, found[0]) for metric in metrics}
-        return found, row, page_details(page, found[0]) if html else None
-
-    if source.endswith(".json"):
-        hp, seen, regions = None, {}, read_predictions(source)
-        check_pages(source, regions, pages)
-        stream = enumerate(data.map_threads(lambda p: judge(p, regions[p.name]), pages, "scoring"))
-    else:
-        model, hp, _ = load_network(source, args.device)
-        hp = overridden(source, hp, overrides)
-        seen = warn_of_leaks(source, pages, hp) if labelled else {}
-        stream = predict(Network(model, hp), pages, args.device, judge, args.tile or 0, failed)
-        if not args.json:
-            print(decoding_line(hp))
-    begin, judged, details, worst, listed = time.perf_counter(), [], [], [], []
-    with predictions_file(args.out if main else None) as write:
-        for i, (found, row, detail) in stream:
-            write(pages[i], found)
-            least = float(np.quantile(found[1], 0.1)) if len(found[1]) else 0.0
-            listed.append((least, len(found[0]), pages[i].name))
-            judged.append(row)
-            if html:
-                details.append(detail)
-                worst = sorted([*worst, (row["page"][2], i, found[0])], key=lambda w: w[:2])[:WORST]
-    if not args.json:
-        seconds, words = time.perf_counter() - begin, sum(count for _, count, _ in listed)
-        speed = f" in {seconds:.1f} s ({len(listed) / seconds:.2f} images/s, {args.device})"
-        unknown = " without labels, nothing to score" * (not labelled)
-        print(f"{len(listed)} pages{unknown}, {words} words found{speed * bool(hp)}")
-    if not labelled:
-        print_found(listed, args)
-    rows = {key: np.array([row[key] for row in judged]) for key in metrics}
-    if html:
-        write_report(html, source, hp, pages, rows, details, worst, seen)
-    return rows, seen
+def check_outputs(outputs, inputs, pages, derived=()):
+    """Raises UsageError where an output would replace an input, a page's picture or its label file
+    or, under a derived name, any file; OSError where one cannot be written. Paths may be None."""
+    files = [file for page in pages for file in (page.path, page.source)]
+    guard(outputs, [*inputs, *files], derived)
+    for path in filter(None, (*outputs, *derived)):
+        check_writable(path)
 
 
 def run(args):
-    work = not args.export and not str(args.source).endswith(".json")
-    args.device = choose_device(args.device, work)
-    check_flags(args)
+    check_scoring_flags(args)
     overrides = read_overrides(args)
+    works = not args.export and not args.source.endswith(".json")
+    args.device = choose_device(args.device, works)
     if args.tune:
         return run_tune(args, overrides)
+    source = load_source(args.source)
     if args.export:
-        return export(args.source, args.export, overrides)
-    pages = picture_pages(args.images) if args.images else choose_pages(args)
+        return export(source, args.export, overrides)
+
+    if overrides:
+        source.override(overrides)
+    other = load_source(args.compare) if args.compare else None
+    pages = picture_pages(args.images) if args.images else labelled_pages(args, source, other)
     labelled = any(page.polygons for page in pages)
-    failed = None if labelled else {}
-    rules = [("compare html json", labelled, "the pages have no labels")]
-    refuse_idle(args, [*rules, ("rank", not labelled, "the pages have labels")])
-    for page in () if labelled else pages:
-        page.polygons = None
-    for page in pages if args.pictures else ():
-        if (file := picture_file(page, args.pictures)).exists() and file.samefile(page.path):
-            raise UsageError(file, "is a page", "give --pictures a new folder")
-    rows, seen = score_source(args.source, pages, overrides, args, True, failed)
-    if not labelled:
-        for error in failed.values():
-            print(f"error: {error}", file=sys.stderr)
-        return 1 if failed else 0
-    summary, differences = summarise(pages, rows, seen), {}
-    if args.compare:
-        others, theirs = score_source(args.compare, pages, {}, args, False)
-        groups = bootstrap_groups(pages)
-        for metric, to_scores in cleval.METRICS.items():
-            pair = rows[metric], others[metric]
-            differences[metric] = paired_difference(*pair, to_scores, groups, theirs | seen)
-    if args.json:
-        compare = {metric: difference.to_json() for metric, difference in differences.items()}
-        result = summary.to_json() | ({"compare": compare} if args.compare else {})
-        return print(json.dumps(result))
-    print_summary(summary)
-    for metric, difference in differences.items():
-        print(f"{difference}, vs {args.compare}: {summary.names[metric]}")
+    rules = [
+        ("compare html json", labelled, "the pages have no labels"),
+        ("rank", not labelled, "the pages have labels"),
+    ]
+    refuse_idle(args, rules)
+    check_outputs([args.out, args.html], [args.source, args.compare, args.hparams], pages)
+    if args.pictures:
+        drawn = [picture_file(page, args.pictures) for page in pages]
+        guard(drawn, [page.path for page in pages])
+    if labelled:
+        return score_labelled(args, source, other, pages)
+    return find_words(args, source, pages)
 
 
 def main(argv=None):

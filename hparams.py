@@ -202,7 +202,8 @@ def saved_hparams(values, where):
 
 
 def add_flags(parser, keys=FIELDS, title=None):
-    """A flag for each key, with its help; under one title, or in the groups of the table."""
+    """A flag for each key, with its help, in the groups of the table and with its default; or under
+    one title, where what is not given comes from elsewhere."""
     group = parser.add_argument_group(title)
     for key in keys:
         field = FIELDS[key]
@@ -212,7 +213,7 @@ def add_flags(parser, keys=FIELDS, title=None):
         options = {"nargs": "?", "const": "true"} if field.type is bool else {}
         group.add_argument(
             f"--{key.replace('_', '-')}",
-            metavar=str(field.default) or "''",
+            metavar=key.upper() if title else str(field.default) or "''",
             help=field.metadata["text"],
             **options,
         )

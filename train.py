@@ -148,7 +148,7 @@ def read_pages(hp):
     if not any(page.group for page in val):
         print(data.NO_GROUPS)
     for path in ancestors(hp):
-        evaluate.warn_of_leaks(path, scored)
+        evaluate.warn_of_leaks(evaluate.load_source(path), scored)
     if all(all(data.repair_words(page)[1]) for page in train):
         raise DataError(hp.data, f"no word in {len(train)} train pages", "are all ignored?")
     digests = data.map_threads(lambda p: picture_digest(p.path), train + val, "reading pages")

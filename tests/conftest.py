@@ -53,9 +53,7 @@ def write_predictions(path, pages, found):
     """A predictions file of what was found, (polygons, scores) a page."""
     import evaluate
 
-    with evaluate.predictions_file(path) as write:
-        for page, one in zip(pages, found):
-            write(page, one)
+    evaluate.write_predictions(path, pages, found)
 
 
 def log_range(low, high):

@@ -143,7 +143,7 @@ def tiny_network(seed=0):
 
 def network_map(folder, image, *sizes, flip=False):
     write_picture(folder, image=image)
-    model = ensemble.flipped(tiny_network()) if flip else tiny_network()
+    model = evaluate.flipped(tiny_network()) if flip else tiny_network()
     network = Network(model, replace(HP, amp="off"), sizes)
     pages = [Page("a.png", folder / "images/a.png")]
     ((_, (prob,)),) = evaluate.predict_each([network], pages, CPU, lambda page, maps: maps)
@@ -172,7 +172,8 @@ def test_a_mirrored_page_gives_the_mirrored_mean_of_both(tmp_path):
 def test_a_member_and_an_ensemble_of_it_alone_predict_what_evaluate_predicts(tmp_path, method):
     write_picture(tmp_path, image=page_image()[0])
     page, network = Page("a.png", tmp_path / "images/a.png"), Network(tiny_network(), HP)
-    members = [Member("a", network, None, {}), Member("b", Network(tiny_network(1), HP), None, {})]
+    source = evaluate.Source("a", {}, HP, None)
+    members = [Member(source, each, "a") for each in (network, Network(tiny_network(1), HP))]
     both = ensemble.Ensemble(members, [1.0, 1.0], method, HP, 1, CPU)
     (alone, _), (together,) = ensemble.predict_all(both, [page], [[0]])
     ((_, (expected, scores)),) = evaluate.predict(network, [page], CPU, lambda page, found: found)
@@ -207,22 +208,24 @@ def test_discover_takes_the_one_finished_set_of_a_name_or_says_what_it_found(tmp
             ensemble.discover(tmp_path)
 
     make("plain", 1, folds=0)
-    fails("0 finished sets of fold runs, by fold: none")
+    fails("no set of fold runs is finished .none is there.")
     make("a", 3, 1)
-    fails("0 finished .*/a-fold.: 2, no, 2 of 2 epochs; name checkpoints")
+    fails("no set .* finished .*/a-fold.: 2, no, 2 of 2 epochs.; name checkpoints")
     make("a", 2, age=1)
-    fails("0 finished .*/a-fold.: 2, 1, 2 of 2 epochs")
+    fails("no set .* finished .*/a-fold.: 2, 1, 2 of 2 epochs")
     make("a", 2)
     make("b", 2)  # of the same values; another name
     make("twin", 1, 2, 3, age=1)
     found = [str(tmp_path / f"a-fold{fold}/last.pt") for fold in (1, 2, 3)]
     assert ensemble.discover(tmp_path) == found
     make("b", 1, 3)
-    fails("2 finished sets of fold runs, by fold: .*a-fold.: 2, 2, 2 of 2 epochs; .*b-fold")
+    fails("^2 sets of fold runs are finished, .*/a-fold. and .*/b-fold.: name one$")
 
 
 def named(name, score=None, **hp):
-    return Member(name, Network(None, replace(HP, **hp)), None, {"hmean": score})
+    hp = replace(HP, **hp)
+    source = evaluate.Source(name, {"scores": {"hmean": score}}, hp, None)
+    return Member(source, Network(None, hp), name)
 
 
 def test_members_are_chosen_and_weighted_by_scores_and_decoded_at_the_largest_size(monkeypatch):
@@ -243,6 +246,16 @@ def test_members_are_chosen_and_weighted_by_scores_and_decoded_at_the_largest_si
         together = group(members, [1] * 6, "maps", hp, 0, None)
         ensemble.combine(together, page, range(len(members)), maps, None)
     assert seen == [(128, 43), (222, 74)]  # the largest, whatever its fit
+
+
+def test_weights_of_any_size_have_a_finite_sum():
+    members = [named(n, 0.5) for n in "ab"]
+    for text, expected in (("1e308,1e308", [1, 1]), ("1.5e308,5e307", [1.5, 0.5])):
+        _, weights = ensemble.choose_members(members, 2, ensemble.numbers(text))
+        assert weights == pytest.approx(expected)
+    maps = [np.full((4, 4), value, np.uint8) for value in (0, 200)]
+    _, weights = ensemble.choose_members(members, 2, [1e308, 1e308])
+    assert (mean_map(maps, weights, (4, 4)) == 100).all()
 
 
 def test_decide_tells_only_what_holds_for_the_whole_interval():
@@ -586,7 +599,33 @@ def test_a_detector_without_some_pages_abstains_or_is_refused(run):
     assert {name: len(polygons) for name, (polygons, _) in both.items()} == dict.fromkeys(found, 1)
 
 
+def test_an_empty_submission_is_warned_of_and_allowed_by_a_flag(run):
+    files.replace_file("blank.csv", "filename,polygons\na.jpg,\n")
+    out, err = run("--validate", "blank.csv", code=1)
+    assert "1 pages, 0 regions, 0 errors" in out
+    assert err == "warning: blank.csv: no page has a region; --allow-empty accepts that\n"
+    assert run("--validate", "blank.csv", "--allow-empty").err == ""
+    files.replace_file("wrong.csv", "filename,polygons\na.jpg,1 2\n")
+    run("--validate", "wrong.csv", "--allow-empty", code=1)
+
+
+def test_a_checkpoint_is_loaded_once(run, monkeypatch):
+    paths, load = [], evaluate.load_checkpoint
+    monkeypatch.setattr(evaluate, "load_checkpoint", lambda path: paths.append(path) or load(path))
+    run(*FOLDS, "--data", "DATA", "--weights", "scores", code=5)
+    assert paths == [*FOLDS]
+
+
+def test_help_does_not_name_defaults_of_training(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        ensemble.main(["--help"])
+    shown = capsys.readouterr().out
+    values = shown.partition("default: the checkpoints'")[2]
+    assert "--thresh THRESH" in values and not re.search("--[a-z-]+ [0-9]", values)
+
+
 BAD = [
+    (2, (*MAPS, "--allow-empty"), "--allow-empty: only with --validate"),
     (2, ("p0.json", "--data", "DATA"), "no maps; use --method voting"),
     (2, ("p0.json", "p0.json", *VOTING), "p0.json: the same as p0.json; it would vote twice"),
     (1, ("empty.json", *VOTING), "empty.json: 6 of 6 pages are not in it"),

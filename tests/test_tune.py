@@ -19,7 +19,7 @@ import pictures
 import tune
 from db_postprocess import decode_page
 from dbnet import load_checkpoint, save_checkpoint
-from evaluate import cached_maps, held_out_pages, write_setting
+from evaluate import cached_maps, held_out_pages, load_source, write_setting
 from hparams import Hparams
 from tune import TUNED, halves, score_grid, setting_values
 
@@ -235,8 +235,12 @@ def change(source, target, epoch=1, **hp):
     save_checkpoint(target, {**state, "hparams": hp, "epoch": epoch})
 
 
+def load_all(paths):
+    return [load_source(path) for path in paths]
+
+
 def maps_of(pages, **hp):
-    return cached_maps(PLAIN, pages, replace(HP, **hp), torch.device("cpu"))
+    return cached_maps(load_source(PLAIN), pages, replace(HP, **hp), torch.device("cpu"))
 
 
 @pytest.fixture
@@ -258,16 +262,12 @@ def house(tmp_path, monkeypatch):
             page.size = (150, 200)
             yield i, job(page, [maps[page.name][0]])
 
-    def load_network(source, device):
-        state = load_checkpoint(source)
-        return None, state["hparams"], state
-
     for fold, source in enumerate(FOLDS, 1):
         held = [f"{n}.png" for n in range(6) if n // 2 % 2 == fold - 1]
         save_run(source, replace(HP, data="DATA", folds=2, fold=fold), held)
     save_run(PLAIN, replace(HP, data="DATA"))
     monkeypatch.setattr(evaluate, "predict_each", predict_each)
-    monkeypatch.setattr(evaluate, "load_network", load_network)
+    monkeypatch.setattr(evaluate, "network_of", lambda *_: None)
     monkeypatch.setattr(evaluate, "GRID", SMALL)
     return calls
 
@@ -318,23 +318,23 @@ def test_a_run_folder_that_cannot_be_written_is_tuned_without_a_cache(house, tmp
 
 
 def test_each_page_is_predicted_by_the_run_that_held_it_out(house):
-    names = [[page.name for page in part] for part in held_out_pages(FOLDS)]
+    names = [[page.name for page in part] for part in held_out_pages(load_all(FOLDS))]
     assert names == [["0.png", "1.png", "4.png", "5.png"], ["2.png", "3.png"]]
-    (moved,) = held_out_pages(FOLDS[1:], "DATA")
+    (moved,) = held_out_pages(load_all(FOLDS[1:]), "DATA")
     assert [p.name for p in moved] == ["2.png", "3.png"]
 
 
 def test_runs_of_other_splits_do_not_mix(house):
     def fails(words, *sources):
         with pytest.raises(files.DataError, match=words):
-            held_out_pages(sources)
+            held_out_pages(load_all(sources))
 
     change(FOLDS[0], "replica.pt", seed=1)
     fails("held out by runs/a-fold1/best.pt too", *FOLDS, "replica.pt")
     for key, value in (("folds", 3), ("data", "OTHER"), ("split", "abc"), ("size", 192)):
         change(FOLDS[1], "other.pt", **{key: value})
         fails(f"other.pt: {key} is", FOLDS[0], "other.pt")
-    fails("plain/best.pt: no fold run", PLAIN, PLAIN)
+    fails("plain/best.pt: not a fold run", PLAIN, PLAIN)
     save_run("other.pt", replace(HP, data="DATA", folds=2, fold=2), ["x.png"])
     fails("held-out page x.png is not in the data", FOLDS[0], "other.pt")
 
@@ -342,14 +342,14 @@ def test_runs_of_other_splits_do_not_mix(house):
 def test_written_values_go_into_a_copy(house):
     values = {"thresh": 0.2, "box_thresh": 0.7, "unclip_ratio": 0.0, "mode": "box", "min_size": 6.0}
     before = load_checkpoint(FOLDS[0])
-    write_setting("tuned.pt", FOLDS[:1], values)
+    write_setting("tuned.pt", load_source(FOLDS[0]), values)
     after = load_checkpoint("tuned.pt")
     assert after["hparams"] == replace(before["hparams"], **values)
     assert all(torch.equal(after["model"][k], before["model"][k]) for k in before["model"])
     files.write_json("mine.json", {"lr": 1e-3, "thresh": 0.3})
-    write_setting("mine.json", FOLDS, values)
+    write_setting("mine.json", load_source(FOLDS[0]), values)
     assert files.read_json("mine.json") == {"lr": 1e-3, **values}
-    write_setting("new.json", FOLDS, values)
+    write_setting("new.json", load_source(FOLDS[0]), values)
     new = files.read_json("new.json")
     assert not {"name", "fold"} & new.keys() and new["mode"] == "box" and new["lr"] == HP.lr
     for path, sources in ((FOLDS[0], FOLDS[:1]), ("x.pt", FOLDS), ("x.txt", FOLDS[:1])):
@@ -409,7 +409,7 @@ def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
 
 def test_bad_input_is_one_line(house, capsys):
     for code, flags, words in (
-        (2, ("p.json", "--tune"), "p.json: cannot be read"),
+        (2, ("p.json", "--tune"), "--tune: only with a checkpoint"),
         (2, (*FOLDS, "--tune", "--write", "x.pt"), ".json file"),
         (2, (*FOLDS, "--tune", "--write", "x.csv"), "a new .pt file"),
         (2, (*FOLDS,), "--tune"),

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import labels
 import pictures
-from evaluate import predictions_file
+from evaluate import write_predictions
 from files import Parser
 
 DETECTION_ONLY = {"use_det": True, "use_cls": False, "use_rec": False}
@@ -74,9 +74,7 @@ def main():
         found.append((boxes, np.ones(len(boxes))))
     seconds = time.perf_counter() - begin
     data.inspect_pages(pages)
-    with predictions_file(args.out) as write:
-        for page, one in zip(pages, found):
-            write(page, one)
+    write_predictions(args.out, pages, found)
     print(f"{args.peer}: {len(pages)} pages, {len(pages) / seconds:.2f} images/s, {args.out}")
 
 
