@@ -85,11 +85,11 @@ def check_torchrun(words):
 
 
 def check_evaluate(words):
-    evaluate.check_flags(evaluate.parse_args(words))
+    evaluate.check_scoring_flags(evaluate.parse_args(words))
 
 
 def check_ensemble(words):
-    ensemble.check_flags(ensemble.parse_args(words))
+    ensemble.check_voting_flags(ensemble.parse_args(words))
 
 
 def check_sweep(words):
@@ -206,6 +206,18 @@ def test_functions_that_a_document_names_exist(path):
     for room, name in re.findall(r"`(\w+)\.([A-Za-z_][\w.]*)`", path.read_text()):
         if room in ROOMS and name not in ("py", "json"):
             assert name in names_of(room), f"{room}.{name}"
+
+
+def test_names_that_a_document_imports_exist():
+    imports = [
+        (room, name)
+        for path in DOCUMENTS
+        for room, names in re.findall(r"from (\w+) import ([\w, ]+)", path.read_text())
+        for name in names.split(", ")
+    ]
+    assert ("evaluate", "Detector") in imports
+    for room, name in imports:
+        assert name in names_of(room), f"{room}.{name}"
 
 
 def test_design_names_each_room_and_readme_each_command():
