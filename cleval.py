@@ -9,6 +9,19 @@ import cv2
 import numpy as np
 import shapely
 
+from overlap import (
+    Shapes,
+    as_points,
+    contains,
+    expand,
+    join_vertices,
+    make_shapes,
+    overlap_area,
+    starts,
+    to_shapely,
+    touching,
+)
+
 AREA_PRECISION = 0.3  # share of a detection's area that has to lie on a label
 MORE_THAN_HALF = 0.5 + 1e-9  # exactly half is not more, however the areas are rounded
 MAX_DETECTIONS = 500  # the competition scores the first 500 detections of a page
@@ -27,145 +40,6 @@ COUNTS = (
 )
 OUTCOMES = ("hit", "joined", "split", "loose", "missed")  # of labels, see iou_matches
 GAPS = (0, 0.3, 0.6, 1, 1.5, 2.5, None)  # ends of six bins, see line_neighbours
-
-# ---------------------------------------------------------------- polygon overlap
-
-
-class Shapes(NamedTuple):
-    """N areas by their edges, horizontal ones left out."""
-
-    edges: np.ndarray  # [5, E] upper y, lower y, x at the upper y, dx / dy, side: +1 or -1
-    first: np.ndarray  # [N] index of an area's first edge
-    count: np.ndarray  # [N] its number of edges
-    area: np.ndarray  # [N] in square pixels
-    box: np.ndarray  # [N, 4] x0 y0 x1 y1; NaN, which touches nothing, where there is no area
-
-
-def starts(counts):
-    """Lengths [N] of parts that lie one after the other -> [N] where each begins."""
-    return np.cumsum(counts) - counts
-
-
-def expand(counts):
-    """Counts [N] -> owner [sum], offset [sum]: for each n the pairs (n, 0) to (n, count - 1)."""
-    owner = np.repeat(np.arange(len(counts)), counts)
-    offset = np.arange(len(owner)) - starts(counts)[owner]
-    return owner, offset
-
-
-def join_vertices(polygons):
-    """N polygons [P, 2] -> the vertices of all [V, 2], numbers of vertices [N]."""
-    size = np.array([len(points) for points in polygons], int)
-    xy = np.concatenate([np.zeros((0, 2)), *polygons])
-    return xy, size
-
-
-def as_points(polygons):
-    """Polygons, any nested sequence -> float arrays [P >= 3, 2]; without area if not finite."""
-    polygons = [np.asarray(points, float).reshape(-1, 2) for points in polygons]
-    none = np.zeros((3, 2))
-    all_finite = np.isfinite(join_vertices(polygons)[0]).all()  # at once: it nearly always holds
-
-    def has_area(points):
-        return len(points) > 2 and (all_finite or np.isfinite(points).all())
-
-    return [points if has_area(points) else none for points in polygons]
-
-
-def touching(a, b):
-    """Boxes [N, 4], [M, 4] as x0 y0 x1 y1 -> index pairs [K], [K] of those that overlap."""
-    ax0, ay0, ax1, ay1 = a.T[..., None]
-    bx0, by0, bx1, by1 = b.T
-    columns = (ax0 < bx1) & (bx0 < ax1)  # [N, M]
-    rows = (ay0 < by1) & (by0 < ay1)
-    return np.nonzero(columns & rows)
-
-
-def to_shapely(polygons):
-    """N polygons [P >= 3, 2] -> [N] valid areas, loops united, empty under 1e-6 square pixels."""
-    xy, size = join_vertices(polygons)
-    owner, _ = expand(size)
-    areas = shapely.polygons(shapely.linearrings(xy, indices=owner))
-    wrong = ~shapely.is_valid(areas)
-    areas[wrong] = shapely.make_valid(areas[wrong], method="structure", keep_collapsed=False)
-    areas[shapely.area(areas) < 1e-6] = shapely.Polygon()
-    return areas
-
-
-def make_shapes(areas):
-    """[N] valid shapely areas, of several parts and with holes, which run backwards -> Shapes."""
-    boundaries = shapely.boundary(shapely.normalize(areas))
-    rings, owner = shapely.get_parts(boundaries, return_index=True)
-    xy, ring = shapely.get_coordinates(rings, return_index=True)
-
-    # an edge leads from a vertex to the next one of its ring
-    within = np.diff(ring) == 0
-    sloping = np.abs(np.diff(xy[:, 1])) > 1e-9
-    edge = np.flatnonzero(within & sloping)
-    ax, ay = xy.T.take(edge, 1)
-    bx, by = xy.T.take(edge + 1, 1)
-    edges = [
-        np.minimum(ay, by),
-        np.maximum(ay, by),
-        np.where(ay < by, ax, bx),
-        (bx - ax) / (by - ay),
-        np.sign(ay - by),
-    ]
-
-    count = np.bincount(owner[ring[edge]], minlength=len(areas))
-    area, box = shapely.area(areas), shapely.bounds(areas)
-    return Shapes(np.stack(edges), starts(count), count, area, box)
-
-
-def edges_at(shapes, edge, y):
-    """Edges [K], y [K] of a point on each -> x of the points [K], dx / dy [K] and sides [K]."""
-    upper, _, x, slope, side = shapes.edges.take(edge, 1)
-    return x + (y - upper) * slope, slope, side
-
-
-def contains(shapes, n, points):
-    """Whether shape n[t] holds point t [T, 2]: an odd number of its edges lie to the right [T]."""
-    t, e = expand(shapes.count[n])
-    edge = shapes.first[n][t] + e
-    upper, lower = shapes.edges[:2].take(edge, 1)
-    px, py = points.T.take(t, 1)
-    x, _, _ = edges_at(shapes, edge, py)
-    right = (upper <= py) & (py < lower) & (px < x)
-    crossed = np.bincount(t[right], minlength=len(n))
-    return crossed % 2 == 1
-
-
-def overlap_area(a, i, b, j):
-    """Shapes a and b, indices [K], [K] -> [K] area of shape i[k] of a inside shape j[k] of b.
-    An area is the signed sum over its edges of the strips from the far left to the edge. Two strips
-    share, in the rows common to both, what lies left of the nearer edge (#):
-          top  |#######/ edge of a  | edge of b
-               |######/             |"""
-    # every edge of a with every edge of b, if they have rows in common
-    k, e = expand(a.count[i] * b.count[j])
-    count = b.count[j][k]
-    edge_a = a.first[i][k] + e // count
-    edge_b = b.first[j][k] + e % count
-    upper_a, lower_a = a.edges[:2].take(edge_a, 1)
-    upper_b, lower_b = b.edges[:2].take(edge_b, 1)
-    top = np.maximum(upper_a, upper_b)
-    rows = np.minimum(lower_a, lower_b) - top
-    common = rows > 0
-    k, top, rows = k[common], top[common], rows[common]
-    xa, slope_a, side_a = edges_at(a, edge_a[common], top)
-    xb, slope_b, side_b = edges_at(b, edge_b[common], top)
-
-    # how far a's edge lies right of b's in the first row and after the last
-    start = xa - xb
-    stop = start + rows * (slope_a - slope_b)
-    gap = np.abs(start) + np.abs(stop)
-    cross = np.maximum(-start * stop, 0) / np.maximum(gap, 1e-300)  # the edges change places
-
-    # twice the mean x of the nearer edge
-    width = xa + xb + rows * (slope_a + slope_b) / 2 + cross - gap / 2
-    strips = side_a * side_b * rows * width / 2
-    return np.bincount(k, strips, len(i))
-
 
 # ---------------------------------------------------------------- CLEval
 

@@ -44,6 +44,7 @@ from files import (
 )
 from hparams import Hparams, add_flags, checked, saved_hparams
 from interval import Difference, bootstrap_groups, make_score, paired_difference
+from overlap import make_shapes, overlap_area, to_shapely, touching
 
 SAME_WORD = 0.5  # IoU from which two members mean the same word
 HEADER = ["filename", "polygons"]
@@ -96,11 +97,11 @@ def rank_regions(polygons, scores):
 
 def overlaps(polygons, owner):
     """N polygons, members [N] -> {(i, j): IoU} of pairs i < j of different members where > 0."""
-    shapes = cleval.make_shapes(cleval.to_shapely(polygons))
-    i, j = cleval.touching(shapes.box, shapes.box)
+    shapes = make_shapes(to_shapely(polygons))
+    i, j = touching(shapes.box, shapes.box)
     different = owner[i] < owner[j]
     i, j = i[different], j[different]
-    shared = cleval.overlap_area(shapes, i, shapes, j)
+    shared = overlap_area(shapes, i, shapes, j)
     iou = shared / (shapes.area[i] + shapes.area[j] - shared)
     return dict(zip(zip(i.tolist(), j.tolist()), np.round(iou, 9).tolist()))
 

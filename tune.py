@@ -13,6 +13,7 @@ import cleval
 from db_postprocess import decode_candidates, decode_page, find_candidates, grown_sides, to_page
 from files import DataError, replace_file
 from interval import bootstrap, bootstrap_groups, make_score, paired_difference
+from overlap import as_points
 from report import progress
 
 GRID = {
@@ -70,7 +71,7 @@ def score_page(item, grid, hp, metric="page"):
     compared with the labels a thresh, unclip_ratio and mode."""
     (prob, scale), page = item
     page_size = prob.shape[::-1] / scale
-    gt = cleval.as_points(page.polygons)
+    gt = as_points(page.polygons)
     texts = page.texts if metric == "micro" else [None] * len(gt)
     ignore = np.array(page.ignore, bool)
     labels = cleval.prepare_labels(gt, texts, ignore, VARIANTS[metric])
@@ -94,7 +95,7 @@ def score_page(item, grid, hp, metric="page"):
             short = grown_sides(blobs.rects, ratio, hp.shrink_ratio).min(1)
             for m, mode in enumerate(grid["mode"]):
                 polygons, scores = decode(blobs, unclip_ratio=ratio, mode=mode)
-                det = cleval.as_points(to_page(polygons, scale, page_size))
+                det = as_points(to_page(polygons, scale, page_size))
                 keep = (scores >= box_thresh) & (short[: len(scores)] >= min_size)
                 keep &= keep.cumsum(2) <= limit  # [box_thresh, min_size, M]
 

@@ -1,4 +1,4 @@
-"""The metrics against golden counts, closed forms, shapely and invariances."""
+"""The metrics against golden counts, closed forms and invariances."""
 
 import gzip
 import json
@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import shapely
 
 import cleval as metric
 import evaluate
@@ -264,23 +263,6 @@ def test_neighbours_are_counted_by_their_gap_over_their_height(angle):
     hidden = iou50(turn(line, angle), turn(joined, angle), [n == 1 for n in range(7)])
     assert hidden[11:].tolist() == [0, 0, 1, 1, 1, 1] + [0, 0, 1, 0, 1, 0]
     assert not iou50([], line)[11:].any() and not iou50(line, [])[17:].any()  # empty pages
-
-
-def test_overlap_equals_shapely():
-    rng, polygons = np.random.default_rng(0), []
-    for count in rng.integers(3, 12, 60):
-        angle, radius = np.sort(rng.random(count)) * 2 * np.pi, rng.uniform(5, 40, count)
-        ray = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-        polygons.append(rng.uniform(0, 60, 2) + ray)
-    polygons += [box(10, 10, 30, 20), box(10, 10, 30, 20), box(20, 10, 5, 20)]  # shared edges
-    polygons += [rng.uniform(0, 60, (7, 2)) for _ in range(10)]  # crossed
-    areas = metric.to_shapely(metric.as_points(polygons))
-    areas[0] = shapely.difference(areas[60], shapely.box(15, 15, 20, 20))  # with a hole
-    areas[1] = shapely.union_all([shapely.box(0, 0, 9, 9), shapely.box(30, 30, 50, 44)])
-    shapes = metric.make_shapes(areas)
-    i, j = (index.ravel() for index in np.indices((len(areas), len(areas))))
-    expected = shapely.area(shapely.intersection(areas[i], areas[j]))
-    assert np.allclose(metric.overlap_area(shapes, i, shapes, j), expected, atol=1e-7)
 
 
 @both_variants
