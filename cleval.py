@@ -228,8 +228,8 @@ def tally(flags, index, size):
 
 
 def min_area_sides(polygons):
-    """N polygons -> sides [N, 2] of their smallest rotated rectangles, first the side that is nearer
-    to the horizontal."""
+    """N polygons -> sides [N, 2] of their smallest rotated rectangles, first the side that is
+    nearer to the horizontal."""
     sides = np.zeros((len(polygons), 2))
     for n, points in enumerate(polygons):
         _, size, angle = cv2.minAreaRect(points.astype(np.float32))
@@ -320,8 +320,8 @@ class Matches(NamedTuple):
 
 
 def shared_areas(gt_polygons, det_polygons, ignore):
-    """Polygons and ignore as in `cleval` -> Overlaps. A detection counts if at most half of it is on
-    a don't-care label (ICDAR 2015, task 4.1). Raises ValueError."""
+    """Polygons and ignore as in `cleval` -> Overlaps. A detection counts if at most half of it is
+    on a don't-care label (ICDAR 2015, task 4.1). Raises ValueError."""
     gt = make_shapes(to_shapely(as_points(gt_polygons)))
     det = make_shapes(to_shapely(as_points(det_polygons)))
     ignore = as_flags(ignore, len(gt.area))

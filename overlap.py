@@ -38,10 +38,12 @@ def join_vertices(polygons):
 
 
 def as_points(polygons):
-    """Polygons, any nested sequence -> float arrays [P >= 3, 2]; without area if not finite."""
+    """Polygons as nested sequences -> float arrays [P >= 3, 2]. A polygon of fewer than three
+    vertices, or with a number that is not finite, becomes three times (0, 0), without area."""
     polygons = [np.asarray(points, float).reshape(-1, 2) for points in polygons]
     none = np.zeros((3, 2))
-    all_finite = np.isfinite(join_vertices(polygons)[0]).all()  # at once: it nearly always holds
+    vertices, _ = join_vertices(polygons)
+    all_finite = np.isfinite(vertices).all()  # at once: it nearly always holds
 
     def has_area(points):
         return len(points) > 2 and (all_finite or np.isfinite(points).all())
@@ -59,18 +61,22 @@ def touching(a, b):
 
 
 def to_shapely(polygons):
-    """N polygons [P >= 3, 2] -> [N] valid areas, loops united, empty under 1e-6 square pixels."""
+    """N polygons [P >= 3, 2] -> [N] valid shapely areas. A polygon that crosses itself becomes the
+    union of its loops, one under 1e-6 square pixels becomes empty."""
     xy, size = join_vertices(polygons)
     owner, _ = expand(size)
     areas = shapely.polygons(shapely.linearrings(xy, indices=owner))
-    wrong = ~shapely.is_valid(areas)
-    areas[wrong] = shapely.make_valid(areas[wrong], method="structure", keep_collapsed=False)
-    areas[shapely.area(areas) < 1e-6] = shapely.Polygon()
+
+    invalid = ~shapely.is_valid(areas)
+    areas[invalid] = shapely.make_valid(areas[invalid], method="structure", keep_collapsed=False)
+    tiny = shapely.area(areas) < 1e-6
+    areas[tiny] = shapely.Polygon()
     return areas
 
 
 def make_shapes(areas):
-    """[N] valid shapely areas, of several parts and with holes, which run backwards -> Shapes."""
+    """[N] valid shapely areas -> Shapes. An area may have several parts, and holes, whose edges run
+    the other way round than those of outlines."""
     boundaries = shapely.boundary(shapely.normalize(areas))
     rings, owner = shapely.get_parts(boundaries, return_index=True)
     xy, ring = shapely.get_coordinates(rings, return_index=True)
@@ -90,8 +96,13 @@ def make_shapes(areas):
     ]
 
     count = np.bincount(owner[ring[edge]], minlength=len(areas))
-    area, box = shapely.area(areas), shapely.bounds(areas)
-    return Shapes(np.stack(edges), starts(count), count, area, box)
+    return Shapes(
+        edges=np.stack(edges),
+        first=starts(count),
+        count=count,
+        area=shapely.area(areas),
+        box=shapely.bounds(areas),
+    )
 
 
 def edges_at(shapes, edge, y):
@@ -101,19 +112,23 @@ def edges_at(shapes, edge, y):
 
 
 def contains(shapes, n, points):
-    """Whether shape n[t] holds point t [T, 2]: an odd number of its edges lie to the right [T]."""
+    """Shapes, index [T], points [T, 2] -> [T] whether shape n[t] holds point t: an odd number of
+    its edges lies to the right of the point."""
+    # every point with every edge of its shape
     t, e = expand(shapes.count[n])
     edge = shapes.first[n][t] + e
     upper, lower = shapes.edges[:2].take(edge, 1)
     px, py = points.T.take(t, 1)
     x, _, _ = edges_at(shapes, edge, py)
-    right = (upper <= py) & (py < lower) & (px < x)
+    same_row = (upper <= py) & (py < lower)
+    right = same_row & (px < x)
     crossed = np.bincount(t[right], minlength=len(n))
     return crossed % 2 == 1
 
 
 def overlap_area(a, i, b, j):
     """Shapes a and b, indices [K], [K] -> [K] area of shape i[k] of a inside shape j[k] of b.
+
     An area is the signed sum over its edges of the strips from the far left to the edge. Two strips
     share, in the rows common to both, what lies left of the nearer edge (#):
           top  |#######/ edge of a  | edge of b
@@ -128,7 +143,9 @@ def overlap_area(a, i, b, j):
     top = np.maximum(upper_a, upper_b)
     rows = np.minimum(lower_a, lower_b) - top
     common = rows > 0
-    k, top, rows = k[common], top[common], rows[common]
+    k = k[common]
+    top = top[common]
+    rows = rows[common]
     xa, slope_a, side_a = edges_at(a, edge_a[common], top)
     xb, slope_b, side_b = edges_at(b, edge_b[common], top)
 
@@ -136,9 +153,11 @@ def overlap_area(a, i, b, j):
     start = xa - xb
     stop = start + rows * (slope_a - slope_b)
     gap = np.abs(start) + np.abs(stop)
-    cross = np.maximum(-start * stop, 0) / np.maximum(gap, 1e-300)  # the edges change places
+    swapped = np.maximum(-start * stop, 0)  # above 0 where the edges cross
+    cross = swapped / np.maximum(gap, 1e-300)
 
     # twice the mean x of the nearer edge
-    width = xa + xb + rows * (slope_a + slope_b) / 2 + cross - gap / 2
+    both = xa + xb + rows * (slope_a + slope_b) / 2
+    width = both + cross - gap / 2
     strips = side_a * side_b * rows * width / 2
     return np.bincount(k, strips, len(i))
