@@ -41,9 +41,9 @@ from augment import (
     draw_pose,
     warp_page,
 )
+from command import Parser, resolve_hparams
 from files import (
     DataError,
-    Parser,
     UsageError,
     exit_code,
     guard,
@@ -53,7 +53,7 @@ from files import (
     write_json,
 )
 from habits import LOOKED_AT, describe_habits, describe_tilt, page_changes
-from hparams import FITS, Hparams, resolve_hparams
+from hparams import FITS, Hparams
 from pictures import fit_factor, libjpeg_lines, open_picture, read_page, scaled
 from report import progress
 from synth import synthetic_page

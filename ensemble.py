@@ -29,11 +29,11 @@ import data
 import evaluate
 import labels
 import pictures
+from command import Parser, add_flags
 from db_postprocess import DECODING, decode_page, first_that_fit, signed_area
 from engine import choose_device
 from files import (
     DataError,
-    Parser,
     UsageError,
     exit_code,
     print_error,
@@ -42,7 +42,7 @@ from files import (
     read_text,
     replace_file,
 )
-from hparams import Hparams, add_flags, checked, saved_hparams
+from hparams import Hparams, checked, saved_hparams
 from interval import Difference, bootstrap_groups, make_score, paired_difference
 from overlap import make_shapes, overlap_area, to_shapely, touching
 

@@ -32,13 +32,13 @@ import cleval
 import data
 import pictures
 import report
+from command import Parser, add_flags, given_flags
 from db_postprocess import DECODING, decode_page
 from dbnet import load_checkpoint, network_of, save_checkpoint
 from drawing import draw_page, embedded_picture, picture_file, write_picture
 from engine import amp_dtype, choose_device, export_onnx, print_rapidocr
 from files import (
     DataError,
-    Parser,
     UsageError,
     check_writable,
     exit_code,
@@ -47,7 +47,7 @@ from files import (
     replace_file,
     write_json,
 )
-from hparams import Hparams, add_flags, checked, given_flags, read_hparams
+from hparams import Hparams, checked, read_hparams
 from interval import SEEN, bootstrap_groups, make_score, paired_difference
 from labels import PICTURES, SPLITS, Page, load_labels, lookalike, pages_to_json, read_competition
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune

@@ -1,9 +1,8 @@
 """What does a file promise? One exception and the exit codes, bounded reading, writing whole or not
-at all, locks, and a command line whose errors are one line. Exit codes of every command: 0 fine;
-1 wrong data, or something could not be written; 2 a wrong command; 3 out of memory; 4 not finite;
-5 a gate did not open; 130, 143 stopped; 137 killed."""
+at all, and locks. Exit codes of every command: 0 fine; 1 wrong data, or something could not be
+written; 2 a wrong command; 3 out of memory; 4 not finite; 5 a gate did not open; 130, 143 stopped;
+137 killed."""
 
-import argparse
 import contextlib
 import errno
 import fcntl
@@ -14,7 +13,6 @@ import secrets
 import sys
 import tempfile
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from statistics import mode
 
@@ -25,7 +23,6 @@ MEMORY = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an en
 KEPT = "what was written before is whole"
 STDOUT = "-", "/dev/stdout"  # paths whose content is printed
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # they break a line of text
-HYDRA = r"[+~]*(?:\w+[.])*(\w+=\S+)"  # a value as Hydra takes it: a.b=c, +b=c
 
 # ---------------------------------------------------------------- errors
 
@@ -266,46 +263,3 @@ def lock_folder(folder, name, what):
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
     return held
-
-
-# ---------------------------------------------------------------- command line
-
-
-def plain_flag(word):
-    """--a_b, --x.a-b and --no-a-b as --a-b, --a-b and --a-b=none; other words as they are."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word[2:].partition("=")
-    name = name.rpartition(".")[2].replace("_", "-")
-    if name.startswith("no-") and not equals:
-        return f"--{name[3:]}=none"
-    return f"--{name}{equals}{value}"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that takes flags as `plain_flag` does; an error is one line with the closest one."""
-
-    def __init__(self, **options):
-        layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100)
-        super().__init__(formatter_class=layout, allow_abbrev=False, **options)
-
-    def parse_known_args(self, args=None, namespace=None):
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args(map(plain_flag, words), namespace)
-
-    def _check_value(self, action, value):
-        super()._check_value(action, value)
-        hydra = re.fullmatch(HYDRA, str(value))
-        if hydra and not action.option_strings and not os.path.exists(value):
-            self.error(f"{value}: no such file; for a flag write --{hydra[1]}")
-
-    def error(self, message):
-        hydra = re.search(f"arguments: (?:-m )?{HYDRA}", message)
-        wrong = re.search("(?:arguments|choice): '?([^ '=]+)", message)
-        choices = re.findall(r"[\w-]+", message.partition("choose from")[2])
-        hint = ""
-        if hydra:
-            hint = f"; use --{hydra[1]}"
-        elif wrong:
-            hint = nearest(wrong[1], choices or self._option_string_actions)
-        self.exit(2, f"error: {message}{hint} (see --help)\n")

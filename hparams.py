@@ -1,11 +1,11 @@
-"""Which values, within which bounds? The one table of hyperparameters, read from files, flags."""
+"""Which values, within which bounds? The one table of hyperparameters, read from files."""
 
 import argparse
 import contextlib
 import dataclasses
 
 from db_postprocess import MODES, SHRINK_RATIO
-from files import CONTROL, DataError, Parser, UsageError, nearest, read_json, shown, unique_dict
+from files import CONTROL, DataError, UsageError, nearest, read_json, shown, unique_dict
 
 HIDE = argparse.SUPPRESS
 AMP = "auto", "bf16", "fp16", "off"
@@ -102,26 +102,8 @@ KINDS = {
     bool: "true or false",
     str: "a line of text",
 }
-BOOLEANS = {
-    "true": True,
-    "1": True,
-    "yes": True,
-    "false": False,
-    "0": False,
-    "no": False,
-    "none": False,  # which --no-ema stands for
-}
 
 # ---------------------------------------------------------------- checks
-
-
-def parse_value(kind, text):
-    """The value that a flag's text stands for, or the text, which `checked` refuses."""
-    if kind is bool:
-        return BOOLEANS.get(text.lower(), text)
-    with contextlib.suppress(ValueError):
-        return kind(text)
-    return text
 
 
 def checked(key, raw, where):
@@ -196,60 +178,3 @@ def saved_hparams(values, where):
     """Hparams of a checkpoint or run folder; a key that it lacks has its default. Raises
     UsageError."""
     return Hparams(**{key: checked(key, raw, where) for key, raw in values.items()})
-
-
-# ---------------------------------------------------------------- flags
-
-
-def add_flags(parser, keys=FIELDS, title=None):
-    """A flag for each key, with its help, in the groups of the table and with its default; or under
-    one title, where what is not given comes from elsewhere."""
-    group = parser.add_argument_group(title)
-    for key in keys:
-        field = FIELDS[key]
-        if field.metadata["group"] and not title:
-            group = parser.add_argument_group(field.metadata["group"])
-        # --ema alone is --ema=true
-        options = {"nargs": "?", "const": "true"} if field.type is bool else {}
-        group.add_argument(
-            f"--{key.replace('_', '-')}",
-            metavar=key.upper() if title else str(field.default) or "''",
-            help=field.metadata["text"],
-            **options,
-        )
-
-
-def given_flags(args, keys=FIELDS):
-    """{key: value} of the flags that parsed args hold. Raises UsageError."""
-    values = {}
-    for key in keys:
-        text = getattr(args, key, None)
-        if text is not None:
-            values[key] = checked(key, parse_value(FIELDS[key].type, text), f"--{key}")
-    return values
-
-
-def trainer_parser(doc=None):
-    """train.py's command line; here, so that a sweep knows its flags without torch."""
-    parser = Parser(description=doc, usage="python train.py [--hparams FILE] [--key value ...]")
-    add = parser.add_argument
-    mirrors = "wandb", "tensorboard"
-    add("--hparams", metavar="FILE", help="values to start from, JSON or YAML")
-    add("--resume", action="store_true", help="go on with a run: --name NAME, or its folder")
-    add("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
-    add("--baseline", metavar="RUN", help="run folder to print the difference to, by epoch")
-    add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
-    add("--log", action="append", choices=mirrors, default=[], help="mirror of log.csv; repeatable")
-    add("--artifact", action="store_true", help="best.pt as an artifact of --log wandb")
-    add("--print-hparams", action="store_true", help="print the resolved JSON and stop")
-    add_flags(parser)
-    return parser
-
-
-def resolve_hparams(args, saved=()):
-    """Hparams of default < saved ones < --hparams < flags. Raises DataError, UsageError."""
-    values = dict(saved)
-    if args.hparams:
-        values |= read_hparams(args.hparams)
-    values |= given_flags(args)
-    return validate(Hparams(**values), args.hparams or "flags")

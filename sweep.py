@@ -48,7 +48,6 @@ from bayes import Posterior, fit_gp, suggest
 from files import (
     KEPT,
     DataError,
-    Parser,
     UsageError,
     exit_code,
     lock,
@@ -475,7 +474,7 @@ def essence(sweep):
 def trainer_args(words, ours=()):
     """Flags for train.py -> its parsed arguments. Raises UsageError, also for a flag that sets one
     of `ours`, the keys that the sweep sets."""
-    from hparams import trainer_parser
+    from command import trainer_parser
 
     parser = trainer_parser()
     args, unknown = parser.parse_known_args(words)
@@ -492,7 +491,7 @@ def trainer_args(words, ours=()):
 
 def resolve(words):
     """train.py's flags -> Hparams. Raises DataError, UsageError."""
-    from hparams import resolve_hparams
+    from command import resolve_hparams
 
     return resolve_hparams(trainer_args(words))
 
@@ -882,6 +881,8 @@ MODES = {
 
 
 def make_parser():
+    from command import Parser
+
     parser = Parser(usage="sweep.py [SWEEP] [flags]", description=__doc__)
     add_arguments(parser)
     return parser

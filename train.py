@@ -39,6 +39,7 @@ import torch.distributed as dist
 import data
 import evaluate
 from cleval import mean_scores, page_row
+from command import given_flags, resolve_hparams, trainer_parser
 from dbnet import (
     DBNet,
     db_loss,
@@ -63,7 +64,7 @@ from engine import (
     total,
 )
 from files import DataError, UsageError, exit_code, lock, replace_file, write_json
-from hparams import FIELDS, given_flags, read_hparams, resolve_hparams, trainer_parser
+from hparams import FIELDS, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference, read_score
 from pictures import picture_digest, read_image
 from report import progress

@@ -20,7 +20,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from files import DataError, Parser, exit_code, replace_file
+from command import Parser
+from files import DataError, exit_code, replace_file
 from synth import synthetic_page
 
 WIDTH = 800  # px

@@ -14,6 +14,7 @@ import evaluate
 import hparams
 import sweep
 import train
+from command import resolve_hparams
 
 DOCUMENTS = sorted(path for pattern in ("*.md", "weights/*.md") for path in ROOT.glob(pattern))
 README_LINES = 130
@@ -69,7 +70,7 @@ def check_train(words, processes=1):
     if args.fold == "all":
         args.fold = None
     if not args.resume:
-        hp = hparams.resolve_hparams(args)
+        hp = resolve_hparams(args)
         assert hp.batch >= processes, f"{processes} processes need a page each"
         if processes == 1:
             train.check_trainer_flags(args, hp)

@@ -1,5 +1,5 @@
-"""files.py and hparams.py: JSON and YAML values against each other, names and words of a command
-line."""
+"""files.py and hparams.py: JSON and YAML values against each other, errors, reading, writing whole
+or not at all, locks."""
 
 import itertools
 import json
@@ -130,44 +130,6 @@ def test_a_huge_number_is_no_percentage():
         hparams.checked("size", 10**400, "x")
     with pytest.raises(files.UsageError, match="is not within 32 to 8192$"):
         hparams.checked("size", 9000, "x")
-
-
-@pytest.mark.parametrize(
-    "words, key, value",
-    [
-        (["--models.optimizer.lr=1e-3"], "lr", 1e-3),
-        (["--models.optimizer.weight_decay", "0.5"], "weight_decay", 0.5),
-        (["--a.ema"], "ema", True),
-        (["--no-ema"], "ema", False),
-        (["--model.no_ema"], "ema", False),
-        (["--ema=False"], "ema", False),
-        (["--no-pretrained"], "pretrained", "none"),
-        (["--init=a.b=c_d"], "init", "a.b=c_d"),
-    ],
-)
-def test_flags_by_any_of_their_names(words, key, value):
-    args = hparams.trainer_parser().parse_args(words)
-    assert hparams.given_flags(args) == {key: value}
-
-
-@pytest.mark.parametrize(
-    "words, answer",
-    [
-        (
-            "models.optimizer.lr=1e-3",
-            "unrecognized arguments: models.optimizer.lr=1e-3; use --lr=1e-3",
-        ),
-        ("+weight_decay=1e-3", "use --weight_decay=1e-3"),
-        ("++a.lr=1e-3", "use --lr=1e-3"),
-        ("-m lr=1e-3", "use --lr=1e-3"),
-        ("--lr=1 T_max=7", "use --T_max=7"),
-        ("--models.T_Max=7", "did you mean --T-max?"),
-    ],
-)
-def test_hydras_arguments_are_answered_with_the_flag(words, answer, capsys):
-    with pytest.raises(SystemExit) as ended:
-        hparams.trainer_parser().parse_args(words.split())
-    assert ended.value.code == 2 and answer in error_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -424,20 +386,3 @@ def test_one_process_holds_a_folder(tmp_path):
     assert (tmp_path / ".4f.tmp").exists()
     held.close()
     files.lock_folder(tmp_path, "lock", "").close()
-
-
-# ---------------------------------------------------------------- command line
-
-
-def test_a_value_without_dashes_is_no_file(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    parser = files.Parser()
-    parser.add_argument("sources", nargs="+")
-    parser.add_argument("--name")
-    for word, flag in (("lr=1e-3", "lr=1e-3"), ("++model.size=640", "size=640")):
-        with pytest.raises(SystemExit, match="2"):
-            parser.parse_args(["a.pt", word])
-        line = error_line(capsys.readouterr().err)
-        assert line.startswith(f"error: {word}: no such file; for a flag write --{flag}")
-    Path("lr=1").write_text("")
-    assert parser.parse_args(["lr=1", "runs/lr=2/a.pt", "--name", "lr=3"]).name == "lr=3"

@@ -14,21 +14,23 @@ FLOORS = (
     ("overlap",),
     ("files", "db_postprocess", "cleval", "interval", "synth", "report"),
     ("hparams", "labels", "pictures", "targets", "habits", "augment", "drawing", "tune", "space"),
+    ("command",),
     ("data", "dbnet", "engine", "findings"),
     ("evaluate", "bayes"),
     ("train", "ensemble", "sweep"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+NO_TORCH = [room for rooms in FLOORS[:4] for room in rooms]
 COMMANDS = {"train", "ensemble", "evaluate", "sweep", "data"}
 IMPORTABLE = {"data", "evaluate"}  # commands that also serve the floors above them
 
 # tokens of code that a room may have; comments, docstrings and blank lines are free
-BUDGETS = {"files": 1500, "db_postprocess": 2400, "cleval": 3900, "interval": 1800}
-BUDGETS |= {"synth": 5300, "report": 3700, "hparams": 1900, "labels": 4500, "augment": 3600}
+BUDGETS = {"files": 1400, "db_postprocess": 2400, "cleval": 3900, "interval": 1800}
+BUDGETS |= {"synth": 5300, "report": 3700, "hparams": 1550, "labels": 4500, "augment": 3600}
 BUDGETS |= {"tune": 2500, "space": 3400, "data": 6200, "dbnet": 3200, "engine": 2000}
 BUDGETS |= {"evaluate": 8000, "findings": 4500, "sweep": 9000, "train": 8800, "ensemble": 5600}
 BUDGETS |= {"pictures": 1100, "targets": 1150, "habits": 850, "bayes": 3600, "drawing": 1000}
-BUDGETS |= {"overlap": 1150}
+BUDGETS |= {"overlap": 1150, "command": 800}
 TOKENS_A_LINE = 11.5  # of code, on average: a budget is met by deleting, not by packing
 FREE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER"}
 
@@ -81,7 +83,7 @@ def test_imports_point_down(room):
     assert ours & COMMANDS <= IMPORTABLE
 
 
-@pytest.mark.parametrize("room", [*FLOORS[0], *FLOORS[1], *FLOORS[2], "findings", "bayes", "sweep"])
+@pytest.mark.parametrize("room", [*NO_TORCH, "findings", "bayes", "sweep"])
 def test_the_lower_floors_and_the_sweep_load_no_torch(room):
     code = f"import json, sys, {room}; print(json.dumps([*sys.modules]))"
     command = [sys.executable, "-c", code]

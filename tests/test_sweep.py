@@ -25,6 +25,7 @@ import findings
 import report
 import space
 import sweep
+from command import trainer_parser
 
 PUBLISHED = ROOT / "hparams/history_v5inrfwe.json"
 PACKAGE = ROOT / "tests/data/sweeps"  # what W&B's sweeps 0.3.0 decides
@@ -1277,11 +1278,7 @@ def test_a_yaml_sweep_that_cannot_run_is_refused_with_the_reason(text, words, cl
 
 
 def test_no_option_of_the_sweep_hides_one_of_train_py():
-    import hparams
-
-    both = (
-        p._option_string_actions.keys() for p in (sweep.make_parser(), hparams.trainer_parser())
-    )
+    both = (p._option_string_actions.keys() for p in (sweep.make_parser(), trainer_parser()))
     assert set.intersection(*map(set, both)) == {"-h", "--help", "--name"}  # a trial's is given
 
 

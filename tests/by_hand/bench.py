@@ -58,11 +58,11 @@ import sweep
 import synth
 import train
 from cleval import cleval
+from command import Parser
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet, db_loss, load_network
 from engine import amp_dtype
 from evaluate import Network, predict
-from files import Parser
 from hparams import Hparams
 from tune import score_page
 

@@ -30,7 +30,7 @@ from conftest import NETWORK, ROOT
 
 import data
 import pictures
-from files import Parser
+from command import Parser
 
 FULL = {"pages": {"train": 3272, "val": 404, "test": 413}, "words": 382_462, "kinds": 48}
 FULL |= {"side": 640, "size": 160, "part": (32, 12, 5), "folds": 5}

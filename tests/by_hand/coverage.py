@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cleval import mean_scores
-from files import Parser
+from command import Parser
 from interval import bootstrap
 
 LOSS = 0.012  # of a page, on average

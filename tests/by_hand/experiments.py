@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import ROOT, read_log
 
 from cleval import mean_scores
+from command import Parser
 from dbnet import load_checkpoint
 from ensemble import EXIT_NOT_BETTER
-from files import Parser
 from interval import bootstrap_groups, paired_difference
 from labels import load_labels
 

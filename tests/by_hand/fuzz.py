@@ -38,6 +38,7 @@ import hparams
 import labels
 import space
 import sweep
+from command import Parser
 from pictures import read_image
 
 HELD = tempfile.TemporaryDirectory(prefix="fuzz-")  # goes when the process ends
@@ -356,7 +357,7 @@ def fuzz(target, seconds, seed=0, phases=(Phase.generate, Phase.shrink)):
 
 
 def main():
-    parser = files.Parser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], default=[])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)

@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import ROOT, write_labels, write_picture
 
-from files import Parser
+from command import Parser
 
 QUAD = [[10, 10], [60, 10], [60, 30], [10, 30]]
 DEEP = 100_000

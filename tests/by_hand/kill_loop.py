@@ -44,8 +44,8 @@ from conftest import (
 )
 
 import train
+from command import Parser
 from dbnet import load_checkpoint
-from files import Parser
 
 TINY = [*NETWORK, "--data=pages", "--size=64", "--batch=2"]
 EPOCHS = 16

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import labels
 import pictures
+from command import Parser
 from evaluate import write_predictions
-from files import Parser
 
 DETECTION_ONLY = {"use_det": True, "use_cls": False, "use_rec": False}
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import bayes
 import findings
 import sweep
-from files import Parser
+from command import Parser
 
 EPOCHS = 22
 COSINE = (1 + np.cos(math.pi * np.arange(1, EPOCHS + 1) / EPOCHS)) / 2
