@@ -271,7 +271,7 @@ def combine(ensemble, page, subset, maps, alone):
     if ensemble.method == "voting":
         voters = [found if k in subset else None for k, found in enumerate(alone)]
         return vote(voters, ensemble.weights, ensemble.votes)
-    shape = max(evaluate.map_shape(page.size, m.network.hp) for m in ensemble.members)
+    shape = max(evaluate.map_shape(page, m.network.hp) for m in ensemble.members)
     weights = [ensemble.weights[k] for k in subset]
     mean = evaluate.mean_map([maps[k] for k in subset], weights, shape)
     return decode_page(mean, page.size, ensemble.hp)

@@ -13,6 +13,7 @@ In Python: polygons, scores = Detector("weights/receipts-lite2.pt")("a.jpg")"""
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -53,6 +54,10 @@ from labels import PICTURES, SPLITS, Page, load_labels, lookalike, pages_to_json
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
 # a checkpoint's values that flags may replace
+FIRST_LOOK = 512  # px by area, of --size auto
+TEXT_HEIGHT = 20  # px of the median line, for weights that do not say theirs
+LOOK_SIDES = (320, 1600)  # px, least and most, root of the area that is read
+LOOK_ENLARGED = 2  # at most, map px a page px
 OVERRIDES = ("size", "fit", *(key for key in DECODING if key != "shrink_ratio"), "amp")
 
 # ---------------------------------------------------------------- sources
@@ -168,7 +173,9 @@ class Network(NamedTuple):
 
     def hp_by_size(self):
         """Its Hparams at each of the page sizes."""
-        return [replace(self.hp, size=size) for size in self.sizes or (self.hp.size,)]
+        if not self.sizes:
+            return [self.hp]
+        return [replace(self.hp, size=size, look=False) for size in self.sizes]
 
 
 def flipped(model):
@@ -179,6 +186,13 @@ def flipped(model):
         return torch.logit((page + mirrored.flip(3)) / 2, eps=1e-6)
 
     return logits
+
+
+class Look(NamedTuple):
+    """What a first look tells of a page: where its text lies and how high it is."""
+
+    box: tuple  # left, top, right, bottom, page px
+    line: float  # height of the median line, page px
 
 
 class Sheet(NamedTuple):
@@ -208,9 +222,21 @@ class Tile(NamedTuple):
     picture: np.ndarray  # uint8 [h, w, 3]
 
 
-def map_shape(page_size, hp):
-    """(rows, columns) of the map of a page (width, height)."""
-    return pictures.scaled(page_size, pictures.fit_factor(page_size, hp))[::-1]
+def page_factor(page, hp):
+    """By what a page is scaled for a network: to hp.size or, after a first look, so that its median
+    line gets the height that lines had in training, within LOOK_SIDES of what is read."""
+    if not (hp.look and page.look):
+        return pictures.fit_factor(page.size, hp)
+    left, top, right, bottom = page.look.box
+    side = ((right - left) * (bottom - top)) ** 0.5
+    factor = (hp.text_height or TEXT_HEIGHT) / page.look.line
+    low, high = LOOK_SIDES
+    return min(max(factor, low / side), high / side, LOOK_ENLARGED)
+
+
+def map_shape(page, hp):
+    """(rows, columns) of the map of a page."""
+    return pictures.scaled(page.size, page_factor(page, hp))[::-1]
 
 
 def predict_each(networks, pages, device, job, failed=None):
@@ -221,6 +247,10 @@ def predict_each(networks, pages, device, job, failed=None):
     alone. Jobs run in threads beside the networks. At most some 200 pages are under way at a time.
     Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
     assert not all(network.tile for network in networks)  # small pages would have no map
+    looking = [network for network in networks if network.hp.look]
+    if looking:
+        take_looks(looking[0], pages, device, failed)
+
     threads = min(8, cv2.getNumberOfCPUs())
     batch_size = 8 if device.type == "cuda" else 1
     pages_ahead = 4 if any(network.tile for network in networks) else 32
@@ -260,6 +290,29 @@ def predict_each(networks, pages, device, job, failed=None):
             yield index, results[index].result()
 
 
+def take_looks(network, pages, device, failed):
+    """Look at pages once, at FIRST_LOOK px by area: sets page.look where there is text."""
+    quick = replace(network.hp, size=FIRST_LOOK, fit="area", look=False)
+
+    def job(page, found):
+        page.look = look_at(page, found[0])
+
+    for _ in predict(Network(network.model, quick), pages, device, job, failed):
+        pass
+
+
+def look_at(page, polygons):
+    """The Look of a page at polygons [P, 2] found on it; None without any."""
+    if not polygons:
+        return None
+    line = float(np.median(data.word_heights(Page("", None, polygons))))
+    points = np.concatenate(polygons)
+    margin = 3 * line + 0.03 * max(page.size)  # a first look misses faint lines at the ends
+    low = (points.min(0) - margin).clip(0, page.size)
+    high = (points.max(0) + margin).clip(0, page.size)
+    return Look((*low.tolist(), *high.tolist()), max(line, 1.0))
+
+
 def run_ahead(started, count):
     """The items of an iterator, which starts something with each, `count` of them later."""
     waiting = deque()
@@ -281,7 +334,8 @@ def load_page(index, page, networks, failed):
         if isinstance(page.path, np.ndarray):  # a Detector's picture
             image, page.size = page.path, page.path.shape[1::-1]
         else:
-            image = data.open_page(page, [hp for _, hp in views], smallest_tile)
+            hps = [reading_hp(page, hp) for _, hp in views]
+            image = data.open_page(page, hps, smallest_tile)
         for k, hp in views:
             tiles += cut_page(image, page, hp, k, networks[k].tile, under_way)
     except DataError as error:
@@ -293,11 +347,19 @@ def load_page(index, page, networks, failed):
     return tiles
 
 
+def reading_hp(page, hp):
+    """Hparams whose size is as large as a page is read."""
+    if not (hp.look and page.look):
+        return hp
+    longer = math.ceil(page_factor(page, hp) * max(page.size))
+    return replace(hp, fit="longer", size=longer)
+
+
 def cut_page(image, page, hp, network, tile, under_way):
-    """The Tiles of one Sheet of a page: the whole of it at `fit_factor` or, with `tile` > 0,
-    enlarged to hp.size map pixels for `tile` page pixels, in windows of hp.size that overlap by a
-    quarter; none where that is not larger."""
-    factor = pictures.fit_factor(page.size, hp)
+    """The Tiles of one Sheet of a page: the whole of it at `page_factor`, or what a Look found of it,
+    or, with `tile` > 0, enlarged to hp.size map pixels for `tile` page pixels, in windows of hp.size
+    that overlap by a quarter; none where that is not larger."""
+    factor = page_factor(page, hp)
     window = None
     if tile:
         if hp.size / tile <= factor:
@@ -310,12 +372,24 @@ def cut_page(image, page, hp, network, tile, under_way):
         raise DataError(page.path, problem, "use a larger --tile or a smaller --size")
     image = data.resize_page(image, width, height)
 
-    sheet = Sheet(network, np.empty(image.shape[:2], np.uint8), (height, width))
+    sheet = Sheet(network, np.zeros(image.shape[:2], np.uint8), (height, width))
     under_way.sheets.append(sheet)
+    if hp.look and page.look and not tile:
+        return [cut_look(image, page.look, factor, sheet, under_way)]
     rows, columns = (window_starts(length, window or length) for length in image.shape[:2])
     corners = [(y, x) for y in rows for x in columns]
     parts = [image[y:, x:][:window, :window] for y, x in corners]
     return [Tile(under_way, sheet, y, x, part) for (y, x), part in zip(corners, parts)]
+
+
+def cut_look(image, look, factor, sheet, under_way):
+    """The Tile of what a Look found, its sides multiples of 32; the map is 0 elsewhere."""
+    edges = factor * np.array(look.box) / 32
+    left, top = np.floor(edges[:2]).astype(int) * 32
+    right, bottom = np.ceil(edges[2:]).astype(int) * 32
+    part = image[top:bottom, left:right]
+    place = sheet._replace(prob=sheet.prob[top:, left:])
+    return Tile(under_way, place, 0, 0, part)
 
 
 def window_starts(length, window):
@@ -373,7 +447,7 @@ def run_job(job, networks, page, sheets):
     for k, network in enumerate(networks):
         views = [s.prob[: s.shape[0], : s.shape[1]] for s in sheets if s.network == k]
         if network.sizes:
-            views = [mean_map(views, [1] * len(views), map_shape(page.size, network.hp))]
+            views = [mean_map(views, [1] * len(views), map_shape(page, network.hp))]
         maps += views
     return job(page, maps)
 
@@ -431,6 +505,7 @@ class Detector:
         for key in values:
             if key not in OVERRIDES:
                 raise UsageError("Detector", f"{key} is not one of {', '.join(OVERRIDES)}")
+        values = choose_look(values)
         values = {key: checked(key, value, "Detector") for key, value in values.items()}
         source = load_source(str(weights))
         if source.regions is not None:
@@ -479,7 +554,9 @@ def maps_path(source, pages, hp, device):
     """Where the maps of a checkpoint on pages are kept: in maps/ beside it, under a name made of
     the digests of all that the maps depend on, so that no other maps are ever taken for them."""
     path = Path(source.path)
-    made_of = [pictures.picture_digest(path), hp.size, hp.fit, str(amp_dtype(hp.amp, device)), 2]
+    look = hp.look and (hp.text_height or TEXT_HEIGHT)
+    kind = str(amp_dtype(hp.amp, device))
+    made_of = [pictures.picture_digest(path), hp.size, hp.fit, look, kind, 3]
     made_of += [(page.name, page_digest(page)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     return path.parent / "maps" / f"{path.stem}-{key}.npz"
@@ -631,7 +708,10 @@ def page_details(page, polygons):
 
 
 def decoding_line(hp):
-    return ", ".join(f"{key} {getattr(hp, key)}" for key in ("size", "fit", *DECODING))
+    values = {key: getattr(hp, key) for key in ("size", "fit", *DECODING)}
+    if hp.look:
+        values["size"] = "auto"
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def binned(x, y, unit):
@@ -988,8 +1068,20 @@ def check_scoring_flags(args):
 def read_overrides(args):
     """{key: value} of --hparams < flags that replace a checkpoint's. Raises DataError."""
     values = read_hparams(args.hparams) if args.hparams else {}
-    values = {key: values[key] for key in (*OVERRIDES, "tuned") if key in values}
-    return values | given_flags(args, OVERRIDES)
+    values = {key: values[key] for key in (*OVERRIDES, "look", "tuned") if key in values}
+    if args.size == "auto":
+        args.size = None
+        return choose_look(values | given_flags(args, OVERRIDES) | {"size": "auto"})
+    return choose_look(values | given_flags(args, OVERRIDES))
+
+
+def choose_look(values):
+    """Values of OVERRIDES, where size is a number or "auto", with the look that it stands for."""
+    if values.get("size") == "auto":
+        return {key: value for key, value in values.items() if key != "size"} | {"look": True}
+    if "size" in values and "look" not in values:
+        return values | {"look": False}
+    return values
 
 
 def check_outputs(outputs, inputs, pages, derived=()):
