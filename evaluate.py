@@ -33,6 +33,7 @@ import cleval
 import data
 import pictures
 import report
+from augment import STRESS, stress
 from command import Parser, add_flags, given_flags
 from db_postprocess import DECODING, decode_page
 from dbnet import load_checkpoint, network_of, save_checkpoint
@@ -49,7 +50,7 @@ from files import (
     write_json,
 )
 from hparams import Hparams, checked, read_hparams
-from interval import SEEN, bootstrap_groups, make_score, paired_difference
+from interval import SEEN, Difference, bootstrap_groups, make_score, paired_difference
 from labels import PICTURES, SPLITS, Page, load_labels, lookalike, pages_to_json, read_competition
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
@@ -961,6 +962,98 @@ def print_problems(problems):
     return 1 if problems else 0
 
 
+# ---------------------------------------------------------------- stress
+
+
+class Stressed(NamedTuple):
+    """Scores of one kind and level of augment.STRESS."""
+
+    kind: str
+    level: float
+    scores: list  # interval.Score of each Source
+    difference: Difference | None  # of the first less the second
+
+
+def stressed_page(page, kind, level):
+    """A labelled page as augment.STRESS changes it, its picture in place of its path."""
+    image = data.read_image(page.path)
+    image, polygons, cut = stress(image, page.polygons, kind, level)
+    ignore = [skip or gone for skip, gone in zip(page.ignore, cut.tolist())]
+    return replace(page, path=image, polygons=polygons, ignore=ignore, look=None)
+
+
+def run_stress(args, sources, pages):
+    """evaluate.py --stress: H-means of one or two Sources on pages changed by each kind and level of
+    augment.STRESS. Returns the exit code."""
+    networks = [source.network(args.device) for source in sources]
+    groups = bootstrap_groups(pages)
+    results = []
+    for kind, levels in STRESS.items():
+        for level in levels:
+            rows = stress_rows(networks, pages, kind, level, args.device)
+            scores = [make_score(own, cleval.mean_scores, groups) for own in rows]
+            difference = None
+            if len(rows) == 2:
+                difference = paired_difference(*rows, cleval.mean_scores, groups)
+            results.append(Stressed(kind, level, scores, difference))
+            if not args.json:
+                print_stressed(results[-1])
+
+    if args.json:
+        print(json.dumps([stressed_json(result) for result in results]))
+    if args.html:
+        names = [source.path for source in sources]
+        replace_file(args.html, report.page("Stress", stress_blocks(names, results)))
+
+
+def stress_rows(networks, pages, kind, level, device):
+    """Rows of the page metric [n, 4] by each network, of pages changed alike."""
+
+    def job(page, found):
+        return cleval.page_row("page", page, found[0])
+
+    rows = [[] for _ in networks]
+    for start in range(0, len(pages), 50):  # their pictures are in memory
+        changed = [stressed_page(page, kind, level) for page in pages[start : start + 50]]
+        for network, own in zip(networks, rows):
+            own += [row for _, row in predict(network, changed, device, job)]
+    return [np.array(own) for own in rows]
+
+
+def print_stressed(result):
+    line = f"{result.kind} {result.level:g}: {result.scores[0]}"
+    if result.difference:
+        line += f"; {result.difference} to {result.scores[1].hmean:.4f}"
+    print(line, flush=True)
+
+
+def stressed_json(result):
+    entry = {"kind": result.kind, "level": result.level}
+    entry["scores"] = [score.to_json() for score in result.scores]
+    if result.difference:
+        entry["difference"] = result.difference.to_json()
+    return entry
+
+
+def stress_blocks(names, results):
+    """Blocks of report.page: a curve a kind, its interval as a band."""
+    yield "#", "Stress: H-mean of changed pages"
+    yield "p", "Blue, with its 95 % interval: " + "; grey: ".join(names)
+    for kind in STRESS:
+        points = [result for result in results if result.kind == kind]
+        lowest = min(score.interval[0] for point in points for score in point.scores)
+        plot = report.Plot((0, len(points) - 1), (min(0.9, lowest), 1), 560, 200)
+        plot.axes([(k, f"{point.level:g}") for k, point in enumerate(points)], kind)
+
+        lows = [(k, point.scores[0].interval[0]) for k, point in enumerate(points)]
+        highs = [(k, point.scores[0].interval[1]) for k, point in enumerate(points)]
+        plot.line(lows + highs[::-1], "band")
+        for number in reversed(range(len(names))):
+            curve = [(k, point.scores[number].hmean) for k, point in enumerate(points)]
+            plot.line(curve, "best" if number == 0 else "other")
+        yield "figure", kind, plot.svg(f"H-mean, {kind}", "narrow")
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -977,6 +1070,7 @@ def parse_args(argv):
     add("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
     add("--images", metavar="PATH", help="pictures without labels: one, or a folder and below")
     add("--tile", type=int, metavar="PX", help="cut larger pages into tiles")
+    add("--stress", action="store_true", help="score them turned, scaled, blurred, dark, noisy")
     add("--rank", action="store_true", help="pages without labels, the ones to label next first")
     add = parser.add_argument_group("files to write").add_argument
     add("--out", metavar="JSON", help="predictions with confidences")
@@ -1052,6 +1146,8 @@ def check_scoring_flags(args):
     rules = [
         ("metric write", args.tune, "only with --tune"),
         ("compare images tile rank out html pictures", scoring, "not with --tune or --export"),
+        ("out pictures tile images", not args.stress, "not with --stress"),
+        ("stress", scoring and networks, "only with a checkpoint to score"),
         ("export hparams", not args.tune, "not with --tune"),
         ("data split image_dir json", not args.export, "not with --export"),
         (f"images export tune tile {values}", networks, "only with a checkpoint"),
@@ -1110,7 +1206,7 @@ def run(args):
     pages = picture_pages(args.images) if args.images else labelled_pages(args, source, other)
     labelled = any(page.polygons for page in pages)
     rules = [
-        ("compare html json", labelled, "the pages have no labels"),
+        ("compare html json stress", labelled, "the pages have no labels"),
         ("rank", not labelled, "the pages have labels"),
     ]
     refuse_idle(args, rules)
@@ -1118,6 +1214,8 @@ def run(args):
     if args.pictures:
         drawn = [picture_file(page, args.pictures) for page in pages]
         guard(drawn, [page.path for page in pages])
+    if args.stress:
+        return run_stress(args, [source, other] if other else [source], pages)
     if labelled:
         return score_labelled(args, source, other, pages)
     return find_words(args, source, pages)

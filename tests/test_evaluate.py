@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
