@@ -976,7 +976,7 @@ class Stressed(NamedTuple):
 
 def stressed_page(page, kind, level):
     """A labelled page as augment.STRESS changes it, its picture in place of its path."""
-    image = data.read_image(page.path)
+    image = pictures.read_image(page.path)
     image, polygons, cut = stress(image, page.polygons, kind, level)
     ignore = [skip or gone for skip, gone in zip(page.ignore, cut.tolist())]
     return replace(page, path=image, polygons=polygons, ignore=ignore, look=None)
