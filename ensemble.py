@@ -29,6 +29,7 @@ import data
 import evaluate
 import labels
 import pictures
+import predict
 from command import Parser, add_flags
 from db_postprocess import DECODING, decode_page, first_that_fit, signed_area
 from engine import choose_device
@@ -137,7 +138,7 @@ class Member(NamedTuple):
     """Who votes: a checkpoint with its network, or a predictions file."""
 
     source: evaluate.Source
-    network: evaluate.Network | None
+    network: predict.Network | None
     name: str
     digest: str = ""  # of the weights, or of the file
 
@@ -168,7 +169,7 @@ def load_member(path, overrides, scales, flip, device):
     source.override(overrides)
     network = source.network(device, sizes=scales)
     if flip:
-        network = network._replace(model=evaluate.flipped(network.model))
+        network = network._replace(model=predict.flipped(network.model))
 
     # in half precision, which --export may have left of them
     weights = (source.state.get("ema") or source.state["model"]).values()
@@ -243,7 +244,7 @@ def common_decoding(members):
 
 def predict_all(ensemble, pages, subsets):
     """What each of K members and each of the subsets (lists of member indices) find on pages: two
-    lists of lists of (polygons, scores) a page, as evaluate.predict; sets page.size."""
+    lists of lists of (polygons, scores) a page, as predict.predict; sets page.size."""
     members = ensemble.members
     networks = {k: member.network for k, member in enumerate(members) if member.network}
 
@@ -256,7 +257,7 @@ def predict_all(ensemble, pages, subsets):
         return [*alone, *together]
 
     if networks:
-        stream = evaluate.predict_each([*networks.values()], pages, ensemble.device, job)
+        stream = predict.predict_each([*networks.values()], pages, ensemble.device, job)
         by_page = [result for _, result in stream]
     else:
         data.inspect_pages(pages)  # for their sizes
@@ -271,9 +272,9 @@ def combine(ensemble, page, subset, maps, alone):
     if ensemble.method == "voting":
         voters = [found if k in subset else None for k, found in enumerate(alone)]
         return vote(voters, ensemble.weights, ensemble.votes)
-    shape = max(evaluate.map_shape(page, m.network.hp) for m in ensemble.members)
+    shape = max(predict.map_shape(page, m.network.hp) for m in ensemble.members)
     weights = [ensemble.weights[k] for k in subset]
-    mean = evaluate.mean_map([maps[k] for k in subset], weights, shape)
+    mean = predict.mean_map([maps[k] for k in subset], weights, shape)
     return decode_page(mean, page.size, ensemble.hp)
 
 

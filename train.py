@@ -38,6 +38,7 @@ import torch.distributed as dist
 
 import data
 import evaluate
+import predict
 from cleval import mean_scores, page_row
 from command import given_flags, resolve_hparams, trainer_parser
 from dbnet import (
@@ -720,9 +721,9 @@ def score_pages(trainer, val, seen=None):
     """Rows of the page metric [N, 4] of val, and their Score; each process predicts its share."""
     rank, size = place()
     rows = torch.zeros(len(val), 4, dtype=torch.float64)
-    network = evaluate.Network(trainer.averaged_model(), trainer.hp)
+    network = predict.Network(trainer.averaged_model(), trainer.hp)
     pages, judge = val[rank::size], lambda page, found: page_row("page", page, found[0])
-    judged = evaluate.predict(network, pages, trainer.device, judge)  # it judges beside the network
+    judged = predict.predict(network, pages, trainer.device, judge)  # it judges beside the network
     rows[rank::size] = torch.tensor(np.array([row for _, row in judged])).reshape(-1, 4)
     rows = total(rows).numpy()
     return rows, make_score(rows, mean_scores, bootstrap_groups(val), seen)
@@ -882,10 +883,10 @@ def print_gain(scores, folder):
 
 def draw_last_pictures(trainer, val, folder, mirrors, artifact):
     """Draw the first validation pages as the last weights see them, for the mirrors as well."""
-    network = evaluate.Network(trainer.averaged_model(), trainer.hp)
+    network = predict.Network(trainer.averaged_model(), trainer.hp)
     if place()[0]:
         return
-    for _, (page, found) in evaluate.predict(network, val[:8], trainer.device, lambda *two: two):
+    for _, (page, found) in predict.predict(network, val[:8], trainer.device, lambda *two: two):
         evaluate.draw_picture(page, *found, folder / "pictures")
     pictures = sorted((folder / "pictures").glob("*.jpg"))
     best = folder / "best.pt" if artifact else None

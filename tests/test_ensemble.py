@@ -18,11 +18,12 @@ import ensemble
 import evaluate
 import files
 import pictures
+import predict
 from dbnet import DBNet, save_checkpoint
 from ensemble import Member, canonical, read_submission, region_points, submission_regions, vote
-from evaluate import Network, mean_map
 from hparams import Hparams
 from labels import Page, read_competition
+from predict import Network, mean_map
 
 CPU = torch.device("cpu")
 HP = Hparams(backbone="mobilenetv3_small_050", neck=16, size=96, thresh=0.1, box_thresh=0.1)
@@ -143,10 +144,10 @@ def tiny_network(seed=0):
 
 def network_map(folder, image, *sizes, flip=False):
     write_picture(folder, image=image)
-    model = evaluate.flipped(tiny_network()) if flip else tiny_network()
+    model = predict.flipped(tiny_network()) if flip else tiny_network()
     network = Network(model, replace(HP, amp="off"), sizes)
     pages = [Page("a.png", folder / "images/a.png")]
-    ((_, (prob,)),) = evaluate.predict_each([network], pages, CPU, lambda page, maps: maps)
+    ((_, (prob,)),) = predict.predict_each([network], pages, CPU, lambda page, maps: maps)
     return prob.astype(int)
 
 
@@ -176,7 +177,7 @@ def test_a_member_and_an_ensemble_of_it_alone_predict_what_evaluate_predicts(tmp
     members = [Member(source, each, "a") for each in (network, Network(tiny_network(1), HP))]
     both = ensemble.Ensemble(members, [1.0, 1.0], method, HP, 1, CPU)
     (alone, _), (together,) = ensemble.predict_all(both, [page], [[0]])
-    ((_, (expected, scores)),) = evaluate.predict(network, [page], CPU, lambda page, found: found)
+    ((_, (expected, scores)),) = predict.predict(network, [page], CPU, lambda page, found: found)
     for polygons, confidences in (*alone, *together):
         assert len(scores) and np.allclose(confidences, scores)
         assert all(map(np.allclose, map(canonical, polygons), map(canonical, expected)))

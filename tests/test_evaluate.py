@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import shapely
 import torch
 from conftest import ROOT, browse, error_line, write_labels, write_picture, write_predictions
 
+import augment
 import cleval
 import data
 import dbnet
@@ -22,12 +24,13 @@ import drawing
 import engine
 import evaluate
 import pictures
+import predict
 from db_postprocess import polygons_from_map
 from dbnet import DBNet, load_network, save_checkpoint
-from evaluate import Network
 from files import DataError, read_json
 from hparams import Hparams
 from labels import Page, load_labels
+from predict import Network
 
 CPU = torch.device("cpu")
 TINY = Hparams(data="s", backbone="mobilenetv3_small_050", pretrained="none", neck=16, size=96)
@@ -288,7 +291,7 @@ def test_a_misspelt_or_missing_argument_is_one_line(flags, words, capsys):
 
 def test_a_full_memory_or_disk_is_one_line(run, monkeypatch):
     full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
-    monkeypatch.setattr(evaluate, "launch", full)
+    monkeypatch.setattr(predict, "launch", full)
     error_line(run(checkpoint(), code=3).err, "out of memory; lower --size")
     monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
     err = run(predictions(), "--data", "s", "--out", "new/out.json", code=1).err
@@ -417,7 +420,7 @@ def page_maps(networks, pages, tile=0):
     """K maps of each page, and K more by tiles where these enlarge it."""
     if tile:
         networks = [*networks, *(network._replace(tile=tile) for network in networks)]
-    stream = evaluate.predict_each(networks, pages, CPU, lambda page, maps: maps)
+    stream = predict.predict_each(networks, pages, CPU, lambda page, maps: maps)
     return [maps for _, maps in stream]
 
 
@@ -550,7 +553,7 @@ class Ink(torch.nn.Module):
 def test_networks_and_pages_in_one_pass_get_the_maps_they_get_alone(work, monkeypatch, batch):
     """Bit for bit, also of networks of different sizes and with pages of one shape in a batch."""
     in_batches, pages = evaluate.batch_tiles, load_labels("s", "train")
-    monkeypatch.setattr(evaluate, "batch_tiles", lambda loaded, _: in_batches(loaded, batch))
+    monkeypatch.setattr(predict, "batch_tiles", lambda loaded, _: in_batches(loaded, batch))
     kinds = (3, 96), (5, 64), (5, 96)
     networks = [Network(Ink(1, n), replace(TINY, size=size)) for n, size in kinds]
     together = page_maps(networks, pages)
@@ -593,11 +596,11 @@ def test_words_come_back_to_their_pixels_whatever_the_fit(work, size):
     for tile in (0, 192):
         (together,) = page_maps(networks, [page], tile)
         for network, prob, shape in zip(networks, together[-2:], shapes, strict=True):
-            assert tile or prob.shape == shape == evaluate.map_shape(size, network.hp)
+            assert tile or prob.shape == shape == predict.map_shape(page, network.hp)
             scale = np.array(prob.shape[::-1]) / size
             np.testing.assert_allclose(prob.shape[::-1] / scale, size, atol=0.01)
             mode = replace(network.hp, unclip_ratio=1e-9, mode="box", min_size=0)
-            (polygon,), _ = evaluate.decode_page(prob, page.size, mode)
+            (polygon,), _ = predict.decode_page(prob, page.size, mode)
             wanted = [[60, 120], [240, 120], [240, 168], [60, 168]]
             assert np.abs(polygon - wanted).max() <= 1 / scale.min()
             ((*_, alone),) = page_maps([network], [page], tile)
@@ -629,7 +632,7 @@ def test_tiles_find_small_print_and_leave_large_print_to_the_whole_page(work):
 
     def heights(network):
         pages = evaluate.picture_pages("page.png")
-        ((_, (polygons, scores)),) = evaluate.predict(network, pages, CPU, lambda _, found: found)
+        ((_, (polygons, scores)),) = predict.predict(network, pages, CPU, lambda _, found: found)
         assert (np.diff(scores) <= 0).all()
         return sorted(round(np.ptp(polygon[:, 1])) for polygon in polygons)
 
@@ -639,7 +642,7 @@ def test_tiles_find_small_print_and_leave_large_print_to_the_whole_page(work):
 
 def test_predictions_are_in_the_order_of_pages_and_whole_or_absent(work):
     pages, network = evaluate.picture_pages("s/images"), Network(Ink(1, 1), TINY)
-    stream = evaluate.predict_each([network], pages, CPU, lambda page, maps: page)
+    stream = predict.predict_each([network], pages, CPU, lambda page, maps: page)
     assert [(i, page.name) for i, page in stream] == [*enumerate(p.name for p in pages)]
     assert len(pages) == 8
     with pytest.raises(ZeroDivisionError):
@@ -779,3 +782,110 @@ def test_a_predictions_file_has_the_scores_of_its_checkpoint(run, monkeypatch):
     assert scored(run, path, *written) == scored(run, path) == scored(run, "o.json")
     words = [w for p in read_json("o.json")["images"].values() for w in p["words"].values()]
     assert words and all(0 <= word["confidence"] <= 1 for word in words)
+
+
+# ---------------------------------------------------------------- a first look
+
+
+class Recorded(torch.nn.Module):
+    """A network that keeps the shapes of what it was given."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.shapes = []
+
+    def forward(self, pages):
+        self.shapes.append(tuple(pages.shape[1:3]))
+        return self.model(pages)
+
+
+def small_print(path, left=1300, top=1100, height=12):
+    """A white picture of 3,000 x 2,400 px with five black lines in its middle."""
+    image = np.full((2400, 3000, 3), 255, np.uint8)
+    boxes = []
+    for k in range(5):
+        y = top + 3 * k * height
+        image[y : y + height, left : left + 300] = 0
+        boxes.append([[left, y], [left + 300, y], [left + 300, y + height], [left, y + height]])
+    cv2.imwrite(str(path), image)
+    return np.array(boxes, float)
+
+
+def test_a_first_look_reads_the_text_alone_at_the_height_of_training(work):
+    boxes = small_print("far.png")
+    hp = replace(TINY, size=960, fit="area", look=True, text_height=24.0)
+    hp = replace(hp, unclip_ratio=1e-9, mode="box", min_size=0)
+    model = Recorded(Ink(1, 1))
+    (page,) = evaluate.picture_pages("far.png")
+    stream = predict.predict(Network(model, hp), [page], CPU, lambda _, found: found)
+    ((_, (polygons, _)),) = stream
+
+    # 24 px for lines of about 12: the text is enlarged twice, and nothing else is read
+    assert predict.page_factor(page, hp) == pytest.approx(2, rel=0.3)
+    look, read = model.shapes
+    assert np.prod(look) == pytest.approx(512 * 512, rel=0.1)
+    assert read[0] < 1000 and read[1] < 1600
+    found = sorted((polygon.tolist() for polygon in polygons), key=lambda points: points[0][1])
+    np.testing.assert_allclose(found, boxes, atol=1.5)
+
+
+def test_a_page_without_text_is_read_as_it_would_be_without_a_look(work):
+    cv2.imwrite("white.png", np.full((300, 200, 3), 255, np.uint8))
+    hp = replace(TINY, size=96, look=True)
+    (page,) = evaluate.picture_pages("white.png")
+    ((_, (polygons, _)),) = predict.predict(
+        Network(Ink(1, 1), hp), [page], CPU, lambda _, found: found
+    )
+    assert polygons == [] and page.look is None
+    assert predict.page_factor(page, hp) == pictures.fit_factor((200, 300), hp)
+
+
+def test_what_a_look_reads_is_bounded():
+    """The area between 320 and 1,600 px squared, and no more than two map pixels a page pixel."""
+    hp = replace(TINY, look=True, text_height=20.0)
+    page = Page("a", None, size=(4000, 4000))
+    for line, box, factor in (
+        (1.0, (0, 0, 4000, 4000), 1600 / 4000),
+        (2000.0, (0, 0, 4000, 4000), 320 / 4000),
+        (2.0, (0, 0, 400, 400), 2),
+        (40.0, (0, 0, 4000, 1000), 0.5),
+    ):
+        page.look = predict.Look(box, line)
+        assert predict.page_factor(page, hp) == factor
+
+
+def test_size_auto_is_a_flag_and_a_value_of_a_detector(run):
+    """The command and the Detector find the same, and a size of its own ends a look."""
+    small_print("far.png")
+    checkpoint("a.pt")
+    flags = ["--images", "far.png", "--size", "auto", "--out", "p.json"]
+    assert "size auto" in run("a.pt", *flags).out
+    polygons, _ = evaluate.Detector("a.pt", device="cpu", size="auto")("far.png")
+    (written,) = evaluate.read_predictions("p.json").values()
+    assert len(written[0]) == len(polygons)
+    assert evaluate.choose_look({"size": 640}) == {"size": 640, "look": False}
+    assert evaluate.choose_look({"size": "auto"}) == {"look": True}
+
+
+# ---------------------------------------------------------------- stress
+
+
+def test_stress_scores_each_kind_and_level(run):
+    """A page as it is has its plain score, no kind or level is left out, and a curve is drawn of
+    each kind."""
+    checkpoint("a.pt")
+    plain = scored(run, "a.pt")
+    results = scored(run, "a.pt", "--stress", "--html", "s.html", "--compare", "a.pt")
+    assert len(results) == sum(map(len, augment.STRESS.values()))
+    for result in results:
+        assert result["difference"]["difference"] == 0
+        if (result["kind"], result["level"]) in (("darkened", 1), ("blurred", 0), ("jpeg", 100)):
+            assert result["scores"][0]["hmean"] == pytest.approx(plain["hmean"], abs=1e-9)
+    assert Path("s.html").read_text().count("<svg") == len(augment.STRESS)
+
+
+@pytest.mark.parametrize("flags", ["--out=p.json", "--tune", "--export=x.pt", "--pictures=p"])
+def test_stress_refuses_flags_without_effect(run, flags):
+    checkpoint("a.pt")
+    error_line(run("a.pt", "--data", "s", "--stress", flags, code=2).err, "--")

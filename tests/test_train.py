@@ -28,6 +28,7 @@ import hparams
 import interval
 import labels
 import pictures
+import predict
 import report
 import train
 
@@ -482,7 +483,7 @@ def kind_of(amp, _):
 @pytest.mark.parametrize("first, then", list(itertools.permutations(["off", "bf16", "fp16"], 2)))
 def test_a_run_goes_on_in_another_number_type(work, first, then, monkeypatch):
     """Types that a GPU would use, emulated on the CPU; fp16 alone scales its loss."""
-    monkeypatch.setattr(evaluate, "amp_dtype", kind_of)
+    monkeypatch.setattr(predict, "amp_dtype", kind_of)
     monkeypatch.setattr(train, "amp_dtype", kind_of)
     assert run("--name=types", "--stop-epoch=1", "--epochs=2", f"--amp={first}") == 0
     assert bool(last("types")["scaler"]) == (first == "fp16")

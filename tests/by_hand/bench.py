@@ -62,8 +62,8 @@ from command import Parser
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet, db_loss, load_network
 from engine import amp_dtype
-from evaluate import Network, predict
 from hparams import Hparams
+from predict import Network, predict
 from tune import score_page
 
 DECODING = {"thresh": 0.3, "box_thresh": 0.3, "unclip_ratio": 1.6, "max_candidates": 1000}

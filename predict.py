@@ -1,0 +1,371 @@
+"""What does a network find on pages? Pages load ahead, are cut into tiles, batched by shape, predicted,
+pasted and decoded: `predict_each` is the way from top to bottom."""
+
+import math
+from collections import defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+import data
+import pictures
+import report
+from db_postprocess import decode_page
+from engine import amp_dtype
+from files import DataError
+from hparams import Hparams
+from labels import Page
+
+FIRST_LOOK = 512  # px by area, of --size auto
+LOOK_SIDES = (320, 1600)  # px, least and most, root of the area that is read
+LOOK_ENLARGED = 2  # at most, map px a page px
+
+# ---------------------------------------------------------------- networks
+
+
+class Network(NamedTuple):
+    """A network that predicts: its model and its Hparams. sizes: the page sizes whose maps are
+    averaged, where they are not hp.size alone. tile: if not 0, a page is enlarged until so many of
+    its px are hp.size map px; one that is no larger has no map by this network."""
+
+    model: torch.nn.Module
+    hp: Hparams
+    sizes: tuple = ()
+    tile: int = 0
+
+    def hp_by_size(self):
+        """Its Hparams at each of the page sizes."""
+        if not self.sizes:
+            return [self.hp]
+        return [replace(self.hp, size=size, look=False) for size in self.sizes]
+
+
+def flipped(model):
+    """A network whose map is the mean of the page's and of the mirrored page's, mirrored back."""
+
+    def logits(pages):  # uint8 [B, H, W, 3] -> [B, 1, H, W]
+        page, mirrored = model(torch.cat([pages, pages.flip(2)])).float().sigmoid().chunk(2)
+        return torch.logit((page + mirrored.flip(3)) / 2, eps=1e-6)
+
+    return logits
+
+
+# ---------------------------------------------------------------- how large a page is read
+
+
+class Look(NamedTuple):
+    """What a first look tells of a page: where its text lies and how high it is."""
+
+    box: tuple  # left, top, right, bottom, page px
+    line: float  # height of the median line, page px
+
+
+def page_factor(page, hp):
+    """By what a page is scaled for a network: to hp.size or, after a first look, so that its median
+    line gets the height that lines had in training, within LOOK_SIDES of what is read."""
+    if not (hp.look and page.look):
+        return pictures.fit_factor(page.size, hp)
+    left, top, right, bottom = page.look.box
+    side = ((right - left) * (bottom - top)) ** 0.5
+    factor = hp.text_height / page.look.line
+    low, high = LOOK_SIDES
+    return min(max(factor, low / side), high / side, LOOK_ENLARGED)
+
+
+def map_shape(page, hp):
+    """(rows, columns) of the map of a page."""
+    return pictures.scaled(page.size, page_factor(page, hp))[::-1]
+
+
+def take_looks(network, pages, device, failed):
+    """Look at pages once, at FIRST_LOOK px by area: sets page.look where there is text."""
+    quick = replace(network.hp, size=FIRST_LOOK, fit="area", look=False)
+
+    def job(page, found):
+        page.look = look_at(page, found[0])
+
+    for _ in predict(Network(network.model, quick), pages, device, job, failed):
+        pass
+
+
+def look_at(page, polygons):
+    """The Look of a page at polygons [P, 2] found on it; None without any."""
+    if not polygons:
+        return None
+    line = float(np.median(data.word_heights(Page("", None, polygons))))
+    points = np.concatenate(polygons)
+    margin = 3 * line + 0.03 * max(page.size)  # a first look misses faint lines at the ends
+    low = (points.min(0) - margin).clip(0, page.size)
+    high = (points.max(0) + margin).clip(0, page.size)
+    return Look((*low.tolist(), *high.tolist()), max(line, 1.0))
+
+
+def reading_hp(page, hp):
+    """Hparams whose size is as large as a page is read."""
+    if not (hp.look and page.look):
+        return hp
+    longer = math.ceil(page_factor(page, hp) * max(page.size))
+    return replace(hp, fit="longer", size=longer)
+
+
+# ---------------------------------------------------------------- from pages to maps
+
+
+class Sheet(NamedTuple):
+    """A page at one size, as one network sees it."""
+
+    network: int
+    prob: np.ndarray  # uint8 [H', W'], H' and W' multiples of 32: the map, filled tile by tile
+    shape: tuple  # its rows and columns without padding
+
+
+@dataclass
+class PageUnderWay:
+    """A page from its loading to its last map."""
+
+    index: int
+    sheets: list
+    missing: int = 0  # tiles whose maps are not back yet
+
+
+class Tile(NamedTuple):
+    """A window of a sheet, on its way through the network."""
+
+    owner: PageUnderWay
+    sheet: Sheet
+    y: int
+    x: int
+    picture: np.ndarray  # uint8 [h, w, 3]
+
+
+def predict_each(networks, pages, device, job, failed=None):
+    """Yields (index, job(page, K maps uint8 [h, w])) of pages in their order, the maps by K
+    networks; sets page.size. Page xy = map xy * page.size / map size.
+
+    Pages of one padded shape share a batch on a GPU, so that none sees padding it would not have
+    alone. Jobs run in threads beside the networks. At most some 200 pages are under way at a time.
+    Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
+    assert not all(network.tile for network in networks)  # small pages would have no map
+    looking = [network for network in networks if network.hp.look]
+    if looking:
+        take_looks(looking[0], pages, device, failed)
+
+    threads = min(8, cv2.getNumberOfCPUs())
+    batch_size = 8 if device.type == "cuda" else 1
+    pages_ahead = 4 if any(network.tile for network in networks) else 32
+    load = partial(load_page, networks=networks, failed=failed)
+    results, turn = {}, 0  # futures by index; the index whose result comes next
+    bar = report.progress(desc="predicting", total=len(pages))
+    with ThreadPoolExecutor(threads) as loaders, ThreadPoolExecutor(threads) as workers, bar:
+        # pages are decoded, scaled and cut into tiles, some way ahead of the networks
+        loading = (loaders.submit(load, index, page) for index, page in enumerate(pages))
+        loaded = (future.result() for future in run_ahead(loading, pages_ahead))
+
+        # tiles go through their network in batches; one is at work while the last is fetched
+        batches = batch_tiles(loaded, batch_size)
+        launched = (launch(networks, tiles, device) for tiles in batches)
+        for tiles, maps, event in run_ahead(launched, 1):
+            if event is not None:
+                event.synchronize()
+
+            # their maps are pasted; once a page has all of them, its job starts
+            for tile, prob in zip(tiles, maps.numpy()):
+                paste(tile, prob)
+                owner = tile.owner
+                owner.missing -= 1
+                if not owner.missing:
+                    work = job, networks, pages[owner.index], owner.sheets
+                    results[owner.index] = workers.submit(run_job, *work)
+                    bar.update()
+
+            # results leave in the order of the pages
+            while turn in results or failed and turn in failed:
+                if turn in results:
+                    if len(results) <= 64 and not results[turn].done():
+                        break
+                    yield turn, results.pop(turn).result()
+                turn += 1
+        for index in sorted(results):
+            yield index, results[index].result()
+
+
+def run_ahead(started, count):
+    """The items of an iterator, which starts something with each, `count` of them later."""
+    waiting = deque()
+    for item in started:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def load_page(index, page, networks, failed):
+    """The tiles of a page for each network and page size; sets page.size. Raises DataError or, with
+    a dict `failed`, enters it there and returns none."""
+    views = [(k, hp) for k, network in enumerate(networks) for hp in network.hp_by_size()]
+    smallest_tile = min((network.tile for network in networks if network.tile), default=0)
+    under_way = PageUnderWay(index, [])
+    tiles = []
+    try:
+        if isinstance(page.path, np.ndarray):  # a Detector's picture
+            image, page.size = page.path, page.path.shape[1::-1]
+        else:
+            hps = [reading_hp(page, hp) for _, hp in views]
+            image = data.open_page(page, hps, smallest_tile)
+        for k, hp in views:
+            tiles += cut_page(image, page, hp, k, networks[k].tile, under_way)
+    except DataError as error:
+        if failed is None:
+            raise
+        failed[index] = error
+        return []
+    under_way.missing = len(tiles)
+    return tiles
+
+
+def cut_page(image, page, hp, network, tile, under_way):
+    """The Tiles of one Sheet of a page: the whole of it at `page_factor`, or what a Look found of it,
+    or, with `tile` > 0, enlarged to hp.size map pixels for `tile` page pixels, in windows of hp.size
+    that overlap by a quarter; none where that is not larger."""
+    factor = page_factor(page, hp)
+    window = None
+    if tile:
+        if hp.size / tile <= factor:
+            return []
+        factor = hp.size / tile
+        window = -(-hp.size // 32) * 32
+    width, height = pictures.scaled(page.size, factor)
+    if width * height > pictures.MAX_PIXELS:
+        problem = f"size {hp.size}, --tile {tile}: over {pictures.MAX_PIXELS >> 20} M pixels"
+        raise DataError(page.path, problem, "use a larger --tile or a smaller --size")
+    image = data.resize_page(image, width, height)
+
+    sheet = Sheet(network, np.zeros(image.shape[:2], np.uint8), (height, width))
+    under_way.sheets.append(sheet)
+    if hp.look and page.look and not tile:
+        return [cut_look(image, page.look, factor, sheet, under_way)]
+    rows, columns = (window_starts(length, window or length) for length in image.shape[:2])
+    corners = [(y, x) for y in rows for x in columns]
+    parts = [image[y:, x:][:window, :window] for y, x in corners]
+    return [Tile(under_way, sheet, y, x, part) for (y, x), part in zip(corners, parts)]
+
+
+def cut_look(image, look, factor, sheet, under_way):
+    """The Tile of what a Look found, its sides multiples of 32; the map is 0 elsewhere."""
+    edges = factor * np.array(look.box) / 32
+    left, top = np.floor(edges[:2]).astype(int) * 32
+    right, bottom = np.ceil(edges[2:]).astype(int) * 32
+    part = image[top:bottom, left:right]
+    place = sheet._replace(prob=sheet.prob[top:, left:])
+    return Tile(under_way, place, 0, 0, part)
+
+
+def window_starts(length, window):
+    """Where windows that overlap by a quarter begin, so that they cover a length."""
+    spare, stride = max(length - window, 0), window * 3 // 4
+    return [min(start, spare) for start in range(0, spare + stride, stride)]
+
+
+def batch_tiles(pages, batch_size):
+    """Lists of at most `batch_size` tiles of one network and shape, from pages (lists of tiles).
+    No tile waits for more than 128 pages."""
+    queues = defaultdict(list)
+    for count, tiles in enumerate(pages, 1):
+        for tile in tiles:
+            kind = tile.sheet.network, tile.picture.shape
+            queues[kind].append(tile)
+            if len(queues[kind]) == batch_size:
+                yield queues.pop(kind)
+        if count % 128 == 0:
+            yield from queues.values()
+            queues.clear()
+    yield from queues.values()
+
+
+@torch.no_grad()
+def launch(networks, tiles, device):
+    """Start a batch of tiles on their network: (tiles, maps uint8 [B, h, w], on a GPU the event at
+    their end)."""
+    network = networks[tiles[0].sheet.network]
+    batch = torch.from_numpy(np.stack([tile.picture for tile in tiles]))  # [B, h, w, 3]
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+    dtype = amp_dtype(network.hp.amp, device)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        logits = network.model(batch.to(device, non_blocking=True))  # [B, 1, h, w]
+    maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
+    maps = maps.to("cpu", non_blocking=True)
+    event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+    return tiles, maps, event
+
+
+def paste(tile, prob):
+    """Put a tile's map [h, w] into its sheet, from the middle of its overlap with those before."""
+    height, width = prob.shape
+    top = height // 8 if tile.y else 0
+    left = width // 8 if tile.x else 0
+    place = tile.sheet.prob[tile.y :, tile.x :]
+    place[top:height, left:width] = prob[top:, left:]
+
+
+def run_job(job, networks, page, sheets):
+    """job(page, maps) with what the Sheets of a page became: a map uint8 [h, w] of each network
+    that has any."""
+    maps = []
+    for k, network in enumerate(networks):
+        views = [s.prob[: s.shape[0], : s.shape[1]] for s in sheets if s.network == k]
+        if network.sizes:
+            views = [mean_map(views, [1] * len(views), map_shape(page, network.hp))]
+        maps += views
+    return job(page, maps)
+
+
+def mean_map(maps, weights, shape):
+    """K maps uint8 [h, w] of any sizes -> their weighted mean uint8, `shape` (rows, columns)."""
+    total = np.zeros(shape, np.float32)
+    for prob, weight in zip(maps, weights):
+        if prob.shape != shape:
+            prob = cv2.resize(prob, shape[::-1])
+        total += np.float32(weight) * prob
+    return np.round(total / np.float32(sum(weights))).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- from maps to words
+
+
+def predict(network, pages, device, job, failed=None):
+    """Yields (index, job(page, found)) of pages in their order, found: (polygons [P, 2] in page
+    pixels, scores [N], highest first) by a network. failed: see `predict_each`."""
+
+    def decode(page, maps):
+        found = [decode_page(prob, page.size, network.hp) for prob in maps]
+        return job(page, join_looks(*found, network.tile / 8) if found[1:] else found[0])
+
+    looks = [network._replace(tile=0), network] if network.tile else [network]
+    return predict_each(looks, pages, device, decode, failed)
+
+
+def join_looks(whole, tiled, limit):
+    """(polygons, scores) found on a page at once, and found tile by tile -> those of the tiles, but
+    words higher than `limit` px as found at once, for tiles cut them. It may be a block of small
+    print, though: then the tiles find words in it, all under half its height."""
+    polygons, scores = [*tiled[0]], [*tiled[1]]
+    middles = [polygon.mean(0).tolist() for polygon in polygons]
+    heights = data.word_heights(Page("", None, polygons))
+    dropped = set()
+    for outline, score, height in zip(*whole, data.word_heights(Page("", None, whole[0]))):
+        area = outline.astype(np.float32)
+        inside = [n for n, xy in enumerate(middles) if cv2.pointPolygonTest(area, xy, False) > 0]
+        tallest = max(heights[inside], default=height)
+        if height > limit and tallest >= height / 2:
+            dropped.update(inside)
+            polygons.append(outline)
+            scores.append(score)
+    order = np.argsort(-np.array(scores), kind="stable").tolist()
+    kept = [n for n in order if n not in dropped]
+    return [polygons[n] for n in kept], np.array([scores[n] for n in kept])
