@@ -1,8 +1,8 @@
-"""What does a camera do to a page? One homography and one bend move its pixels and its labels; paper,
-light and lens change its colours. Every kind has its own strength in Hparams.
+"""What does a camera do to a page? One homography and one bend move its pixels and its labels;
+paper, light and lens change its colours. Every kind has its own strength in Hparams.
 
-The draws of a kind are always made, and the kinds of photographs draw from a generator of their own:
-one strength does not change what the others do."""
+The draws of a kind are always made, and the kinds of photographs draw from a generator of their
+own: one strength does not change what the others do."""
 
 import math
 from typing import NamedTuple
@@ -21,12 +21,12 @@ EDGE = 24  # px; longer edges of a label get points in between, so that they can
 
 
 def draw_homography(rng, hp, width, height, fit, centre=None, quarters=0):
-    """One 3 x 3 map from page pixels to canvas pixels of a page scaled by `fit`: resize, then rotate,
-    scale, shift (by a share of the page's own sides), perspective and mirror by uniform draws within
-    hp's strengths.
+    """One 3 x 3 map from page pixels to canvas pixels of a page scaled by `fit`: resize, then
+    rotate, scale, shift (by a share of the page's own sides), perspective and mirror by uniform
+    draws within hp's strengths.
 
-    centre: [2] canvas px where the page's middle lies before the shift; by default the page is at the
-    top left, as in data.resize_page. quarters: of a turn, clockwise."""
+    centre: [2] canvas px where the page's middle lies before the shift; by default the page is at
+    the top left, as in data.resize_page. quarters: of a turn, clockwise."""
     strength = hp.aug_strength
     angle, zoom, shift_x, shift_y, tilt_x, tilt_y = rng.uniform(-strength, strength, 6)
     mirrored = rng.random() < hp.aug_mirror * strength
@@ -72,8 +72,8 @@ def rotation(degrees):
 
 
 class Bend:
-    """A smooth displacement of canvas pixels, as of paper that does not lie flat: a wave along x and
-    one along y. Its slope stays under 1/4, so that each point has one source."""
+    """A smooth displacement of canvas pixels, as of paper that does not lie flat: a wave along x
+    and one along y. Its slope stays under 1/4, so that each point has one source."""
 
     def __init__(self, rng, hp, shape):
         """shape: canvas (h, w)."""
@@ -131,13 +131,14 @@ def draw_pose(rng, hp, shape):
 
 
 def draw_canvas(rng, hp):
-    """(w, h), multiples of 32, of a canvas whose shape is not the page's: up to 3 by 2 or 2 by 3."""
+    """(w, h), multiples of 32, of a canvas whose shape is not the page's: up to 3 by 2 or 2 by
+    3."""
     stretch = np.exp(rng.uniform(-0.2, 0.2))
     sides = np.array([stretch, 1 / stretch])
     if hp.fit == "longer":
         sides /= sides.max()
     steps = np.round(hp.size * sides / 32).astype(int)
-    sides = 32 * steps.clip(1)
+    sides = 32 * steps
     return tuple(sides.tolist())
 
 
@@ -154,10 +155,10 @@ def add_points(polygon):
 
 
 def warp_page(image, polygons, matrix, shape, page_size=None, bend=None, ground=None):
-    """Page and polygons through a homography, and a Bend, onto a canvas of `shape` (h, w); words stay
-    whole. image: uint8 [H, W, 3], shrunk or not -> uint8 [h, w, 3]; page_size: its (width, height)
-    before; ground: uint8 [h, w, 3] to lie on, or None for PAD_COLOUR.
-    Returns it, the mapped polygons and for each whether less than half is still on the canvas."""
+    """Page and polygons through a homography, and a Bend, onto a canvas of `shape` (h, w); words
+    stay whole. image: uint8 [H, W, 3], shrunk or not -> uint8 [h, w, 3]; page_size: its (width,
+    height) before; ground: uint8 [h, w, 3] to lie on, or None for PAD_COLOUR. Returns it, the
+    mapped polygons and for each whether less than half is still on the canvas."""
     picture_size = image.shape[1::-1]
     shrunk = np.divide(page_size or picture_size, picture_size)
     to_page = np.diag([*shrunk, 1])
@@ -179,8 +180,8 @@ def warp_page(image, polygons, matrix, shape, page_size=None, bend=None, ground=
 
 
 def bent_sources(bend, place, shape):
-    """Where in the picture the pixels of a bent canvas lie: x and y, float32 [h, w] each. place: the
-    homography from the picture's to the canvas's pixels, both counted from pixel centres."""
+    """Where in the picture the pixels of a bent canvas lie: x and y, float32 [h, w] each. place:
+    the homography from the picture's to the canvas's pixels, both counted from pixel centres."""
     height, width = shape
     rows = math.ceil(height / GRID) + 2  # one cell of margin on each side
     columns = math.ceil(width / GRID) + 2
@@ -216,7 +217,8 @@ def cut_off(polygons, shape):
 
 
 def draw_ground(rng, shape):
-    """What a page may lie on, uint8 [h, w, 3]: wood, cloth or a desk, crossed by edges of things."""
+    """What a page may lie on, uint8 [h, w, 3]: wood, cloth or a desk, crossed by edges of
+    things."""
     height, width = shape
     ground = draw_desk(rng, height, width)
     for _ in range(rng.integers(4)):
@@ -353,15 +355,16 @@ def lay_ribbon(image, rng, amount):
 
 
 def light_unevenly(image, rng, amount):
-    """Coloured light that changes over the page, and a shadow with a round outline, as of a hand."""
+    """Coloured light that changes over the page, and a shadow with a round outline, as of a
+    hand."""
     size = image.shape[:2]
     cells = int(rng.integers(2, 4))
-    field = smooth_field(rng, *size, cells) - np.float32(0.5)
+    field = smooth_field(rng, *size, cells) - 0.5
     gains = amount * rng.uniform(0.4, 1.2, 3)  # of the channels
     light = [1 + field * np.float32(gain) for gain in gains]
     image = multiply_channels(image, light)
 
-    hand = smooth_field(rng, *size, 3) - np.float32(0.6)
+    hand = smooth_field(rng, *size, 3) - 0.6
     hand = (hand * rng.uniform(6, 30)).clip(0, 1)
     depth = min(0.6 * amount, 0.8)
     return multiply(image, 1 - depth * hand)
@@ -450,7 +453,8 @@ def stress(image, polygons, kind, level, seed=0):
 
 
 def lay_down(image, polygons, change, seed):
-    """See `stress`: a page through a 3 x 3 map about its middle, on a ground that holds it turned."""
+    """See `stress`: a page through a 3 x 3 map about its middle, on a ground that holds it
+    turned."""
     sides = np.array(image.shape[1::-1])
     zoom = np.linalg.norm(change[0, :2])
     turn = change[:2, :2] / zoom

@@ -110,7 +110,8 @@ def picture_file(page, folder):
 
 
 def write_picture(file, image):
-    """Write uint8 RGB [H, W, 3] as a JPEG whose colours are as sharp as its greys. Raises OSError."""
+    """Write uint8 RGB [H, W, 3] as a JPEG whose colours are as sharp as its greys. Raises
+    OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     sharp = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     code = cv2.imencode(".jpg", image[..., ::-1], sharp)[1]

@@ -641,8 +641,8 @@ def stressed_page(page, kind, level):
 
 
 def run_stress(args, sources, pages):
-    """evaluate.py --stress: H-means of one or two Sources on pages changed by each kind and level of
-    augment.STRESS. Returns the exit code."""
+    """evaluate.py --stress: H-means of one or two Sources on pages changed by each kind and level
+    of augment.STRESS. Returns the exit code."""
     networks = [source.network(args.device) for source in sources]
     groups = bootstrap_groups(pages)
     results = []

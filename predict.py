@@ -1,5 +1,5 @@
-"""What does a network find on pages? Pages load ahead, are cut into tiles, batched by shape, predicted,
-pasted and decoded: `predict_each` is the way from top to bottom."""
+"""What does a network find on pages? Pages load ahead, are cut into tiles, batched by shape,
+predicted, pasted and decoded: `predict_each` is the way from top to bottom."""
 
 import math
 from collections import defaultdict, deque
@@ -229,9 +229,9 @@ def load_page(index, page, networks, failed):
 
 
 def cut_page(image, page, hp, network, tile, under_way):
-    """The Tiles of one Sheet of a page: the whole of it at `page_factor`, or what a Look found of it,
-    or, with `tile` > 0, enlarged to hp.size map pixels for `tile` page pixels, in windows of hp.size
-    that overlap by a quarter; none where that is not larger."""
+    """The Tiles of one Sheet of a page: the whole of it at `page_factor`, or what a Look found of
+    it, or, with `tile` > 0, enlarged to hp.size map pixels for `tile` page pixels, in windows of
+    hp.size that overlap by a quarter; none where that is not larger."""
     factor = page_factor(page, hp)
     window = None
     if tile:

@@ -912,7 +912,8 @@ def print_end(trainer, steps, stopped):
 
 
 def member_hparams(args, stem):
-    """Hparams of each run of --fold all and --seeds N, named STEM-fold2-seed1. Raises UsageError."""
+    """Hparams of each run of --fold all and --seeds N, named STEM-fold2-seed1. Raises
+    UsageError."""
     if place()[1] > 1:
         raise UsageError("torchrun", "not with --fold all, --seeds", "train one --fold, one --seed")
 

@@ -1,5 +1,5 @@
-"""Photographs: labels follow the ink under every kind of geometry, kinds of colour work alone, and what
-is off changes nothing."""
+"""Photographs: labels follow the ink under every kind of geometry, kinds of colour work alone, and
+what is off changes nothing."""
 
 from dataclasses import replace
 
@@ -57,7 +57,8 @@ def taken(hp, seed, page, bars):
 
 
 def distances(outlines, fine=4):
-    """How far the canvas's pixel centres lie inside outlines, and how far outside, px [h, w] each."""
+    """How far the canvas's pixel centres lie inside outlines, and how far outside, px [h, w]
+    each."""
     height, width = fine * SHAPE[0], fine * SHAPE[1]
     label = np.zeros((height, width), np.uint8)
     for outline in outlines:

@@ -1,7 +1,7 @@
 """Two sets of pages as people photograph them, from labelled scans and from drawn receipts.
 
-python tests/by_hand/photographs.py turned DATA OUT   DATA's val pages turned by -30 to 30 degrees, on
-                                                      other ground
+python tests/by_hand/photographs.py turned DATA OUT   DATA's val pages turned by -30 to 30
+                                                      degrees, on other ground
 python tests/by_hand/photographs.py hangul OUT        40 drawn receipts, mostly Hangul, photographed
 
 OUT is a data folder with a val split; other detectors read it by tests/by_hand/peers.py."""
@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_set(out, pages):
-    """Pages (name, image uint8 [H, W, 3], polygons, texts, ignore, group) -> OUT/val.json, images/."""
+    """Pages (name, image uint8 [H, W, 3], polygons, texts, ignore, group) -> OUT/val.json,
+    images/."""
     folder = Path(out, "images")
     folder.mkdir(parents=True)
     entries = []
@@ -57,7 +58,8 @@ def is_hangul(text):
 
 
 def hangul(count=40, side=1400):
-    """Drawn receipts of which most words are Hangul, as the strengths of photographs.json take them."""
+    """Drawn receipts of which most words are Hangul, as the strengths of photographs.json take
+    them."""
     values = read_hparams(ROOT / "hparams" / "photographs.json")
     hp = replace(Hparams(**values), size=side, aug_scale=0.3, aug_rotate=12.0, aug_turn=0.0)
     seed, made = 0, 0
