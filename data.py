@@ -31,6 +31,7 @@ import cv2
 import numpy as np
 import shapely
 
+import formats
 import labels
 from augment import (
     PAD_COLOUR,
@@ -628,13 +629,13 @@ def new_folder(out):
 
 
 def convert(data, out, to, image_dir=None, categories=(), link=False):
-    """Write the labels of every split of DATA to folder OUT, in a format of labels.FORMATS, and the
-    pictures beside them: copies, or with `link` hard links. Prints what the format could not hold.
-    Raises DataError."""
+    """Write the labels of every split of DATA to folder OUT, in a format of formats.FORMATS, and
+    the pictures beside them: copies, or with `link` hard links. Prints what the format could not
+    hold. Raises DataError."""
     splits = load_splits(data, image_dir, categories)
     with new_folder(out) as partial:
         for split, pages in splits.items():
-            for name, text in labels.FORMATS[to](pages, split, split or Path(out).name):
+            for name, text in formats.FORMATS[to](pages, split, split or Path(out).name):
                 if (partial / name).exists():
                     raise DataError(data, f"{name} would hold several pages", "rename pictures")
                 replace_file(partial / name, text)
@@ -644,7 +645,7 @@ def convert(data, out, to, image_dir=None, categories=(), link=False):
         again = [page for s in splits for page in labels.load_labels(partial, s or "train")]
 
     pages = [page for some in splits.values() for page in some]
-    lost = ", ".join(f"{count} {kind}" for kind, count in labels.losses(pages, again).items())
+    lost = ", ".join(f"{count} {kind}" for kind, count in formats.losses(pages, again).items())
     words = sum(len(page.polygons) for page in pages)
     print(f"{out}: {len(pages)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
 
@@ -682,8 +683,8 @@ def synth(out, count, seed, **kind):
             (partial / "images").mkdir()
             pages = map_threads(draw, range(count), "drawing receipts")
             val = max(1, count // 4)
-            write_json(partial / "train.json", labels.pages_to_json(pages[val:]))
-            write_json(partial / "val.json", labels.pages_to_json(pages[:val]))
+            write_json(partial / "train.json", formats.pages_to_json(pages[val:]))
+            write_json(partial / "val.json", formats.pages_to_json(pages[:val]))
             write_json(partial / "synth.json", spec)
     except (OSError, UsageError):
         # something is there: perhaps the same set, which another process drew faster
@@ -736,7 +737,7 @@ def parse_args(argv):
 
     add = data_command("convert", run_convert, "labels in another format; says what it cannot hold")
     add("out", help="folder to make; the pictures are copied into it")
-    add("--to", choices=tuple(labels.FORMATS), default="json", help="format to write (%(default)s)")
+    add("--to", choices=[*formats.FORMATS], default="json", help="format to write (%(default)s)")
     add("--categories", default="", help="COCO: those that are words, as text,word (default: all)")
     add("--link", action="store_true", help="hard links: no room, but a tool may turn the original")
 

@@ -44,9 +44,10 @@ from files import (
     replace_file,
     write_json,
 )
+from formats import pages_to_json
 from hparams import Hparams, checked, read_hparams
 from interval import SEEN, Difference, bootstrap_groups, make_score, paired_difference
-from labels import PICTURES, SPLITS, Page, load_labels, lookalike, pages_to_json, read_competition
+from labels import PICTURES, SPLITS, Page, load_labels, lookalike, read_competition
 from predict import Network, predict, predict_each
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 

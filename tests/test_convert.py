@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import data
+import formats
 import labels
 from files import DataError, UsageError
 from labels import load_labels
@@ -83,8 +84,8 @@ def kinds(pages, again):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("to", list(labels.FORMATS))
-@pytest.mark.parametrize("back", list(labels.FORMATS))
+@pytest.mark.parametrize("to", list(formats.FORMATS))
+@pytest.mark.parametrize("back", list(formats.FORMATS))
 def test_there_and_back(tmp_path, to, back, seed, capsys):
     """Nothing is lost but what one of the two formats cannot hold, and convert says so."""
     pages = random_pages(np.random.default_rng(seed), tmp_path / "in")
@@ -148,7 +149,7 @@ def test_a_labelme_file(tmp_path):
 
 def test_labels_without_a_split(tmp_path):
     sample(tmp_path, "Label.txt")
-    for to in labels.FORMATS:
+    for to in formats.FORMATS:
         data.convert(tmp_path / "Label.txt", tmp_path / to, to)
         pages = load_labels(tmp_path / to, "train")
         corners = [len(polygon) for page in pages for polygon in page.polygons]
@@ -347,7 +348,7 @@ def test_splits_in_folders_of_their_own(tmp_path):
     for split in ("train", "val"):
         sample(tmp_path / "in" / split, "Label.txt")
     before = {path: path.read_bytes() for path in (tmp_path / "in").rglob("*.*")}
-    for to in labels.FORMATS:
+    for to in formats.FORMATS:
         data.convert(tmp_path / "in", tmp_path / to, to)
         for split in ("train", "val"):
             pages = load_labels(tmp_path / to, split)
@@ -464,7 +465,7 @@ def test_names_that_look_alike_are_told_apart(tmp_path, name):
 
 def test_a_page_knows_its_label_file(tmp_path):
     write_json(tmp_path / "json", {name: {"words": {}} for name in ("b.jpg", "a.jpg")})
-    for to in labels.FORMATS:
+    for to in formats.FORMATS:
         data.convert(tmp_path / "json", tmp_path / to / "out", to)
         for page in load_labels(tmp_path / to / "out", "train"):
             assert page.source.is_file()

@@ -6,7 +6,7 @@ import pytest
 
 ALL = {"metric", "decode", "voting"}  # targets without a reader: every case is checked
 BUGS = {  # a mistake in what each target checks, which must be found
-    "labels": (fuzz.labels, "pages_to_json", lambda pages: {"images": {}}),
+    "labels": (fuzz.formats, "pages_to_json", lambda pages: {"images": {}}),
     "pictures": (fuzz.data, "read_image", lambda path: np.zeros((2, 2, 3), np.uint8)),
     "hparams": (fuzz.hparams, "validate", lambda hp: fuzz.dataclasses.replace(hp, lr=np.nan)),
     "sweep": (fuzz.space.Cube, "decode", lambda cube, point: {}),

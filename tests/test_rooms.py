@@ -14,7 +14,7 @@ FLOORS = (
     ("overlap",),
     ("files", "db_postprocess", "cleval", "interval", "synth", "report"),
     ("hparams", "labels", "pictures", "targets", "habits", "augment", "drawing", "tune", "space"),
-    ("command",),
+    ("command", "formats"),
     ("data", "dbnet", "engine", "findings"),
     ("predict", "bayes"),
     ("evaluate", "sweep"),
@@ -27,11 +27,11 @@ IMPORTABLE = {"data", "evaluate"}  # commands that also serve the floors above t
 
 # tokens of code that a room may have; comments, docstrings and blank lines are free
 BUDGETS = {"files": 1400, "db_postprocess": 2400, "cleval": 3900, "interval": 1800}
-BUDGETS |= {"synth": 5300, "report": 3700, "hparams": 1550, "labels": 4500, "augment": 3600}
+BUDGETS |= {"synth": 5300, "report": 3700, "hparams": 1600, "labels": 4100, "augment": 3600}
 BUDGETS |= {"tune": 2500, "space": 3400, "data": 6200, "dbnet": 3200, "engine": 2000}
 BUDGETS |= {"evaluate": 8000, "findings": 4500, "sweep": 9000, "train": 8800, "ensemble": 5600}
 BUDGETS |= {"pictures": 1100, "targets": 1150, "habits": 850, "bayes": 3600, "drawing": 1000}
-BUDGETS |= {"overlap": 1150, "command": 800, "predict": 2800}
+BUDGETS |= {"overlap": 1150, "command": 800, "formats": 900, "predict": 2800}
 TOKENS_A_LINE = 11.5  # of code, on average: a budget is met by deleting, not by packing
 FREE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER"}
 

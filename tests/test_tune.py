@@ -12,6 +12,7 @@ import cleval
 import data
 import evaluate
 import files
+import formats
 import hparams
 import interval
 import labels
@@ -254,7 +255,7 @@ def house(tmp_path, monkeypatch):
         for item, page, seed in zip(items, pages, seeds):
             maps[page.name], page.size = item, (150, 200)
             cv2.imwrite(f"DATA/images/{page.name}", np.full((200, 150, 3), seed, np.uint8))
-        files.write_json(f"DATA/{split}.json", labels.pages_to_json(pages))
+        files.write_json(f"DATA/{split}.json", formats.pages_to_json(pages))
 
     def predict_each(networks, pages, device, job, *_):
         calls.append(len(pages))

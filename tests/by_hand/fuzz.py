@@ -34,6 +34,7 @@ import data
 import db_postprocess
 import ensemble
 import files
+import formats
 import hparams
 import labels
 import space
@@ -145,7 +146,7 @@ def check_labels(pages):
         assert all(np.isfinite(polygon).all() for polygon in polygons)
         maps = data.make_targets(polygons, ignore, 64, 96)
         assert maps.shape == (4, 64, 96) and maps[[0, 2, 3]].max() <= 1
-    files.write_json(FOLDER / "train.json", labels.pages_to_json(pages))
+    files.write_json(FOLDER / "train.json", formats.pages_to_json(pages))
     again = labels.load_labels(FOLDER / "train.json")
     assert [p.texts for p in again] == [p.texts for p in pages]
     assert [p.ignore for p in again] == [p.ignore for p in pages]

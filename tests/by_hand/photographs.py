@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import augment
 import data
+import formats
 import labels
 from files import write_json
 from hparams import Hparams, read_hparams
@@ -38,7 +39,7 @@ def write_set(out, pages):
         for k, (polygon, text, skip) in enumerate(zip(polygons, texts, ignore), 1):
             page.add(f"{k:04d}", polygon, text, bool(skip))
         entries.append(page)
-    write_json(Path(out, "val.json"), labels.pages_to_json(entries))
+    write_json(Path(out, "val.json"), formats.pages_to_json(entries))
     print(f"{out}: {len(entries)} pages")
 
 
