@@ -112,6 +112,7 @@ def trainer_parser(doc=None):
     mirrors = "wandb", "tensorboard"
     add("--hparams", metavar="FILE", help="values to start from, JSON or YAML")
     add("--resume", action="store_true", help="go on with a run: --name NAME, or its folder")
+    add("--rescore", action="store_true", help="with --resume: score anew, on changed val pages")
     add("--seeds", type=int, metavar="N", help="N replicas: seed, seed + 1, ...")
     add("--baseline", metavar="RUN", help="run folder to print the difference to, by epoch")
     add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")

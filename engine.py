@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import warnings
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from files import DataError, UsageError, replace_file
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 8  # seconds that a process may stand still after a signal
 
 
 # ---------------------------------------------------------------- device
@@ -62,8 +64,11 @@ def describe_machine(device, dtype):
         threads = torch.get_num_threads()
         return f"device {device} ({threads} threads), {kind}, torch {torch.__version__}"
 
-    if dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+    recent = torch.cuda.get_device_capability(device) >= (8, 0)
+    if dtype is torch.bfloat16 and not recent:
         kind += " (emulated here: --amp fp16 is faster)"
+    if dtype is None and recent:
+        kind += " (convolutions in TF32)"
     name = torch.cuda.get_device_name(device)
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
     return f"device {device} ({name}), {kind}, {versions}"
@@ -87,13 +92,19 @@ def join_group():
         return None
 
     # torchrun's store keeps what processes wrote before it started them again
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, number, size = next(dist.rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"attempt-{attempt}", store)
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    wait = timedelta(minutes=10)  # for the others, in either backend
+    dist.init_process_group(backend, timeout=wait, store=store, rank=number, world_size=size)
     threading.Thread(target=follow_agent, args=(os.getppid(),), daemon=True).start()
+
+    heard, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written)
+    threading.Thread(target=end_if_blocked, args=(heard, store), daemon=True).start()
     return store
 
 
@@ -105,14 +116,42 @@ def follow_agent(agent):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def place():
-    """(rank, number) of the processes of this run; rank 0 alone prints and writes."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def end_if_blocked(heard, store):
+    """End this process when a process of the group is lost: GRACE seconds after a stop signal, if
+    its main thread has stood still for that long and nothing is being saved. The main thread waits
+    for the lost one in a call to the device, during which Python runs no handler of a signal; but
+    its number comes through the pipe `heard`."""
+    number = 0
+    while number not in STOP_SIGNALS:
+        number = os.read(heard, 1)[0]
+    store.add("stopping", 1)
+
+    still = 0
+    place = None
+    while still < GRACE:
+        time.sleep(1)
+        if store.add("stopping", 0) == process_count():
+            return  # all are there, and stop together
+        before = place
+        frame = sys._current_frames()[threading.main_thread().ident]
+        place = frame, frame.f_lasti
+        saving = any(thread.name == "save" for thread in threading.enumerate())
+        still = still + 1 if place == before and not saving else 0
+    os._exit(128 + number)
+
+
+def rank():
+    """Of this process in its group, from 0; process 0 alone prints and writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def process_count():
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def from_first(make):
     """What make() gives in process 0, in every process."""
-    box = [make() if place()[0] == 0 else None]
+    box = [make() if rank() == 0 else None]
     if dist.is_initialized():
         dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
     return box[0]
@@ -129,13 +168,18 @@ def total(values):
 
 
 class Stop:
-    """CTRL-C and SIGTERM as a flag that the loop looks at between steps."""
+    """CTRL-C and SIGTERM as a flag that the loop looks at between steps, inside `with stop:`."""
 
     def __init__(self):
         self.signal = None  # what this process received
         self.agreed = None  # what all processes act upon
-        for number in STOP_SIGNALS:
-            signal.signal(number, self.request)
+
+    def __enter__(self):
+        self.handlers = {number: signal.signal(number, self.request) for number in STOP_SIGNALS}
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     def request(self, number, _):
         again = self.signal == number == signal.SIGINT
@@ -226,7 +270,8 @@ def explain_errors(work, store=None):
 
         # a worker that was killed tears its pipe, or PyTorch notices that it is gone
         torn = not isinstance(error, RuntimeError | BrokenPipeError)
-        if torn or "DataLoader worker" in text and not text.startswith("Caught"):
+        killed = "DataLoader worker" in text or "Pin memory thread" in text
+        if torn or killed and not text.startswith("Caught"):
             remedy = "was memory or /dev/shm full? lower --workers"
             raise DataError("a loader process", "was killed", remedy, 137) from None
 

@@ -34,7 +34,9 @@ class Hparams:
     pseudo_labels: str = value("", "predictions.json whose pages are added to training")
     min_confidence: float = value(0.8, "pseudo labels under this are don't care", 0, 1)
     backbone: str = value("efficientnet_b4", "any timm model with strides 4 to 32", group="network")
-    pretrained: str = value("timm", "its weights: timm (download), none, or a state dict's path")
+    pretrained: str = value(
+        "timm", "timm (download), a state dict's path, or none (--no-pretrained)"
+    )
     init: str = value("", "checkpoint of a run to start the whole network from")
     neck: int = value(256, "channels of the feature pyramid, a multiple of 4", 16, 1024)
     shrink_ratio: float = value(SHRINK_RATIO, "of the shrink map", 0.1, 0.95)
@@ -55,7 +57,12 @@ class Hparams:
     ema: bool = value(True, "validate and keep a moving average of the weights")
     freeze_bn: bool = value(False, "batch norm keeps its statistics: fine-tuning, small batches")
     seed: int = value(0, "of weights, order and augmentation", 0, 2**31 - 1)
-    amp: str = value("auto", "precision; CPUs: off unless bf16", choices=AMP, group="machine")
+    amp: str = value(
+        "auto",
+        "number type; off: float32, on GPUs TF32 in convolutions; CPUs: off unless bf16",
+        choices=AMP,
+        group="machine",
+    )
     compile: bool = value(False, "torch.compile the network: minutes, and again for new canvases")
     cache: bool = value(False, "decode each train page once; needs the room on disk")
     workers: int = value(-1, "loader processes (-1: by the machine)", -1, 256)

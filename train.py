@@ -5,12 +5,26 @@ python train.py --hparams hparams/quickstart.json        minutes on a CPU, on sy
 python train.py --hparams hparams/run8.json --data DATA  the published best run on your receipts
 python train.py --hparams hparams/run8.json --data DATA,MORE  trains on MORE too; scored by set
 python train.py --hparams hparams/run8.json --data DATA --folds 5 --fold all  cross-validation
-python train.py --resume runs/run8                       go on after a stop; exact
+python train.py --resume runs/run8                       go on after a stop; on a CPU bit for bit
 python train.py --lr 5e-4 --print-hparams                print the resolved values, train nothing
 
 Values: default < --hparams file.json < --flag. The run folder is runs/NAME/ with hparams.json,
-log.csv (a row an epoch), last.pt (everything exact resume needs), prev.pt (the one before), best.pt
-(small, to share) and pictures/."""
+log.csv (a row an epoch), last.pt (everything that --resume needs), prev.pt (the one before),
+best.pt (small, to share) and pictures/."""
+
+import os
+import signal
+import sys
+
+
+def end_import(*_):
+    os.write(2, b"error: interrupted; nothing has begun\n")
+    os._exit(130)
+
+
+# the imports below take seconds, and most of them would answer CTRL-C with a traceback
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, end_import)
 
 import argparse
 import contextlib
@@ -21,15 +35,14 @@ import importlib.util
 import io
 import json
 import math
-import os
 import shutil
-import signal
 import statistics
-import sys
 import threading
 import time
+import traceback
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -47,7 +60,7 @@ from dbnet import (
     keep_previous,
     load_checkpoint,
     load_last,
-    load_network,
+    network_of,
     save_checkpoint,
     teacher_loss,
     to_cpu,
@@ -61,20 +74,23 @@ from engine import (
     explain_errors,
     from_first,
     join_group,
-    place,
+    process_count,
+    rank,
     total,
 )
-from files import DataError, UsageError, exit_code, lock, replace_file, write_json
+from files import DataError, UsageError, exit_code, lock_folder, replace_file, write_json
 from hparams import FIELDS, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference, read_score
-from pictures import picture_digest, read_image
+from pictures import bytes_digest, read_image
 from report import progress
 
 EMA_DECAY = 0.999
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is resumed
+NO_BEST = {"hmean": -1.0, "epoch": 0}
+NEW_NAME = "choose another name, or --resume to go on with it"
+BUSY = "another process is training there"
 CALM = "lower --lr or use --amp off; the run folder keeps the last whole epoch"
 FETCH_EVERY = 10  # steps between looks at the losses; each look waits for the GPU
-MAXIMUM = "the next line is the maximum over epochs on the pages that select it"
 
 # columns of log.csv
 LOSSES = ("loss", "loss_shrink", "loss_thresh", "loss_binary")
@@ -98,7 +114,8 @@ def resolve_run(args):
     if not name:
         raise UsageError("--resume", "names no run", "add --name or the run's folder")
     path = Path("runs", name, "hparams.json")
-    if path.parent.is_dir() and not path.exists():  # the run was killed before it was written
+    written = path.exists() and path.stat().st_size
+    if path.parent.is_dir() and not written:  # the run was killed before it wrote them
         return resolve_hparams(args)
 
     saved = read_hparams(path)
@@ -111,69 +128,120 @@ def resolve_run(args):
     return resolve_hparams(args, {**saved, "stop_epoch": 0})
 
 
-def choose_run_folder(hp, stem):
-    """Hparams with the run's name, and its folder, which is not made yet. Without --name the name
-    is the stem, counted up. Raises UsageError where the folder of a given name exists."""
+def name_run(hp, stem):
+    """Hparams of a new run with its name: that of --name, or the stem, counted up. Raises
+    UsageError where a run of the given name exists."""
     name = hp.name or stem
     number = 1
     while not hp.name and Path("runs", name).exists():
         number += 1
         name = f"{stem}-{number}"
-
-    folder = Path("runs", name)
-    if folder.exists():
-        raise UsageError(folder, "exists", "choose another name, or --resume to go on with it")
-    return dataclasses.replace(hp, name=name), folder
+    if Path("runs", name).exists():
+        raise UsageError(f"runs/{name}", "exists", NEW_NAME)
+    return dataclasses.replace(hp, name=name)
 
 
 # ---------------------------------------------------------------- data
 
 
-def read_pages(hp):
-    """((train, val, {set: val pages} of later sets), digests of the first two, hp with the hash of
-    its split); prints counts. Raises DataError where a page is at fault or no word is."""
+class RunPages(NamedTuple):
+    """The inspected pages of a run."""
+
+    train: list
+    val: list  # of the first set of hp.data; they choose the best epoch
+    others: dict  # {later set: its val pages}
+    record: dict  # {"train", "val" (of all sets): of `record_pages`}
+
+
+NO_PAGES = RunPages([], [], {}, {})
+
+
+def read_pages(hp, ancestors):
+    """RunPages of a run, and hp with the hash of its split; prints what they hold. ancestors: of
+    `load_ancestors`. Raises DataError for a faulty page, or if no train page has a usable word."""
     check_schedule(hp)
     train, val, others, split = data.run_pages(hp)
     scored = sum(others.values(), val)
     if hp.pseudo_labels:
-        pseudo = data.pseudo_pages(hp, train + scored)
-        print(f"pseudo {data.describe(pseudo)}")
-        if (ignored := np.mean([skip for page in pseudo for skip in page.ignore] or [0])) > 0.5:
-            what = f"{ignored:.0%} of its words are don't care; lower --min-confidence"
-            print(f"warning: {hp.pseudo_labels}: {what} {hp.min_confidence}")  # votes have low ones
-        train = train + pseudo
-    if len(sets := data.set_names(hp.data)) > 1:
+        train = train + read_pseudo_pages(hp, train + scored)
+
+    sets = data.set_names(hp.data)
+    if len(sets) > 1:
         print(f"sets {hp.data}: the run's value is that of {sets[0]}")
-    counted = {"train": train, "val": val} | {f"val of {name}": others[name] for name in others}
-    for name, pages in counted.items():
-        print(f"{name:5s} {data.describe(pages)}; {data.describe_print(pages, hp)}")
+    named = {"train": train, "val": val}
+    named |= {f"val of {name}": theirs for name, theirs in others.items()}
+    for name, part in named.items():
+        print(f"{name:5s} {data.describe(part)}; {data.describe_print(part, hp)}")
     if not any(page.group for page in val):
         print(data.NO_GROUPS)
-    for path in ancestors(hp):
-        evaluate.warn_of_leaks(evaluate.load_source(path), scored)
-    if all(all(data.repair_words(page)[1]) for page in train):
+
+    for path, state in ancestors.items():
+        source = evaluate.Source(path, state, state["hparams"], None)
+        evaluate.warn_of_leaks(source, scored)
+    if all(all(page.repaired.ignore) for page in train):
         raise DataError(hp.data, f"no word in {len(train)} train pages", "are all ignored?")
-    digests = data.map_threads(lambda p: picture_digest(p.path), train + val, "reading pages")
-    parts = digests[: len(train)], digests[len(train) :]
-    return (train, val, others), parts, keep_split(hp, split) if hp.folds else hp
+    if hp.folds:
+        hp = keep_split(hp, split)
+    record = {"train": record_pages(train), "val": record_pages(scored)}
+    return RunPages(train, val, others, record), hp
 
 
-def ancestors(hp):
-    """Paths of the checkpoints that a run starts from or learns from. A resumed run no longer needs
-    the one it started from."""
-    start = [hp.init] if Path(hp.init).is_file() else []
-    return [path for path in start + hp.teacher.split(",") if path]
+def read_pseudo_pages(hp, labelled):
+    """Pages of hp.pseudo_labels that are not among the labelled ones; prints what they hold."""
+    pages = data.pseudo_pages(hp, labelled)
+    print(f"pseudo {data.describe(pages)}")
+    ignored = [skip for page in pages for skip in page.ignore]
+    if ignored and np.mean(ignored) > 0.5:  # an ensemble's votes have low confidences
+        what = f"{np.mean(ignored):.0%} of its words are don't care; lower --min-confidence"
+        print(f"warning: {hp.pseudo_labels}: {what} {hp.min_confidence}")
+    return pages
 
 
-def trace_origin(hp, trained):
-    """What a checkpoint records of the pages behind it, as lists of digests: pages trained on, by
-    its ancestors too, and pages that chose an ancestor's epoch; and what records neither."""
-    origin = {"trained": {*trained}, "chosen": set(), "unknown": {hp.pseudo_labels} - {""}}
-    for path in ancestors(hp):
-        recorded = load_checkpoint(path).get("origin") or {"unknown": [path]}
+def load_ancestors(hp):
+    """{path: its dict} of the checkpoints that a run starts from or learns from. A resumed run no
+    longer needs the one it started from. Raises DataError."""
+    paths = [hp.init] if Path(hp.init).is_file() else []
+    paths += [path for path in hp.teacher.split(",") if path]
+    return {path: load_checkpoint(path) for path in paths}
+
+
+def trace_origin(hp, train, ancestors):
+    """What a checkpoint records of the pages behind it, as sets of digests: pages trained on, by
+    its ancestors too, and pages that chose an ancestor's epoch; and files that record neither."""
+    trained = {page.digest for page in train}
+    origin = {"trained": trained, "chosen": set(), "unknown": {hp.pseudo_labels} - {""}}
+    for path, state in ancestors.items():
+        recorded = state.get("origin") or {"unknown": [path]}
         for key, values in recorded.items():
             origin[key].update(values)
-    return {key: sorted(values) for key, values in origin.items()}
+    return origin
+
+
+def record_pages(pages):
+    """{path: digests of a page's picture and of its labels}. last.pt keeps it, to be compared when
+    the run is resumed."""
+    record = {}
+    for page in pages:
+        words = [page.group, page.ignore, page.texts, [p.tolist() for p in page.polygons]]
+        labels = bytes_digest(json.dumps(words).encode())
+        record[str(page.path)] = f"{page.digest} {labels}"
+    return record
+
+
+def list_changes(before, now):
+    """Two records of pages, {path: digests} -> what differs, as words; "" if nothing does."""
+    changes = []
+    for path in sorted(before.keys() | now.keys()):
+        if path not in now:
+            changes.append(f"{path} removed")
+        elif path not in before:
+            changes.append(f"{path} added")
+        elif before[path].split()[0] != now[path].split()[0]:
+            changes.append(f"{path} picture changed")
+        elif before[path] != now[path]:
+            changes.append(f"{path} labels changed")
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return ", ".join(changes[:3]) + more
 
 
 def check_schedule(hp):
@@ -210,31 +278,33 @@ def follow_trainer():
     os._exit(1)
 
 
-def make_loader(train, hp, device, start_epoch, start_step, cache=None):
+def make_loader(trainer, device):
     """A DataLoader of all batches that are left, over the ends of epochs, so that no epoch begins
     with an empty queue. Each process loads its share of the pages of a batch, on the canvas of the
     whole batch."""
-    rank, size = place()
-    epochs = range(start_epoch, hp.epochs)
+    hp = trainer.hp
+    train = trainer.pages.train
+    epochs = range(trainer.epoch, hp.epochs)
     batches = [batch for epoch in epochs for batch in data.epoch_batches(train, hp, epoch)]
-    batches = [batch[rank::size] for batch in batches[start_step:]]
+    batches = [batch[rank() :: process_count()] for batch in batches[trainer.step :]]
 
     workers = hp.workers
     if workers < 0:
         sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         sharing *= int(os.environ.get("TRIALS_SIDE_BY_SIDE", "1"))  # of a sweep
         cores = cv2.getNumberOfCPUs() // sharing
-        workers = max(1, min(16, cores)) if device.type == "cuda" else 0
+        workers = max(1, min(16, cores - 1)) if device.type == "cuda" else 0  # one is the trainer's
 
     # batches that wait lie in /dev/shm: at most 2 GiB, 7 bytes a pixel of page and maps
-    prefetch = 2**31 // (max(workers, 1) * hp.batch * hp.size**2 * 7)
+    share = -(-hp.batch // process_count())
+    prefetch = 2**31 // (max(workers, 1) * share * hp.size**2 * 7)
 
     # not fork: OpenCV's and OpenMP's threads do not survive it, and the workers would wait for them
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cv2", "shapely", "torch"])  # loaded once, shared by all
 
     return torch.utils.data.DataLoader(
-        data.Receipts(train, hp, cache),
+        data.Receipts(train, hp, trainer.folder / "cache" if hp.cache else None),
         batch_sampler=batches,
         num_workers=workers,
         worker_init_fn=start_worker,
@@ -268,17 +338,17 @@ def update_ema(ema, model, step):
     torch._foreach_lerp_(ema, model, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
 
 
-def start_network(hp, device, fresh):
+def start_network(hp, device, fresh, ancestors):
     """The network of a run. fresh: with the weights that hp names; other processes get them from
     process 0 later. Raises DataError, UsageError."""
     torch.manual_seed(hp.seed)
     pretrained = "none"
-    if fresh and place()[0] == 0 and not hp.init:
+    if fresh and rank() == 0 and not hp.init:
         pretrained = hp.pretrained
     model = DBNet(hp.backbone, hp.neck, pretrained)
 
     if hp.init and fresh:
-        state = load_checkpoint(hp.init)
+        state = ancestors.get(hp.init) or load_checkpoint(hp.init)
         try:
             model.load_state_dict(state.get("ema") or state["model"])
         except RuntimeError:
@@ -302,24 +372,30 @@ class Trainer:
     """What changes while training, and nothing else: network, EMA, optimizer, scaler, position,
     best, log rows; and what the checkpoints say of the pages."""
 
-    def __init__(self, hp, device, fresh=True, digests=((), ())):
-        """fresh: no state will be loaded. digests: of the train pages and of the val pages."""
+    def __init__(self, hp, device, pages=NO_PAGES, ancestors=None, fresh=True):
+        """fresh: no state will be loaded. ancestors: of `load_ancestors`."""
         self.hp = hp
         self.device = device
-        self.processes = place()[1]
+        self.folder = Path("runs", hp.name)
+        self.pages = pages
+        self.steps = -(-len(pages.train) // hp.batch)  # of an epoch
 
         # the network, and what is called instead of it in training
-        self.model = start_network(hp, device, fresh)
+        ancestors = ancestors or {}
+        self.model = start_network(hp, device, fresh, ancestors)
         self.forward = self.model
         if hp.compile:
-            # one layout of memory for all canvases: another would compile for its sides alone
+            # once for all canvases: height and width are two sizes even if the first is a square,
+            # and other layouts of memory would be compiled for their sides alone
+            importlib.import_module("torch.fx.experimental._config").use_duck_shape = False
             importlib.import_module("torch._inductor.config").force_layout_optimization = True
             self.forward = torch.compile(self.model, dynamic=True)
         if dist.is_initialized():
             wrap = torch.nn.parallel.DistributedDataParallel
             self.forward = wrap(self.forward, gradient_as_bucket_view=True)
             self.forward.broadcast_buffers = False  # see averaged_model; as an argument it warns
-        self.teachers = [load_network(path, device)[0] for path in hp.teacher.split(",") if path]
+        teachers = [path for path in hp.teacher.split(",") if path]
+        self.teachers = [network_of(ancestors[path], path, device) for path in teachers]
 
         # moving average
         self.ema = None
@@ -335,11 +411,11 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
 
         # scores, and the pages behind them
-        self.best = {"hmean": -1.0, "epoch": 0}
+        self.best = NO_BEST
         self.rows = []
         self.scores = {}
-        self.origin = trace_origin(hp, digests[0])
-        self.val_digests = digests[1]
+        self.origin = trace_origin(hp, pages.train, ancestors)
+        self.val_digests = [page.digest for page in pages.val]
 
         # the save in flight
         self.writer = None
@@ -370,9 +446,10 @@ class Trainer:
 
         # the gradients become their mean over the processes, whose shares may differ by a page
         loss, parts = self.loss_of(pages, maps)
-        share = len(pages) / self.hp.batch if self.processes > 1 else 1.0
+        processes = process_count()
+        share = len(pages) / self.hp.batch if processes > 1 else 1.0
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss * (share * self.processes)).backward()
+        self.scaler.scale(loss * (share * processes)).backward()
 
         if self.hp.clip:
             self.scaler.unscale_(self.optimizer)
@@ -401,7 +478,9 @@ class Trainer:
         Weights, statistics and random state stay as they are. pages: how many. Raises what the step
         would raise."""
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        moments = [torch.empty_like(p) for p in self.model.parameters() for _ in "mv"]  # Adam's
+        moments = []  # Adam's, which a resumed run has
+        if not self.optimizer.state:
+            moments = [torch.empty_like(p) for p in self.model.parameters() for _ in "mv"]
 
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -425,21 +504,21 @@ class Trainer:
         return model
 
     def state(self):
-        """All that exact resume needs, as plain dicts of tensors and JSON types."""
+        """All that a resumed run needs, as plain dicts of tensors and JSON types."""
         state = {key: part.state_dict() if part else None for key, part in self.parts().items()}
         state |= {key: getattr(self, key) for key in POSITION}
         state["rng"] = torch.get_rng_state()
-        state["cuda_rng"] = None
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state()
+        on_gpu = self.device.type == "cuda"
+        state["cuda_rng"] = torch.cuda.get_rng_state() if on_gpu else None
         state["hparams"] = dataclasses.asdict(self.hp)
-        state["origin"] = self.origin
+        state["origin"] = {key: sorted(values) for key, values in self.origin.items()}
+        state["pages"] = self.pages.record
         return state
 
     def parts(self):
         return {key: getattr(self, key) for key in ("model", "ema", "optimizer", "scaler")}
 
-    def load(self, state, folder):
+    def load(self, state):
         """Go on from a state. Raises DataError when it is of another network."""
         try:
             for key, part in self.parts().items():
@@ -451,32 +530,32 @@ class Trainer:
             # the run's own record of its pages counts as well: its init may be gone
             recorded = state.get("origin") or {"unknown": [self.hp.init] if self.hp.init else []}
             for key, values in recorded.items():
-                self.origin[key] = sorted({*self.origin[key], *values})
+                self.origin[key].update(values)
 
             torch.set_rng_state(state["rng"])
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             what = f"does not fit its hparams.json ({str(error).splitlines()[0]})"
-            raise DataError(f"{folder}/last.pt", what) from None
+            raise DataError(self.folder / "last.pt", what) from None
 
-    def save(self, folder, is_best=False):
+    def save(self, is_best=False):
         """Write last.pt, and best.pt if is_best, in a thread, once the save before it has ended.
         Raises OSError when that one failed."""
         self.wait()
-        if place()[0]:
+        if rank():
             return
 
         last = to_cpu(self.state())
         best = None
         if is_best:
-            chosen = sorted({*self.origin["chosen"], *self.val_digests})
+            chosen = sorted(self.origin["chosen"].union(self.val_digests))
             best = {key: last[key] for key in ("hparams", "epoch", "scores")}
             best["model"] = last["ema"] or last["model"]
-            best["origin"] = {**self.origin, "chosen": chosen}
+            best["origin"] = last["origin"] | {"chosen": chosen}
 
-        args = folder, last, best, self.failed
-        self.writer = threading.Thread(target=write_checkpoints, args=args)
+        args = self.folder, last, best, self.failed
+        self.writer = threading.Thread(target=write_checkpoints, args=args, name="save")
         self.writer.start()
 
     def wait(self):
@@ -614,17 +693,17 @@ def to_wandb(hp, folder):
 MIRRORS = {"wandb": to_wandb, "tensorboard": to_tensorboard}
 
 
-def start_mirrors(kinds, hp, folder, rows):
+def start_mirrors(kinds, trainer):
     """A function(row, pictures, best.pt) for each mirror that --log names or the run has already;
     the rows so far are sent. Raises UsageError."""
-    if place()[0]:
+    if rank():
         return []
     try:
-        kinds = [kind for kind in MIRRORS if kind in kinds or (folder / kind).is_dir()]
-        mirrors = [MIRRORS[kind](hp, folder) for kind in kinds]
+        kinds = [kind for kind in MIRRORS if kind in kinds or (trainer.folder / kind).is_dir()]
+        mirrors = [MIRRORS[kind](trainer.hp, trainer.folder) for kind in kinds]
     except Exception as error:  # noqa: BLE001 (W&B has many of its own)
         raise UsageError("--log", (str(error).splitlines() or [repr(error)])[0]) from None
-    for row in rows:
+    for row in trainer.rows:
         for send in mirrors:
             send(row)
     return mirrors
@@ -633,7 +712,7 @@ def start_mirrors(kinds, hp, folder, rows):
 # ---------------------------------------------------------------- the loop
 
 
-def fetch_losses(trainer, pending, steps):
+def fetch_losses(trainer, pending):
     """Move the losses of the last steps, a list of [4], to the host, add them over the processes
     and warn of outliers. Raises DataError where one is not finite, OSError when the last save
     failed."""
@@ -642,7 +721,7 @@ def fetch_losses(trainer, pending, steps):
         trainer.losses.append(losses)
         step = len(trainer.losses)
         if not all(map(math.isfinite, losses)):
-            where = f"epoch {epoch}, step {step} of {steps}"
+            where = f"epoch {epoch}, step {step} of {trainer.steps}"
             raise DataError(where, f"loss is {losses[0]}", CALM, 4)
 
         recent = [loss for loss, *_ in trainer.losses[-50:-1]]
@@ -654,16 +733,15 @@ def fetch_losses(trainer, pending, steps):
         raise trainer.failed[0]
 
 
-def train_epoch(trainer, batches, steps, stop, pace):
+def train_epoch(trainer, batches, stop, pace):
     """The rest of one epoch, up to a signal. Its losses and times go to the trainer."""
-    hp = trainer.hp
     device = trainer.device
     look_every = FETCH_EVERY if device.type == "cuda" else 1
     pending = []  # losses that are still on the device
     began = time.perf_counter()
     trainer.train_mode()
 
-    for step in progress(range(trainer.step, steps), f"epoch {trainer.epoch + 1}, steps"):
+    for step in progress(range(trainer.step, trainer.steps), f"epoch {trainer.epoch + 1}, steps"):
         # the next batch, and how long the device had to wait for it
         asked = time.perf_counter()
         batch = next(batches)
@@ -671,14 +749,14 @@ def train_epoch(trainer, batches, steps, stop, pace):
         pages, maps = (part.to(device, non_blocking=True) for part in batch)
 
         # forward, backward, update
-        number = trainer.epoch * steps + step
-        lr = learning_rate(hp, trainer.epoch, (number + 1) / steps)
+        number = trainer.epoch * trainer.steps + step
+        lr = learning_rate(trainer.hp, trainer.epoch, (number + 1) / trainer.steps)
         pending.append(trainer.train_step(pages, maps, lr, number))
         trainer.step = step + 1
 
         # now and then: losses, signals, pace
-        if trainer.step % look_every == 0 or trainer.step == steps:
-            fetch_losses(trainer, pending, steps)
+        if trainer.step % look_every == 0 or trainer.step == trainer.steps:
+            fetch_losses(trainer, pending)
             if stop.agree():
                 break
             pace.look(step)
@@ -718,194 +796,281 @@ def duration(seconds):
 
 
 def score_pages(trainer, val, seen=None):
-    """Rows of the page metric [N, 4] of val, and their Score; each process predicts its share."""
-    rank, size = place()
-    rows = torch.zeros(len(val), 4, dtype=torch.float64)
+    """Rows of the page metric [N, 4] of val pages, and their Score; each process predicts its share
+    of them."""
+
+    def judge(page, found):  # in threads beside the network
+        return page_row("page", page, found[0])
+
+    rows = np.zeros((len(val), 4))
+    mine = range(rank(), len(val), process_count())
     network = predict.Network(trainer.averaged_model(), trainer.hp)
-    pages, judge = val[rank::size], lambda page, found: page_row("page", page, found[0])
-    judged = predict.predict(network, pages, trainer.device, judge)  # it judges beside the network
-    rows[rank::size] = torch.tensor(np.array([row for _, row in judged])).reshape(-1, 4)
-    rows = total(rows).numpy()
+    for k, row in predict.predict(network, [val[i] for i in mine], trainer.device, judge):
+        rows[mine[k]] = row
+    total(torch.from_numpy(rows))
     return rows, make_score(rows, mean_scores, bootstrap_groups(val), seen)
 
 
-def finish_epoch(trainer, val, others, steps):
-    """Validate, append the epoch's row, advance. Returns whether it is the best so far."""
-    hp, begin = trainer.hp, time.perf_counter()
-    if not torch.stack([t.isfinite().all() for t in float_tensors(trainer.model)]).all():
-        raise DataError(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM, 4)
-    known = evaluate.seen_digests(trainer.origin, hp).items()
-    seen = {how: len(digests & {*trainer.val_digests}) for how, digests in known}
+def score_run(trainer):
+    """The Score of the network on the run's val pages. The trainer keeps it for the checkpoints,
+    with those of the later sets and the H-mean of each page."""
+    digests = {*trainer.val_digests}
+    known = evaluate.seen_digests(trainer.origin, trainer.hp)
+    seen = {how: len(theirs & digests) for how, theirs in known.items()}
+    val = trainer.pages.val
     rows, score = score_pages(trainer, val, seen)
-    beside = {name: score_pages(trainer, pages)[1] for name, pages in others.items()}
+    others = {name: score_pages(trainer, part)[1] for name, part in trainer.pages.others.items()}
     trainer.scores = {
         **dataclasses.asdict(score),
-        "others": {name: dataclasses.asdict(other) for name, other in beside.items()},
+        "others": {name: dataclasses.asdict(other) for name, other in others.items()},
         "groups": bootstrap_groups(val),
         "digests": trainer.val_digests,
         "pages": {page.name: float(hmean) for page, (_, _, hmean, _) in zip(val, rows)},
     }
-    row = {"precision": score.precision, "recall": score.recall, "hmean": score.hmean}
-    row["hmean_lo"], row["hmean_hi"] = score.interval
-    row["epoch"], row["lr"] = trainer.epoch + 1, learning_rate(hp, trainer.epoch, trainer.epoch + 1)
-    row |= zip(LOSSES, np.mean(trainer.losses, 0).tolist())
-    row["val_seconds"] = time.perf_counter() - begin
+    return score
+
+
+def score_columns(score):
+    """A Score as columns of log.csv."""
+    return dict(zip(SCORES, (score.precision, score.recall, score.hmean, *score.interval)))
+
+
+def log_row(trainer, score, val_seconds):
+    """The row of log.csv of the epoch in hand."""
     seconds, waited = trainer.timing
-    row["seconds"], row["wait"] = seconds + row["val_seconds"], waited / seconds
-    row["images_s"] = steps * hp.batch / seconds
-    row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30  # of the run's GPU; 0 on a CPU
-    trainer.rows.append({key: row[key] for key in COLUMNS})
-    if is_best := row["hmean"] > trainer.best["hmean"]:
+    return {
+        "epoch": trainer.epoch + 1,
+        "lr": learning_rate(trainer.hp, trainer.epoch, trainer.epoch + 1),
+        **dict(zip(LOSSES, np.mean(trainer.losses, 0).tolist())),
+        **score_columns(score),
+        "seconds": seconds + val_seconds,
+        "images_s": trainer.steps * trainer.hp.batch / seconds,
+        "wait": waited / seconds,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # of the run's GPU; 0 on a CPU
+        "val_seconds": val_seconds,
+    }
+
+
+def finish_epoch(trainer):
+    """Validate, append the epoch's row, advance. Returns whether it is the best epoch so far.
+    Raises DataError where weights are not finite."""
+    if not all(tensor.isfinite().all() for tensor in float_tensors(trainer.model)):
+        raise DataError(f"epoch {trainer.epoch + 1}", "weights are not finite", CALM, 4)
+
+    began = time.perf_counter()
+    score = score_run(trainer)
+    row = log_row(trainer, score, time.perf_counter() - began)
+    trainer.rows.append(row)
+
+    is_best = row["hmean"] > trainer.best["hmean"]
+    if is_best:
         trainer.best = {"hmean": row["hmean"], "epoch": row["epoch"]}
     trainer.begin_epoch(row["epoch"])
     return is_best
+
+
+def rescore(trainer):
+    """Score the last epoch of a run whose val pages have changed; it becomes the best one. The
+    scores of earlier epochs, which are those of other pages, become nan in log.csv. A run stopped
+    inside an epoch has its next score at the end of that."""
+    for row in trainer.rows:
+        row |= dict.fromkeys(SCORES, math.nan)
+    trainer.best = NO_BEST
+    whole = bool(trainer.rows) and trainer.step == 0
+    if whole:
+        score = score_run(trainer)
+        trainer.rows[-1] |= score_columns(score)
+        trainer.best = {"hmean": score.hmean, "epoch": trainer.epoch}
+        print(f"epoch {trainer.epoch} scored anew: {shown(trainer.scores)}")
+    trainer.save(is_best=whole)
 
 
 # ---------------------------------------------------------------- one run
 
 
 def open_folder(hp, folder, resume):
-    """Make or find the folder of a run. Returns a lock on it. Raises UsageError if another process
-    trains there."""
-    folder.mkdir(parents=True, exist_ok=resume)
-    if not (folder / "hparams.json").exists():
-        write_json(folder / "hparams.json", dataclasses.asdict(hp), indent=1)
-    held = lock(folder / "hparams.json")
-    if held is None:
-        raise UsageError(folder, "another process is training there", "wait for it, or stop it")
+    """Make or find the folder of a run. Returns the locks on it. Raises UsageError if another
+    process trains there or has made it meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=resume)
+    except FileExistsError:
+        raise UsageError(folder, "exists", NEW_NAME) from None
 
-    # what a process that was killed has left
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+    # to lock hparams.json makes an empty file, and to write it puts another in its place: both are
+    # kept locked, since another process may have opened either
+    with contextlib.ExitStack() as locks:
+        path = folder / "hparams.json"
+        locks.enter_context(lock_folder(folder, path.name, BUSY))
+        if not path.stat().st_size:
+            write_json(path, dataclasses.asdict(hp), indent=1)
+            locks.enter_context(lock_folder(folder, path.name, BUSY))
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        print(f"run folder {folder}", flush=True)
+        return locks.pop_all()
 
-    print(f"run folder {folder}", flush=True)
-    return held
 
-
-def load_run(folder):
-    """The state that a run goes on from, or None; log.csv is cut to its rows."""
+def load_run(folder, record, rescored):
+    """The state that a run goes on from, or None; log.csv is cut to its rows. record: of its pages
+    as they are now. rescored: the val pages may have changed. Raises DataError."""
     state = load_last(folder)
     if state is None:
         print(f"{folder} has no checkpoint yet: starting at epoch 1")
         return None
+    compare_pages(state, record, folder, rescored)
 
     try:
         if state["best"]["epoch"]:
             load_checkpoint(folder / "best.pt")
     except DataError as error:
         print(f"warning: {error}; the next epoch's becomes best.pt")
-        state["best"] = {"hmean": -1.0, "epoch": 0}
+        state["best"] = NO_BEST
     write_log(folder / "log.csv", state["rows"])
     inside = f", step {state['step']}" if state["step"] else ""
     print(f"resuming {folder} after epoch {state['epoch']}{inside}")
     return state
 
 
-def train_one(hp, folder, resume, options, stop):
+def compare_pages(state, pages, folder, rescored):
+    """Name the pages that have changed since a state was saved. An epoch that has begun with other
+    train pages starts again. Raises UsageError for val pages, unless the run is rescored."""
+    recorded = state.get("pages") or pages  # older checkpoints have no record
+    changes = list_changes(recorded["val"], pages["val"])
+    if changes and not rescored:
+        remedy = f"add --rescore, or start a new run with --init {folder}/last.pt"
+        raise UsageError(folder, f"val pages have changed since: {changes}", remedy)
+
+    changes = list_changes(recorded["train"], pages["train"])
+    if changes:
+        print(f"warning: {folder}: train pages have changed since: {changes}")
+    steps = -(-len(pages["train"]) // state["hparams"].batch)
+    if state["step"] and changes or state["step"] >= steps:
+        print(f"warning: epoch {state['epoch'] + 1} starts again with the pages there are now")
+        state |= {"step": 0, "losses": [], "timing": [0.0, 0.0]}
+
+
+def train_one(hp, resume, options, stop):
     """Train a run to hp.epochs or hp.stop_epoch. options: the command line's. Returns the exit
     code."""
     print(describe_machine(options.device, amp_dtype(hp.amp, options.device)))
-    pages, digests, hp = from_first(lambda: read_pages(hp))
+    ancestors = load_ancestors(hp)
+    pages, hp = from_first(lambda: read_pages(hp, ancestors))
+    make_trainer = partial(Trainer, hp, options.device, pages, ancestors)
 
     # a new run has no folder before its network stands: what is wrong with it leaves nothing
-    trainer = None if resume else Trainer(hp, options.device, True, digests)
-    with open_folder(hp, folder, resume) if place()[0] == 0 else contextlib.nullcontext():
-        state = from_first(lambda: load_run(folder) if resume else None)
-        if trainer is None:
-            trainer = Trainer(hp, options.device, state is None, digests)
+    trainer = None if resume else make_trainer()
+    folder = Path("runs", hp.name)
+    with open_folder(hp, folder, resume) if rank() == 0 else contextlib.nullcontext():
+        state = None
+        if resume:
+            state = from_first(lambda: load_run(folder, pages.record, options.rescore))
+            trainer = make_trainer(fresh=state is None)
+        ancestors.clear()  # they would fill memory while the run lasts
         if state:
-            trainer.load(state, folder)
-        return train_run(trainer, pages, folder, options, stop)
+            trainer.load(state)
+            if options.rescore:
+                rescore(trainer)
+        return train_run(trainer, options, stop)
 
 
-def train_run(trainer, pages, folder, options, stop):
+def train_run(trainer, options, stop):
     """What is left of a run, from its first batch to its last line. Returns the exit code."""
     began = time.perf_counter()
-    train, val, others = pages
     hp = trainer.hp
-    steps = -(-len(train) // hp.batch)
     last_epoch = min(hp.epochs, hp.stop_epoch or hp.epochs)
-    mirrors = start_mirrors(options.log, hp, folder, trainer.rows)
-
-    # the largest batch first, so that what does not fit is known now
-    cache = folder / "cache" if hp.cache else None
-    loader = make_loader(train, hp, options.device, trainer.epoch, trainer.step, cache)
-    if options.device.type == "cuda" and loader.batch_sampler:
-        largest = max(loader.batch_sampler, key=lambda keys: math.prod(keys[0][2:]))
-        trainer.rehearse(len(largest), *largest[0][2:])
-
-    pace = Pace(len(loader.batch_sampler), options.device)
-    batches = iter(loader)
-    try:
-        while trainer.epoch < last_epoch and not stop.agreed:
-            train_epoch(trainer, batches, steps, stop, pace)
-            pace.steps_left = 0  # the time of a validation would count
-
-            # stopped inside the epoch: keep the place
-            if trainer.step < steps:
-                trainer.save(folder)
-                continue
-
-            is_best = finish_epoch(trainer, val, others, steps)
-            print_row(trainer, options.baseline[1])
-            stop.agree()
-            trainer.save(folder, is_best)
-            for send in mirrors:
-                send(trainer.rows[-1])
-        from_first(trainer.wait)
-    finally:
-        for loader in torch.multiprocessing.active_children():
-            loader.kill()  # an error's traceback holds `batches`, and they ignore SIGTERM
-        del batches
-        shutil.rmtree(folder / "cache", ignore_errors=True)
+    mirrors = start_mirrors(options.log, trainer)
+    with stop:
+        train_epochs(trainer, last_epoch, options, stop, mirrors)
 
     stopped = stop.agreed if trainer.epoch < last_epoch else None
     if trainer.epoch == hp.epochs:
-        draw_last_pictures(trainer, val, folder, mirrors, options.artifact)
-        print(f"{folder}: {duration(time.perf_counter() - began)} in this process")
-        if options.baseline[0]:
-            print_gain(trainer.scores, Path(options.baseline[0]))
-    print_end(trainer, steps, stopped)
+        draw_last_pictures(trainer, mirrors, options.artifact)
+        print(f"{trainer.folder}: {duration(time.perf_counter() - began)} in this process")
+        if options.baseline:
+            print_gain(trainer.scores, Path(options.baseline))
+    print_end(trainer, stopped)
     return 128 + stopped if stopped else 0
 
 
+def train_epochs(trainer, last_epoch, options, stop, mirrors):
+    """The loop: train up to last_epoch or a signal, validate and save after each epoch."""
+    loader = make_loader(trainer, options.device)
+    left = loader.batch_sampler
+    pace = Pace(len(left), options.device)
+    batches = iter(loader)
+    try:
+        # the largest batch first, while the loader processes start: what does not fit is known now
+        if options.device.type == "cuda" and left:
+            largest = max(left, key=lambda keys: math.prod(keys[0][2:]))
+            trainer.rehearse(len(largest), *largest[0][2:])
+
+        while not stop.agree() and trainer.epoch < last_epoch:
+            train_epoch(trainer, batches, stop, pace)
+            pace.steps_left = 0  # the time of a validation would count
+
+            # stopped inside the epoch: keep the place
+            if trainer.step < trainer.steps:
+                trainer.save()
+                continue
+
+            is_best = finish_epoch(trainer)
+            print_row(trainer, options.baseline_log)
+            trainer.save(is_best)
+            for send in mirrors:
+                send(trainer.rows[-1])
+        from_first(trainer.wait)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold `batches`
+        raise
+    finally:
+        # without `batches` its processes and threads end; then those that do not, deaf to SIGTERM
+        del batches
+        for process in torch.multiprocessing.active_children():
+            process.kill()
+        shutil.rmtree(trainer.folder / "cache", ignore_errors=True)
+
+
 def print_gain(scores, folder):
-    """The paired difference of a run's last epoch to a baseline's, on the same pages."""
-    pages, state = scores["pages"], load_last(folder)
-    other = state["scores"].get("pages", {}) if state else {}
-    if pages.keys() != other.keys():
-        return print(f"baseline {folder}: no last epoch on these pages, so no paired difference")
-    rows = [np.array([[one[name]] * 3 + [1] for name in pages]) for one in (pages, other)]
+    """The paired difference of a run's last epoch to that of a baseline, on the same pages."""
+    state = load_last(folder)
+    ours = scores["pages"]
+    theirs = state["scores"].get("pages", {}) if state else {}
+    if ours.keys() != theirs.keys():
+        print(f"baseline {folder}: no last epoch on these pages, so no paired difference")
+        return
+    rows = [np.array([[hmeans[name]] * 3 + [1] for name in ours]) for hmeans in (ours, theirs)]
     difference = paired_difference(*rows, mean_scores, scores["groups"])
     print(f"{difference}, vs {folder}")
 
 
-def draw_last_pictures(trainer, val, folder, mirrors, artifact):
+def draw_last_pictures(trainer, mirrors, artifact):
     """Draw the first validation pages as the last weights see them, for the mirrors as well."""
     network = predict.Network(trainer.averaged_model(), trainer.hp)
-    if place()[0]:
+    if rank():
         return
-    for _, (page, found) in predict.predict(network, val[:8], trainer.device, lambda *two: two):
-        evaluate.draw_picture(page, *found, folder / "pictures")
-    pictures = sorted((folder / "pictures").glob("*.jpg"))
-    best = folder / "best.pt" if artifact else None
+    folder = trainer.folder / "pictures"
+    pages = trainer.pages.val[:8]
+    for _, (page, found) in predict.predict(network, pages, trainer.device, lambda *both: both):
+        evaluate.draw_picture(page, *found, folder)
+    pictures = sorted(folder.glob("*.jpg"))
+    best = trainer.folder / "best.pt" if artifact else None
     for send in mirrors:
         send({"epoch": trainer.epoch}, pictures, best)
 
 
-def print_end(trainer, steps, stopped):
-    """How far a run has come, how to go on and its scores."""
-    hp, where = trainer.hp, f"after epoch {trainer.epoch} of {trainer.hp.epochs}"
-    if stopped and trainer.step:
-        where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {steps}"
+def print_end(trainer, stopped):
+    """How far a run has come, how to go on, and its scores."""
+    hp = trainer.hp
+    where = f"after epoch {trainer.epoch} of {hp.epochs}"
+    if trainer.step:
+        where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}"
     if stopped or trainer.epoch < hp.epochs:
-        how = f"{'stopped' if stopped else 'paused'} {where}"
-        amp = f" --amp {hp.amp}" * (hp.amp != "auto")  # another than the run began with, perhaps
-        print(f"{how}; go on: python train.py --name {hp.name} --resume{amp}")
+        word = "stopped" if stopped else "paused"
+        amp = "" if hp.amp == "auto" else f" --amp {hp.amp}"  # it may not be the one of the folder
+        print(f"{word} {where}; go on: python train.py --name {hp.name} --resume{amp}")
     if trainer.rows and not stopped:
-        print(f"last {shown(trainer.scores)}; {MAXIMUM}")
-        print(f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}")
+        print(f"last {shown(trainer.scores)}")
+        best = f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}"
+        print(f"{best} (chosen on these same pages, so optimistic)")
 
 
 # ---------------------------------------------------------------- folds and replicas
@@ -914,7 +1079,7 @@ def print_end(trainer, steps, stopped):
 def member_hparams(args, stem):
     """Hparams of each run of --fold all and --seeds N, named STEM-fold2-seed1. Raises
     UsageError."""
-    if place()[1] > 1:
+    if process_count() > 1:
         raise UsageError("torchrun", "not with --fold all, --seeds", "train one --fold, one --seed")
 
     all_folds = args.fold == "all"
@@ -944,8 +1109,7 @@ def resumed_members(runs, args):
     for hp in runs:
         if Path("runs", hp.name, "hparams.json").exists():
             if not args.resume:
-                remedy = "choose another name, or --resume to go on"
-                raise UsageError(f"runs/{hp.name}", "exists", remedy)
+                raise UsageError(f"runs/{hp.name}", "exists", NEW_NAME)
             flags = {"name": hp.name, "fold": str(hp.fold), "seed": str(hp.seed)}
             pattern = resolve_run(argparse.Namespace(**vars(args) | flags))
             kept[hp.name] = pattern
@@ -964,13 +1128,14 @@ def train_members(runs, args):
     failed = []
     for hp in runs:
         folder = Path("runs", hp.name)
-        if (folder / "log.csv").exists() and hp.epochs in read_log(folder):
+        finished = (folder / "log.csv").exists() and hp.epochs in read_log(folder)
+        if finished and not args.rescore:
             print(f"{folder} is finished")
             continue
-        work = partial(train_one, hp, folder, folder.exists(), args, stop)
+        work = partial(train_one, hp, folder.exists(), args, stop)
         code = exit_code(partial(explain_errors, work))
-        if code > 128:
-            return code
+        if code > 128 or stop.signal:
+            return code or 128 + stop.signal
         if code:
             failed.append(hp.name)
 
@@ -981,44 +1146,61 @@ def train_members(runs, args):
 
 
 def report_members(runs):
-    """Print the last H-mean of each run, of all, and of all pages by who held them out."""
+    """Print the last H-mean of each run, of all runs, and of all pages by the runs that scored
+    them."""
     scores = [load_last(Path("runs", hp.name))["scores"] for hp in runs]
-    for hp, one in zip(runs, scores):
-        print(f"{hp.name}  last {shown(one)}")
-    if len(values := [one["hmean"] for one in scores]) > 1:
-        mean, sd = statistics.mean(values), statistics.stdev(values)
-        print(f"last hmean of {len(values)} runs: mean {mean:.4f}, standard deviation {sd:.4f}")
-    folds, pages = {hp.fold for hp in runs}, {}  # {(page, group): its scores}
-    for one in scores:
-        for (name, hmean), group in zip(one["pages"].items(), one.get("groups", one["pages"])):
+    for hp, score in zip(runs, scores):
+        print(f"{hp.name}  last {shown(score)}")
+    if len(scores) < 2:
+        return
+
+    values = [score["hmean"] for score in scores]
+    mean = statistics.mean(values)
+    sd = statistics.stdev(values)
+    print(f"last hmean of {len(values)} runs: mean {mean:.4f}, standard deviation {sd:.4f}")
+
+    folds = {hp.fold for hp in runs}
+    if len(folds) not in (1, runs[0].folds):
+        return  # without all folds not all pages are held out
+    pages = {}  # {(page, group): its H-mean in each run}
+    for score in scores:
+        groups = score.get("groups", score["pages"])
+        for (name, hmean), group in zip(score["pages"].items(), groups):
             pages.setdefault((name, group), []).append(hmean)
-    if len(values) > 1 and len(folds) in (1, runs[0].folds):
-        rows = np.array([[statistics.mean(values)] * 3 + [1] for values in pages.values()])
-        score = make_score(rows, mean_scores, [group for _, group in pages])
-        remark = ", in sample" if any(read_score(one).in_sample() for one in scores) else ""
-        name = "out of fold" if len(folds) > 1 else "mean of replicas"
-        print(f"{name}: {score}{remark}")
+    rows = np.array([[statistics.mean(hmeans)] * 3 + [1] for hmeans in pages.values()])
+    score = make_score(rows, mean_scores, [group for _, group in pages])
+    name = "out of fold" if len(folds) > 1 else "mean of replicas"
+    remark = ", in sample" if any(read_score(one).in_sample() for one in scores) else ""
+    print(f"{name}: {score}{remark}")
 
 
 # ---------------------------------------------------------------- command line
 
 
 def choose_run(args, stem):
-    """Hparams and folder of a single run, and whether it exists already; nothing is made yet. A run
-    that torchrun started again goes on by itself. Raises UsageError."""
+    """Hparams of a single run, and whether it exists already; nothing is made yet. A run that
+    torchrun started again goes on by itself. Raises UsageError."""
     hp = resolve_run(args)
     if not hp.name and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         raise UsageError("--max-restarts", "a restarted group has to find its run", "add --name")
-    if hp.batch < place()[1]:
-        raise UsageError(f"batch = {hp.batch}", f"{place()[1]} processes need a page each")
+    if hp.batch < process_count():
+        raise UsageError(f"batch = {hp.batch}", f"{process_count()} processes need a page each")
 
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if again and not args.resume and Path("runs", hp.name).exists():
         args.resume = True
         hp = resolve_run(args)
-    if args.resume:
-        return hp, Path("runs", hp.name), True
-    return *choose_run_folder(hp, stem), False
+    return hp if args.resume else name_run(hp, stem), args.resume
+
+
+def run_name(folder):
+    """The name of a run by its folder; runs/ may be a symbolic link, or reached by one."""
+    if "/" not in folder:
+        return folder
+    name = os.path.relpath(folder, "runs")
+    if name.startswith(".."):
+        name = os.path.relpath(os.path.realpath(folder), os.path.realpath("runs"))
+    return name
 
 
 def parse_args(argv):
@@ -1027,8 +1209,7 @@ def parse_args(argv):
     parser = trainer_parser(__doc__)
     args, rest = parser.parse_known_args(argv)
     if args.resume and not args.name and len(rest) == 1:
-        folder = rest.pop().removesuffix("last.pt")
-        args.name = os.path.relpath(folder, "runs") if "/" in folder else folder
+        args.name = run_name(rest.pop().removesuffix("last.pt"))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
@@ -1042,6 +1223,7 @@ def check_trainer_flags(args, hp):
     """Raises UsageError on flags that have no effect."""
     mirrored = "wandb" in args.log or args.resume and Path("runs", hp.name, "wandb").is_dir()
     rules = [
+        ("rescore", args.resume, "only with --resume"),
         ("fold", hp.folds, "only with --folds N, in the command or its file"),
         ("seeds", args.seeds is None or args.seeds > 0, "at least 1 is needed"),
         ("val_data", not hp.folds, "not with --folds, which hold pages out"),
@@ -1052,6 +1234,8 @@ def check_trainer_flags(args, hp):
         ("sync_bn", dist.is_initialized() or not hp.sync_bn, "only under torchrun"),
     ]
     evaluate.refuse_idle(args, rules)
+    if hp.sync_bn and hp.compile:
+        raise UsageError("--sync-bn", "not with --compile", "leave one of them out")
 
 
 def execute(args):
@@ -1070,7 +1254,7 @@ def execute(args):
         return 0
 
     args.device = device_of_process(args.device)
-    args.baseline = (args.baseline, read_log(args.baseline)) if args.baseline else ("", {})
+    args.baseline_log = read_log(args.baseline) if args.baseline else {}
     for kind in args.log:
         # a folder of logs with the name of the package is a module too, but one without a file
         if not getattr(importlib.util.find_spec(kind), "origin", None):
@@ -1079,18 +1263,21 @@ def execute(args):
     if several:
         return train_members(runs, args)
     stem = os.environ.get("WANDB_RUN_ID", stem)
-    hp, folder, resume = from_first(lambda: choose_run(args, stem))
-    return train_one(hp, folder, resume, args, Stop())
+    hp, resume = from_first(lambda: choose_run(args, stem))
+    return train_one(hp, resume, args, Stop())
 
 
 def main(argv=None):
+    # before the loop there is nothing to save, so that a signal ends the process at once
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # canvases vary
     store = join_group()
 
     def work():
         # process 0 alone prints, but for the first error
         with open(os.devnull, "w") as hidden:
-            out, err = (hidden, hidden) if place()[0] else (sys.stdout, sys.stderr)
+            out, err = (hidden, hidden) if rank() else (sys.stdout, sys.stderr)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code = explain_errors(lambda: execute(parse_args(argv)), store)
         if store:

@@ -18,7 +18,6 @@ from dbnet import (
     load_network,
     save_checkpoint,
 )
-from engine import choose_device
 from files import DataError, UsageError
 from hparams import Hparams
 
@@ -176,30 +175,6 @@ def test_a_loaded_network_gives_the_same_maps_without_batch_norms(path, name, le
     kinds = [type(part) for head in (model.backbone, model.shrink_head) for part in head.modules()]
     assert sum(issubclass(kind, torch.nn.BatchNorm2d) for kind in kinds) == left
     torch.testing.assert_close(dict(state["model"]), dict(net.state_dict()), rtol=0, atol=0)
-
-
-def test_a_gpu_that_this_torch_cannot_work_on_is_one_line(monkeypatch):
-    """Two GPUs, emulated: the wheel has kernels for the second one only."""
-    made_current, trouble = [], "no kernel image is available for execution on the device"
-
-    def ones(*_, device):
-        if device.index != 1:
-            raise RuntimeError(f"CUDA error: {trouble}\nFor debugging pass CUDA_LAUNCH_BLOCKING=1")
-
-    monkeypatch.setattr(torch, "ones", ones)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
-    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
-    assert choose_device("cuda:1") == torch.device("cuda:1") == made_current[0]
-    for name in ("auto", "cuda", "cuda:0"):
-        with pytest.raises(UsageError, match="but sm_75, sm_80; install") as error:
-            choose_device(name)
-        assert str(error.value).startswith(f"--device {name}: torch serves no such GPU, but sm")
-    assert "\n" not in str(error.value) and len(made_current) == 2
-    assert choose_device("cuda", work=False) == torch.device("cuda")  # to score a JSON, say
-    trouble = "device is busy"  # no fault of the command's
-    with pytest.raises(RuntimeError, match=trouble):
-        choose_device("cuda")
 
 
 def test_checkpoint_round_trip_and_a_change_of_any_byte(path):

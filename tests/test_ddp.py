@@ -8,7 +8,6 @@ import torch.distributed as dist
 from conftest import NETWORK, ROOT, error_line, read_log, run_python, write_labels
 
 import train
-from files import UsageError
 from hparams import Hparams
 from interval import read_score
 
@@ -100,23 +99,6 @@ def test_a_step_sends_gradients_only(monkeypatch):
         assert not sent and trainer.model.shrink_head[1].num_batches_tracked == 1
     finally:
         dist.destroy_process_group()
-
-
-def test_each_process_has_its_own_gpu_and_touches_no_other(monkeypatch):
-    """The second of two processes on two GPUs, emulated."""
-    touched = []
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch, "ones", lambda *_, device: touched.append(str(device)))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: touched.append(str(device)))
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    devices = [str(train.device_of_process(name)) for name in ("auto", "cuda", "cpu")]
-    assert devices == ["cuda:1", "cuda:1", "cpu"]
-    assert touched == ["cuda:1"] * 4 + ["cpu"]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(UsageError, match="3 processes, 2 GPUs"):
-        train.device_of_process("auto")
 
 
 def test_the_first_process_to_fail_says_why(monkeypatch, capsys):

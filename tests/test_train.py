@@ -5,15 +5,18 @@ import dataclasses
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -64,9 +67,9 @@ def before(patch, owner, name, act):
     """act(*args) goes before each call of owner.name."""
     real = getattr(owner, name)
 
-    def called(*args):
+    def called(*args, **options):
         act(*args)
-        return real(*args)
+        return real(*args, **options)
 
     patch.setattr(owner, name, called)
 
@@ -112,7 +115,7 @@ PROGRAM = f"""
 import os, runpy, signal, sys
 number, sync = int(sys.argv.pop(1)), os.fsync
 def interrupted(file):
-    if os.path.exists("runs/ended/prev.pt") and "last.pt" in os.readlink(f"/proc/self/fd/{{file}}"):
+    if os.path.exists("runs/ended/prev.pt"):  # last.pt is the first to be written after it
         os.fsync = sync
         if number == signal.SIGKILL:
             os.ftruncate(file, os.fstat(file).st_size // 2)
@@ -268,7 +271,8 @@ def test_a_run_on_two_sets_is_scored_by_set_and_is_worth_what_the_first_says(wor
     beside += f"; other {train.shown(state['scores']['others']['other'])}"
     assert beside.endswith(" over 1 pages, too narrow")
     assert [beside in line for line in lines if line.startswith("epoch   8/8")] == [True]
-    assert f"last {beside}; " in lines[-2]
+    assert f"last {beside}" == lines[-2]
+    assert lines[-1].endswith(" (chosen on these same pages, so optimistic)")
     assert state["best"]["hmean"] == max(row["hmean"] for row in rows.values())
     assert state["scores"]["pages"].keys() == {p.name for p in labels.load_labels("s", "val")}
     origin = last("two", "best.pt")["origin"]
@@ -317,9 +321,8 @@ def test_where_there_is_no_terminal_lines_say_how_far_it_is(monkeypatch):
 
 def test_names_count_up(work):
     for expected in ("small", "small-2", "small-3"):
-        hp, folder = train.choose_run_folder(hparams.Hparams(), "small")
-        assert hp.name == folder.name == expected
-        folder.mkdir(parents=True)
+        assert train.name_run(hparams.Hparams(), "small").name == expected
+        Path("runs", expected).mkdir(parents=True)
 
 
 def wandb_rows(path):
@@ -419,19 +422,21 @@ class TinyBackbone(torch.nn.Module):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 def test_compiled_once_for_all_canvases(monkeypatch):
-    """Inductor itself: one graph forward and one backward, and eager's losses and gradients."""
+    """Inductor itself: one graph forward and one backward, and eager's losses and gradients; the
+    first canvas, as of a rehearsal, is a square."""
     from torch._inductor.graph import GraphLowering
 
     backbone = TinyBackbone(), [0, 1, 2, 3], [4] * 4
     monkeypatch.setattr("dbnet.make_backbone", lambda *_: copy.deepcopy(backbone))
     for name in ("force_layout_optimization", "fx_graph_cache"):  # the first is put back
         monkeypatch.setattr(f"torch._inductor.config.{name}", False)
+    monkeypatch.setattr("torch.fx.experimental._config.use_duck_shape", True)
     monkeypatch.setattr("torch._functorch.config.enable_autograd_cache", False)
     monkeypatch.setattr("torch._inductor.config.cpp.simdlen", 1)  # compiles sooner
     graphs = []
     before(monkeypatch, GraphLowering, "compile_to_module", graphs.append)
     plain, compiled = (small_trainer(compile=c) for c in (False, True))
-    for height, width in ((96, 128), (128, 96), (128, 128), (96, 160), (160, 128)):
+    for height, width in ((128, 128), (96, 128), (128, 96), (96, 160), (160, 128)):
         pages = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
         maps = torch.randint(0, 2, (2, 4, height, width), dtype=torch.uint8)
         losses = [trainer.loss_of(pages, maps)[0] for trainer in (plain, compiled)]
@@ -467,6 +472,19 @@ def test_a_rehearsal_takes_a_step_s_memory_and_moves_nothing(frozen):
     assert all(p.grad is None for p in trainer.model.parameters()) and not trainer.optimizer.state
 
 
+def test_a_rehearsal_takes_the_memory_of_adam_s_moments_unless_they_are_there(monkeypatch):
+    trainer, taken = small_trainer(), []
+    before(monkeypatch, torch, "empty_like", taken.append)
+    count = len([*trainer.model.parameters()])
+    trainer.rehearse(1, 64, 64)
+    assert len(taken) == 2 * count
+    maps = torch.ones(1, 4, 64, 64, dtype=torch.uint8)
+    trainer.train_step(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), maps, 1e-3, 0)
+    taken.clear()
+    trainer.rehearse(1, 64, 64)
+    assert not taken
+
+
 def test_a_rehearsed_run_is_the_same_run(whole, monkeypatch):
     def rehearse(trainer, *_):
         trainer.rehearse(2, 96, 96)
@@ -474,6 +492,39 @@ def test_a_rehearsed_run_is_the_same_run(whole, monkeypatch):
     before(monkeypatch, train, "train_run", rehearse)
     assert run("--name", "rehearsed") == 0
     assert_same_as_whole("rehearsed")
+
+
+def test_loader_processes_start_before_the_rehearsal_and_end_by_themselves(whole, monkeypatch):
+    """A GPU's run, emulated: its loader processes are at work when it rehearses, and none is left
+    to be killed when the loader is gone."""
+    seen = []
+
+    def emulate(trainer, options, stop):
+        options.device = SimpleNamespace(type="cuda")
+
+    def note(word):
+        return lambda *_: seen.append((word, len(torch.multiprocessing.active_children())))
+
+    loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    before(monkeypatch, train, "train_run", emulate)
+    before(monkeypatch, train.Trainer, "rehearse", note("rehearse"))
+    before(monkeypatch, loader, "_shutdown_workers", note("shut down"))
+    before(monkeypatch, multiprocessing.process.BaseProcess, "kill", note("kill"))
+    assert run("--name", "rehearsed", "--workers=2") == 0
+    assert seen[:2] == [("rehearse", 2), ("shut down", 2)]
+    assert "kill" not in [word for word, _ in seen]
+    assert_same_as_whole("rehearsed")
+
+
+def test_a_loader_leaves_a_core_to_the_trainer_and_counts_its_share_of_a_batch(monkeypatch):
+    hp, gpu = hparams.Hparams(batch=16, size=1024), SimpleNamespace(type="cuda")
+    monkeypatch.setattr(cv2, "getNumberOfCPUs", lambda: 12)
+    loader = train.make_loader(standing(hp, epoch=hp.epochs), gpu)
+    assert (loader.num_workers, loader.prefetch_factor) == (11, 1)
+    monkeypatch.setattr(train, "process_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    loader = train.make_loader(standing(hp, epoch=hp.epochs), gpu)
+    assert (loader.num_workers, loader.prefetch_factor) == (2, 4)
 
 
 def kind_of(amp, _):
@@ -495,8 +546,8 @@ def test_a_run_goes_on_in_another_number_type(work, first, then, monkeypatch):
 
 def test_loss_outliers_are_flagged(capsys):
     trainer = train.Trainer.__new__(train.Trainer)
-    trainer.epoch, trainer.losses, trainer.failed = 0, [], []
-    train.fetch_losses(trainer, [torch.ones(4)] * 20 + [torch.full((4,), 3.5)], 21)
+    trainer.epoch, trainer.losses, trainer.failed, trainer.steps = 0, [], [], 21
+    train.fetch_losses(trainer, [torch.ones(4)] * 20 + [torch.full((4,), 3.5)])
     (line,) = capsys.readouterr().out.splitlines()
     assert "loss 3.500 in epoch 1, step 21 is above 3 times its running median" in line
 
@@ -568,6 +619,8 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, "--folds=2 --val-data=s", "--val-data: not with --folds, which hold pages out"),
         (2, "--init=runs/whole/last.pt --pretrained=timm", "--pretrained: not with --init"),
         (2, "--sync-bn", "--sync-bn: only under torchrun"),
+        (2, '{"sync_bn": true, "compile": true}', "--sync-bn: not with --compile"),
+        (2, "--name=whole --rescore", "--rescore: only with --resume; leave it out"),
         (2, "--data=s --teacher=none.pt", "none.pt: cannot be read"),
         (2, "--weigth_decay 1", "--weigth-decay 1; did you mean --weight-decay?"),
         (2, "--data=nowhere", "nowhere: no such file or folder"),
@@ -644,12 +697,17 @@ def test_epoch_2_ends_in_one_line_and_1_is_kept(work, place, act, code, line, mo
     assert last("ended")["epoch"] == 1
 
 
+def standing(hp, pages=train.NO_PAGES, epoch=0):
+    """What `make_loader` asks of a Trainer at the start of an epoch."""
+    return SimpleNamespace(hp=hp, pages=pages, epoch=epoch, step=0, folder=Path("runs/x"))
+
+
 def test_loader_processes_leave_the_stop_signals_to_the_trainer(work, monkeypatch):
     for owner, name in ((cv2, "setNumThreads"), (torch, "set_num_threads")):
         monkeypatch.setattr(owner, name, int)  # this process keeps its threads
     monkeypatch.setattr(train, "follow_trainer", int)  # and has no trainer
     hp = hparams.Hparams()
-    train.make_loader([], hp, CPU, hp.epochs, 0).worker_init_fn(0)
+    train.make_loader(standing(hp, epoch=hp.epochs), CPU).worker_init_fn(0)
     assert {signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)} == {signal.SIG_IGN}
 
 
@@ -745,3 +803,189 @@ def test_replicas_differ_by_seed_alone_and_learn_the_map_of_teachers(whole, caps
     # the same first step, plus the teacher's part
     assert a["hparams"].teacher == teachers
     assert a["rows"][0]["loss"] > last("whole")["rows"][0]["loss"]
+
+
+# ---------------------------------------------------------------- pages that change under a run
+
+
+def stop_at(patch, number):
+    """A SIGTERM comes in the step of this number, from 0."""
+
+    def stop(trainer, pages, maps, lr, step):
+        if step == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before(patch, *STEP, stop)
+
+
+def stopped_inside(patch, name="s2"):
+    """A run on a copy of the pages, stopped after two of three steps of epoch 2."""
+    shutil.copytree("s", "own")
+    with patch.context() as inside:
+        stop_at(inside, 4)
+        assert run("--data=own", "--name", name) == 128 + signal.SIGTERM
+    assert (last(name)["epoch"], last(name)["step"]) == (1, 2)
+
+
+def change_labels(split, change):
+    """Rewrite own/SPLIT.json after change({picture's name: entry})."""
+    images = files.read_json(f"own/{split}.json")["images"]
+    change(images)
+    write_labels(Path("own"), images, split)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_epoch_whose_pages_were_removed_starts_again(work, recorded, monkeypatch, capsys):
+    """Of three steps one or two are left; an older checkpoint does not say which pages it had."""
+    stopped_inside(monkeypatch)
+    if not recorded:
+        state = torch.load("runs/s2/last.pt", weights_only=True)
+        train.save_checkpoint(
+            Path("runs/s2/last.pt"), {k: v for k, v in state.items() if k != "pages"}
+        )
+    first, second, third = sorted(files.read_json("own/train.json")["images"])[:3]
+    change_labels("train", lambda images: [images.pop(name) for name in (first, second, third)])
+    capsys.readouterr()
+    assert resume("s2") == 0
+    out = capsys.readouterr().out
+    assert "warning: epoch 2 starts again with the pages there are now" in out
+    what = f"own/images/{first} removed, own/images/{second} removed, own/images/{third} removed"
+    assert (f"warning: runs/s2: train pages have changed since: {what}\n" in out) == recorded
+    assert train.read_log("runs/s2").keys() == {1, 2, 3, 4}
+    assert len(last("s2")["pages"]["train"]) == 3
+
+
+def test_train_pages_that_changed_between_epochs_are_named(work, capsys):
+    shutil.copytree("s", "own")
+    assert run("--data=own", "--name=s2", "--stop-epoch=1") == 0
+    assert resume("s2", "--stop-epoch=2") == 0
+    assert "have changed" not in capsys.readouterr().out
+    first, second, third, *_ = sorted(files.read_json("own/train.json")["images"])
+    shutil.copy(f"own/images/{first}", f"own/images/{second}")
+
+    def change(images):
+        images[third]["words"].popitem()
+        images["new.jpg"] = images[third]
+
+    shutil.copy(f"own/images/{third}", "own/images/new.jpg")
+    change_labels("train", change)
+    assert resume("s2", "--stop-epoch=3") == 0
+    out = capsys.readouterr().out
+    changes = f"new.jpg added, own/images/{second} picture changed, own/images/{third} labels"
+    assert f"train pages have changed since: own/images/{changes} changed\n" in out
+    assert "starts again" not in out and "resuming runs/s2 after epoch 2\n" in out
+    assert resume("s2") == 0
+    assert "have changed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_scores_on_val_pages_that_changed_are_not_mixed(work, inside, monkeypatch, capsys):
+    flags = ("--data=own", "--name=s2", "--aug-strength=0", "--epochs=9", "--T_max=9")
+    shutil.copytree("s", "own")
+    with monkeypatch.context() as patch:
+        if inside:
+            stop_at(patch, 25)
+        assert run(*flags, "--stop-epoch=9") == (128 + signal.SIGTERM if inside else 0)
+    epoch = last("s2")["epoch"]
+    assert epoch == (8 if inside else 9)
+    old = last("s2")["scores"]
+    name = min(files.read_json("own/val.json")["images"])
+    change_labels("val", lambda images: images[name]["words"].popitem())
+    kept = (work / "runs/s2/last.pt").read_bytes()
+    capsys.readouterr()
+    assert resume("s2") == 2
+    line = error_line(capsys.readouterr().err, "runs/s2: val pages have changed since: own/images/")
+    assert f"{name} labels changed; add --rescore, or start a new run with --init runs/s2" in line
+    assert (work / "runs/s2/last.pt").read_bytes() == kept
+    assert resume("s2", "--rescore") == 0
+    out, rows, state = capsys.readouterr().out, train.read_log("runs/s2"), last("s2")
+    assert [k for k, row in rows.items() if row["hmean"] == row["hmean"]] == [9]
+    assert state["best"] == {"hmean": rows[9]["hmean"], "epoch": 9}
+    assert (f"epoch 9 scored anew: {train.shown(state['scores'])}\n" in out) != inside
+    assert evaluate.main(["runs/s2/best.pt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hmean"] == rows[9]["hmean"]
+    assert state["scores"]["pages"] != old["pages"] and rows[1]["loss"] > 0
+    assert resume("s2") == 0
+
+
+# ---------------------------------------------------------------- folders and signals
+
+
+def test_runs_may_be_a_symbolic_link_or_hold_one(work, capsys):
+    (work / "disk").mkdir()
+    (work / "runs").symlink_to(work / "disk")
+    assert run("--name=a/b", "--epochs=2", "--stop-epoch=1") == 0
+    assert train.main(["--resume", str(work / "disk/a/b")]) == 0
+    os.rename(work / "disk/a", work / "elsewhere")
+    (work / "disk/a").symlink_to(work / "elsewhere")
+    for name in ("runs/a/b", "./runs/a/b/", str(work / "runs/a/b/last.pt")):
+        assert train.run_name(name.removesuffix("last.pt")) == "a/b"
+    assert train.main(["--resume", str(work / "elsewhere/b")]) == 2
+    error_line(capsys.readouterr().err, "leads out of runs/")
+
+
+def test_of_two_that_make_one_run_one_is_refused(work, monkeypatch, capsys):
+    """The folder appears while the other reads its pages; or both resume a run that was killed
+    before it wrote hparams.json, one while the other writes it."""
+    hp, folder = hparams.Hparams(name="x"), work / "runs/x"
+    with monkeypatch.context() as patch:
+        before(patch, train, "open_folder", lambda *_: folder.mkdir(parents=True))
+        assert run("--name=x") == 2
+    error_line(capsys.readouterr().err, "runs/x: exists; choose another name, or --resume")
+
+    def rival(*_):
+        with pytest.raises(files.UsageError, match="another process is training there"):
+            train.open_folder(hp, folder, True)
+        refused.append(1)
+
+    refused = []
+    before(monkeypatch, train, "write_json", rival)
+    with train.open_folder(hp, folder, True):
+        rival()
+    assert len(refused) == 2
+    assert hparams.read_hparams(folder / "hparams.json")["name"] == "x"
+    train.open_folder(hp, folder, True).close()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_step_ends_the_process_at_once(
+    work, number, code, monkeypatch, capsys
+):
+    """As in the hub's retries, which go on for minutes."""
+
+    def retry(*args, **options):
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", retry)
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(train.main(["--data=s", "--size=96"]))
+    assert ended.value.code == code and time.monotonic() - begun < 50
+    assert not Path("runs").exists()
+    if code == 130:
+        error_line(capsys.readouterr().err, "interrupted")
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line(work):
+    trainer = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", "--data=s"], stderr=subprocess.PIPE, text=True
+    )
+    maps = Path(f"/proc/{trainer.pid}/maps")
+    wait_for("the imports", lambda: "numpy" in maps.read_text() or "libtorch" in maps.read_text())
+    trainer.send_signal(signal.SIGINT)
+    assert trainer.communicate(timeout=60)[1] == "error: interrupted; nothing has begun\n"
+    assert trainer.returncode == 130
+
+
+def test_help_says_how_to_do_without_the_download():
+    assert "--no-pretrained" in hparams.trainer_parser().format_help()
+
+
+def test_ancestors_are_loaded_once(whole, monkeypatch):
+    loaded = Counter()
+    for room in (train, evaluate):
+        before(monkeypatch, room, "load_checkpoint", lambda path, *_: loaded.update([str(path)]))
+    flags = "--init=runs/whole/best.pt", "--teacher=runs/whole/last.pt", "--epochs=1"
+    assert run("--name=child", *flags, "--T_max=1") == 0
+    assert loaded["runs/whole/best.pt"] == loaded["runs/whole/last.pt"] == 1
