@@ -866,7 +866,8 @@ HISTORY = """{sweep: as in its file, epochs: of a whole run, trials: [{number: f
 value: at its last epoch, epoch: that, state: finished | stopped | failed}, ...]} and, if wanted,
 extra: [flags of every trial], notes: [sentences]; JSON or YAML"""
 FREE = {"workers", "cache"}  # flags that change no result
-OURS = {"stop_epoch", "resume", "name", "seeds", "print_hparams"}  # flags that a sweep gives itself
+# flags that a sweep gives itself
+OURS = {"stop_epoch", "resume", "rescore", "name", "seeds", "print_hparams"}
 # the options that each mode takes besides its own
 TRAIN = "sweep parallel devices launcher"
 MODES = {

@@ -163,7 +163,7 @@ def test_workers_and_cache_do_not_change_the_run(whole, work, monkeypatch):
     assert run("--name", "workers", "--workers", 2) == 0
     assert_same_as_whole("workers")
     reads = Counter()
-    before(monkeypatch, data, "read_bytes", lambda path: reads.update([path.name]))
+    before(monkeypatch, pictures, "read_bytes", lambda path, *_: reads.update([path.name]))
     assert run("--name", "cache", "--cache") == 0
     assert_same_as_whole("cache")
     for page in labels.load_labels("s", "train"):  # inspected, read once; not once in each epoch
