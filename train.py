@@ -369,8 +369,8 @@ POSITION = ("epoch", "step", "losses", "timing", "best", "rows", "scores")
 
 
 class Trainer:
-    """The state of a run: network, EMA, optimizer, scaler, position, best epoch and log rows; and its
-    pages, with what the checkpoints record of them."""
+    """The state of a run: network, EMA, optimizer, scaler, position, best epoch and log rows; and
+    its pages, with what the checkpoints record of them."""
 
     def __init__(self, hp, device, pages=NO_PAGES, ancestors=None, fresh=True):
         """fresh: no state will be loaded. ancestors: of `load_ancestors`."""
