@@ -96,15 +96,22 @@ def join_group():
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"attempt-{attempt}", store)
 
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    wait = timedelta(minutes=10)  # for the others, in either backend
-    dist.init_process_group(backend, timeout=wait, store=store, rank=number, world_size=size)
+    gpus = torch.cuda.is_available()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpus else "gloo",
+        timeout=timedelta(minutes=10),  # for either backend
+        store=store,
+        rank=number,
+        world_size=size,
+    )
     threading.Thread(target=follow_agent, args=(os.getppid(),), daemon=True).start()
 
-    heard, written = os.pipe()
-    os.set_blocking(written, False)
-    signal.set_wakeup_fd(written)
-    threading.Thread(target=end_if_blocked, args=(heard, store), daemon=True).start()
+    # NCCL, unlike gloo, waits in silence for a process that is lost
+    if gpus:
+        heard, written = os.pipe()
+        os.set_blocking(written, False)
+        signal.set_wakeup_fd(written)
+        threading.Thread(target=end_if_blocked, args=(heard, store), daemon=True).start()
     return store
 
 

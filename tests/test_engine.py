@@ -75,18 +75,24 @@ def test_a_gpu_is_named_with_what_it_computes_in(capability, dtype, kind, monkey
 
 @pytest.mark.parametrize("gpus", [False, True])
 def test_processes_wait_ten_minutes_for_each_other_in_either_backend(gpus, monkeypatch):
-    joined = []
+    joined, threads = [], []
     for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.setenv(key, "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
     monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda *a, **k: joined.append((a, k)))
-    monkeypatch.setattr(engine.threading, "Thread", lambda **_: SimpleNamespace(start=int))
+
+    def note(target, **_):
+        threads.append(target)
+        return SimpleNamespace(start=int)
+
+    monkeypatch.setattr(engine.threading, "Thread", note)
     monkeypatch.setattr(signal, "set_wakeup_fd", int)
     assert engine.join_group() is not None
     (((backend,), options),) = joined
     assert backend == ("cpu:gloo,cuda:nccl" if gpus else "gloo")
     assert options["timeout"] == timedelta(minutes=10)
+    assert threads == [engine.follow_agent] + [engine.end_if_blocked] * gpus  # gloo notices a loss
 
 
 BLOCKED = f"""
