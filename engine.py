@@ -83,6 +83,22 @@ def amp_dtype(amp, device):
     return torch.bfloat16 if amp == "bf16" or has_bf16 else torch.float16
 
 
+@torch.no_grad()
+def launch(model, batch, amp, device):
+    """Start a network on pages uint8 [B, H, W, 3], H and W multiples of 32: (its maps uint8 [B, H,
+    W], on a GPU the event after which they are there, else None)."""
+    pages = torch.from_numpy(batch)
+    if device.type == "cuda":
+        pages = pages.pin_memory()
+    dtype = amp_dtype(amp, device)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        logits = model(pages.to(device, non_blocking=True))  # [B, 1, H, W]
+    maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
+    maps = maps.to("cpu", non_blocking=True)
+    event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+    return maps, event
+
+
 # ---------------------------------------------------------------- processes
 
 

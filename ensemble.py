@@ -8,7 +8,6 @@ python ensemble.py --validate out.csv --data TEST        what is wrong with a su
 
 One checkpoint is an ensemble of one. Exit code 5: not shown to be better than the best member."""
 
-import codecs
 import csv
 import hashlib
 import io
@@ -140,7 +139,7 @@ class Member(NamedTuple):
     source: evaluate.Source
     network: predict.Network | None
     name: str
-    digest: str = ""  # of the weights, or of the file
+    digest: str  # of the weights, or of the file
 
     @property
     def scores(self):
@@ -158,13 +157,13 @@ class Ensemble(NamedTuple):
     hp: Hparams | None
     votes: float
     device: torch.device
-    scored: frozenset = frozenset()
+    scored: set
 
 
 def load_member(path, overrides, scales, flip, device):
     """The Member of a checkpoint or predictions.json. Raises DataError that names the file."""
     source = evaluate.load_source(path)
-    if source.regions is not None:
+    if not source.hp:
         return Member(source, None, path, pictures.picture_digest(path))
     source.override(overrides)
     network = source.network(device, sizes=scales)
@@ -182,7 +181,6 @@ def discover(folder="runs"):
     """last.pt of each fold of the one set of fold runs under `folder` that is finished. Raises
     UsageError."""
     sets = defaultdict(dict)  # {Hparams that folds share: {fold: (last.pt, epochs done)}}
-    alike = {"fold": 1, "workers": -1, "stop_epoch": 0, "cache": False}
     for file in sorted(Path(folder).glob("**/hparams.json")):
         hp = saved_hparams(read_json(file), file)
         if not hp.folds:
@@ -190,7 +188,7 @@ def discover(folder="runs"):
         log = file.with_name("log.csv")
         epochs = len(read_text(log).splitlines()) - 1 if log.exists() else 0
         name = str(file.parent).replace(f"-fold{hp.fold}", "-fold*")
-        key = replace(hp, name=name, **alike)
+        key = replace(hp, name=name, fold=1, workers=-1, stop_epoch=0, cache=False)
         sets[key][hp.fold] = str(file.with_name("last.pt")), epochs
 
     finished, states = {}, []
@@ -202,10 +200,15 @@ def discover(folder="runs"):
     if len(finished) == 1:
         return next(iter(finished.values()))
     if finished:
-        names = " and ".join(finished)
-        raise UsageError(f"{len(finished)} sets of fold runs are finished, {names}", "name one")
-    problem = f"no set of fold runs is finished ({'; '.join(states) or 'none is there'})"
-    raise UsageError(f"{folder}/", problem, "name checkpoints")
+        raise UsageError(
+            f"{len(finished)} sets of fold runs are finished, {' and '.join(finished)}",
+            "name one",
+        )
+    raise UsageError(
+        f"{folder}/",
+        f"no set of fold runs is finished ({'; '.join(states) or 'none is there'})",
+        "name checkpoints",
+    )
 
 
 def choose_members(candidates, keep, weights):
@@ -250,7 +253,7 @@ def predict_all(ensemble, pages, subsets):
 
     def job(page, maps):
         maps = dict(zip(networks, maps))
-        alone = [(member.source.regions or {}).get(page.name) for member in members]
+        alone = [member.source.regions.get(page.name) for member in members]
         for k, prob in maps.items():
             alone[k] = decode_page(prob, page.size, networks[k].hp)
         together = [combine(ensemble, page, subset, maps, alone) for subset in subsets]
@@ -314,10 +317,9 @@ def gate(ensemble, pages, seen):
     groups = bootstrap_groups(pages)
     rows = cleval.metric_rows(pages, together)
     others = [cleval.metric_rows(pages, found, ["page"])["page"] for found in alone + without]
-    seen_by_each = seen[:-1] + seen[-1:] * len(without)
     scores = [
         make_score(other, cleval.mean_scores, groups, before)
-        for other, before in zip(others, seen_by_each)
+        for other, before in zip(others, seen[:-1] + seen[-1:] * len(without))
     ]
     result = Judgement(
         summary=evaluate.summarise(pages, rows, seen[-1]),
@@ -352,8 +354,9 @@ def decide(interval, success, acceptable):
     """Which of three verdicts holds for all of an interval [low, high] of H-means, if any."""
     verdicts = ("success", "acceptable", "fall back to hparams/run3.json")
     low, high = ((end < success) + (end < acceptable) for end in interval)
-    unsure = f"cannot tell: from {verdicts[low]} to {verdicts[high]}"
-    return verdicts[low] if low == high else unsure
+    if low == high:
+        return verdicts[low]
+    return f"cannot tell: from {verdicts[low]} to {verdicts[high]}"
 
 
 # ---------------------------------------------------------------- submission
@@ -366,10 +369,10 @@ def region_points(polygon, page_size):
     points = points[(points != np.roll(points, 1, 0)).any(1)]
     if len(points) == 3:
         edge = np.roll(points, -1, 0) - points
-        n = int(np.argmax((edge**2).sum(1)))
+        n = np.argmax((edge**2).sum(1))
         points = np.insert(points, n + 1, points[n] + edge[n] // 2, 0)
-        points = points[(points != np.roll(points, 1, 0)).any(1)]
-    return points if len(points) >= 4 and signed_area(points) else None
+    repeated = (points == np.roll(points, 1, 0)).all(1)
+    return points if len(points) >= 4 and not repeated.any() and signed_area(points) else None
 
 
 def submission_regions(polygons, scores, page_size):
@@ -377,7 +380,7 @@ def submission_regions(polygons, scores, page_size):
     regions = {}
     for n in np.argsort(-np.asarray(scores), kind="stable"):
         if (points := region_points(polygons[n], page_size)) is not None:
-            regions.setdefault(tuple(canonical(points).ravel().tolist()), points)
+            regions.setdefault(canonical(points).tobytes(), points)
     return list(regions.values())[: cleval.MAX_DETECTIONS]
 
 
@@ -404,8 +407,11 @@ def read_table(path):
         raise DataError(path, f"not a CSV file ({error})") from None
     header = rows[0][1] if rows else []
     if header != HEADER:
-        shown = ",".join(header)[:60]
-        raise DataError(f"{path}: line 1", f"the header is {shown!r}", f"write {','.join(HEADER)}")
+        raise DataError(
+            f"{path}: line 1",
+            f"the header is {','.join(header)[:60]!r}",
+            f"write {','.join(HEADER)}",
+        )
     if not text.endswith("\n"):
         raise DataError(path, "no line end after the last row", "is the file cut off?")
     return rows[1:]
@@ -443,7 +449,7 @@ def parse_field(field, where, page_size=None):
     for n, text in enumerate(texts, 1):
         try:
             points = parse_region(text, page_size)
-            outline = tuple(canonical(points).ravel().tolist())
+            outline = canonical(points).tobytes()
             if outline in regions:
                 raise ValueError("is there already")
             regions[outline] = points
@@ -457,10 +463,7 @@ def read_submission(path, names=None, sizes=None, ordered=False):
     line each. names: the pages it has to hold, in their order where `ordered`; sizes: {name:
     (width, height)}. Raises DataError when it is no table."""
     regions, problems, first = {}, [], {}
-    rows = read_table(path)
-    if read_bytes(path).startswith(codecs.BOM_UTF8):  # a sample may have one
-        problems.append(f"{path}: line 1: a byte order mark before the header; save without it")
-    for line, row in rows:
+    for line, row in read_table(path):
         where = f"{path}: line {line}"
         if len(row) != 2:
             problems.append(f"{where}: {len(row)} fields; 2 are needed, quote a name with a comma")
@@ -477,6 +480,8 @@ def read_submission(path, names=None, sizes=None, ordered=False):
     if missing := [name for name in names or () if name not in first]:
         hint = labels.lookalike(missing[0], first)
         problems.append(f"{path}: {len(missing)} pages have no row (first: {missing[0]}){hint}")
+    if read_bytes(path).startswith(b"\xef\xbb\xbf"):  # a sample may have one
+        problems.append(f"{path}: line 1: a byte order mark before the header; save without it")
     if ordered and not problems and list(regions) != list(names):
         name = next(a for a, b in zip(regions, names) if a != b)
         problems.append(f"{path}: line {first[name]}: {name}: not in the order of the sample")
@@ -532,7 +537,7 @@ def load_pages(args):
     folder = data.resolve_data(args.data)
     split = args.split or ("test" if args.submission or args.validate else "val")
     if not args.split and not labels.has_split(folder, split) and labels.has_split(folder, "val"):
-        print(f"warning: {args.data}: no {split} split, val is taken", file=sys.stderr)
+        evaluate.warn(args.data, f"no {split} split, val is taken")
         split = "val"
     if args.split or labels.find_labels(folder, split) or labels.find_labels(folder, None):
         pages = labels.load_labels(folder, split, args.image_dir)
@@ -546,9 +551,8 @@ def load_pages(args):
     names = read_sample(args.sample)
     missing = [name for name in names if name not in pages]
     if missing:
-        hint = labels.lookalike(missing[0], pages).removeprefix("; ")
-        problem = f"{len(missing)} pages not in {args.data}: {missing[0]}, ..."
-        raise DataError(args.sample, problem, hint)
+        hint = labels.lookalike(missing[0], pages)
+        raise DataError(args.sample, f"{len(missing)} pages not in {args.data}: {missing[0]}{hint}")
     return [pages[name] for name in names]
 
 
@@ -616,8 +620,7 @@ def validate(args):
     print(f"{args.validate}: {len(regions)} pages, {count} regions, {len(problems)} errors")
     if count or args.allow_empty:
         return 1 if problems else 0
-    remark = "no page has a region; --allow-empty accepts that"
-    print(f"warning: {args.validate}: {remark}", file=sys.stderr)
+    evaluate.warn(args.validate, "no page has a region; --allow-empty accepts that")
     return 1
 
 
@@ -632,8 +635,7 @@ def run_gate(args, ensemble, pages):
     together["scored"] = sum(map(bool, scored))
 
     found, judgement = gate(ensemble, pages, [*seen, together])
-    interval = judgement.summary.scores["page"].interval
-    decision = args.decide and decide(interval, *args.decide)
+    decision = args.decide and decide(judgement.summary.scores["page"].interval, *args.decide)
     if args.json:
         result = judgement.to_json() | {"method": ensemble.method}
         if decision:
@@ -664,8 +666,11 @@ def check_voting_flags(args):
     evaluate.refuse_idle(args, rules)
     high, low = args.decide or (1, 0)
     if not 1 >= high > low >= 0:
-        problem = "the first must exceed the second, both within 0 to 1"
-        raise UsageError(f"--decide {high:g} {low:g}", problem, "of 96.6 % write 0.966")
+        raise UsageError(
+            f"--decide {high:g} {low:g}",
+            "the first must exceed the second, both within 0 to 1",
+            "of 96.6 % write 0.966",
+        )
     if args.submission and not args.submission.endswith(".csv"):
         raise UsageError(f"--submission {args.submission}", "not a .csv file")
 
@@ -680,8 +685,8 @@ def run(args):
     for member in ensemble.members:
         if not member.network:
             evaluate.check_pages(member.source, pages, labelled)
-    beside = Path(args.submission).with_suffix(".json") if args.submission else None
-    inputs = [args.sample, args.hparams, *(member.name for member in ensemble.members)]
+    beside = args.submission and Path(args.submission).with_suffix(".json")
+    inputs = [args.sample, args.hparams, *args.sources]
     derived = [] if args.out else [beside]
     evaluate.check_outputs([args.out, args.submission], inputs, pages, derived)
     out = args.out or beside

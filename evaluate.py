@@ -54,17 +54,22 @@ from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tun
 # a checkpoint's values that flags may replace
 OVERRIDES = ("size", "fit", *(key for key in DECODING if key != "shrink_ratio"), "amp")
 
+
+def warn(where, remark):
+    print(f"warning: {where}: {remark}", file=sys.stderr)
+
+
 # ---------------------------------------------------------------- sources
 
 
-@dataclass
+@dataclass(eq=False)
 class Source:
     """A checkpoint or a predictions file, read once a command."""
 
     path: str
     state: dict  # of a checkpoint
     hp: Hparams | None  # of a checkpoint, with the values of flags
-    regions: dict | None  # of a predictions file: {page name: (polygons, scores)}
+    regions: dict  # of a predictions file: {page name: (polygons, scores)}
 
     def override(self, values):
         """Take other values, and say where they bring pages to another size than its own."""
@@ -74,7 +79,7 @@ class Source:
                 f"size {self.hp.size}, fit {self.hp.fit} instead of its own {own.size}, {own.fit}"
             )
             remark = "text will be larger or smaller than the network was trained on"
-            print(f"warning: {self.path}: {sizes}; {remark}", file=sys.stderr)
+            warn(self.path, f"{sizes}; {remark}")
 
     def network(self, device, **options):
         """A Network on a device. Raises DataError."""
@@ -87,7 +92,7 @@ def load_source(path):
     if path.endswith(".json"):
         return Source(path, {}, None, read_predictions(path))
     state = load_checkpoint(path)
-    return Source(path, state, state["hparams"], None)
+    return Source(path, state, state["hparams"], {})
 
 
 def read_predictions(path):
@@ -118,7 +123,7 @@ def check_pages(source, pages, needed=True):
     if needed or len(missing) == len(pages):
         hint = lookalike(missing[0], source.regions)
         raise DataError(source.path, problem, f"a page without words needs an entry too{hint}")
-    print(f"warning: {source.path}: {problem}; it does not vote on them", file=sys.stderr)
+    warn(source.path, f"{problem}; it does not vote on them")
 
 
 def page_digest(page):
@@ -138,7 +143,7 @@ def warn_of_leaks(source, pages):
     if origin["unknown"]:
         names = ", ".join(origin["unknown"])
         remark = f"pages that {names} trained on, and that chose its epoch, are not known"
-        print(f"warning: {source.path}: {remark}", file=sys.stderr)
+        warn(source.path, remark)
 
     digests = [page_digest(page) for page in pages]
     counts = {}
@@ -146,8 +151,7 @@ def warn_of_leaks(source, pages):
         names = [page.name for page, digest in zip(pages, digests) if digest in seen]
         if names:
             share = f"{len(names)} of these {len(pages)} pages (first: {names[0]})"
-            remark = "the score will be optimistic"
-            print(f"warning: {source.path}: {SEEN[way]} {share}; {remark}", file=sys.stderr)
+            warn(source.path, f"{SEEN[way]} {share}; the score will be optimistic")
             counts[way] = len(names)
     return counts
 
@@ -168,7 +172,7 @@ class Detector:
         values = choose_look(values)
         values = {key: checked(key, value, "Detector") for key, value in values.items()}
         source = load_source(str(weights))
-        if source.regions is not None:
+        if not source.hp:
             raise UsageError(weights, "not a checkpoint")
         source.override(values)
         self.device = choose_device(device)
@@ -231,7 +235,7 @@ def cached_maps(source, pages, hp, device):
             with np.load(path) as file:
                 return [(file[str(i)], scale) for i, scale in enumerate(file["scales"])]
         except Exception:  # noqa: BLE001 (zipfile and numpy raise what the damaged bytes lead to)
-            print(f"warning: {path}: damaged, predicting again", file=sys.stderr)
+            warn(path, "damaged, predicting again")
 
     network = source.network(device)._replace(hp=hp)
     stream = predict_each([network], pages, device, lambda page, maps: maps[0])
@@ -242,7 +246,7 @@ def cached_maps(source, pages, hp, device):
     try:
         replace_file(path, buffer.getbuffer())
     except OSError as error:  # the run may lie on a disk that is read-only
-        print(f"warning: {path}: maps are not kept ({error.strerror})", file=sys.stderr)
+        warn(path, f"maps are not kept ({error.strerror})")
     return list(zip(maps, scales))
 
 
@@ -252,11 +256,19 @@ def held_out_pages(sources, folder=None, image_dir=None):
     different folds of one split or the pages are not there."""
     first = sources[0].state["hparams"]
     for source in sources:
-        check_same_split(source, sources[0].path, first)
+        hp = source.state["hparams"]
+        for key in ("data", "image_dir", "folds", "split", "size", "fit", "shrink_ratio"):
+            value, wanted = getattr(hp, key), getattr(first, key)
+            if value != wanted:
+                problem = f"{key} is {value!r}, in {sources[0].path} {wanted!r}"
+                raise DataError(source.path, problem, "tuning needs folds of one split")
+        if not hp.folds or not source.state.get("scores", {}).get("pages"):
+            problem = "not a fold run with a finished epoch"
+            raise DataError(source.path, problem, "tune one run, or all its folds")
+
     folder = data.resolve_data(folder or data.set_names(first.data)[0])
     labels = load_labels(folder, "train", image_dir or first.image_dir or None)
     labels = {page.name: page for page in labels}
-
     owner, page_lists = {}, []
     for source in sources:
         names = sorted(source.state["scores"]["pages"])
@@ -268,19 +280,6 @@ def held_out_pages(sources, folder=None, image_dir=None):
                 raise DataError(source.path, problem, "give one run a fold")
         page_lists.append([labels[name] for name in names])
     return page_lists
-
-
-def check_same_split(source, path, first):
-    """Raises DataError unless a source is a fold run of the same split as that of `path`, whose
-    Hparams are `first`."""
-    hp = source.state["hparams"]
-    for key in ("data", "image_dir", "folds", "split", "size", "fit", "shrink_ratio"):
-        if getattr(hp, key) != getattr(first, key):
-            problem = f"{key} is {getattr(hp, key)!r}, in {path} {getattr(first, key)!r}"
-            raise DataError(source.path, problem, "tuning needs folds of one split")
-    if not hp.folds or not source.state.get("scores", {}).get("pages"):
-        problem = "not a fold run with a finished epoch"
-        raise DataError(source.path, problem, "tune one run, or all its folds")
 
 
 def check_target(path, sources):
@@ -325,7 +324,7 @@ def run_tune(args, overrides):
     if not any(page.polygons for page in pages):
         raise DataError("--tune", "the pages have no labels")
     if args.split == "test":
-        print("warning: test pages choose the thresholds: no test score any more", file=sys.stderr)
+        warn("--split test", "test pages choose the thresholds: no test score any more")
 
     maps, seen = [], Counter()
     for source, part in zip(sources, page_lists):
@@ -353,7 +352,7 @@ def run_tune(args, overrides):
     try:
         draw_landscape(picture, table, grid, chosen, result["metric"])
     except OSError as error:
-        print(f"warning: {picture}: not drawn ({error.strerror})", file=sys.stderr)
+        warn(picture, f"not drawn ({error.strerror})")
 
 
 # ---------------------------------------------------------------- report
@@ -498,10 +497,11 @@ def print_summary(summary):
 def found_on(args, source, pages, job, failed=None):
     """Yields (index, job(page, (polygons, scores))) of pages in their order: from a predictions
     file, or by a network, see `predict`. Raises DataError."""
-    if source.regions is not None:
+    if not source.hp:
         check_pages(source, pages)
-        work = lambda page: job(page, source.regions[page.name])
-        return enumerate(data.map_threads(work, pages, "scoring"))
+        regions = source.regions
+        results = data.map_threads(lambda page: job(page, regions[page.name]), pages, "scoring")
+        return enumerate(results)
     if not args.json:
         print(decoding_line(source.hp))
     network = source.network(args.device, tile=args.tile or 0)
@@ -529,12 +529,10 @@ def judge_source(args, source, pages, folder=None):
         return found, rows, try_drawing(page, found, folder)
 
     begin = time.perf_counter()
-    with pictures.libjpeg_lines() as lines:
-        results = [result for _, result in found_on(args, source, pages, job)]
+    results = [result for _, result in found_on(args, source, pages, job)]
     found, rows, problems = zip(*results)
     if not args.json:
         print_speed(args, source, begin, found)
-    warn_of_damage(lines, pages)
     rows = dict(zip(cleval.METRICS, map(np.array, zip(*rows))))
     return found, rows, seen, problems
 
@@ -578,15 +576,13 @@ def find_words(args, source, pages):
 
     begin = time.perf_counter()
     failed = {}
-    with pictures.libjpeg_lines() as lines:
-        results = [result for _, result in found_on(args, source, pages, job, failed)]
+    results = [result for _, result in found_on(args, source, pages, job, failed)]
     pages = [page for page, _, _ in results]
     found = [each for _, each, _ in results]
     if args.out:
         write_predictions(args.out, pages, found)
     print_speed(args, source, begin, found, " without labels, nothing to score")
     list_pages(args, pages, found)
-    warn_of_damage(lines, pages)
     return print_problems([*failed.values(), *(problem for _, _, problem in results)])
 
 
@@ -607,8 +603,8 @@ def list_pages(args, pages, found):
 
 
 def warn_of_damage(lines, pages):
-    """Name the damaged ones of pages that were read, if libjpeg wrote any lines meanwhile."""
-    rows = [("", page) for page in pages] if lines else []
+    """Name the damaged pictures of pages, if libjpeg wrote any lines while they were read."""
+    rows = [("", page) for page in pages if lines and page.size]  # those that could be read
     for kind, text in data.damaged_pictures(rows):
         print(f"{kind}:{text}", file=sys.stderr)
 
@@ -772,10 +768,10 @@ def labelled_pages(args, source, other=None):
     if not source.hp:
         raise UsageError(source.path, "needs labels to be scored", "add --data")
     hp = source.hp
-    names = data.set_names(hp.data)
     if other and other.hp:
-        shared = [name for name in names if name in data.set_names(other.hp.data)]
-        if shared and names + data.set_names(other.hp.data) != 2 * shared:
+        others = data.set_names(other.hp.data)
+        shared = [name for name in data.set_names(hp.data) if name in others]
+        if shared and hp.data != other.hp.data:
             print(f"pages: those of {shared[0]}, which both runs have", file=sys.stderr)
             hp = replace(hp, data=shared[0])
     if not all(data.resolve_data(name).exists() for name in data.set_names(hp.data)):
@@ -875,9 +871,13 @@ def run(args):
         guard(drawn, [page.path for page in pages])
     if args.stress:
         return run_stress(args, [source, other] if other else [source], pages)
-    if labelled:
-        return score_labelled(args, source, other, pages)
-    return find_words(args, source, pages)
+    with pictures.libjpeg_lines() as lines:
+        if labelled:
+            code = score_labelled(args, source, other, pages)
+        else:
+            code = find_words(args, source, pages)
+    warn_of_damage(lines, pages)
+    return code
 
 
 def main(argv=None):

@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import os
+import sys
 import tempfile
 import warnings
 from typing import NamedTuple
@@ -175,7 +176,9 @@ def libjpeg_lines():
     with tempfile.TemporaryFile() as file, os.fdopen(os.dup(2), "w") as stderr:
         os.dup2(file.fileno(), 2)
         try:
-            with contextlib.redirect_stderr(stderr):
+            # a sys.stderr of another file, as of a test or a notebook, is none of libjpeg's
+            python = stderr if sys.stderr is sys.__stderr__ else sys.stderr
+            with contextlib.redirect_stderr(python):
                 yield lines
         finally:
             os.dup2(stderr.fileno(), 2)

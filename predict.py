@@ -16,7 +16,7 @@ import data
 import pictures
 import report
 from db_postprocess import decode_page
-from engine import amp_dtype
+from engine import launch
 from files import DataError
 from hparams import Hparams
 from labels import Page
@@ -168,7 +168,7 @@ def predict_each(networks, pages, device, job, failed=None):
 
         # tiles go through their network in batches; one is at work while the last is fetched
         batches = batch_tiles(loaded, batch_size)
-        launched = (launch(networks, tiles, device) for tiles in batches)
+        launched = (start_batch(networks, tiles, device) for tiles in batches)
         for tiles, maps, event in run_ahead(launched, 1):
             if event is not None:
                 event.synchronize()
@@ -287,21 +287,11 @@ def batch_tiles(pages, batch_size):
     yield from queues.values()
 
 
-@torch.no_grad()
-def launch(networks, tiles, device):
-    """Start a batch of tiles on their network: (tiles, maps uint8 [B, h, w], on a GPU the event at
-    their end)."""
+def start_batch(networks, tiles, device):
+    """Start a batch of tiles on their network: (tiles, maps, event), see `engine.launch`."""
     network = networks[tiles[0].sheet.network]
-    batch = torch.from_numpy(np.stack([tile.picture for tile in tiles]))  # [B, h, w, 3]
-    if device.type == "cuda":
-        batch = batch.pin_memory()
-    dtype = amp_dtype(network.hp.amp, device)
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        logits = network.model(batch.to(device, non_blocking=True))  # [B, 1, h, w]
-    maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
-    maps = maps.to("cpu", non_blocking=True)
-    event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-    return tiles, maps, event
+    batch = np.stack([tile.picture for tile in tiles])
+    return tiles, *launch(network.model, batch, network.hp.amp, device)
 
 
 def paste(tile, prob):
