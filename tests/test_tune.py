@@ -17,6 +17,7 @@ import hparams
 import interval
 import labels
 import pictures
+import predict
 import tune
 from db_postprocess import decode_page
 from dbnet import load_checkpoint, save_checkpoint
@@ -267,7 +268,8 @@ def house(tmp_path, monkeypatch):
         held = [f"{n}.png" for n in range(6) if n // 2 % 2 == fold - 1]
         save_run(source, replace(HP, data="DATA", folds=2, fold=fold), held)
     save_run(PLAIN, replace(HP, data="DATA"))
-    monkeypatch.setattr(evaluate, "predict_each", predict_each)
+    for room in (evaluate, predict):
+        monkeypatch.setattr(room, "predict_each", predict_each)
     monkeypatch.setattr(evaluate, "network_of", lambda *_: None)
     monkeypatch.setattr(evaluate, "GRID", SMALL)
     return calls
