@@ -552,7 +552,7 @@ class Ink(torch.nn.Module):
 @pytest.mark.parametrize("batch", [1, 8])
 def test_networks_and_pages_in_one_pass_get_the_maps_they_get_alone(work, monkeypatch, batch):
     """Bit for bit, also of networks of different sizes and with pages of one shape in a batch."""
-    in_batches, pages = evaluate.batch_tiles, load_labels("s", "train")
+    in_batches, pages = predict.batch_tiles, load_labels("s", "train")
     monkeypatch.setattr(predict, "batch_tiles", lambda loaded, _: in_batches(loaded, batch))
     kinds = (3, 96), (5, 64), (5, 96)
     networks = [Network(Ink(1, n), replace(TINY, size=size)) for n, size in kinds]
