@@ -33,6 +33,7 @@ import itertools
 import json
 import math
 import re
+import select
 import shlex
 import shutil
 import subprocess
@@ -550,7 +551,7 @@ def run_sweep(sweep, options, queue=(), only=None):
                 return
 
             # wait until a process ends, and see what it brought
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            wait_for_one([trial.process for trial in running])
             for trial in [t for t in running if t.process.poll() is not None]:
                 running.remove(trial)
                 if trial.target:
@@ -566,6 +567,19 @@ def run_sweep(sweep, options, queue=(), only=None):
             trial.process.send_signal(signal.SIGTERM)
         for trial in running:
             trial.process.wait()
+
+
+def wait_for_one(processes):
+    """Wait until one of these child processes has ended, whatever other children there are."""
+    with contextlib.ExitStack() as stack:
+        ends = []
+        for process in processes:
+            try:
+                ends.append(os.pidfd_open(process.pid))
+            except ProcessLookupError:  # another part of this program has waited for it
+                return
+            stack.callback(os.close, ends[-1])
+        select.select(ends, [], [])
 
 
 def next_job(sweep, queue, only=None, busy=()):
