@@ -15,7 +15,7 @@ import torch
 import data
 import pictures
 import report
-from db_postprocess import decode_page
+from db_postprocess import decode_page, polygon_area
 from engine import launch
 from files import DataError
 from hparams import Hparams
@@ -342,20 +342,25 @@ def predict(network, pages, device, job, failed=None):
 
 def join_looks(whole, tiled, limit):
     """(polygons, scores) found on a page at once, and found tile by tile -> those of the tiles, but
-    words higher than `limit` px as found at once, for tiles cut them. It may be a block of small
-    print, though: then the tiles find words in it, all under half its height."""
+    words higher than `limit` px as found at once, for tiles cut them and break their letters. A
+    block of small print is not such a word: tiles find words in it, all under half its height,
+    which fill more than half of it."""
     polygons, scores = [*tiled[0]], [*tiled[1]]
     middles = [polygon.mean(0).tolist() for polygon in polygons]
     heights = data.word_heights(Page("", None, polygons))
+    areas = np.array([polygon_area(polygon) for polygon in polygons])
     dropped = set()
     for outline, score, height in zip(*whole, data.word_heights(Page("", None, whole[0]))):
-        area = outline.astype(np.float32)
-        inside = [n for n, xy in enumerate(middles) if cv2.pointPolygonTest(area, xy, False) > 0]
-        tallest = max(heights[inside], default=height)
-        if height > limit and tallest >= height / 2:
-            dropped.update(inside)
-            polygons.append(outline)
-            scores.append(score)
+        if height <= limit:
+            continue
+        border = outline.astype(np.float32)
+        inside = [n for n, xy in enumerate(middles) if cv2.pointPolygonTest(border, xy, False) > 0]
+        small = max(heights[inside], default=height) < height / 2
+        if small and areas[inside].sum() > polygon_area(outline) / 2:
+            continue
+        dropped.update(inside)
+        polygons.append(outline)
+        scores.append(score)
     order = np.argsort(-np.array(scores), kind="stable").tolist()
     kept = [n for n in order if n not in dropped]
     return [polygons[n] for n in kept], np.array([scores[n] for n in kept])
