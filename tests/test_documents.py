@@ -47,7 +47,9 @@ def commands_of(text):
     that a sentence has between backticks."""
     for block in code_blocks(text):
         variables = {}
-        for line in block.replace("\\\n", " ").splitlines():
+        joined = block.replace("\\\n", " ")
+        joined = re.sub(r'"[^"]*"', lambda quoted: quoted[0].replace("\n", " "), joined)
+        for line in joined.splitlines():
             line = line.removeprefix("$ ")
             for name, value in variables.items():
                 line = line.replace(f"${name}", value)
