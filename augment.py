@@ -1,8 +1,8 @@
 """What does a camera do to a page? One homography and one bend move its pixels and its labels;
-paper, light and lens change its colours. Every kind has its own strength in Hparams.
+paper, light and lens change its colours. Every kind of change has its own strength in Hparams.
 
-The draws of a kind are always made, and the kinds of photographs draw from a generator of their
-own: one strength does not change what the others do."""
+Every draw is made even if its strength is 0, and each kind of `augment_photograph` has its own
+generator: a new strength of one kind does not change the draws of the others."""
 
 import math
 from typing import NamedTuple
@@ -14,39 +14,39 @@ import shapely
 from synth import add_noise, draw_desk, multiply, shade, smooth_field
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
-GRID = 8  # px between the points where a bend is computed; between them it is linear
+GRID = 8  # px between the points of a bend; it is interpolated between them
 EDGE = 24  # px; longer edges of a label get points in between, so that they can bend
 
 # ---------------------------------------------------------------- geometry
 
 
 def draw_homography(rng, hp, width, height, fit, centre=None, quarters=0):
-    """One 3 x 3 map from page pixels to canvas pixels of a page scaled by `fit`: resize, then
-    rotate, scale, shift (by a share of the page's own sides), perspective and mirror by uniform
-    draws within hp's strengths.
+    """Draw a 3 x 3 homography from page px to canvas px. It scales the page by `fit`, then mirrors,
+    zooms, rotates, tilts and shifts it by uniform draws within hp's strengths. The shift is a
+    share of the page's sides.
 
-    centre: [2] canvas px where the page's middle lies before the shift; by default the page is at
-    the top left, as in data.resize_page. quarters: of a turn, clockwise."""
+    centre: canvas xy [2] of the page's middle before the shift; by default the page is at the top
+    left, as in data.resize_page. quarters: number of clockwise quarter turns."""
     strength = hp.aug_strength
     angle, zoom, shift_x, shift_y, tilt_x, tilt_y = rng.uniform(-strength, strength, 6)
     mirrored = rng.random() < hp.aug_mirror * strength
 
-    # the page's middle comes to the origin, mirrored and scaled
+    # move the page's middle to the origin, mirror and scale
     middle = np.array([width, height]) / 2
     zoom = fit * (1 + hp.aug_scale) ** zoom
     wide = -zoom if mirrored else zoom
     scale = np.diag([wide, zoom, 1])
     to_origin = scale @ move(-middle)
 
-    # there it turns
+    # rotate about the origin
     turn = rotation(angle * hp.aug_rotate + 90 * quarters)
 
-    # depth changes across it
+    # perspective
     tilt = np.eye(3)
     depth = np.array([tilt_x, tilt_y]) * hp.aug_perspective
     tilt[2, :2] = depth / (fit * max(width, height))
 
-    # and it goes to its place
+    # move the page to its place
     if centre is None:
         centre = middle * fit
     shift = np.array([shift_x, shift_y]) * hp.aug_shift * 2 * middle * fit
@@ -55,14 +55,14 @@ def draw_homography(rng, hp, width, height, fit, centre=None, quarters=0):
 
 
 def move(by):
-    """3 x 3 map that adds `by` [2]."""
+    """3 x 3 matrix that translates by `by` [2]."""
     matrix = np.eye(3)
     matrix[:2, 2] = by
     return matrix
 
 
 def rotation(degrees):
-    """3 x 3 map that turns about the origin, clockwise on the screen."""
+    """3 x 3 matrix that rotates about the origin, clockwise on the screen."""
     turn = np.deg2rad(degrees)
     matrix = np.eye(3)
     cos, sin = np.cos(turn), np.sin(turn)
@@ -72,13 +72,13 @@ def rotation(degrees):
 
 
 class Bend:
-    """A smooth displacement of canvas pixels, as of paper that does not lie flat: a wave along x
-    and one along y. Its slope stays under 1/4, so that each point has one source."""
+    """A smooth displacement of canvas pixels, like paper that is not flat: x shifts by a sine wave
+    of y, and y by one of x. The slope is at most 1/4, so the map is one-to-one."""
 
     def __init__(self, rng, hp, shape):
         """shape: canvas (h, w)."""
         longer = max(shape)
-        length = rng.uniform(0.4, 1.5, 2) * longer  # of a wave, in px
+        length = rng.uniform(0.4, 1.5, 2) * longer  # of a wave, px
         self.frequency = 2 * np.pi / length
         self.phase = rng.uniform(0, 2 * np.pi, 2)
 
@@ -88,15 +88,15 @@ class Bend:
         self.amplitude = rng.uniform(-1, 1, 2) * most  # in px
 
     def displacement(self, points):
-        """Canvas points [..., 2] -> [..., 2] how far from there the flat page's pixel lies."""
-        yx = points[..., ::-1]  # x moves along y and y along x
+        """Canvas points [..., 2] -> offsets [..., 2] to their pixels on the flat page."""
+        yx = points[..., ::-1]  # the shift of x depends on y, and the shift of y on x
         wave = np.sin(self.frequency * yx + self.phase)
         return self.amplitude * wave
 
     def apply(self, points):
-        """Points [P, 2] on the flat canvas -> where they are seen on the bent one [P, 2]."""
+        """Points [P, 2] of the flat canvas -> the same points [P, 2] on the bent canvas."""
         seen = points
-        for _ in range(12):  # a contraction: the error falls to a quarter each time
+        for _ in range(12):  # fixed-point iteration: each step divides the error by at least 4
             seen = points - self.displacement(seen)
         return seen
 
@@ -111,8 +111,8 @@ class Pose(NamedTuple):
 
 
 def draw_pose(rng, hp, shape):
-    """The Pose of a page on a canvas (h, w): turned by quarters, on another ground, bent, by draws
-    within hp's strengths; as the page lies where they are 0."""
+    """Draw the Pose of a page on a canvas (h, w): quarter turns, ground and bend, within hp's
+    strengths. Strengths of 0 leave the page as it is."""
     turned = rng.random() < hp.aug_turn
     grounded = rng.random() < hp.aug_ground
     quarters = rng.integers(1, 4)
@@ -131,8 +131,8 @@ def draw_pose(rng, hp, shape):
 
 
 def draw_canvas(rng, hp):
-    """(w, h), multiples of 32, of a canvas whose shape is not the page's: up to 3 by 2 or 2 by
-    3."""
+    """Draw the size (w, h) of a canvas, in multiples of 32. Its aspect ratio is between 2:3 and
+    3:2 and does not depend on the page."""
     stretch = np.exp(rng.uniform(-0.2, 0.2))
     sides = np.array([stretch, 1 / stretch])
     if hp.fit == "longer":
@@ -143,7 +143,7 @@ def draw_canvas(rng, hp):
 
 
 def add_points(polygon):
-    """Polygon [P, 2] with points between those that are more than EDGE px apart."""
+    """Polygon [P, 2] with its edges split into parts of at most EDGE px."""
     edges = np.roll(polygon, -1, 0) - polygon
     lengths = np.hypot(*edges.T)
     counts = np.ceil(lengths / EDGE).astype(int).clip(1)
@@ -155,10 +155,12 @@ def add_points(polygon):
 
 
 def warp_page(image, polygons, matrix, shape, page_size=None, bend=None, ground=None):
-    """Page and polygons through a homography, and a Bend, onto a canvas of `shape` (h, w); words
-    stay whole. image: uint8 [H, W, 3], shrunk or not -> uint8 [h, w, 3]; page_size: its (width,
-    height) before; ground: uint8 [h, w, 3] to lie on, or None for PAD_COLOUR. Returns it, the
-    mapped polygons and for each whether less than half is still on the canvas."""
+    """Warp a page and its polygons by a homography and a Bend onto a canvas of `shape` (h, w). The
+    canvas does not clip polygons.
+
+    image: uint8 [H, W, 3], perhaps shrunk; page_size: its (width, height) before it was shrunk;
+    ground: background uint8 [h, w, 3], overwritten, or None for PAD_COLOUR. Returns the image
+    uint8 [h, w, 3], the polygons and their `cut_off`."""
     picture_size = image.shape[1::-1]
     shrunk = np.divide(page_size or picture_size, picture_size)
     to_page = np.diag([*shrunk, 1])
@@ -180,13 +182,13 @@ def warp_page(image, polygons, matrix, shape, page_size=None, bend=None, ground=
 
 
 def bent_sources(bend, place, shape):
-    """Where in the picture the pixels of a bent canvas lie: x and y, float32 [h, w] each. place:
-    the homography from the picture's to the canvas's pixels, both counted from pixel centres."""
+    """The picture x and y, float32 [h, w] each, of the pixels of a bent canvas, for cv2.remap.
+    place: homography from picture to canvas pixels; pixel centres have integer coordinates."""
     height, width = shape
     rows = math.ceil(height / GRID) + 2  # one cell of margin on each side
     columns = math.ceil(width / GRID) + 2
 
-    # the resize below takes grid point k for pixel GRID k + (GRID - 1) / 2
+    # cv2.resize below puts grid point k at pixel GRID * k + (GRID - 1) / 2
     y = GRID * np.arange(-1, rows - 1) + (GRID - 1) / 2
     x = GRID * np.arange(-1, columns - 1) + (GRID - 1) / 2
     points = np.meshgrid(x, y)
@@ -217,8 +219,7 @@ def cut_off(polygons, shape):
 
 
 def draw_ground(rng, shape):
-    """What a page may lie on, uint8 [h, w, 3]: wood, cloth or a desk, crossed by edges of
-    things."""
+    """A random background uint8 [h, w, 3]: wood, cloth or a desk, with up to 3 objects."""
     height, width = shape
     ground = draw_desk(rng, height, width)
     for _ in range(rng.integers(4)):
@@ -235,8 +236,8 @@ def draw_ground(rng, shape):
 
 
 def augment_colours(image, rng, hp):
-    """Light and camera: each kind with its own strength hp.aug_* times hp.aug_strength, half of the
-    pages each. image: uint8 [H, W, 3] -> uint8 [H, W, 3]."""
+    """Light and camera. Each kind changes half of the pages, with strength hp.aug_* times
+    hp.aug_strength. image: uint8 [H, W, 3] -> uint8 [H, W, 3]."""
     on = rng.random(8) < 0.5
     amount = rng.uniform(-1, 1, 8) * hp.aug_strength
     tint = rng.uniform(-1, 1, 3) * hp.aug_color * hp.aug_strength
@@ -260,7 +261,7 @@ def augment_colours(image, rng, hp):
         depth = amount[4] * hp.aug_fog
         image = whiten(image, 255 * depth * field)
 
-    # the lens and what a camera makes of it
+    # blur, sharpening and noise of the camera
     if on[5] and hp.aug_blur:
         sigma = 1e-3 + amount[5] * hp.aug_blur
         image = cv2.GaussianBlur(image, (0, 0), sigma)
@@ -275,7 +276,7 @@ def augment_colours(image, rng, hp):
 
 
 def whiten(image, veil):
-    """Lay a white veil [H, W], 0 to 255, over an image uint8 [H, W, 3], in steps of 1/255."""
+    """Blend an image uint8 [H, W, 3] with white by an opacity `veil` [H, W], 0 to 255."""
     veil = cv2.merge([veil.astype(np.uint8)] * 3)
     under = cv2.multiply(image, 255 - veil, scale=1 / 255)
     return cv2.add(under, veil)
@@ -285,8 +286,8 @@ def whiten(image, veil):
 
 
 def augment_photograph(image, rng, hp):
-    """Paper, light and lens of photographs: each kind with its own strength hp.aug_* times
-    hp.aug_strength, half of the pages each. image: uint8 [H, W, 3] -> uint8 [H, W, 3]."""
+    """Paper, light and lens of photographs. Each kind changes half of the pages, with strength
+    hp.aug_* times hp.aug_strength. image: uint8 [H, W, 3] -> uint8 [H, W, 3]."""
     kinds = {
         fade: hp.aug_fade,
         bleed: hp.aug_bleed,
@@ -317,7 +318,7 @@ def paper_of(image):
 
 
 def fade(image, rng, amount):
-    """Thermal print that fades, unevenly, by up to a share `amount` of its contrast."""
+    """Fade the print unevenly, like thermal print; `amount`: largest loss of contrast."""
     cells = int(rng.integers(2, 6))
     share = min(amount, 0.9) * smooth_field(rng, *image.shape[:2], cells)
     ink = cv2.subtract(paper_of(image), image)
@@ -325,8 +326,8 @@ def fade(image, rng, amount):
 
 
 def bleed(image, rng, amount):
-    """Print of the back that shines through: the page's own print, mirrored, blurred and paler by a
-    factor `amount`. It has no labels."""
+    """Add print that shows through from the back: the page's own print, mirrored, blurred and
+    multiplied by `amount`. It has no labels."""
     ink = cv2.subtract(paper_of(image), image)
     axis = int(rng.integers(2))
     ink = cv2.flip(ink, axis)
@@ -340,7 +341,7 @@ def bleed(image, rng, amount):
 
 
 def lay_ribbon(image, rng, amount):
-    """A coloured band across the page, as at the end of a roll; `amount`: depth of its colour."""
+    """Add a coloured stripe down the page, like the end of a till roll; `amount`: its opacity."""
     height, width = image.shape[:2]
     middle = rng.uniform(0, 1)
     reach = rng.uniform(0.02, 0.12)
@@ -355,8 +356,7 @@ def lay_ribbon(image, rng, amount):
 
 
 def light_unevenly(image, rng, amount):
-    """Coloured light that changes over the page, and a shadow with a round outline, as of a
-    hand."""
+    """Uneven coloured light, and a shadow with a round outline like that of a hand."""
     size = image.shape[:2]
     cells = int(rng.integers(2, 4))
     field = smooth_field(rng, *size, cells) - 0.5
@@ -376,7 +376,7 @@ def multiply_channels(image, factors):
 
 
 def glare(image, rng, amount):
-    """A white spot, as of a lamp; `amount`: how much of the print it covers in its middle."""
+    """Add a white spot, like a lamp's reflection; `amount`: opacity in its middle."""
     height, width = image.shape[:2]
     middle = rng.random(2)
     spread = rng.uniform(0.05, 0.3, 2)
@@ -389,7 +389,7 @@ def glare(image, rng, amount):
 
 
 def blur_motion(image, rng, amount):
-    """The camera moved: a straight blur of up to `amount` px."""
+    """Motion blur along a straight line of `amount` px."""
     length = max(2, round(amount))
     side = 2 * length + 1
     start = length // 2
@@ -403,14 +403,14 @@ def blur_motion(image, rng, amount):
 
 
 def lose_resolution(image, rng, amount):
-    """Down by a factor of up to 1 + `amount`, and up again."""
+    """Downscale by a factor of 1 + `amount`, then upscale."""
     factor = 1 / (1 + amount)
     small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     return cv2.resize(small, image.shape[1::-1])
 
 
 def compress(image, rng, amount):
-    """JPEG; `amount` 1 is quality 10."""
+    """JPEG: `amount` 0 is quality 95, `amount` 1 is quality 10."""
     quality = round(95 - 85 * amount)
     return as_jpeg(image, max(quality, 5))
 
@@ -422,19 +422,26 @@ def as_jpeg(image, quality):
 
 # ---------------------------------------------------------------- stress
 
-STRESS = {  # kind: its levels, the page as it is among them
+STRESS = {  # kind: its levels; one of them leaves the page unchanged
     "turned": (0, 5, 10, 20, 30, 45, 90, 180),  # degrees, clockwise, on other ground
-    "scaled": (0.35, 0.5, 0.7, 1, 1.4, 2),  # of the picture's sides; below 1 on other ground
+    "scaled": (
+        0.35,
+        0.5,
+        0.7,
+        1,
+        1.4,
+        2,
+    ),  # factor of the sides; below 1, a ground surrounds it
     "blurred": (0, 1, 2, 3),  # standard deviation, px of a picture of 1,000 x 1,000 px
-    "darkened": (1, 0.5, 0.25),  # of its light
+    "darkened": (1, 0.5, 0.25),  # share of the light that is left
     "jpeg": (100, 50, 20, 10),  # quality
-    "noisy": (0, 10, 25, 50),  # standard deviation, of 255
+    "noisy": (0, 10, 25, 50),  # standard deviation; white is 255
 }
 
 
 def stress(image, polygons, kind, level, seed=0):
-    """A page as a camera of STRESS sees it. image: uint8 [H, W, 3], polygons: N [P, 2] -> image
-    uint8 [h, w, 3], polygons, and for each whether less than half of it is still to be seen."""
+    """Distort a page by one kind and level of STRESS. image: uint8 [H, W, 3], polygons: N [P, 2]
+    -> image uint8 [h, w, 3], polygons, bool [N] (less than half of the polygon is visible)."""
     if kind == "turned":
         return lay_down(image, polygons, rotation(level), seed)
     if kind == "scaled":
@@ -453,8 +460,8 @@ def stress(image, polygons, kind, level, seed=0):
 
 
 def lay_down(image, polygons, change, seed):
-    """See `stress`: a page through a 3 x 3 map about its middle, on a ground that holds it
-    turned."""
+    """Warp a page by a 3 x 3 matrix about its middle, onto a ground that fits the rotated page.
+    Returns what `stress` returns."""
     sides = np.array(image.shape[1::-1])
     zoom = np.linalg.norm(change[0, :2])
     turn = change[:2, :2] / zoom

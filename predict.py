@@ -1,5 +1,6 @@
-"""What does a network find on pages? Pages load ahead, are cut into tiles, batched by shape,
-predicted, pasted and decoded: `predict_each` is the way from top to bottom."""
+"""What does a network find on pages? Pages load ahead of the network and are cut into tiles.
+Tiles are batched by shape, predicted and pasted into maps. `predict_each` makes the maps,
+`predict` decodes them into words."""
 
 import math
 from collections import defaultdict, deque
@@ -21,17 +22,17 @@ from files import DataError
 from hparams import Hparams
 from labels import Page
 
-FIRST_LOOK = 512  # px by area, of --size auto
-LOOK_SIDES = (320, 1600)  # px, least and most, root of the area that is read
-LOOK_ENLARGED = 2  # at most, map px a page px
+FIRST_LOOK = 512  # px, root of the page's area, at the first look of --size auto
+LOOK_SIDES = (320, 1600)  # least and most map px, root of the area of the text box
+LOOK_ENLARGED = 2  # map px per page px, at most
 
 # ---------------------------------------------------------------- networks
 
 
 class Network(NamedTuple):
-    """A network that predicts: its model and its Hparams. sizes: the page sizes whose maps are
-    averaged, where they are not hp.size alone. tile: if not 0, a page is enlarged until so many of
-    its px are hp.size map px; one that is no larger has no map by this network."""
+    """A model with its Hparams. sizes: the page sizes of the maps that are averaged; empty for
+    hp.size alone. tile: if not 0, a page is scaled so that `tile` page px become hp.size map
+    px; a page whose `page_factor` is already as large gets no map from this network."""
 
     model: torch.nn.Module
     hp: Hparams
@@ -46,7 +47,7 @@ class Network(NamedTuple):
 
 
 def flipped(model):
-    """A network whose map is the mean of the page's and of the mirrored page's, mirrored back."""
+    """Test-time flip: logits of the mean probability of a page and its mirror image."""
 
     def logits(pages):  # uint8 [B, H, W, 3] -> [B, 1, H, W]
         page, mirrored = model(torch.cat([pages, pages.flip(2)])).float().sigmoid().chunk(2)
@@ -59,15 +60,15 @@ def flipped(model):
 
 
 class Look(NamedTuple):
-    """What a first look tells of a page: where its text lies and how high it is."""
+    """What the first look measures on a page: the box and the height of its text."""
 
     box: tuple  # left, top, right, bottom, page px
-    line: float  # height of the median line, page px
+    line: float  # median height of a word, page px
 
 
 def page_factor(page, hp):
-    """By what a page is scaled for a network: to hp.size or, after a first look, so that its median
-    line gets the height that lines had in training, within LOOK_SIDES of what is read."""
+    """The factor by which a page is scaled for a network. It fits the page to hp.size. After a
+    first look, it scales the text to hp.text_height, within LOOK_SIDES and LOOK_ENLARGED."""
     if not (hp.look and page.look):
         return pictures.fit_factor(page.size, hp)
     left, top, right, bottom = page.look.box
@@ -83,7 +84,7 @@ def map_shape(page, hp):
 
 
 def take_looks(network, pages, device, failed):
-    """Look at pages once, at FIRST_LOOK px by area: sets page.look where there is text."""
+    """Predict pages at FIRST_LOOK px and set page.look; None where no text is found."""
     quick = replace(network.hp, size=FIRST_LOOK, fit="area", look=False)
 
     def job(page, found):
@@ -94,19 +95,19 @@ def take_looks(network, pages, device, failed):
 
 
 def look_at(page, polygons):
-    """The Look of a page at polygons [P, 2] found on it; None without any."""
+    """The Look of a page from the polygons [P, 2] found on it; None if there are none."""
     if not polygons:
         return None
     line = float(np.median(data.word_heights(Page("", None, polygons))))
     points = np.concatenate(polygons)
-    margin = 3 * line + 0.03 * max(page.size)  # a first look misses faint lines at the ends
+    margin = 3 * line + 0.03 * max(page.size)  # the first look can miss faint text at the edges
     low = (points.min(0) - margin).clip(0, page.size)
     high = (points.max(0) + margin).clip(0, page.size)
     return Look((*low.tolist(), *high.tolist()), max(line, 1.0))
 
 
 def reading_hp(page, hp):
-    """Hparams whose size is as large as a page is read."""
+    """Hparams to open a page with: after a first look, size is its scaled longer side."""
     if not (hp.look and page.look):
         return hp
     longer = math.ceil(page_factor(page, hp) * max(page.size))
@@ -117,7 +118,7 @@ def reading_hp(page, hp):
 
 
 class Sheet(NamedTuple):
-    """A page at one size, as one network sees it."""
+    """The map of a page by one network at one size."""
 
     network: int
     prob: np.ndarray  # uint8 [H', W'], H' and W' multiples of 32: the map, filled tile by tile
@@ -126,7 +127,7 @@ class Sheet(NamedTuple):
 
 @dataclass
 class PageUnderWay:
-    """A page from its loading to its last map."""
+    """A page that still waits for maps of its tiles."""
 
     index: int
     sheets: list
@@ -134,7 +135,7 @@ class PageUnderWay:
 
 
 class Tile(NamedTuple):
-    """A window of a sheet, on its way through the network."""
+    """A window of a page, at (y, x) of its sheet."""
 
     owner: PageUnderWay
     sheet: Sheet
@@ -144,12 +145,13 @@ class Tile(NamedTuple):
 
 
 def predict_each(networks, pages, device, job, failed=None):
-    """Yields (index, job(page, K maps uint8 [h, w])) of pages in their order, the maps by K
-    networks; sets page.size. Page xy = map xy * page.size / map size.
+    """Yields (index, job(page, maps)) for each page that can be read, in order. maps: one map
+    uint8 [h, w] for each network, except a tile network that skips the page. Page xy = map xy *
+    page.size / map size. Sets page.size.
 
-    Pages of one padded shape share a batch on a GPU, so that none sees padding it would not have
-    alone. Jobs run in threads beside the networks. At most some 200 pages are under way at a time.
-    Pages that cannot be read raise DataError or, with a dict `failed`, enter it by index."""
+    A batch on a GPU holds tiles of one padded shape, so batching adds no padding. Jobs run in
+    threads beside the networks. About 200 pages at most are in memory at a time. A page that
+    cannot be read raises DataError; with a dict `failed`, failed[index] is the error instead."""
     assert not all(network.tile for network in networks)  # small pages would have no map
     looking = [network for network in networks if network.hp.look]
     if looking:
@@ -162,18 +164,18 @@ def predict_each(networks, pages, device, job, failed=None):
     results, turn = {}, 0  # futures by index; the index whose result comes next
     bar = report.progress(desc="predicting", total=len(pages))
     with ThreadPoolExecutor(threads) as loaders, ThreadPoolExecutor(threads) as workers, bar:
-        # pages are decoded, scaled and cut into tiles, some way ahead of the networks
+        # pages are opened, scaled and cut into tiles ahead of the networks
         loading = (loaders.submit(load, index, page) for index, page in enumerate(pages))
         loaded = (future.result() for future in run_ahead(loading, pages_ahead))
 
-        # tiles go through their network in batches; one is at work while the last is fetched
+        # tiles go through their network in batches; the next batch runs while one is pasted
         batches = batch_tiles(loaded, batch_size)
         launched = (start_batch(networks, tiles, device) for tiles in batches)
         for tiles, maps, event in run_ahead(launched, 1):
             if event is not None:
                 event.synchronize()
 
-            # their maps are pasted; once a page has all of them, its job starts
+            # the maps of the tiles are pasted; the job of a page starts after its last tile
             for tile, prob in zip(tiles, maps.numpy()):
                 paste(tile, prob)
                 owner = tile.owner
@@ -195,7 +197,8 @@ def predict_each(networks, pages, device, job, failed=None):
 
 
 def run_ahead(started, count):
-    """The items of an iterator, which starts something with each, `count` of them later."""
+    """Yields the items of `started`, `count` items late. The iterator starts the work of an item
+    when it makes it, so `count` items are at work while the caller uses one."""
     waiting = deque()
     for item in started:
         waiting.append(item)
@@ -205,8 +208,8 @@ def run_ahead(started, count):
 
 
 def load_page(index, page, networks, failed):
-    """The tiles of a page for each network and page size; sets page.size. Raises DataError or, with
-    a dict `failed`, enters it there and returns none."""
+    """The tiles of a page for each network and page size; sets page.size. Raises DataError; with a
+    dict `failed`, failed[index] is the error and the list is empty."""
     views = [(k, hp) for k, network in enumerate(networks) for hp in network.hp_by_size()]
     smallest_tile = min((network.tile for network in networks if network.tile), default=0)
     under_way = PageUnderWay(index, [])
@@ -229,9 +232,11 @@ def load_page(index, page, networks, failed):
 
 
 def cut_page(image, page, hp, network, tile, under_way):
-    """The Tiles of one Sheet of a page: the whole of it at `page_factor`, or what a Look found of
-    it, or, with `tile` > 0, enlarged to hp.size map pixels for `tile` page pixels, in windows of
-    hp.size that overlap by a quarter; none where that is not larger."""
+    """The Tiles of a page for one network at one size; adds their Sheet to `under_way`.
+
+    Without `tile`, the page is scaled by `page_factor` and is one Tile, or its text box is one if
+    it has a Look. With `tile`, the page is scaled by hp.size / tile and cut into windows of
+    hp.size that overlap by a quarter; there are no Tiles if `page_factor` is already as large."""
     factor = page_factor(page, hp)
     window = None
     if tile:
@@ -256,7 +261,7 @@ def cut_page(image, page, hp, network, tile, under_way):
 
 
 def cut_look(image, look, factor, sheet, under_way):
-    """The Tile of what a Look found, its sides multiples of 32; the map is 0 elsewhere."""
+    """The Tile of a Look's box, widened to multiples of 32; the map stays 0 outside it."""
     edges = factor * np.array(look.box) / 32
     left, top = np.floor(edges[:2]).astype(int) * 32
     right, bottom = np.ceil(edges[2:]).astype(int) * 32
@@ -266,14 +271,14 @@ def cut_look(image, look, factor, sheet, under_way):
 
 
 def window_starts(length, window):
-    """Where windows that overlap by a quarter begin, so that they cover a length."""
+    """Starts of windows that cover `length` and overlap by at least a quarter."""
     spare, stride = max(length - window, 0), window * 3 // 4
     return [min(start, spare) for start in range(0, spare + stride, stride)]
 
 
 def batch_tiles(pages, batch_size):
-    """Lists of at most `batch_size` tiles of one network and shape, from pages (lists of tiles).
-    No tile waits for more than 128 pages."""
+    """Yields lists of up to `batch_size` tiles of one network and one shape. A tile waits for at
+    most 128 pages."""
     queues = defaultdict(list)
     for count, tiles in enumerate(pages, 1):
         for tile in tiles:
@@ -295,7 +300,8 @@ def start_batch(networks, tiles, device):
 
 
 def paste(tile, prob):
-    """Put a tile's map [h, w] into its sheet, from the middle of its overlap with those before."""
+    """Copy a tile's map [h, w] into its sheet. An earlier tile keeps the first eighth of it, half
+    of their overlap."""
     height, width = prob.shape
     top = height // 8 if tile.y else 0
     left = width // 8 if tile.x else 0
@@ -304,8 +310,7 @@ def paste(tile, prob):
 
 
 def run_job(job, networks, page, sheets):
-    """job(page, maps) with what the Sheets of a page became: a map uint8 [h, w] of each network
-    that has any."""
+    """Crop the maps of a page, average those of network.sizes, return job(page, maps)."""
     maps = []
     for k, network in enumerate(networks):
         views = [s.prob[: s.shape[0], : s.shape[1]] for s in sheets if s.network == k]
@@ -329,8 +334,8 @@ def mean_map(maps, weights, shape):
 
 
 def predict(network, pages, device, job, failed=None):
-    """Yields (index, job(page, found)) of pages in their order, found: (polygons [P, 2] in page
-    pixels, scores [N], highest first) by a network. failed: see `predict_each`."""
+    """Yields (index, job(page, found)) for each page that can be read, in order. found: N polygons
+    [P, 2] in page px and their scores [N], the highest first. failed: see `predict_each`."""
 
     def decode(page, maps):
         found = [decode_page(prob, page.size, network.hp) for prob in maps]
@@ -341,10 +346,10 @@ def predict(network, pages, device, job, failed=None):
 
 
 def join_looks(whole, tiled, limit):
-    """(polygons, scores) found on a page at once, and found tile by tile -> those of the tiles, but
-    words higher than `limit` px as found at once, for tiles cut them and break their letters. A
-    block of small print is not such a word: tiles find words in it, all under half its height,
-    which fill more than half of it."""
+    """Merge (polygons, scores) of a whole page with those of its tiles.
+
+    Tiles cut tall words: a word of the whole page that is taller than `limit` px replaces the
+    words of the tiles inside it, unless these fill it: then it is a block of small print."""
     polygons, scores = [*tiled[0]], [*tiled[1]]
     middles = [polygon.mean(0).tolist() for polygon in polygons]
     heights = data.word_heights(Page("", None, polygons))
