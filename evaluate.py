@@ -6,6 +6,8 @@ python evaluate.py predictions.json --data DATA  any detector's output, in the c
 python evaluate.py a.pt --compare b.pt           paired difference with its interval
 python evaluate.py best.pt --images DIR --pictures OUT --out predictions.json
 python evaluate.py best.pt --images DIR --rank   without labels: the pages to label next
+python evaluate.py best.pt --data DATA --stress  turned, scaled, blurred, dark and noisy pages
+python evaluate.py best.pt --images DIR --size auto  crops to the text after a first look
 python evaluate.py runs/x-fold*/last.pt --tune --write tuned.json
 
 In Python: polygons, scores = Detector("weights/receipts-lite2.pt")("a.jpg")"""

@@ -7,7 +7,7 @@ import pytest
 ALL = {"metric", "decode", "voting"}  # targets without a reader: every case is checked
 BUGS = {  # a mistake in what each target checks, which must be found
     "labels": (fuzz.formats, "pages_to_json", lambda pages: {"images": {}}),
-    "pictures": (fuzz.data, "read_image", lambda path: np.zeros((2, 2, 3), np.uint8)),
+    "pictures": (fuzz, "read_image", lambda path: np.zeros((2, 2, 3), np.uint8)),
     "hparams": (fuzz.hparams, "validate", lambda hp: fuzz.dataclasses.replace(hp, lr=np.nan)),
     "sweep": (fuzz.space.Cube, "decode", lambda cube, point: {}),
     "csv": (fuzz.ensemble, "read_submission", lambda *_: ({"a.png": [np.ones((3, 2), int)]}, [])),

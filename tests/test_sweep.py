@@ -556,7 +556,10 @@ def test_trials_side_by_side_share_the_cores(cli, monkeypatch):
         monkeypatch.setattr(train.cv2, "getNumberOfCPUs", lambda: cores)
         hp = hparams.Hparams(**values)
         device = types.SimpleNamespace(type="cuda")
-        return train.make_loader([], hp, device, hp.epochs, 0).num_workers
+        pages = types.SimpleNamespace(train=[])
+        at_the_end = {"epoch": hp.epochs, "step": 0, "folder": None, "device": device}
+        trainer = types.SimpleNamespace(hp=hp, pages=pages, **at_the_end)
+        return train.make_loader(trainer, device).num_workers
 
     assert loaders(64) == 16
     monkeypatch.setenv("TRIALS_SIDE_BY_SIDE", "8")

@@ -24,14 +24,15 @@ import pytest
 import torch
 from conftest import CLOCKS, NETWORK, ROOT, error_line, flat, run_python, wait_for, write_labels
 
+import command
 import data
+import engine
 import evaluate
 import files
 import hparams
 import interval
 import labels
 import pictures
-import predict
 import report
 import train
 
@@ -534,7 +535,7 @@ def kind_of(amp, _):
 @pytest.mark.parametrize("first, then", list(itertools.permutations(["off", "bf16", "fp16"], 2)))
 def test_a_run_goes_on_in_another_number_type(work, first, then, monkeypatch):
     """Types that a GPU would use, emulated on the CPU; fp16 alone scales its loss."""
-    monkeypatch.setattr(predict, "amp_dtype", kind_of)
+    monkeypatch.setattr(engine, "amp_dtype", kind_of)
     monkeypatch.setattr(train, "amp_dtype", kind_of)
     assert run("--name=types", "--stop-epoch=1", "--epochs=2", f"--amp={first}") == 0
     assert bool(last("types")["scaler"]) == (first == "fp16")
@@ -979,7 +980,7 @@ def test_ctrl_c_while_torch_is_imported_is_one_line(work):
 
 
 def test_help_says_how_to_do_without_the_download():
-    assert "--no-pretrained" in hparams.trainer_parser().format_help()
+    assert "--no-pretrained" in command.trainer_parser().format_help()
 
 
 def test_ancestors_are_loaded_once(whole, monkeypatch):

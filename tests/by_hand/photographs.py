@@ -16,9 +16,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import augment
-import data
 import formats
 import labels
+import pictures
 from files import write_json
 from hparams import Hparams, read_hparams
 from synth import synthetic_page
@@ -47,7 +47,7 @@ def turned(folder, seed=0):
     """Val pages of a data folder, each turned by its own angle."""
     angles = np.random.default_rng(seed)
     for k, page in enumerate(labels.load_labels(folder, "val")):
-        image = data.read_image(page.path)
+        image = pictures.read_image(page.path)
         angle = float(angles.uniform(-30, 30))
         image, polygons, cut = augment.stress(image, page.polygons, "turned", angle, (seed, k))
         ignore = np.array(page.ignore, bool) | cut
