@@ -1,8 +1,8 @@
 """What does a camera do to a page? One homography and one bend move its pixels and its labels;
 paper, light and lens change its colours. Every kind of change has its own strength in Hparams.
 
-Every draw is made even if its strength is 0, and each kind of `augment_photograph` has its own
-generator: a new strength of one kind does not change the draws of the others."""
+A shared generator draws even at a strength of 0, and each kind of `augment_photograph` has its
+own: a new strength of one kind does not change the draws of the others."""
 
 import math
 from typing import NamedTuple
@@ -88,7 +88,7 @@ class Bend:
         self.amplitude = rng.uniform(-1, 1, 2) * most  # in px
 
     def displacement(self, points):
-        """Canvas points [..., 2] -> offsets [..., 2] to their pixels on the flat page."""
+        """Bent-canvas points [..., 2] -> offsets [..., 2] to the flat canvas."""
         yx = points[..., ::-1]  # the shift of x depends on y, and the shift of y on x
         wave = np.sin(self.frequency * yx + self.phase)
         return self.amplitude * wave
@@ -131,7 +131,7 @@ def draw_pose(rng, hp, shape):
 
 
 def draw_canvas(rng, hp):
-    """Draw the size (w, h) of a canvas, in multiples of 32. Its aspect ratio is between 2:3 and
+    """Draw the size (w, h) of a canvas, in multiples of 32. Its aspect ratio is about 2:3 to
     3:2 and does not depend on the page."""
     stretch = np.exp(rng.uniform(-0.2, 0.2))
     sides = np.array([stretch, 1 / stretch])
@@ -236,7 +236,7 @@ def draw_ground(rng, shape):
 
 
 def augment_colours(image, rng, hp):
-    """Light and camera. Each kind changes half of the pages, with strength hp.aug_* times
+    """Light and camera. Each kind changes half of the pages, by up to hp.aug_* times
     hp.aug_strength. image: uint8 [H, W, 3] -> uint8 [H, W, 3]."""
     on = rng.random(8) < 0.5
     amount = rng.uniform(-1, 1, 8) * hp.aug_strength
@@ -286,7 +286,7 @@ def whiten(image, veil):
 
 
 def augment_photograph(image, rng, hp):
-    """Paper, light and lens of photographs. Each kind changes half of the pages, with strength
+    """Paper, light and lens of photographs. Each kind changes half of the pages, by up to
     hp.aug_* times hp.aug_strength. image: uint8 [H, W, 3] -> uint8 [H, W, 3]."""
     kinds = {
         fade: hp.aug_fade,
@@ -326,8 +326,8 @@ def fade(image, rng, amount):
 
 
 def bleed(image, rng, amount):
-    """Add print that shows through from the back: the page's own print, mirrored, blurred and
-    multiplied by `amount`. It has no labels."""
+    """Add print that shows through from the back: the page's own print, mirrored, blurred,
+    at most `amount` strong. It has no labels."""
     ink = cv2.subtract(paper_of(image), image)
     axis = int(rng.integers(2))
     ink = cv2.flip(ink, axis)
@@ -423,7 +423,7 @@ def as_jpeg(image, quality):
 # ---------------------------------------------------------------- stress
 
 STRESS = {  # kind: its levels; one of them leaves the page unchanged
-    "turned": (0, 5, 10, 20, 30, 45, 90, 180),  # degrees, clockwise, on other ground
+    "turned": (0, 5, 10, 20, 30, 45, 90, 180),  # degrees, clockwise, over a ground
     "scaled": (
         0.35,
         0.5,

@@ -23,7 +23,7 @@ from hparams import Hparams
 from labels import Page
 
 FIRST_LOOK = 512  # px, root of the page's area, at the first look of --size auto
-LOOK_SIDES = (320, 1600)  # least and most map px, root of the area of the text box
+LOOK_SIDES = (320, 1600)  # map px, least and most root of the text box's area
 LOOK_ENLARGED = 2  # map px per page px, at most
 
 # ---------------------------------------------------------------- networks
@@ -31,8 +31,8 @@ LOOK_ENLARGED = 2  # map px per page px, at most
 
 class Network(NamedTuple):
     """A model with its Hparams. sizes: the page sizes of the maps that are averaged; empty for
-    hp.size alone. tile: if not 0, a page is scaled so that `tile` page px become hp.size map
-    px; a page whose `page_factor` is already as large gets no map from this network."""
+    hp.size alone. tile: if not 0, a page is scaled by hp.size / tile; a page whose
+    `page_factor` is already that large gets no map from this network."""
 
     model: torch.nn.Module
     hp: Hparams
@@ -197,8 +197,8 @@ def predict_each(networks, pages, device, job, failed=None):
 
 
 def run_ahead(started, count):
-    """Yields the items of `started`, `count` items late. The iterator starts the work of an item
-    when it makes it, so `count` items are at work while the caller uses one."""
+    """Yields the items of `started`, `count` items late. Drawing an item from `started` starts
+    its work, so `count` items are at work while the caller uses one."""
     waiting = deque()
     for item in started:
         waiting.append(item)
@@ -236,7 +236,7 @@ def cut_page(image, page, hp, network, tile, under_way):
 
     Without `tile`, the page is scaled by `page_factor` and is one Tile, or its text box is one if
     it has a Look. With `tile`, the page is scaled by hp.size / tile and cut into windows of
-    hp.size that overlap by a quarter; there are no Tiles if `page_factor` is already as large."""
+    hp.size that overlap by 1/4 or more; no Tiles if `page_factor` is already that large."""
     factor = page_factor(page, hp)
     window = None
     if tile:
@@ -300,8 +300,8 @@ def start_batch(networks, tiles, device):
 
 
 def paste(tile, prob):
-    """Copy a tile's map [h, w] into its sheet. An earlier tile keeps the first eighth of it, half
-    of their overlap."""
+    """Copy a tile's map [h, w] into its sheet. Its first eighth, along each axis, is left to an
+    earlier tile."""
     height, width = prob.shape
     top = height // 8 if tile.y else 0
     left = width // 8 if tile.x else 0
