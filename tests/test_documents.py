@@ -28,7 +28,10 @@ TORCHRUN_FLAGS = {
 }
 
 # words about how the project is made, paths of a machine, and marks of work undone
-FORBIDDEN = r"\b(session|sub-?agent|TO[D]O|FIX[M]E|XX[X]|the\s+issue|issue\s+#?\d+)\b|/(?:root|tmp|work)/"
+FORBIDDEN = (
+    r"\b(session|sub-?agent|TO[D]O|FIX[M]E|XX[X]|the\s+issue|issue\s+#?\d+)\b"
+    r"|/(?:root|tmp|work)/"
+)
 
 
 def read(name):
