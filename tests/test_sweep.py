@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -541,6 +542,24 @@ def test_cuda_says_which_devices_there_are():
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader")
+def test_a_sweep_waits_for_its_own_trainers_alone():
+    """It returns for one that has ended, and for one that another part has waited for already,
+    while a child that is none of its trainers goes on."""
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+    other = subprocess.Popen(sleeps)
+    trainers = [subprocess.Popen(sleeps), subprocess.Popen([sys.executable, "-c", ""])]
+    try:
+        begin = time.monotonic()
+        sweep.wait_for_one(trainers)
+        assert [process.poll() for process in trainers] == [None, 0]
+        sweep.wait_for_one(trainers)  # the second is reaped by now
+        assert time.monotonic() - begin < 30 and other.poll() is None
+    finally:
+        for process in (other, trainers[0]):
+            process.kill()
+            process.wait()
+
+
 def test_trials_side_by_side_share_the_cores(cli, monkeypatch):
     """A trainer has its share of the cores for loading, unless a launcher places the trials."""
     assert cli("s.json", "--devices=0,1", sweep_=short(run_cap=1))[::2] == (0, "")
