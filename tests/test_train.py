@@ -39,6 +39,10 @@ import train
 CPU, STEP = torch.device("cpu"), (train.Trainer, "train_step")
 TINY = ("--data=s", *NETWORK, "--size=96", "--batch=2", "--epochs=4", "--T_max=4", "--lr=0.003")
 TINY += ("--thresh=0.2", "--box-thresh=0.2", "--unclip-ratio=0", "--aug-strength=0.5")
+# every kind of augmentation, so that each exact resume below is one with all of them
+PRESET = json.loads((ROOT / "hparams/photographs.json").read_text())
+AUGMENTED = [f"--{key}={value}" for key, value in PRESET.items() if key.startswith("aug_")]
+TINY += (*AUGMENTED, "--aug-mirror=0.5")
 MAY_DIFFER = CLOCKS | {"timing", "name", "stop_epoch", "workers", "cache"}
 
 
