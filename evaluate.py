@@ -74,12 +74,16 @@ class Source:
     regions: dict  # of a predictions file: {page name: (polygons, scores)}
 
     def override(self, values):
-        """Take other values, and say where they bring pages to another size than its own."""
-        own, self.hp = self.hp, replace(self.hp, **values)
+        """Take other values, and say where they bring pages to another size than its own. Raises
+        UsageError for a first look that does not know how high text should become."""
+        own = self.hp
+        self.hp = replace(own, **values)
+        if self.hp.look and not self.hp.text_height:
+            problem = "it does not record how high text was in its training"
+            raise UsageError(self.path, problem, "instead of --size auto name a size in px")
         if (own.size, own.fit) != (self.hp.size, self.hp.fit):
-            sizes = (
-                f"size {self.hp.size}, fit {self.hp.fit} instead of its own {own.size}, {own.fit}"
-            )
+            taken = f"size {self.hp.size}, fit {self.hp.fit}"
+            sizes = f"{taken} instead of its own {own.size}, {own.fit}"
             remark = "text will be larger or smaller than the network was trained on"
             warn(self.path, f"{sizes}; {remark}")
 

@@ -182,6 +182,7 @@ def read_pages(hp, ancestors):
         raise DataError(hp.data, f"no word in {len(train)} train pages", "are all ignored?")
     if hp.folds:
         hp = keep_split(hp, split)
+    hp = dataclasses.replace(hp, text_height=data.text_height(train, hp))  # for --size auto
     record = {"train": record_pages(train), "val": record_pages(scored)}
     return RunPages(train, val, others, record), hp
 

@@ -860,7 +860,7 @@ def test_what_a_look_reads_is_bounded():
 def test_size_auto_is_a_flag_and_a_value_of_a_detector(run):
     """The command and the Detector find the same, and a size of its own ends a look."""
     small_print("far.png")
-    checkpoint("a.pt")
+    checkpoint("a.pt", text_height=20.0)
     flags = ["--images", "far.png", "--size", "auto", "--out", "p.json"]
     assert "size auto" in run("a.pt", *flags).out
     polygons, _ = evaluate.Detector("a.pt", device="cpu", size="auto")("far.png")
@@ -868,6 +868,10 @@ def test_size_auto_is_a_flag_and_a_value_of_a_detector(run):
     assert len(written[0]) == len(polygons)
     assert evaluate.choose_look({"size": 640}) == {"size": 640, "look": False}
     assert evaluate.choose_look({"size": "auto"}) == {"look": True}
+
+    # an older checkpoint, which does not say how high its text was
+    checkpoint("old.pt")
+    assert "does not record how high text was" in run("old.pt", *flags, code=2).err
 
 
 # ---------------------------------------------------------------- stress
