@@ -9,6 +9,7 @@ python evaluate.py best.pt --images DIR --rank   without labels: the pages to la
 python evaluate.py best.pt --data DATA --stress  turned, scaled, blurred, dark and noisy pages
 python evaluate.py best.pt --images DIR --size auto  crops to the text after a first look
 python evaluate.py runs/x-fold*/last.pt --tune --write tuned.json
+python evaluate.py old.pt --mix new.pt --export mean.pt  the mean of their weights
 
 In Python: polygons, scores = Detector("weights/receipts-lite2.pt")("a.jpg")"""
 
@@ -33,7 +34,7 @@ import report
 from augment import STRESS, stress
 from command import Parser, add_flags, given_flags
 from db_postprocess import DECODING
-from dbnet import load_checkpoint, network_of, save_checkpoint
+from dbnet import ORIGIN, load_checkpoint, network_of, save_checkpoint
 from drawing import draw_page, embedded_picture, picture_file, write_picture
 from engine import amp_dtype, choose_device, export_onnx, print_rapidocr
 from files import (
@@ -99,6 +100,21 @@ def load_source(path):
         return Source(path, {}, None, read_predictions(path))
     state = load_checkpoint(path)
     return Source(path, state, state["hparams"], {})
+
+
+def mix(source, other):
+    """A Source whose weights are the mean of two checkpoints' (Wortsman et al. 2022): where one
+    began with the other, it often keeps what both can do. Raises UsageError where their networks
+    differ."""
+    if (source.hp.backbone, source.hp.neck) != (other.hp.backbone, other.hp.neck):
+        raise UsageError(f"--mix {other.path}", f"not the same network as {source.path}")
+    ours, theirs = (entry.state.get("ema") or entry.state["model"] for entry in (source, other))
+    weights = {key: (ours[key].float() + theirs[key]) / 2 for key in ours}
+
+    # the mean has seen what either has seen
+    records = [entry.state.get("origin") or {"unknown": [entry.path]} for entry in (source, other)]
+    origin = {key: sorted(set().union(*(r.get(key, ()) for r in records))) for key in ORIGIN}
+    return replace(source, state=source.state | {"model": weights, "ema": None, "origin": origin})
 
 
 def read_predictions(path):
@@ -723,6 +739,7 @@ def parse_args(argv):
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="best.pt, or predictions.json of any detector")
     add("--compare", metavar="OTHER", help="another SOURCE: the paired difference, its interval")
+    add("--mix", metavar="OTHER", help="take the mean of its weights and SOURCE's")
     add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add = parser.add_argument_group("pages (default: what the run validated on)").add_argument
@@ -809,9 +826,9 @@ def check_scoring_flags(args):
         ("compare images tile rank out html pictures", scoring, "not with --tune or --export"),
         ("out pictures tile images", not args.stress, "not with --stress"),
         ("stress", scoring and networks, "only with a checkpoint to score"),
-        ("export hparams", not args.tune, "not with --tune"),
+        ("export hparams mix", not args.tune, "not with --tune"),
         ("data split image_dir json", not args.export, "not with --export"),
-        (f"images export tune tile {values}", networks, "only with a checkpoint"),
+        (f"images export mix tune tile {values}", networks, "only with a checkpoint"),
         ("data", not args.images, "not with --images"),
         ("split", not several, "not with folds, each on what it held out"),
         ("split image_dir", args.data or several, "only with --data"),
@@ -858,6 +875,8 @@ def run(args):
     if args.tune:
         return run_tune(args, overrides)
     source = load_source(args.source)
+    if args.mix:
+        source = mix(source, load_source(args.mix))
     if args.export:
         return export(source, args.export, overrides)
 

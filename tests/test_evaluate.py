@@ -682,6 +682,29 @@ def test_weights_to_share_are_half_as_large_and_predict_the_same(run, work):
     error_line(run("half.pt", code=1).err, "half.pt: damaged")
 
 
+def test_a_mean_of_two_checkpoints_has_the_mean_weights_and_both_records(run, work):
+    """Also of one with itself; another network is refused."""
+    checkpoint("a.pt")
+    state = torch.load(checkpoint("b.pt", chosen=True), weights_only=True)
+    moved = {key: value + 1 if value.ndim == 4 else value for key, value in state["model"].items()}
+    save_checkpoint("b.pt", {**state, "model": moved})
+
+    run("a.pt", "--mix", "b.pt", "--export", "mean.pt")
+    run("a.pt", "--mix", "a.pt", "--export", "same.pt")
+    names = ("a.pt", "b.pt", "mean.pt", "same.pt")
+    a, b, mean, same = (torch.load(name, weights_only=True) for name in names)
+    for key, ours in a["model"].items():
+        half = 0.5 * (ours.float() + b["model"][key].float())
+        torch.testing.assert_close(mean["model"][key].float(), half, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(same["model"][key].float(), ours.float(), rtol=1e-3, atol=1e-3)
+    assert mean["origin"] == {key: sorted(names) for key, names in b["origin"].items()}
+    assert scored(run, "a.pt", "--mix", "a.pt") == scored(run, "a.pt")
+
+    checkpoint("wide.pt", neck=32)
+    line = run("a.pt", "--mix", "wide.pt", "--export", "c.pt", code=2).err
+    error_line(line, "--mix wide.pt: not the same network as a.pt")
+
+
 def test_the_weights_that_ship_find_the_words_of_a_drawn_receipt(run):
     weights = ROOT / "weights/receipts-lite2.pt"
     assert weights.stat().st_size < 12e6
