@@ -890,7 +890,7 @@ def run(args):
         ("rank", not labelled, "the pages have labels"),
     ]
     refuse_idle(args, rules)
-    check_outputs([args.out, args.html], [args.source, args.compare, args.hparams], pages)
+    check_outputs([args.out, args.html], [args.source, args.mix, args.compare, args.hparams], pages)
     if args.pictures:
         drawn = [picture_file(page, args.pictures) for page in pages]
         guard(drawn, [page.path for page in pages])
