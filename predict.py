@@ -23,6 +23,7 @@ from hparams import Hparams
 from labels import Page
 
 FIRST_LOOK = 512  # px, root of the page's area, at the first look of --size auto
+LOOK_LINES = (8, 18)  # map px, median heights of words that a look can be trusted with
 LOOK_SIDES = (320, 1600)  # map px, least and most root of the text box's area
 LOOK_ENLARGED = 2  # map px per page px, at most
 
@@ -84,14 +85,27 @@ def map_shape(page, hp):
 
 
 def take_looks(network, pages, device, failed):
-    """Predict pages at FIRST_LOOK px and set page.look; None where no text is found."""
-    quick = replace(network.hp, size=FIRST_LOOK, fit="area", look=False)
+    """Predict pages at FIRST_LOOK px and set page.look; None where no text is found. Pages whose
+    text has a doubtful height there are predicted at twice that size. failed: of `predict_each`."""
+    unread = None if failed is None else {}  # the reading itself will name them
 
     def job(page, found):
         page.look = look_at(page, found[0])
 
-    for _ in predict(Network(network.model, quick), pages, device, job, failed):
-        pass
+    for size in (FIRST_LOOK, 2 * FIRST_LOOK):
+        quick = replace(network.hp, size=size, fit="area", look=False)
+        for _ in predict(Network(network.model, quick), pages, device, job, unread):
+            pass
+        pages = [page for page in pages if is_doubtful(page, quick)]
+
+
+def is_doubtful(page, hp):
+    """Whether a look at a page by hp found no text, or text of a height outside LOOK_LINES: lower
+    text may be missed, and a higher polygon may hold several lines."""
+    if not page.look:
+        return True
+    low, high = LOOK_LINES
+    return not low <= page.look.line * pictures.fit_factor(page.size, hp) <= high
 
 
 def look_at(page, polygons):

@@ -848,8 +848,9 @@ def test_a_first_look_reads_the_text_alone_at_the_height_of_training(work):
 
     # 24 px for lines of about 12: the text is enlarged twice, and nothing else is read
     assert predict.page_factor(page, hp) == pytest.approx(2, rel=0.3)
-    look, read = model.shapes
+    look, again, read = model.shapes
     assert np.prod(look) == pytest.approx(512 * 512, rel=0.1)
+    assert np.prod(again) == pytest.approx(1024 * 1024, rel=0.1)  # 2 px high were doubtful
     assert read[0] < 1000 and read[1] < 1600
     found = sorted((polygon.tolist() for polygon in polygons), key=lambda points: points[0][1])
     np.testing.assert_allclose(found, boxes, atol=1.5)
@@ -864,6 +865,17 @@ def test_a_page_without_text_is_read_as_it_would_be_without_a_look(work):
     )
     assert polygons == [] and page.look is None
     assert predict.page_factor(page, hp) == pictures.fit_factor((200, 300), hp)
+
+
+@pytest.mark.parametrize("height, looks", [(30, 2), (50, 1), (85, 1), (105, 2)])
+def test_a_look_is_taken_again_where_text_is_low_or_may_be_fused(work, height, looks):
+    """8 to 18 px of the first look are 42 to 94 px of this page."""
+    small_print("page.png", left=300, top=100, height=height)
+    hp = replace(TINY, size=960, fit="area", look=True, text_height=24.0)
+    hp = replace(hp, unclip_ratio=1e-9, mode="box", min_size=0)
+    model = Recorded(Ink(1, 1))
+    predict.take_looks(Network(model, hp), evaluate.picture_pages("page.png"), CPU, None)
+    assert len(model.shapes) == looks
 
 
 def test_what_a_look_reads_is_bounded():
