@@ -116,6 +116,17 @@ def test_a_paused_and_a_stopped_run_go_on_bit_for_bit(whole, monkeypatch, capsys
     assert capsys.readouterr().out.splitlines()[-1].startswith("best hmean ")
 
 
+def test_a_run_records_how_high_its_words_are(whole):
+    """The median of the short sides of its train words, in pixels of its size."""
+    recorded = last("whole")["hparams"].text_height
+    heights = []
+    for page in labels.load_labels("s", "train"):
+        height, width = cv2.imread(str(page.path)).shape[:2]
+        factor = 96 / max(width, height)
+        heights += [min(cv2.minAreaRect(np.float32(p))[1]) * factor for p in page.polygons]
+    assert recorded == pytest.approx(np.median(heights))
+
+
 PROGRAM = f"""
 import os, runpy, signal, sys
 number, sync = int(sys.argv.pop(1)), os.fsync
