@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import shapely
 
-from synth import add_noise, draw_desk, multiply, shade, smooth_field
+from light import add_noise, draw_desk, multiply, shade, smooth_field
 
 PAD_COLOUR = (124, 116, 104)  # ImageNet's mean: padding is close to 0 after normalisation
 GRID = 8  # px between the points of a bend; it is interpolated between them

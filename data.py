@@ -737,7 +737,9 @@ def parse_args(argv):
     add("--seed", type=int, default=0, help="another seed, other pages (%(default)s)")
     add("--size", type=int, default=1280, help="longer page side (%(default)s)")
     add("--words", type=int, default=117, help="words a page, about (%(default)s)")
-    add("--unit", choices=("word", "line"), default="word", help="what is labelled (%(default)s)")
+    add("--unit", choices=("word", "line"), help="what is labelled (word)")
+    habit = "label as the receipt competition does: also single letters, colons, rules, back print"
+    add("--habit", choices=("competition",), help=habit)
 
     add = data_command("split", run_split, "stratified folds; groups and near-duplicates together")
     add("--folds", type=int, default=5, help="how many (%(default)s)")
@@ -770,7 +772,10 @@ def run_diff(args):
 
 
 def run_synth(args):
-    synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=args.unit)
+    if args.habit and args.unit:
+        raise UsageError("--unit", "not with --habit", "leave one of them out")
+    unit = args.habit or args.unit or "word"
+    synth(args.out, args.pages, args.seed, size=args.size, words=args.words, unit=unit)
     print(f"{args.out}: {args.pages} synthetic receipts")
 
 

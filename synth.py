@@ -1,54 +1,16 @@
 """What does an invented receipt look like? Synthetic pages with exact labels.
 
 A till writes lines, a printer sets them on a sheet, and the sheet is worn, bent, laid on a ground
-and photographed. `synthetic_page`, at the end, takes these steps in order. Functions that take a
-`seed` accept a generator, too."""
+and photographed. `synthetic_page`, at the end, takes these steps in order."""
 
 import itertools
 import re
-from statistics import NormalDist
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-# ---------------------------------------------------------------- light and noise
-
-# quantiles of the normal distribution: random bytes become noise by one table look-up
-NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)])
-
-
-def add_noise(image, seed, sigma):
-    """uint8 image of any shape plus normal noise of standard deviation `sigma`."""
-    random_bytes = np.random.default_rng(seed).bytes(image.size)
-    levels = np.frombuffer(random_bytes, np.uint8).reshape(image.shape)
-    table = np.int8(np.round(NORMAL * sigma).clip(-127, 127))
-
-    return cv2.add(image, cv2.LUT(levels, table), dtype=cv2.CV_8U)
-
-
-def smooth_field(seed, height, width, cells=4):
-    """Random smooth field [height, width] float32 within 0..1."""
-    coarse = np.random.default_rng(seed).random((cells, cells), np.float32)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-
-
-def multiply(image, factor):
-    """uint8 [H, W, 3] times factor [H, W], rounded."""
-    return cv2.multiply(image, cv2.merge([np.float32(factor)] * 3), dtype=cv2.CV_8U)
-
-
-def shade(image, seed, depth):
-    """Darken one side of a random straight line with a soft edge by up to `depth` (0..1)."""
-    rng = np.random.default_rng(seed)
-    angle, offset, softness = rng.uniform((0, -0.3, 0.02), (2 * np.pi, 0.3, 0.3))
-    y, x = (np.arange(n, dtype=np.float32) / n - 0.5 for n in image.shape[:2])
-
-    # signed distance from the line, in units of the soft edge
-    side = (x * np.cos(angle) + (y * np.sin(angle))[:, None] - offset) / softness
-
-    return multiply(image, 1 - depth * (side.clip(-1, 1) + 1) / 2)
-
+from light import PHOTO, SCAN, Camera, draw_desk, draw_lid, multiply, photograph, smooth_field
 
 # ---------------------------------------------------------------- what a till writes
 
@@ -131,10 +93,10 @@ HANGUL = {
 
 
 class Line(NamedTuple):
-    """A line of a receipt. kind: "text", which is labelled, "mark" (a rule, a bar code), which is
-    not, or "gap". height: in text sizes. weight: of its letters, beyond the face's. cells: pairs
-    (x, text), x in 0..1 of the line. A text begins at an x below 0.5, is centred on 0.5, and ends
-    at an x above it."""
+    """A line of a receipt. kind: "text", which is labelled, "rule" or "mark" (a bar code), which
+    are not, or "gap". height: in text sizes. weight: of its letters, beyond the face's. cells:
+    pairs (x, text), x in 0..1 of the line. A text begins at an x below 0.5, is centred on 0.5, and
+    ends at an x above it."""
 
     kind: str
     height: float
@@ -144,9 +106,10 @@ class Line(NamedTuple):
 
 class Till:
     """Writes a receipt of about `words` words to `lines`. A share `hangul` (0..1) of its phrases is
-    in Hangul, the others in Latin script."""
+    in Hangul, the others in Latin script. spaced: the title's letters and the colons stand apart,
+    and rules are double."""
 
-    def __init__(self, rng, words, hangul):
+    def __init__(self, rng, words, hangul, spaced=False):
         self.rng = rng
         self.words = words
         self.hangul = hangul
@@ -154,6 +117,7 @@ class Till:
         self.lines = []
         self.count = 0  # words written so far
         self.upper = rng.random() < 0.4
+        self.spaced = spaced
 
         # the phrases of a kind come in a random order, over and over
         self.vocabularies = []
@@ -166,6 +130,9 @@ class Till:
         # how this shop sets out its receipts
         self.rule = rng.choice(["-", "-", "=", "*", "_", ".", "- "]) * 35
         self.colon = rng.choice([" : ", ": ", ":", " "])
+        if spaced:
+            self.rule = rng.choice(["=", "= "]) * 35
+            self.colon = " : "
         self.head_x = rng.choice([0, 0.5, 0.5, 0.5])
         self.name_x = rng.choice([0, 0.65])
         self.columns = [0.58, 0.78] if rng.random() < 0.75 else [0.72]
@@ -196,7 +163,7 @@ class Till:
             write()
 
         if self.rng.random() < rule_chance:
-            self.lines.append(Line("mark", 0.8, cells=[(0.5, self.rule)]))
+            self.lines.append(Line("rule", 0.8, cells=[(0.5, self.rule)]))
         self.lines.append(Line("gap", max(0, self.rng.uniform(-2, 1))))
 
     def write_meta(self):
@@ -232,7 +199,10 @@ class Till:
 
         # what, when and by whom
         if self.large:
-            self.add((self.head_x, self.phrase("title")), height=rng.uniform(1, 1.5), weight=200)
+            title = self.phrase("title")
+            if self.spaced:
+                title = "   ".join(title.replace(" ", ""))
+            self.add((self.head_x, title), height=rng.uniform(1, 1.5), weight=200)
         self.write_until(0.3, 0.8, self.write_meta)
 
         # the items
@@ -296,7 +266,8 @@ class Printer:
         words = []
 
         x = 2.0 + size // 8
-        for word in text.split():
+        for part in re.findall(r"\S+\s*", text):
+            word = part.strip()
             start = int(x) - 2
             for letter in word:
                 cv2.putText(mask, letter, (round(x), baseline), 255, self.face, size, weight)
@@ -310,7 +281,7 @@ class Printer:
             low = np.array([left, min(top, baseline - 0.66 * size)])
             high = np.array([left + width, max(top + height, baseline)])
             words.append(Word(word, low, high))
-            x += self.space * size
+            x += self.space * size * max(1, len(part) - len(word))
 
         return mask[:, : int(x)], words
 
@@ -365,9 +336,9 @@ class Printer:
 # ---------------------------------------------------------------- the sheet
 
 
-def draw_sheet(rng, lines, w, h, leading):
+def draw_sheet(rng, lines, w, h, leading, labelled_kinds=("text",)):
     """Print lines on a sheet, `leading` text sizes apart. Returns the ink mask [h, w] uint8, a list
-    of `Word`s in sheet pixels for each line of text, and the text size at which the lines fill the
+    of `Word`s in sheet pixels for each labelled line, and the text size at which the lines fill the
     sheet."""
     printer = Printer(rng)
     margin = rng.uniform(0.04, 0.09) * w
@@ -392,7 +363,7 @@ def draw_sheet(rng, lines, w, h, leading):
     y = 0.8 * size + max(0, h - size * units) * rng.uniform(0.1, 0.5)
     for line in lines:
         words = printer.set_line(ink, line, size, margin, y, width)
-        if line.kind == "text":
+        if line.kind in labelled_kinds:
             labelled.append(words)
         y += line.height * size * leading
 
@@ -432,37 +403,6 @@ def draw_paper(rng, ink, folds, level):
 
 # ---------------------------------------------------------------- from sheet to page
 
-
-class Camera(NamedTuple):
-    """What photographs or scans do to a page at difficulty 1. turn: standard deviation in degrees.
-    tilt: how far corners move, in heights of the sheet. fill: least and greatest share of the page
-    that the sheet fills. light: range of brightness. blur: largest sigma, in text sizes. grey:
-    share of pictures without colour."""
-
-    turn: float
-    tilt: float
-    fill: tuple
-    light: float
-    blur: float
-    grey: float
-
-
-PHOTO = Camera(
-    turn=5,
-    tilt=0.035,
-    fill=(0.9, 0.98),
-    light=0.4,
-    blur=0.075,
-    grey=0.1,
-)
-SCAN = Camera(
-    turn=0.8,
-    tilt=0.003,
-    fill=(0.98, 1.005),
-    light=0.07,
-    blur=0.04,
-    grey=0.95,
-)
 
 SQUARE = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])  # clockwise from the top left
 
@@ -540,51 +480,6 @@ def page_to_sheet(view, page_h, page_w, step=8):
     return cv2.split(u[step : step + page_h, step : step + page_w])
 
 
-def draw_lid(rng, h, w):
-    """A scanner's lid, white or dark, uint8 [h, w, 3]."""
-    grey = rng.uniform(225, 255) if rng.random() < 0.75 else rng.uniform(5, 60)
-    return np.full((h, w, 3), int(grey), np.uint8)
-
-
-def draw_desk(rng, h, w):
-    """Wood or cloth under the sheet, uint8 [h, w, 3]."""
-    colour = rng.uniform(30, 190) * (1 + rng.uniform(-0.2, 0.2) * np.array([1, 0, -1]))
-    step_y, step_x = rng.choice([3, 20, 200], 2)
-    grain = rng.standard_normal((h // step_y + 2, w // step_x + 2), np.float32)
-    light = 1 + 0.07 * cv2.resize(grain, (w, h))
-    return multiply(np.full((h, w, 3), np.uint8(colour)), light)
-
-
-def photograph(rng, page, size, camera, level):
-    """A picture [H, W, 3] uint8 of the page [H, W, 3] uint8, whose text size is `size` pixels."""
-    # uneven light, and a shadow over most photographs
-    light = 1 + (smooth_field(rng, *page.shape[:2], 2) - 0.5) * camera.light * level
-    page = multiply(page, light)
-    depth = rng.uniform(0.15, 0.5) * level
-    if camera is PHOTO and rng.random() < 0.6:
-        page = shade(page, rng, depth)
-
-    # blur, which follows the text size, and noise
-    sigma = rng.uniform(0, camera.blur) * size * (0.3 + 0.7 * level)
-    page = cv2.GaussianBlur(page, (0, 0), max(0.3, sigma))
-    page = add_noise(page, rng, rng.uniform(1, 14) * level)
-
-    # tone: scans may lose their blacks, and both kinds of picture their whites
-    low = 0
-    if camera is SCAN:
-        low = max(0, rng.uniform(-1, 1.2) * level)
-    high = rng.uniform(0.82, 1.15)
-    tone = np.clip((np.linspace(0, 1, 256) - low) / (high - low), 0, 1) ** rng.uniform(0.85, 1.2)
-    page = cv2.LUT(page, np.uint8(tone * 255))
-
-    # a JPEG, in colour or grey
-    grey = rng.random() < camera.grey
-    page = cv2.cvtColor(page, cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR)
-    quality = int(rng.uniform(95 - 55 * level, 96))
-    _, jpeg = cv2.imencode(".jpg", page, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
-
-
 # ---------------------------------------------------------------- labels
 
 
@@ -604,6 +499,66 @@ def join_words(words):
                 np.maximum(high, word.high),
             )
     return runs
+
+
+def tighten(word, ink):
+    """A `Word` that reaches from the highest to the lowest of its ink on the sheet [h, w]."""
+    (left, top), (right, bottom) = np.int32((word.low, word.high))
+    darkness = ink[top:bottom, left:right].max(1)
+    rows = top + np.flatnonzero(darkness >= darkness.max() / 2)
+    low = np.array([left, rows[0] - 1])
+    high = np.array([right, rows[-1] + 2])
+    return Word(word.text, low, high)
+
+
+def label_rule(words, ink):
+    """A double rule, printed as `Word`s -> the two lines of each run of it, long and thin."""
+    labels = []
+    for run in join_words(words):
+        text, low, high = tighten(run, ink)
+        thickness = (high - low) * (0, 0.4)
+        across = (high - low) * (1, 0)
+        labels.append(Word(text, low, low + across + thickness))
+        labels.append(Word(text, high - across - thickness, high))
+    return labels
+
+
+def black_out(words, ink):
+    for _, low, high in words:
+        (left, top), (right, bottom) = np.int32((low, high))
+        ink[top:bottom, left:right] = 255
+
+
+def shine_through(ink, size):
+    """Lay the last lines again on the ink [h, w] of a text size, below all print, mirrored and
+    pale, as if they shone through from the back. Returns their one `Word`, or none where they have
+    no room."""
+    top = np.flatnonzero(ink.max(1))[-1] + int(size)
+    room = len(ink) - top - int(size)
+    if room < 2 * size:
+        return []
+
+    back = ink[top - room : top, ::-1] // 4
+    lay_ink(ink, back, 0, top)
+    left, y, width, height = cv2.boundingRect(np.uint8(back > 15))
+    low = np.array([left, top + y])
+    return [Word(None, low, low + (width, height))]
+
+
+def label_as_competition(rng, ink, lines, size):
+    """Lists of `Word`s as the receipt competition labels printed lines of a text size. Rules have
+    two labels, and colons are as high as their dots. Print of the back that shines through is one
+    label, and a few lines are blacked out and have none: both are drawn on the ink [h, w]."""
+    labels = [shine_through(ink, size)]
+    hidden = rng.integers(len(lines), size=rng.integers(4))
+    for number, words in enumerate(lines):
+        if not words[0].text.strip("="):
+            labels.append(label_rule(words, ink))
+        elif number in hidden:
+            black_out(words, ink)
+        else:
+            labels.append([tighten(word, ink) if word.text == ":" else word for word in words])
+    return labels
 
 
 def rectangles(low, high):
@@ -654,6 +609,10 @@ def plan_page(rng, words, unit):
         aspect = rng.uniform(0.45, 0.85)
     leading = rng.uniform(1.08, 1.3)
 
+    if unit == "competition":
+        photo = True
+        hangul = rng.choice([0, 0.12, 0.9])
+
     if unit == "line":  # mostly narrow scans, as in SROIE
         photo = rng.random() < 0.05
         words *= rng.uniform(0.6, 1.2)
@@ -670,7 +629,8 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
 
     seed: int or ints. unit: "word" draws photographs and scans with a quad for each word; "line"
     mostly narrow grey scans with an upright rectangle for each run of words up to a wide gap, the
-    convention of SROIE. difficulty: 0..1, scales wear, warp, light, blur and noise."""
+    convention of SROIE; "competition" photographs with the labels of `label_as_competition`, a quad
+    each. difficulty: 0..1, scales wear, warp, light, blur and noise."""
     rng = np.random.default_rng(seed)
     plan = plan_page(rng, words, unit)
     camera = plan.camera
@@ -688,10 +648,16 @@ def synthetic_page(seed, size=1280, words=117, unit="word", difficulty=0.5):
 
     # what is printed on it
     above = rng.uniform(0, 5)
-    if unit == "word":
+    if unit != "line":
         above = 0
-    lines = [Line("gap", above), *Till(rng, plan.words, plan.hangul).write()]
-    ink, printed, text_size = draw_sheet(rng, lines, w, h, plan.leading)
+    spaced = unit == "competition"
+    lines = [Line("gap", above), *Till(rng, plan.words, plan.hangul, spaced).write()]
+    if spaced:
+        lines.append(Line("gap", max(0, rng.uniform(-6, 8))))
+    kinds = ("text", "rule") if spaced else ("text",)
+    ink, printed, text_size = draw_sheet(rng, lines, w, h, plan.leading, kinds)
+    if spaced:
+        printed = label_as_competition(rng, ink, printed, text_size)
 
     # how it is bent, worn and seen
     waves, folds = draw_bends(rng, text_size, difficulty)

@@ -1,3 +1,5 @@
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -182,3 +184,74 @@ def test_words_are_darker_than_the_sheet_around_them():
             mask = np.zeros(grey.shape, np.uint8)
             cv2.fillPoly(mask, [np.int32(np.round((label["points"] - 0.5) * 256))], 1, shift=8)
             assert np.ptp(np.percentile(grey[mask > 0], (2, 90))) > 12
+
+
+# ---------------------------------------------------------------- the habit of the competition
+
+COMPETITION = [synthetic_page((5, i), unit="competition") for i in range(8)]
+
+
+def test_a_competitions_page_has_its_labels_on_an_upright_photograph():
+    counts = [len(labels) for _, labels in COMPETITION]
+    assert 95 <= min(counts) and max(counts) <= 135 and 100 <= np.median(counts) <= 130
+    for image, labels in COMPETITION:
+        h, w = image.shape[:2]
+        quads = np.array([label["points"] for label in labels])
+        assert quads.min() >= 0 and (quads <= (w, h)).all()
+        tops = quads[:, 1] - quads[:, 0]
+        assert np.abs(np.degrees(np.arctan2(*tops.T[::-1]))).max() < 15
+    texts = "".join(label["transcription"] or "" for _, labels in COMPETITION for label in labels)
+    assert any("가" <= c <= "힣" for c in texts) and any("a" <= c.lower() <= "z" for c in texts)
+
+
+def test_a_competitions_rules_are_two_long_boxes_each_and_its_colons_are_low():
+    for _, labels in COMPETITION:
+        height = np.median(sizes(labels)[:, 1])
+        rules = [label for label in labels if not (label["transcription"] or "x").strip("= ")]
+        width, thickness = sizes(rules).T
+        assert len(rules) % 2 == 0 and (width > 12 * thickness).all()
+        assert (thickness < 0.6 * height).all()
+        for upper, lower in zip(rules[::2], rules[1::2]):  # one above the other, apart
+            assert np.allclose((lower["points"] - upper["points"])[:, 0], 0, atol=height / 2)
+            assert (lower["points"][:2, 1] > upper["points"][2:, 1][::-1] - 1).all()
+    labels = [label for _, page in COMPETITION for label in page]
+    colons = sizes([label for label in labels if label["transcription"] == ":"])
+    assert len(colons) >= 8
+    assert np.median(colons[:, 1]) < 0.8 * np.median(sizes(labels)[:, 1])
+
+
+def test_letters_of_a_competitions_title_are_labels_at_equal_gaps():
+    till = synth.Till(np.random.default_rng(3), 117, 0, spaced=True)
+    title = next(line for line in till.write() if line.weight == 200)
+    printer = synth.Printer(np.random.default_rng(3))
+    _, words = printer.set_text(title.cells[0][1], 20, 400)
+    assert len(words) >= 6 and all(len(word.text) == 1 for word in words)
+    gaps = [b.low[0] - a.high[0] for a, b in itertools.pairwise(words)]
+    assert min(gaps) > 10 and max(gaps) < 2 * min(gaps)
+
+
+def test_what_is_blacked_out_has_no_label_and_print_of_the_back_has_one():
+    lines = [Line("text", 1, 0, [(0, f"Milk{n}"), (1, f"{n}.50")]) for n in range(12)]
+    lines.append(Line("gap", 8))
+    hidden = shone = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        before, words, size = synth.draw_sheet(rng, lines, 800, 1200, 1.2)
+        ink = before.copy()
+        labels = synth.label_as_competition(rng, ink, words, size)
+        texts = [word.text for line in labels for word in line]
+        gone = [word for line in words for word in line if word.text not in texts]
+        hidden += bool(gone)
+        for _, (x0, y0), (x1, y1) in gone:
+            assert (ink[int(y0) + 1 : int(y1) - 1, int(x0) + 1 : int(x1) - 1] == 255).all()
+
+        back = [word for line in labels for word in line if word.text is None]
+        shone += len(back)
+        for _, (x0, y0), (x1, y1) in back:
+            inside = np.zeros_like(ink, bool)
+            inside[int(y0) - 3 : int(y1) + 3, max(0, int(x0) - 3) : int(x1) + 3] = True
+            new = ink != before
+            assert new[inside].any() and y0 > max(w.high[1] for line in words for w in line)
+            assert ink[inside].max() < 128  # pale
+            assert not (new & ~inside)[int(y0) :].any()
+    assert hidden >= 3 and shone >= 8
