@@ -48,9 +48,11 @@ from files import (
     UsageError,
     exit_code,
     guard,
+    new_folder,
     read_json,
     replace_file,
     shown,
+    text_aside,
     write_json,
 )
 from habits import LOOKED_AT, describe_habits, describe_tilt, page_changes
@@ -623,21 +625,6 @@ def draw_samples(pages, hp, folder):
 # ---------------------------------------------------------------- new folders: convert and synth
 
 
-@contextlib.contextmanager
-def new_folder(out):
-    """A folder to fill that becomes `out`, whole or not at all. Raises UsageError if `out` is."""
-    out = Path(os.path.abspath(out))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(out, "exists", "choose another folder or remove it")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def convert(data, out, to, image_dir=None, categories=(), link=False):
     """Write the labels of every split of DATA to folder OUT, in a format of formats.FORMATS, and
     the pictures beside them: copies, or with `link` hard links. Prints what the format could not
@@ -786,13 +773,14 @@ def run_convert(args):
 
 def run_split(args):
     pages = labels.load_labels(resolve_data(args.data), args.split, args.image_dir)
-    guard([args.out], [file for page in pages for file in (page.path, page.source)])
+    out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
+    guard([args.out], labels.page_files(pages), [] if args.out else [out])
     inspect_pages(pages)
     split = split_json(pages, page_groups(pages), args.folds, args.seed)
-    out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
     write_json(out, split, indent=1)
     sizes = np.bincount([v["fold"] for v in split["images"].values()])[1:]
-    print(f"{out}: {args.folds} folds of {sizes.tolist()} pages, hash {split['hash']}")
+    with text_aside(out):
+        print(f"{out}: {args.folds} folds of {sizes.tolist()} pages, hash {split['hash']}")
 
 
 def main(argv=None):

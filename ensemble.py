@@ -41,6 +41,7 @@ from files import (
     read_json,
     read_text,
     replace_file,
+    text_aside,
 )
 from hparams import Hparams, checked, saved_hparams
 from interval import Difference, bootstrap_groups, make_score, paired_difference
@@ -566,7 +567,7 @@ def voting_pages(args, members):
     if len(places) != 1:
         raise UsageError("the pages", "members do not share their data", "add --data")
     if len({hp.fold for hp in runs}) == 1 or not runs[0].folds:
-        return data.run_pages(runs[0])[1]
+        return evaluate.validated_pages(args, runs[0])
     folder = data.resolve_data(data.set_names(runs[0].data)[0])
     return labels.load_labels(folder, "val", runs[0].image_dir or None)
 
@@ -575,7 +576,7 @@ def build(args):
     """The Ensemble of the command line; says who is in it. Raises DataError."""
     overrides = evaluate.read_overrides(args)
     method = args.method or "maps"
-    paths = args.sources or discover()
+    args.sources = paths = args.sources or discover()
     files = [path for path in paths if path.endswith(".json")]
     if files and method == "maps":
         raise UsageError(files[0], "has no maps", "use --method voting")
@@ -686,14 +687,15 @@ def run(args):
         if not member.network:
             evaluate.check_pages(member.source, pages, labelled)
     beside = args.submission and Path(args.submission).with_suffix(".json")
-    inputs = [args.sample, args.hparams, *args.sources]
     derived = [] if args.out else [beside]
-    evaluate.check_outputs([args.out, args.submission], inputs, pages, derived)
+    inputs = evaluate.files_read(args, pages)
+    evaluate.check_outputs([args.out, args.submission], inputs, derived)
     out = args.out or beside
 
     code = 0
     if labelled:
-        found, code = run_gate(args, ensemble, pages)
+        with text_aside(out):
+            found, code = run_gate(args, ensemble, pages)
     elif not out:
         raise UsageError("the pages", "have no labels to judge on", "add --submission or --out")
     else:

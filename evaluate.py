@@ -45,12 +45,13 @@ from files import (
     guard,
     print_error,
     replace_file,
+    text_aside,
     write_json,
 )
 from formats import pages_to_json
 from hparams import Hparams, checked, read_hparams
 from interval import SEEN, Difference, bootstrap_groups, make_score, paired_difference
-from labels import PICTURES, SPLITS, Page, load_labels, lookalike, read_competition
+from labels import PICTURES, SPLITS, Page, load_labels, lookalike, page_files, read_competition
 from predict import Network, predict, predict_each
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
@@ -329,8 +330,6 @@ def write_setting(path, source, values):
 
 def run_tune(args, overrides):
     """evaluate.py --tune. Raises DataError."""
-    if args.write:
-        check_target(args.write, args.sources)
     sources = [load_source(path) for path in args.sources]
     for source in sources[1:]:
         source.state.pop("optimizer", None)  # those of all folds would fill the memory
@@ -343,6 +342,12 @@ def run_tune(args, overrides):
     else:
         page_lists = [labelled_pages(args, first)]
     pages = [page for part in page_lists for page in part]
+    picture = Path(first.path).parent / "tune.png"
+    inputs = files_read(args, pages)
+    check_outputs([args.write], inputs)
+    guard([picture], inputs)
+    if args.write:
+        check_target(args.write, args.sources)
     if not any(page.polygons for page in pages):
         raise DataError("--tune", "the pages have no labels")
     if args.split == "test":
@@ -360,7 +365,6 @@ def run_tune(args, overrides):
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
     result, table = tune(maps, pages, parts, grid, first.hp, args.metric or "hmean", seen)
     chosen = {key: result["recommended"][key] for key in TUNED}
-    picture = Path(first.path).parent / "tune.png"
     if args.json:
         print(json.dumps(result, default=lambda score: score.to_json()))
     else:
@@ -800,7 +804,15 @@ def labelled_pages(args, source, other=None):
     if not all(data.resolve_data(name).exists() for name in data.set_names(hp.data)):
         problem = f"the pages of its run, {hp.data}, are not here"
         raise UsageError(source.path, problem, "name pages by --data or --images")
-    return data.run_pages(hp)[1]
+    return validated_pages(args, hp)
+
+
+def validated_pages(args, hp):
+    """The val pages of a run. args.run_files become the files that tell which these are. Raises
+    DataError."""
+    train, val, *_ = data.run_pages(hp)
+    args.run_files = page_files(train)
+    return val
 
 
 def refuse_idle(args, rules):
@@ -858,11 +870,17 @@ def choose_look(values):
     return values
 
 
-def check_outputs(outputs, inputs, pages, derived=()):
-    """Raises UsageError where an output would replace an input, a page's picture or its label file
-    or, under a derived name, any file; OSError where one cannot be written. Paths may be None."""
-    files = [file for page in pages for file in (page.path, page.source)]
-    guard(outputs, [*inputs, *files], derived)
+def files_read(args, pages=()):
+    """Paths, some of them None, of all files that the command line's sources and pages are in."""
+    values = vars(args)
+    paths = [values.get(key) for key in ("hparams", "compare", "mix", "sample")]
+    paths += args.sources + values.get("run_files", [])
+    return paths + page_files(pages)
+
+
+def check_outputs(outputs, inputs, derived=()):
+    """Raises UsageError as `files.guard` does; OSError where an output cannot be written."""
+    guard(outputs, inputs, derived)
     for path in filter(None, (*outputs, *derived)):
         check_writable(path)
 
@@ -878,6 +896,7 @@ def run(args):
     if args.mix:
         source = mix(source, load_source(args.mix))
     if args.export:
+        check_outputs([args.export], files_read(args))
         return export(source, args.export, overrides)
 
     if overrides:
@@ -890,14 +909,15 @@ def run(args):
         ("rank", not labelled, "the pages have labels"),
     ]
     refuse_idle(args, rules)
-    check_outputs([args.out, args.html], [args.source, args.mix, args.compare, args.hparams], pages)
+    inputs = files_read(args, pages)
+    check_outputs([args.out, args.html], inputs)
     if args.pictures:
         drawn = [picture_file(page, args.pictures) for page in pages]
-        guard(drawn, [page.path for page in pages])
-    if args.stress:
-        return run_stress(args, [source, other] if other else [source], pages)
-    with pictures.libjpeg_lines() as lines:
-        if labelled:
+        guard([args.pictures, *drawn], inputs)
+    with pictures.libjpeg_lines() as lines, text_aside(args.out, args.html):
+        if args.stress:
+            code = run_stress(args, [source, other] if other else [source], pages)
+        elif labelled:
             code = score_labelled(args, source, other, pages)
         else:
             code = find_words(args, source, pages)

@@ -3,15 +3,16 @@ at all, and locks. Exit codes of every command: 0 fine; 1 wrong data, or somethi
 written; 2 a wrong command; 3 out of memory; 4 not finite; 5 a gate did not open; 130, 143 stopped;
 137 killed."""
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
 import re
 import secrets
+import shutil
 import sys
 import tempfile
+from contextlib import contextmanager, redirect_stdout, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from statistics import mode
@@ -21,7 +22,7 @@ import yaml
 MAX_BYTES, MAX_NODES = 2**30, 10**7  # of a text; lists and objects of a JSON file
 MEMORY = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an engine"  # CUDA's too
 KEPT = "what was written before is whole"
-STDOUT = "-", "/dev/stdout"  # paths whose content is printed
+STDOUT = {"-", "/dev/stdout"}  # paths whose content is printed
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # they break a line of text
 
 # ---------------------------------------------------------------- errors
@@ -61,7 +62,7 @@ def print_error(line):
 def exit_code(run, say=print_error):
     """The exit code of run() or, where it fails, of the failure, whose line is said. Errors that
     only a bug can cause are raised."""
-    with contextlib.suppress(AttributeError):  # an ASCII terminal lacks letters of names and words
+    with suppress(AttributeError):  # an ASCII terminal lacks letters of names and words
         sys.stdout.reconfigure(errors="replace")
     try:
         return run() or 0
@@ -117,7 +118,7 @@ def read_text(path, limit=MAX_BYTES, other="utf-8"):
         raise UsageError(path, "no such file")
     raw = read_bytes(path, limit)
     for encoding in ("utf-8-sig", other):
-        with contextlib.suppress(UnicodeDecodeError):
+        with suppress(UnicodeDecodeError):
             return raw.decode(encoding)
     raise DataError(path, "not text in UTF-8", "save it as such")
 
@@ -142,7 +143,7 @@ def yaml_value(node):
 
     word = node.value.strip("~").lower() or "null"
     for kind in (int, float, json.loads):
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             return kind(word)
     return node.value
 
@@ -180,8 +181,8 @@ def replace_file(path, content):
         content = content.encode()
     try:
         if str(path) in STDOUT:
-            sys.stdout.flush()
-            sys.stdout.buffer.write(content)
+            sys.__stdout__.flush()
+            sys.__stdout__.buffer.write(content)
         elif is_stream(path):
             Path(path).write_bytes(content)
         else:
@@ -199,9 +200,33 @@ def write_whole(path, content):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(out):
+    """A folder to fill that becomes `out`, whole or not at all. Raises UsageError if `out` is."""
+    out = Path(out).absolute()
+    if out.exists() and not out.is_dir() or any(out.glob("*")):
+        raise UsageError(out, "exists", "choose another folder or remove it")
+    partial = out.with_name(
+        f".{out.name[:50]}.{os.getpid()}.partial"
+    )  # its name may fill 255 bytes
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def text_aside(*outputs):
+    """A context in which text is printed on stderr if one of the outputs is printed on stdout: what
+    reads that gets the output alone."""
+    printed = STDOUT & {*map(str, outputs)}
+    return redirect_stdout(sys.stderr if printed else sys.stdout)
 
 
 def check_writable(path):
@@ -210,7 +235,7 @@ def check_writable(path):
     while not folder.exists():
         folder = folder.parent
     try:
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.lstat(path)  # its name may be too long
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, "Is a directory")

@@ -528,6 +528,11 @@ def load_labels(data, split=None, image_dir=None, categories=()):
     return pages
 
 
+def page_files(pages):
+    """Paths of all files that pages were read from, pictures and labels; some are None."""
+    return [path for page in pages for path in (page.path, page.source)]
+
+
 def has_split(data, split):
     """Whether DATA names this split itself (a single label file names none)."""
     return Path(data).is_dir() and find_labels(data, split) is not None

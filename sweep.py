@@ -1156,6 +1156,8 @@ def write_report(sweep):
 def print_report(options):
     """Print the report, or with --json the numbers behind it, where null stands for unknown."""
     sweep = read_sweep(options.report)
+    source = options.report
+    files.guard([options.html], [source, *Path(source).glob("*.json*")])
     found, blocks = write_report(sweep)
     text = markdown(blocks)
     if options.html:
@@ -1166,7 +1168,8 @@ def print_report(options):
         text = json.dumps(facts, default=lambda x: x.tolist() if hasattr(x, "tolist") else vars(x))
         numbers = json.loads(text, parse_constant=lambda _: None)
         text = json.dumps(numbers, indent=1) + "\n"
-    print(text, end="")
+    with files.text_aside(options.html):
+        print(text, end="")
     print(f"written: {sweep.folder}/report.md", file=sys.stderr)
 
 

@@ -26,7 +26,7 @@ COMMANDS = {"train", "ensemble", "evaluate", "sweep", "data"}
 IMPORTABLE = {"data", "evaluate"}  # commands that also serve the floors above them
 
 # tokens of code that a room may have; comments, docstrings and blank lines are free
-BUDGETS = {"files": 1400, "db_postprocess": 2400, "cleval": 3900, "interval": 1800}
+BUDGETS = {"files": 1500, "db_postprocess": 2400, "cleval": 3900, "interval": 1800}
 BUDGETS |= {"synth": 5300, "report": 3700, "hparams": 1600, "labels": 4100, "augment": 3600}
 BUDGETS |= {"tune": 2500, "space": 3400, "data": 6200, "dbnet": 3200, "engine": 2000}
 BUDGETS |= {"evaluate": 8000, "findings": 4500, "sweep": 9050, "train": 8800, "ensemble": 5600}

@@ -1,0 +1,233 @@
+"""An output never replaces an input: every flag of every command that writes a file, with each
+input of that command as its target."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_sweep, write_labels
+
+import command
+import data
+import ensemble
+import evaluate
+import pictures
+import sweep
+from dbnet import DBNet, save_checkpoint
+from hparams import FIELDS, Hparams
+from labels import load_labels
+
+HP = Hparams(data="s", backbone="mobilenetv3_small_050", pretrained="none", neck=16, size=96)
+SUBCOMMANDS = "check", "diff", "synth", "split", "convert"
+MAINS = {"evaluate": evaluate.main, "ensemble": ensemble.main, "sweep": sweep.main}
+MAINS |= dict.fromkeys(SUBCOMMANDS, data.main)
+
+# flags and arguments, but for hyperparameters, that name what is written ...
+OUTPUTS = {
+    "train": set(),  # a run writes into runs/NAME, which is new, or its own
+    "sweep": {"html"},  # and so does a sweep
+    "ensemble": {"submission", "out"},
+    "evaluate": {"out", "export", "html", "pictures", "write"},
+    "check": {"pictures"},
+    "diff": set(),
+    "synth": {"out"},
+    "split": {"out"},
+    "convert": {"out"},
+}
+# ... and all others
+OTHERS = {
+    "train": "hparams resume rescore seeds baseline device log artifact print_hparams",
+    "sweep": "sweep name enqueue known parallel devices launcher continue_trial status report json "
+    "replay rule wandb",
+    "ensemble": "sources device json data split image_dir method votes weights scales flip best "
+    "drop_worst decide sample validate allow_empty hparams",
+    "evaluate": "sources compare mix device json data split image_dir images tile stress rank tune "
+    "metric hparams",
+    "check": "data image_dir size hparams",
+    "diff": "old new image_dir",
+    "synth": "pages seed size words unit habit",
+    "split": "data image_dir folds seed split",
+    "convert": "data image_dir to categories link",
+}
+
+
+class Built(Exception):
+    """Carries a parser out of the function that would go on to parse with it."""
+
+
+def parsers(monkeypatch):
+    """{command: its parser}."""
+
+    def stop(parser, *_):
+        raise Built(parser)
+
+    monkeypatch.setattr(command.Parser, "parse_known_args", stop)
+    found = {"train": command.trainer_parser(), "sweep": sweep.make_parser()}
+    for name, room in (("evaluate", evaluate), ("ensemble", ensemble), ("data", data)):
+        with pytest.raises(Built) as error:
+            room.parse_args([])
+        (found[name],) = error.value.args
+    (subparsers,) = found.pop("data")._subparsers._group_actions
+    return found | subparsers.choices
+
+
+def test_each_flag_is_known_to_write_or_not(monkeypatch):
+    for name, parser in parsers(monkeypatch).items():
+        flags = {action.dest for action in parser._actions} - {"help"}
+        assert flags - {*FIELDS} == (OUTPUTS[name] | {*OTHERS[name].split()}) - {*FIELDS}, name
+    assert OUTPUTS.keys() == OTHERS.keys() == {"train", *MAINS}
+
+
+def write_checkpoint(path):
+    """One that trained on the train pages of `s`."""
+    digests = [pictures.picture_digest(page.path) for page in load_labels("s", "train")]
+    state = {"model": DBNet(HP.backbone, HP.neck).state_dict(), "hparams": asdict(HP), "epoch": 1}
+    origin = {"trained": digests, "chosen": [], "unknown": []}
+    torch.manual_seed(0)
+    save_checkpoint(path, {**state, "origin": origin, "scores": {}})
+
+
+@pytest.fixture
+def place(work):
+    """A working directory with one of each kind of input."""
+    folder = Path("own")  # `s` itself is other tests', too
+    shutil.copytree("s", folder)
+    Path("s").unlink()
+    folder.rename("s")
+    for name in ("a.pt", "b.pt"):
+        write_checkpoint(name)
+    val = load_labels("s", "val")
+    found = {page.name: {"words": {}} for page in val}
+    for name in ("p", "q"):
+        write_labels(work, found, name)
+    rows = "".join(f"{page.name},\n" for page in val)
+    Path("sample.csv").write_text("filename,polygons\n" + rows)
+    Path("h.json").write_text('{"thresh": 0.4}')
+
+    history = {"sweep": tiny_sweep(), "epochs": 2, "trials": []}
+    Path("history.json").write_text(json.dumps(history))
+    Path("runs/w").mkdir(parents=True)
+    record = {"sweep": tiny_sweep(), "extra": [], "hparams": asdict(Hparams())}
+    Path("runs/w/sweep.json").write_text(json.dumps(record))
+    Path("runs/w/state.jsonl").write_text("")
+    return work
+
+
+PICTURE = "s/images/synth_00000.jpg"  # of val
+TRAINED = "s/images/synth_00005.jpg"  # of train
+SCORED = "a.pt b.pt h.json s/val.json " + PICTURE
+CASES = (  # command, the words but for the output, what may write, the inputs
+    ("evaluate", "a.pt --compare b.pt --hparams h.json --data s", "out html pictures", SCORED),
+    ("evaluate", "p.json --compare q.json --data s", "out html pictures", "p.json q.json"),
+    ("evaluate", "a.pt --hparams h.json", "out html pictures", f"s/train.json {TRAINED}"),
+    ("evaluate", "a.pt --images s/images", "out pictures", f"a.pt {PICTURE}"),
+    ("evaluate", "a.pt --data s --stress", "html", f"a.pt s/val.json {PICTURE}"),
+    ("evaluate", "a.pt --mix b.pt --hparams h.json", "export", "a.pt b.pt h.json"),
+    ("evaluate", "a.pt --mix b.pt --data s", "out html", "a.pt b.pt"),
+    ("evaluate", "a.pt --tune --data s", "write", f"a.pt s/val.json {PICTURE}"),
+    ("evaluate", "a.pt --tune", "write", f"s/train.json {TRAINED}"),
+    (
+        "ensemble",
+        "a.pt --data s --split val --sample sample.csv --hparams h.json --submission new.csv",
+        "out submission",
+        f"a.pt h.json sample.csv s/val.json {PICTURE}",
+    ),
+    ("ensemble", "p.json q.json --method voting --data s", "out submission", "p.json q.json"),
+    ("ensemble", "a.pt", "out submission", f"s/train.json {TRAINED}"),
+    ("check", "check s --hparams h.json", "pictures", f"s s/images s/train.json h.json {PICTURE}"),
+    ("split", "split s", "out", f"s/train.json {TRAINED}"),
+    ("convert", "convert s", "out", f"s s/images s/train.json {PICTURE}"),
+    ("synth", "synth", "out", "s s/train.json"),
+    ("sweep", "--report history.json", "html", "history.json"),
+    ("sweep", "--report runs/w", "html", "runs/w/sweep.json runs/w/state.jsonl"),
+)
+SUFFIX = {"submission": ".csv", "export": ".onnx", "write": ".json"}  # of no other name
+POSITIONAL = {("synth", "out"), ("convert", "out")}
+
+
+def test_each_flag_that_writes_has_a_case():
+    tried = {name: set() for name in OUTPUTS}
+    for name, _, flags, _ in CASES:
+        tried[name] |= {*flags.split()}
+    assert tried == OUTPUTS
+
+
+def exit_code_of(name, words):
+    try:
+        return MAINS[name](words)
+    except SystemExit as stop:
+        return stop.code
+
+
+def contents():
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name, words, flags, inputs", CASES)
+def test_an_output_never_replaces_an_input(name, words, flags, inputs, place, capsys):
+    inputs, flags = inputs.split(), flags.split()
+    links = {}  # {suffix: names of the inputs with it}
+    for suffix in {SUFFIX.get(flag, "") for flag in flags}:
+        links[suffix] = [f"link{n}{suffix}" for n in range(len(inputs))]
+        for link, target in zip(links[suffix], inputs):
+            Path(link).symlink_to(target)
+    before = contents()
+
+    for flag in flags:
+        for target in inputs + links[SUFFIX.get(flag, "")]:
+            output = [target] if (name, flag) in POSITIONAL else [f"--{flag}", target]
+            code = exit_code_of(name, [*words.split(), *output])
+            err = capsys.readouterr().err
+            assert code == 2, (flag, target, err)
+            assert err.splitlines()[-1].startswith("error: "), (flag, target, err)
+    assert contents() == before
+
+
+def test_pictures_are_not_drawn_over_those_that_are_read(place, capsys):
+    before = contents()
+    for words in ("a.pt --data s", "a.pt --images s/images", "p.json --data s"):
+        assert evaluate.main([*words.split(), "--pictures", "s/images"]) == 2
+        assert f"{PICTURE}: is read by this command" in capsys.readouterr().err
+    assert contents() == before
+
+
+def test_a_file_that_nobody_named_is_not_replaced(place, capsys):
+    assert data.main(["split", "s", "--folds", "2"]) == 0
+    file = Path("runs/split-s-2.json")
+    split = json.loads(file.read_text())
+    file.write_text("kept")
+    assert data.main(["split", "s", "--folds", "2"]) == 2
+    assert f"{file}: exists, and no flag names it" in capsys.readouterr().err
+    assert file.read_text() == "kept"
+    assert data.main(["split", "s", "--folds", "2", "--out", str(file)]) == 0
+    assert json.loads(file.read_text()) == split
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate.py p.json --data s --out -",
+        "evaluate.py p.json --data s --json --out /dev/stdout",
+        "ensemble.py p.json --method voting --data s --out -",
+        "data.py split s --folds 2 --out -",
+    ],
+)
+def test_an_output_that_is_printed_is_alone_on_stdout(words, place, script):
+    """As in `| jq`; what is otherwise printed is still there, on stderr."""
+    result = script(*words.split())
+    assert result.returncode == 0, result.stderr
+    assert isinstance(json.loads(result.stdout)["images"], dict)
+    assert "pages" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["evaluate.py p.json --data s --html -", "sweep.py --report history.json --html -"]
+)
+def test_a_page_that_is_printed_is_alone_on_stdout(words, place, script):
+    result = script(*words.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("<!") and result.stdout.rstrip().endswith("</html>")
+    assert "hmean" in result.stderr or "#" in result.stderr
