@@ -43,6 +43,7 @@ from augment import (
     warp_page,
 )
 from command import Parser, resolve_hparams
+from drawing import draw_legend
 from files import (
     DataError,
     UsageError,
@@ -66,6 +67,11 @@ NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of on
 SAME_TEXTS = 0.95  # shared transcriptions; one receipt: 0.97 and more, of one shop: up to 0.92
 NO_GROUPS = "each page is a group: if one shop has several, name it, or intervals are too narrow"
 FICLONE = 0x40049409  # ioctl: share the blocks of another file (btrfs, XFS)
+SAMPLE_COLOURS = {
+    "words, shrunk": (0, 150, 0),
+    "threshold map": (230, 0, 0),
+    "no loss looks here": (60, 90, 255),
+}
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 
 # ---------------------------------------------------------------- inspected pages
@@ -612,14 +618,16 @@ def diff(old, new, image_dir=None):
 
 
 def draw_samples(pages, hp, folder):
-    """Draw the first samples of the first epoch, augmented and on their canvas. Green: shrunk
-    words; red: the threshold map; blue: what no loss looks at."""
+    """Draw the first samples of the first epoch, augmented and on their canvas, over a strip that
+    names the colours."""
     receipts = Receipts(pages, hp)
     for key in list(itertools.chain(*epoch_batches(pages, hp, 0)))[:8]:
         image, (shrink, thresh, mask, near) = receipts[key]
         light = np.stack([thresh // 2 * near, 127 * shrink, 127 * (1 - mask)], 2)
         name = f"{key[1]:05d}-{PurePosixPath(pages[key[1]].name).stem[:50]}.jpg"
-        cv2.imwrite(str(folder / name), (image // 2 + light)[..., ::-1])
+        image = image // 2 + light
+        image = np.concatenate([image, draw_legend(SAMPLE_COLOURS, image)])
+        cv2.imwrite(str(folder / name), image[..., ::-1])
 
 
 # ---------------------------------------------------------------- new folders: convert and synth

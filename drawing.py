@@ -73,16 +73,25 @@ def draw_page(image, page, polygons, scores=()):
         put_text(image, f"{score:.2f}", place, 0.45 * unit, WHITE, 3 * unit)  # on any ground
         put_text(image, f"{score:.2f}", place, 0.45 * unit, INK, unit)
 
-    # the strip is as wide as the page, which may be narrow
+    names = {}
+    for kind, outlines in kinds.items():
+        name = kind if kind == "label" else f"{len(outlines)} {kind}"
+        names[name] = COLOURS[kind]
+    return np.concatenate([draw_legend(names, image), image])
+
+
+def draw_legend(colours, image):
+    """A white strip, uint8 [h, W, 3], as wide as an image, which may be narrow, with the names of
+    colours {name: (r, g, b)}."""
+    unit = max(image.shape[:2]) / SIDE
     width = image.shape[1]
     letter = min(unit, width / 860)
     strip = np.full((round(40 * unit), width, 3), 255, np.uint8)
     x = 8
-    for kind, outlines in kinds.items():
-        text = kind if kind == "label" else f"{len(outlines)} {kind}"
-        put_text(strip, text, (x, 28 * unit), 0.8 * letter, COLOURS[kind], 2 * letter)
-        x += (16 * len(text) + 20) * letter
-    return np.concatenate([strip, image])
+    for name, colour in colours.items():
+        put_text(strip, name, (x, 28 * unit), 0.8 * letter, colour, 2 * letter)
+        x += (16 * len(name) + 20) * letter
+    return strip
 
 
 def put_text(image, text, place, size, colour, thickness):

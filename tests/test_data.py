@@ -465,7 +465,7 @@ def test_check_draws_samples_with_their_targets(tmp_path, monkeypatch, capsys):
     (file,) = Path("out").iterdir()
     assert file.name == "00000-y.jpg"
     drawn = read_image(file).astype(int)
-    assert drawn.shape == (128, 128, 3)
+    assert drawn.shape[0] > 128 and drawn.shape[1:] == (128, 3)
     for (x, y), colour in (((35, 20), (127, 254, 127)), ((35, 80), (127, 127, 254))):
         assert np.abs(drawn[y, x] - colour).max() < 30, drawn[y, x]
     assert drawn[10:12, 20:50, 0].mean() > 180  # the threshold map on an outline
@@ -474,6 +474,19 @@ def test_check_draws_samples_with_their_targets(tmp_path, monkeypatch, capsys):
     assert data.main(["check", ".", "--pictures", "out"]) == 2
     assert "out: exists; choose another folder" in capsys.readouterr().err
     assert file.read_bytes() == before
+
+
+def test_a_drawn_sample_names_its_colours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = write_page(tmp_path, "y.png", words={"1": {"points": QUAD}})
+    cv2.imwrite("images/y.png", np.full((960, 960, 3), 255, np.uint8))
+    write_labels(tmp_path, images)
+    assert data.main(["check", ".", "--size", "960", "--pictures", "out"]) == 0
+    (file,) = Path("out").iterdir()
+    strip = read_image(file)[960:].astype(int)
+    for colour in data.SAMPLE_COLOURS.values():
+        close = np.abs(strip - colour).max(2) < 60
+        assert np.ptp(np.argwhere(close)[:, 0]) >= 8, colour
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
