@@ -1,17 +1,20 @@
-"""Hostile files against the real commands.
+"""Hostile files and ordinary slips against the real commands.
 
 python tests/by_hand/hostile.py [WORD ...] [--seconds 60] [--mib 2048]
 
 Makes each input in a folder of its own, runs the command on it in a process of limited memory and
 time, and prints what it got: exit code, seconds, peak MiB (90 are this script's own), message.
-Exit code 1 when one ended in anything but lines of ours, took too long or too much, or ran what it
-read. With WORDs only the inputs whose command or name holds one of them.
+Exit code 1 when one ended in anything but lines of ours, took too long or too much, ran what it
+read, changed a file that it refused, or did not end as said beside it. With WORDs only the inputs whose command or name holds one of them.
 """
 
+import dataclasses
 import json
+import math
 import os
 import pickle
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -20,19 +23,22 @@ import threading
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from conftest import ROOT, write_labels, write_picture
+from conftest import ROOT, draw_pages, run_script, write_labels, write_picture
 
 from command import Parser
 
 QUAD = [[10, 10], [60, 10], [60, 30], [10, 30]]
 DEEP = 100_000
+REFUSED = -1  # in place of an exit code: 1 or 2
 
 
 def text(name, content):
@@ -368,59 +374,668 @@ TABLES = (  # inputs, the file that holds one, the command
     (PREDICTIONS, "p.json", "evaluate.py p.json --data test.json"),
 )
 
+# ---------------------------------------------------------------- what people meet
+
+
+class Slip(NamedTuple):
+    """An ordinary mistake or an odd place, with what should come of it."""
+
+    name: str
+    make: Callable  # of the input in a folder; what it returns is held while the command runs
+    command: str
+    code: int = 0
+    words: str = ""  # that stand in the output, "; " between them, or do not if one begins with !
+    check: Callable = lambda folder, out: True  # whether it ended as it should
+    environment: tuple = ()  # pairs
+    interrupt: float = 0  # seconds after which CTRL-C comes
+
+
+def page(name="a.png", count=1, folder=Path()):
+    """Labels of one picture with words below each other."""
+    image = np.full((200, 200, 3), 255, np.uint8)
+    quads = [
+        [[20, y], [120, y], [120, y + 20], [20, y + 20]] for y in range(20, 20 + 40 * count, 40)
+    ]
+    for quad in quads:
+        cv2.rectangle(image, quad[0], quad[2], (0, 0, 0), -1)
+    write_picture(folder, name, image)
+    return {name: {"words": {str(n): {"points": quad} for n, quad in enumerate(quads, 1)}}}
+
+
+def network(path, **values):
+    """A tiny checkpoint."""
+    import torch
+
+    from dbnet import DBNet, save_checkpoint
+    from hparams import Hparams
+
+    torch.manual_seed(0)
+    hp = Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16, size=96, **values)
+    state = {"model": DBNet(hp.backbone, hp.neck).state_dict(), "hparams": dataclasses.asdict(hp)}
+    origin = {"trained": [], "chosen": [], "unknown": []}
+    save_checkpoint(path, {**state, "origin": origin, "epoch": 1, "scores": {}})
+
+
+def place(change=lambda folder: None):
+    """A maker of labels of three splits, their predictions p.json and a checkpoint x.pt."""
+
+    def make(folder):
+        for split in ("train", "val", "test"):
+            write_labels(folder, page(f"{split}.png", folder=folder), split)
+        for name in ("p", "keepme"):
+            (folder / f"{name}.json").write_bytes((folder / "val.json").read_bytes())
+        network(folder / "x.pt", data=".")
+        return change(folder)
+
+    return make
+
+
+def linked(name, target):
+    return place(lambda folder: (folder / name).symlink_to(target))
+
+
+def device(name, minor):
+    return place(lambda folder: os.mknod(folder / name, 0o020600, os.makedev(1, minor)))
+
+
+def fifo_reader(folder):
+    """A process that reads the FIFO `f` into `got`."""
+    os.mkfifo(folder / "f")
+    return subprocess.Popen(["sh", "-c", "cat f > got"], cwd=folder)
+
+
+def is_json(folder, out):
+    return "images" in json.loads(out)
+
+
+def pictures_named(*names):
+    """A maker of a checkpoint and a folder `d` of pictures."""
+
+    def make(folder):
+        place()(folder)
+        (folder / "d").mkdir()
+        raw = (folder / "images/val.png").read_bytes()
+        for name in names:
+            (folder / "d" / name).write_bytes(raw)
+
+    return make
+
+
+def kept(count):
+    """Whether p.json holds this many pages."""
+    return lambda folder, out: len(json.loads((folder / "p.json").read_text())["images"]) == count
+
+
+def icdar_lines(line, end="\n"):
+    usual = [f"1,{y},30,{y},30,{y + 9},1,{y + 9},word" for y in (2, 22, 42)]
+    return icdar(end.join([*usual, line, ""]))
+
+
+NETWORK = "--backbone=mobilenetv3_small_050 --pretrained=none --neck=16 --size=96 --batch=2"
+RUN = f"--data=s {NETWORK} --epochs=2 --T_max=2 --stop-epoch=1 --workers=0 --name=r"
+
+
+def paused_run(change=lambda folder: None):
+    """A maker of a run of two epochs that paused after the first, and of what changed since."""
+
+    def make(folder):
+        draw_pages(folder / "s")
+        run_script("train.py", *RUN.split(), cwd=folder, timeout=600)
+        return change(folder)
+
+    return make
+
+
+def relabelled(split, whole=False):
+    """A change of a split of `s`: a page goes, or the last word of one."""
+
+    def change(folder):
+        path = folder / f"s/{split}.json"
+        images = json.loads(path.read_text())["images"]
+        name = min(images)
+        if whole:
+            del images[name]
+        else:
+            images[name]["words"].popitem()
+        path.write_text(json.dumps({"images": images}))
+
+    return change
+
+
+def stopped_at_step_17(folder):
+    import torch
+
+    relabelled("train", whole=True)(folder)
+    path = folder / "runs/r/last.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"step": 17}, path)
+
+
+def moved_runs(folder):
+    (folder / "runs").rename(folder / "real")
+    (folder / "runs").symlink_to("real")
+
+
+def held_run(folder):
+    from files import lock_folder
+
+    return lock_folder(folder / "runs/r", "hparams.json", "")
+
+
+def damaged_jpeg(change):
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    raw = bytearray(cv2.imencode(".jpg", cv2.GaussianBlur(noise, (0, 0), 2))[1])
+    return raw_picture("x.jpg", bytes(change(raw)))
+
+
+def zeroed(raw):
+    middle = len(raw) // 2
+    raw[middle : middle + 400] = bytes(400)
+    return raw
+
+
+def on_transparent_black(folder):
+    image = np.zeros((40, 60, 4), np.uint8)
+    image[10:20, 10:30, 3] = 255
+    named("x.png")(folder)
+    cv2.imwrite(str(folder / "images/x.png"), image)
+
+
+def is_on_white(folder, out):
+    from pictures import read_image
+
+    image = read_image(folder / "images/x.png")
+    return image[0, 0].min() == 255 and image[15, 15].max() == 0
+
+
+LR = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
+LOSS = {"name": "loss", "goal": "minimize"}
+SPEC = {"method": "bayes", "metric": LOSS, "run_cap": 3, "parameters": {"lr": LR}}
+
+
+def sweep_state(*lines):
+    """A maker of a sweep's folder runs/w with these events."""
+
+    def make(folder):
+        from hparams import Hparams
+
+        path = folder / "runs/w"
+        path.mkdir(parents=True)
+        record = {"sweep": SPEC, "extra": [], "hparams": dataclasses.asdict(Hparams())}
+        (path / "sweep.json").write_text(json.dumps(record))
+        (path / "state.jsonl").write_text("".join(line + "\n" for line in lines))
+
+    return make
+
+
+def event(kind, **values):
+    return json.dumps({"event": kind, "trial": 1, **values})
+
+
+FIRST = event("new", params={"lr": 1e-3})
+
+
+def spec(**changes):
+    """A maker of a sweep file s.json and a history of four runs."""
+
+    def make(folder):
+        (folder / "s.json").write_text(json.dumps({**SPEC, **changes}))
+        trials = [
+            {
+                "number": n,
+                "params": {"lr": n * 1e-3},
+                "value": 1 / n,
+                "epoch": 2,
+                "state": "finished",
+            }
+            for n in range(1, 5)
+        ]
+        history = {"sweep": SPEC, "epochs": 2, "trials": trials}
+        (folder / "history.json").write_text(json.dumps(history))
+
+    return make
+
+
+def no_run(folder, out):
+    return not (folder / "runs").exists()
+
+
+def two_sets(folder):
+    for name in ("a", "b"):
+        for split in ("train", "val"):
+            pages = page(f"{name}{split}.png", 2, folder / name)
+            write_labels(folder / name, pages, split)
+    network(folder / "a.pt", data="a")
+    network(folder / "ab.pt", data="a,b")
+
+
+def overlapping_words(folder):
+    quads = [[[x, 20], [x + 60, 20], [x + 60, 40], [x, 40]] for x in (20, 70)]
+    write_picture(folder, "a.png", (200, 200))
+    entry = {"words": {str(n): {"points": quad} for n, quad in enumerate(quads)}}
+    for name in ("val", "p"):
+        write_labels(folder, {"a.png": entry}, name)
+
+
+def no_pairs(folder, out):
+    return sum(row["pairs"] for row in json.loads(out)["pairs"]) == 0
+
+
+def coco(folder):
+    write_picture(folder)
+    images = [{"id": 1, "file_name": "a.png", "width": 200, "height": 120}]
+    box = {"image_id": 1, "bbox": [10, 10, 50, 20]}
+    rows = [{**box, "id": n, "category_id": n, "iscrowd": int(n == 3)} for n in (1, 2, 3)]
+    kinds = [{"id": n, "name": name} for n, name in ((1, "text"), (2, "logo"), (3, "word"))]
+    sheet = {"images": images, "annotations": rows, "categories": kinds}
+    (folder / "train.json").write_text(json.dumps(sheet))
+
+
+def large_print(folder):
+    """A word of 300 px beside small ones."""
+    image = np.full((1200, 1600, 3), 255, np.uint8)
+    face = cv2.FontFace("sans")
+    cv2.putText(image, "TOTAL", (100, 500), (0, 0, 0), face, 330, 600)
+    for y in range(700, 1100, 60):
+        cv2.putText(image, "Milk 2.50", (100, y), (0, 0, 0), face, 30, 400)
+    write_picture(folder, "a.png", image)
+
+
+def has_large_word(folder, out):
+    words = json.loads((folder / "p.json").read_text())["images"]["a.png"]["words"].values()
+    return max(np.ptp(np.array(word["points"]), 0)[0] for word in words) > 600
+
+
+def habits(folder):
+    """Labels of words, rules and colons."""
+    write_picture(folder, "a.png", (600, 600))
+    boxes = [(40, y, 200, y + 20) for y in range(20, 500, 40)]
+    boxes += [(20, 540, 560, 545), (20, 550, 560, 555), (230, 26, 234, 38), (230, 66, 234, 78)]
+    quads = [[[a, b], [c, b], [c, d], [a, d]] for a, b, c, d in boxes]
+    words = {str(n): {"points": quad} for n, quad in enumerate(quads)}
+    write_labels(folder, {"a.png": {"words": words}})
+
+
+def has_a_strip(folder, out):
+    """Whether what was drawn has a white strip with coloured letters, below it or above."""
+    drawn = [cv2.imread(str(path)) for path in (folder / "look").rglob("*.jpg")]
+    rows = [image[end] for image in drawn for end in (0, -1)]
+    return any(row.min() > 240 for row in rows)
+
+
+def empty_submission(folder):
+    (folder / "o.csv").write_text("filename,polygons\na.jpg,\n")
+
+
+def four_broken(folder):
+    write_labels(folder, {f"{n}.png": {"words": {}} for n in range(4)})
+    for n in range(4):
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / f"images/{n}.png").write_bytes(b"x")
+
+
+def decomposed(folder):
+    write_picture(folder, "e\u0301.png")
+    write_labels(folder, {"\u00e9.png": {"words": {}}})
+
+
+def sample(folder):
+    (folder / "sample.csv").write_text("\ufefffilename,polygons\ntest.png,\n")
+
+
+def second_network(folder):
+    import torch
+
+    state = torch.load(folder / "x.pt", weights_only=True)
+    state["model"] = {key: value * 1.01 for key, value in state["model"].items()}
+    torch.save(state, folder / "y.pt")
+
+
+def converted(links):
+    return lambda folder, out: (folder / "out/images/val/val.png").stat().st_nlink == links
+
+
+VOTING = "ensemble.py p.json --method voting --data . --split"
+IMAGES = "evaluate.py x.pt --images d"
+WEIGHTS = ROOT / "weights/receipts-lite2.pt"
+SLIPS = (
+    # places that are no regular file
+    Slip("predictions to -", place(), "evaluate.py p.json --data . --out -", check=is_json),
+    Slip("to /dev/stdout", place(), "evaluate.py p.json --data . --out /dev/stdout", check=is_json),
+    Slip(
+        "to /dev/full", place(), "evaluate.py p.json --data . --out /dev/full", 1, "No space left"
+    ),
+    Slip(
+        "to a link",
+        linked("link.json", "target.json"),
+        "evaluate.py p.json --data . --out link.json",
+        check=lambda folder, out: (folder / "link.json").is_symlink(),
+    ),
+    Slip(
+        "to a FIFO",
+        place(fifo_reader),
+        "evaluate.py p.json --data . --out f",
+        check=lambda folder, out: is_json(folder, (folder / "got").read_text()),
+    ),
+    Slip(
+        "HTML to a null device",
+        device("null", 3),
+        "evaluate.py p.json --data . --html null",
+        check=lambda folder, out: (folder / "null").is_char_device(),
+    ),
+    # an input as the output
+    Slip("labels as --out", place(), "evaluate.py p.json --data . --out val.json", 2),
+    Slip("a run's labels as --out", place(), "evaluate.py x.pt --out train.json", 2),
+    Slip("labels as --html", place(), "evaluate.py p.json --data . --html val.json", 2),
+    Slip("labels as --write", place(), "evaluate.py x.pt --tune --data . --write val.json", 2),
+    Slip(
+        "a link to it as --export", linked("y.onnx", "x.pt"), "evaluate.py x.pt --export y.onnx", 2
+    ),
+    Slip("pages as --pictures", place(), "evaluate.py p.json --data . --pictures val.json", 2),
+    Slip("labels beside it", place(), f"{VOTING} val --submission val.csv", 2, "is read by this"),
+    Slip("a member beside it", place(), f"{VOTING} val --submission p.csv", 2, "is read by this"),
+    Slip("a file nobody named", place(), f"{VOTING} val --submission keepme.csv", 2, "exists, and"),
+    Slip("labels as a split", place(), "data.py split . --folds 2 --out train.json", 2),
+    Slip("a sweep's state", sweep_state(), "sweep.py --report runs/w --html runs/w/state.jsonl", 2),
+    # a run whose pages changed
+    Slip(
+        "fewer steps than it had",
+        paused_run(stopped_at_step_17),
+        "train.py --resume --name r",
+        words="train pages have changed since; starts again with the pages there are now",
+    ),
+    Slip("a word less in train", paused_run(relabelled("train")), "train.py --resume --name r"),
+    Slip(
+        "a word less in val",
+        paused_run(relabelled("val")),
+        "train.py --resume --name r",
+        2,
+        "val pages have changed since; add --rescore",
+    ),
+    Slip(
+        "the same, scored anew",
+        paused_run(relabelled("val")),
+        "train.py --resume --name r --rescore",
+        words="epoch 1 scored anew",
+    ),
+    Slip("runs/ is a link", paused_run(moved_runs), "train.py --resume real/r --stop-epoch 1"),
+    Slip("trained by another", paused_run(held_run), "train.py --resume --name r", 2),
+    # names
+    Slip(
+        "names of 251 to 255 bytes",
+        pictures_named(*("b" * n + ".png" for n in (247, 248, 251)), "c.png"),
+        f"{IMAGES} --pictures P --out p.json",
+        1,
+        "not drawn (File name too long)",
+        kept(4),
+    ),
+    Slip(
+        "a folder of 255 bytes",
+        place(),
+        "data.py convert . " + "c" * 255,
+        check=lambda folder, out: (folder / ("c" * 255)).is_dir(),
+    ),
+    Slip(
+        "letters without width",
+        pictures_named("می\u200cخواهم.png", "👨\u200d👩.png", "ex\u00adample.png"),
+        f"{IMAGES} --out p.json",
+        check=kept(3),
+    ),
+    Slip(
+        "a name of two lines",
+        pictures_named("a\nb.png", "c.png"),
+        f"{IMAGES} --out p.json",
+        1,
+        "not a file name",
+        kept(1),
+    ),
+    Slip("two forms of é", decomposed, "data.py check .", 1, "two names that look alike"),
+    # lines of ICDAR
+    Slip("7 numbers", icdar_lines("1,2,30,2,30,9,10,x"), "data.py check .", 1, "line 4"),
+    Slip("a long price", icdar_lines("1,62,30,62,30,69,1,69,1,234,567,890"), "data.py check ."),
+    Slip(
+        "### behind a space",
+        icdar_lines("1,62,30,62,30,69,1,69, ###"),
+        "data.py check .",
+        words="1 ignored",
+    ),
+    Slip("CR alone", icdar_lines("1,62,30,62,30,69,1,69,x", "\r"), "data.py check .", 0, "4 words"),
+    # pictures
+    Slip("400 bytes zeroed", damaged_jpeg(zeroed), "data.py check .", 0, "damaged picture"),
+    Slip(
+        "cut, with an end marker",
+        damaged_jpeg(lambda raw: raw[: len(raw) // 2] + b"\xff\xd9"),
+        "data.py check .",
+        words="damaged picture",
+    ),
+    Slip("transparent black", on_transparent_black, "data.py check .", check=is_on_white),
+    Slip("four broken", four_broken, "data.py check .", 1, "0.png; 1.png; 2.png; 3.png"),
+    Slip(
+        "a FIFO as --images",
+        lambda folder: (place()(folder), os.mkfifo(folder / "f")),
+        "evaluate.py x.pt --images f",
+        1,
+        "not a regular file",
+    ),
+    # states of sweeps
+    Slip(
+        "params is a list",
+        sweep_state(event("new", params=[1])),
+        "sweep.py --report runs/w",
+        1,
+        "state.jsonl: line 1",
+    ),
+    Slip(
+        "history is NaN",
+        sweep_state(FIRST, event("epochs", history=[math.nan], rows=["x"])),
+        "sweep.py --report runs/w",
+        1,
+        "state.jsonl: line 2",
+    ),
+    Slip(
+        "verdict without rule",
+        sweep_state(FIRST, event("judged", verdict={"stop": True})),
+        "sweep.py --report runs/w",
+        1,
+        "state.jsonl: line 2",
+    ),
+    Slip(
+        "an unknown event",
+        sweep_state(FIRST, event("surprise")),
+        "sweep.py --report runs/w",
+        1,
+        "state.jsonl: line 2",
+    ),
+    # values
+    Slip(
+        "weights of 1e308",
+        place(second_network),
+        "ensemble.py x.pt y.pt --data . --weights 1e308,1e308",
+        5,
+        "weight 1.0000; !nan",
+    ),
+    Slip("no device", spec(), "sweep.py s.json --devices=", 2, "--devices"),
+    Slip("device a", spec(), "sweep.py s.json --devices a", 2, "has 'a'"),
+    Slip("device 99", spec(), "sweep.py s.json --devices 99", 2, "no GPU 99"),
+    Slip("one device twice", spec(), "sweep.py s.json --devices 0,0", 2, "has '0'"),
+    Slip("CTRL-C at once", place(), "train.py --data .", 130, "interrupted", interrupt=0.7),
+    Slip(
+        "a terminal in ASCII",
+        pictures_named("가.png"),
+        f"{IMAGES} --out p.json",
+        check=kept(1),
+        environment=(("PYTHONIOENCODING", "ascii"),),
+    ),
+    Slip(
+        "a sample with a BOM",
+        place(sample),
+        "ensemble.py x.pt --data . --sample sample.csv --submission out.csv",
+    ),
+    # small things
+    Slip("convert copies", place(), "data.py convert . out", check=converted(1)),
+    Slip("convert --link", place(), "data.py convert . out --link", check=converted(2)),
+    Slip("empty submission", empty_submission, "ensemble.py --validate o.csv", 1, "--allow-empty"),
+    Slip("the same, allowed", empty_submission, "ensemble.py --validate o.csv --allow-empty"),
+    Slip("help of training", place(), "train.py --help", words="--no-pretrained"),
+    Slip(
+        "help of scoring", place(), "evaluate.py --help", words="(default: the checkpoint's); !960"
+    ),
+    Slip("COCO's categories", coco, "data.py check .", words="logo; 1 ignored"),
+    Slip("some of them", coco, "data.py convert . out --categories text", words="1 words"),
+    Slip("none of them", coco, "data.py convert . out --categories price", 1, "price"),
+    Slip(
+        "no transcriptions",
+        place(),
+        "evaluate.py p.json --data .",
+        words="characters guessed by shape, no transcriptions",
+    ),
+    Slip("colours of samples", place(), "data.py check . --pictures look", check=has_a_strip),
+    Slip(
+        "colours of pages",
+        place(),
+        "evaluate.py p.json --data . --pictures look",
+        check=has_a_strip,
+    ),
+    Slip(
+        "large print in tiles",
+        large_print,
+        f"evaluate.py {WEIGHTS} --images images --tile 400 --out p.json",
+        check=has_large_word,
+    ),
+    Slip("nothing to enqueue", spec(), "sweep.py s.json --enqueue no.json", 2, "no.json", no_run),
+    Slip(
+        "known beside run_cap",
+        spec(),
+        "sweep.py --help",
+        words="as results instead of running them, beside run_cap",
+    ),
+    Slip(
+        "lr crosses eta_min",
+        spec(parameters={"lr": LR | {"min": 1e-7}}),
+        "sweep.py s.json",
+        2,
+        "eta_min = 1e-05 is above lr",
+        no_run,
+    ),
+    Slip("no sweep to replay", spec(), "sweep.py --replay s.json", 2, "is a sweep file"),
+    Slip("a sweep to enqueue", spec(), "sweep.py s.json --enqueue s.json", 2, "is a sweep file"),
+    Slip("a value for a file", place(), "evaluate.py lr=1e-3", 2, "for a flag write --lr=1e-3"),
+    Slip("report of 4 runs", spec(), "sweep.py --report history.json", words="!limit 1"),
+    Slip(
+        "workers of trials",
+        spec(),
+        "sweep.py s.json --workers 2 --epochs x",
+        2,
+        "--workers are the loader processes of each trial",
+    ),
+    Slip(
+        "words that overlap",
+        overlapping_words,
+        "evaluate.py p.json --data . --json",
+        check=no_pairs,
+    ),
+    Slip(
+        "runs on a and on a,b",
+        two_sets,
+        "evaluate.py a.pt --compare ab.pt",
+        words="pages: those of a, which both runs have",
+    ),
+    Slip("labels of rules", habits, "data.py check .", words="rules; colons or dots"),
+    Slip(
+        "labels as in the competition",
+        place(),
+        "data.py synth drawn --pages 2 --size 640 --habit competition",
+    ),
+)
+
 
 def cases():
-    """(name, maker of the input in a folder, command, whether it is valid)."""
+    """A Slip each."""
     for name, make in CHECK.items():
-        yield name, make, "data.py check .", False
+        yield Slip(name, make, "data.py check .", REFUSED)
     for table, file, command in TABLES:
         for name, content in table.items():
-            yield name, partial(beside_labels, text(file, content)), command, False
+            yield Slip(name, partial(beside_labels, text(file, content)), command, REFUSED)
     for name, make in CHECKPOINTS.items():
-        yield f"checkpoint, {name}", make, "evaluate.py x.pt --data synth-small", False
+        yield Slip(f"checkpoint, {name}", make, "evaluate.py x.pt --data synth-small", REFUSED)
     for case in HARMLESS:
-        yield *case, True
+        yield Slip(*case)
+    yield from SLIPS
 
 
-def run(command, folder, seconds, mib):
-    """(exit code or "timeout", stderr, seconds, peak MiB) of a command that is held in bounds."""
-    script, *words = command.split()
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int | str  # or "timeout"
+    out: str
+    said: str  # on stderr
+    seconds: float
+    peak: float  # MiB
+
+
+def run(slip, folder, args):
+    """How a Slip's command ended, held in bounds."""
+    script, *words = slip.command.split()
     words = [sys.executable, ROOT / script, *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | dict(slip.environment)
 
     def limit():
-        resource.setrlimit(resource.RLIMIT_DATA, ((mib + 4096) << 20,) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, ((args.mib + 4096) << 20,) * 2)
 
-    with open(folder / ".err", "w+b") as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.monotonic()
-        options = {"cwd": folder, "env": env, "stdout": subprocess.DEVNULL, "stderr": err}
+        options = {"cwd": folder, "env": env, "stdout": out, "stderr": err}
         # no thread runs here, and the peak memory of a fork is its own
         process = subprocess.Popen(words, preexec_fn=limit, **options)  # noqa: PLW1509
-        timer = threading.Timer(seconds, process.kill)
-        timer.start()
+        timers = [threading.Timer(args.seconds, process.kill)]
+        if slip.interrupt:
+            timers.append(threading.Timer(slip.interrupt, process.send_signal, [signal.SIGINT]))
+        for timer in timers:
+            timer.start()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = code = os.waitstatus_to_exitcode(status)
         took = time.monotonic() - start
-        timer.cancel()
-        err.seek(0)
-        said = err.read().decode(errors="replace")
-    return "timeout" if took > seconds else code, said, took, usage.ru_maxrss / 1024
+        for timer in timers:
+            timer.cancel()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    code = "timeout" if took > args.seconds else code
+    return Ended(code, *texts, took, usage.ru_maxrss / 1024)
 
 
-def judge(code, said, took, peak, folder, fine, limits):
-    """What is wrong with the way a case ended, or ''."""
-    lines = said.strip().splitlines()
+def small_files(folder):
+    """{path: content} of a folder's regular files."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {path: path.read_bytes() for path in files if path.stat().st_size < 2**24}
+
+
+def judge(slip, ended, folder, before, limits):
+    """What is wrong with the way a Slip ended, or ''. before: its files, by `small_files`."""
+    lines = ended.said.strip().splitlines()
+    text = ended.out + ended.said
+    refused = slip.code in (REFUSED, 2)
+    expected = (1, 2) if slip.code == REFUSED else (slip.code,)
+    words = [word for word in slip.words.split("; ") if word]
+    absent = [word for word in words if word[0] != "!" and word not in text]
+    present = [word for word in words if word[0] == "!" and word[1:] in text]
+    lost = [path.name for path, raw in before.items() if refused and path.read_bytes() != raw]
     wrong = [
-        (code == "timeout", "too slow"),
-        (peak > limits.mib, "too much memory"),
-        ("Traceback" in said or isinstance(code, int) and code < 0, "crashed"),
-        (fine and code != 0, "refused"),
-        (not fine and code not in (1, 2), "accepted"),
-        (not fine and not 1 <= len(lines) <= 21, f"{len(lines)} lines"),
+        (ended.code == "timeout", "too slow"),
+        (ended.peak > limits.mib, "too much memory"),
+        ("Traceback" in text or isinstance(ended.code, int) and ended.code < 0, "crashed"),
+        (ended.code not in expected, f"not exit code {expected}"),
+        (slip.code == REFUSED and not 1 <= len(lines) <= 21, f"{len(lines)} lines"),
         (any(len(line) > 1000 for line in lines), "a line without end"),
         (any(folder.rglob("pwned")), "RAN WHAT IT READ"),
+        (lost, f"changed {lost}"),
+        (absent or present, f"words {absent + present}"),
     ]
-    return ", ".join(what for bad, what in wrong if bad)
+    problems = [what for bad, what in wrong if bad]
+    if not problems and not slip.check(folder, ended.out):
+        problems = ["not as it should be"]
+    return ", ".join(problems)
 
 
 def main():
@@ -428,20 +1043,29 @@ def main():
     parser.add_argument("words", nargs="*", metavar="WORD")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--mib", type=int, default=2048)
-    args, failed, count = parser.parse_args(), 0, 0
+    args = parser.parse_args()
+    failed = count = 0
     print(f"{'command':11s} {'input':36s} {'exit':>4s} {'s':>5s} {'MiB':>5s}  message")
-    for name, make, command, fine in cases():
-        if args.words and not any(word in f"{command} {name}" for word in args.words):
+    for slip in cases():
+        if args.words and not any(word in f"{slip.command} {slip.name}" for word in args.words):
             continue
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
-            make(folder)
-            code, said, took, peak = result = run(command, folder, args.seconds, args.mib)
-            wrong = judge(*result, folder, fine, args)
-        count, failed = count + 1, failed + bool(wrong)
-        said = (said.strip().splitlines() or [""])[-1][:110] + f"  <-- {wrong}" * bool(wrong)
-        row = f"{command.split()[0]:11s} {name:36s} {code!s:>4s} {took:5.1f} {peak:5.0f}  {said}"
-        print(row, flush=True)
+            held = slip.make(folder)
+            before = small_files(folder)
+            ended = run(slip, folder, args)
+            if isinstance(held, subprocess.Popen):
+                held.wait(10)
+            wrong = judge(slip, ended, folder, before, args)
+            del held
+        count += 1
+        failed += bool(wrong)
+        message = (ended.said.strip().splitlines() or [""])[-1][:110]
+        if wrong:
+            message += f"  <-- {wrong}"
+        script = slip.command.split()[0]
+        row = f"{script:11s} {slip.name:36s} {ended.code!s:>4s} {ended.seconds:5.1f}"
+        print(f"{row} {ended.peak:5.0f}  {message}", flush=True)
     print(f"{count} inputs, {failed} of them not held")
     return failed > 0
 
