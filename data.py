@@ -43,7 +43,7 @@ from augment import (
     warp_page,
 )
 from command import Parser, resolve_hparams
-from drawing import draw_legend
+from drawing import SAMPLE_COLOURS, draw_legend
 from files import (
     DataError,
     UsageError,
@@ -67,11 +67,6 @@ NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of on
 SAME_TEXTS = 0.95  # shared transcriptions; one receipt: 0.97 and more, of one shop: up to 0.92
 NO_GROUPS = "each page is a group: if one shop has several, name it, or intervals are too narrow"
 FICLONE = 0x40049409  # ioctl: share the blocks of another file (btrfs, XFS)
-SAMPLE_COLOURS = {
-    "words, shrunk": (0, 150, 0),
-    "threshold map": (230, 0, 0),
-    "no loss looks here": (60, 90, 255),
-}
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 
 # ---------------------------------------------------------------- inspected pages

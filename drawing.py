@@ -17,6 +17,11 @@ COLOURS = {
     "joined": (160, 0, 200),
     "miss": (230, 0, 0),
 }
+SAMPLE_COLOURS = {  # of what training sees
+    "words, shrunk": (0, 150, 0),
+    "threshold map": (230, 0, 0),
+    "no loss looks here": (60, 90, 255),
+}
 WHITE = 255, 255, 255
 INK = 0, 60, 160  # of confidences
 FOUND = ("hit", "found", "false alarm")  # outlines of detections, the others are of labels

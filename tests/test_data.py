@@ -18,6 +18,7 @@ from PIL import Image
 
 import augment
 import data
+import drawing
 import habits
 import labels
 import pictures
@@ -484,7 +485,7 @@ def test_a_drawn_sample_names_its_colours(tmp_path, monkeypatch):
     assert data.main(["check", ".", "--size", "960", "--pictures", "out"]) == 0
     (file,) = Path("out").iterdir()
     strip = read_image(file)[960:].astype(int)
-    for colour in data.SAMPLE_COLOURS.values():
+    for colour in drawing.SAMPLE_COLOURS.values():
         close = np.abs(strip - colour).max(2) < 60
         assert np.ptp(np.argwhere(close)[:, 0]) >= 8, colour
 
