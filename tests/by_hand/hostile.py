@@ -5,7 +5,8 @@ python tests/by_hand/hostile.py [WORD ...] [--seconds 60] [--mib 2048]
 Makes each input in a folder of its own, runs the command on it in a process of limited memory and
 time, and prints what it got: exit code, seconds, peak MiB (90 are this script's own), message.
 Exit code 1 when one ended in anything but lines of ours, took too long or too much, ran what it
-read, changed a file that it refused, or did not end as said beside it. With WORDs only the inputs whose command or name holds one of them.
+read, changed a file that it refused, or did not end as said beside it. With WORDs only the inputs
+whose command or name holds one of them.
 """
 
 import dataclasses
