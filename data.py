@@ -43,7 +43,7 @@ from augment import (
     warp_page,
 )
 from command import Parser, resolve_hparams
-from drawing import SAMPLE_COLOURS, draw_legend
+from drawing import SAMPLE_COLOURS, draw_legend, write_picture
 from files import (
     DataError,
     UsageError,
@@ -622,7 +622,7 @@ def draw_samples(pages, hp, folder):
         name = f"{key[1]:05d}-{PurePosixPath(pages[key[1]].name).stem[:50]}.jpg"
         image = image // 2 + light
         image = np.concatenate([image, draw_legend(SAMPLE_COLOURS, image)])
-        cv2.imwrite(str(folder / name), image[..., ::-1])
+        write_picture(folder / name, image)
 
 
 # ---------------------------------------------------------------- new folders: convert and synth
