@@ -64,7 +64,8 @@ def describe_habits(pages, contrasts):
     if not shares:
         return "habits: no labels of rules, colons, single letters or blank paper"
     line = f"habits: {', '.join(shares)}; each counts as a label in the score"
-    return f"{line}, and weights trained on other habits miss it until they are fine-tuned"
+    line += ", and weights trained on other habits miss it until they are fine-tuned"
+    return f"{line}; data.py synth draws such labels with --habit competition alone"
 
 
 def label_habits(polygons, contrast):

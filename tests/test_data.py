@@ -767,6 +767,7 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
         ("synth s --pages 0", 2, "--pages 0: at least 2 is needed"),
         ("check . --sise 64", 2, "unrecognized arguments: --sise 64; did you mean --size?"),
         ("synth s --pages 1", 2, "--pages 1: at least 2 is needed"),
+        ("synth s --unit line --habit competition", 2, "--unit: not with --habit"),
         ("synth s --seed -1", 2, "--seed -1: at least 0 is needed"),
         ("synth .", 2, "exists; choose another folder or remove it"),
         ("splt .", 2, "did you mean split?"),
@@ -856,6 +857,7 @@ def test_habits_of_labelling_are_counted_by_shape():
     line = habits.describe_habits([page_of(every), page_of([])], [contrast, np.zeros(0)])
     assert line.startswith("habits: 4.3% rules, 6.4% colons or dots, 10.6% letters of spaced"), line
     assert "weights trained on other habits miss it" in line
+    assert "draws such labels with --habit competition alone" in line
     even = np.full(len(plain), 50.0)
     assert "no labels of rules" in habits.describe_habits([page_of(plain)], [even])
 

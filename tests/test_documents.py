@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -290,6 +291,29 @@ def test_numbers_of_the_readme_stand_in_the_results():
     results = read("RESULTS.md")
     for number in numbers:
         assert number in results, number
+
+
+def is_ignored(path):
+    """Whether git leaves a path out; None where this is no checkout."""
+    command = ["git", "check-ignore", "--quiet", "--no-index", path]
+    code = subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode
+    return {0: True, 1: False}.get(code)
+
+
+def test_git_leaves_out_what_the_commands_write():
+    if is_ignored("README.md") is None:
+        pytest.skip("no checkout")
+    written = "runs/x/last.pt data/synth/train.json wandb/run predictions.json look/a.jpg"
+    written += " weights/maps/a.npz weights/tune.png weights/best.onnx report.html out.csv"
+    assert [path for path in written.split() if not is_ignored(path)] == []
+    kept = "weights/receipts-lite2.pt tests/data/cleval.json hparams/best.json train.py"
+    assert [path for path in kept.split() if is_ignored(path)] == []
+
+
+def test_contributing_is_five_lines_on_ladder_tokens_tests_by_hand_and_words():
+    lines = [line for line in read("CONTRIBUTING.md").splitlines() if line[:1].isdigit()]
+    words = "floors below it", "budget of tokens", "python -m pytest", "by_hand", "plain English"
+    assert len(lines) == 5 and all(word in line for word, line in zip(words, lines))
 
 
 def test_requirements_name_every_import():

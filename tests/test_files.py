@@ -285,6 +285,34 @@ def test_a_name_that_fills_255_bytes_is_written(tmp_path):
             write(tmp_path / ("a" * 256))
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "가" * 85])
+def test_a_folder_whose_name_fills_255_bytes_is_made(name, tmp_path):
+    with files.new_folder(tmp_path / name) as partial:
+        (partial / "a").write_text("x")
+        assert not (tmp_path / name).exists()
+    assert names(tmp_path) == [name] and (tmp_path / name / "a").read_text() == "x"
+
+
+def test_a_new_folder_is_whole_or_absent_and_replaces_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.new_folder(tmp_path / "a/b") as partial:
+        (partial / "c").write_text("x")
+        1 / 0  # noqa: B018
+    assert names(tmp_path / "a") == []
+    (tmp_path / "empty").mkdir()
+    with files.new_folder(tmp_path / "empty"):
+        pass
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/.hidden").write_text("kept")
+    (tmp_path / "file").write_text("kept")
+    for name in ("full", "file"):
+        with (
+            pytest.raises(files.UsageError, match="exists; choose another folder or remove it"),
+            files.new_folder(tmp_path / name),
+        ):
+            pass
+    assert (tmp_path / "full/.hidden").read_text() == (tmp_path / "file").read_text() == "kept"
+
+
 def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     (tmp_path / "far").mkdir()
     link = tmp_path / "link.json"
