@@ -63,7 +63,7 @@ class Hparams:
         choices=AMP,
         group="machine",
     )
-    compile: bool = value(False, "torch.compile the network: minutes, and again for new canvases")
+    compile: bool = value(False, "torch.compile the network: minutes, once for all canvases")
     cache: bool = value(False, "decode each train page once; needs the room on disk")
     workers: int = value(-1, "loader processes (-1: by the machine)", -1, 256)
     sync_bn: bool = value(False, "torchrun on GPUs: batch norm over the pages of all processes")

@@ -533,7 +533,7 @@ def test_loader_processes_start_before_the_rehearsal_and_end_by_themselves(whole
 
 
 def test_a_loader_leaves_a_core_to_the_trainer_and_counts_its_share_of_a_batch(monkeypatch):
-    hp, gpu = hparams.Hparams(batch=16, size=1024), SimpleNamespace(type="cuda")
+    hp, gpu = hparams.Hparams(batch=64, size=1024), SimpleNamespace(type="cuda")
     monkeypatch.setattr(cv2, "getNumberOfCPUs", lambda: 12)
     loader = train.make_loader(standing(hp, epoch=hp.epochs), gpu)
     assert (loader.num_workers, loader.prefetch_factor) == (11, 1)
@@ -541,6 +541,27 @@ def test_a_loader_leaves_a_core_to_the_trainer_and_counts_its_share_of_a_batch(m
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     loader = train.make_loader(standing(hp, epoch=hp.epochs), gpu)
     assert (loader.num_workers, loader.prefetch_factor) == (2, 4)
+
+
+def test_a_gpu_gets_fewer_canvases_for_the_same_batches_resumed_or_not(monkeypatch):
+    monkeypatch.setattr(data, "Receipts", lambda pages, *_: pages)
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(500, 2000, (400, 2)).tolist()
+    pages = train.RunPages([labels.Page("", None, size=tuple(size)) for size in sizes], [], {}, {})
+    hp = hparams.Hparams(fit="area", size=832, epochs=2)
+
+    def batches(kind, step=0):
+        trainer = standing(hp, pages)
+        trainer.step = step
+        return train.make_loader(trainer, SimpleNamespace(type=kind)).batch_sampler
+
+    gpu, cpu = batches("cuda"), batches("cpu")
+    assert cpu == [b for epoch in (0, 1) for b in data.epoch_batches(pages.train, hp, epoch)]
+    assert [[key[:2] for key in b] for b in gpu] == [[key[:2] for key in b] for b in cpu]
+    assert len({b[0][2:] for b in gpu}) < len({b[0][2:] for b in cpu})
+    assert batches("cuda", 7) == gpu[7:]
+    hp = hparams.Hparams(fit="longer", size=832, epochs=2)  # few canvases, and any padding counts
+    assert batches("cuda") == batches("cpu")
 
 
 def kind_of(amp, _):

@@ -6,7 +6,8 @@ One thread, medians of alternating rounds (a machine that changes its speed chan
 machine and versions first. Peers come from tests/requirements.txt; an absent one is named and
 skipped. `--growth` adds how each part grows with words, page size or trials. `--device cuda`
 measures inference and the training step on the GPU, at the sizes that users train: `step` ends
-within nine minutes, its rows the most telling first, and says which it left out.
+within nine minutes, its rows the most telling first, and says which it left out. `recipes` counts,
+without a GPU, what each recipe of hparams/ will need on one.
 """
 
 import os
@@ -15,11 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as train.py
 
 import contextlib
+import functools
 import gc
 import gzip
-import importlib.metadata
+import importlib
 import itertools
 import json
+import math
 import platform
 import signal
 import statistics
@@ -31,13 +34,14 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import cv2
 import numpy as np
-import pyclipper
 import shapely
 import torch
+import torch._dynamo.utils
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -62,7 +66,7 @@ from command import Parser
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
 from dbnet import DBNet, db_loss, load_network
 from engine import amp_dtype
-from hparams import Hparams
+from hparams import FIELDS, Hparams, read_hparams
 from predict import Network, predict
 from tune import score_page
 
@@ -71,6 +75,17 @@ DECODING["min_size"] = 3
 WORDS = {10: (10, 1), 50: (25, 2), 120: (30, 4), 250: (42, 6), 500: (63, 8)}  # rows x columns
 LOADER_NEED = 128 / 16  # pages/s a core: what a GPU is to take, from the cores beside it
 STEP_SECONDS = 480  # of the rows of the training step; its floor, a minute, comes after them
+H100 = 3.35e12, 989e12  # bytes/s and FLOP/s in bf16, of the data sheet
+
+# of the estimates of what a recipe needs
+PAGES = 3300
+STEADY = 0.37  # of an H100's bandwidth that a step of eager operators is expected to reach
+HOST_US = 10  # to queue an operator of forward or backward
+RESERVE = 1.1  # what the allocator holds, as a multiple of what is in use
+CONTEXT = 1.5  # GiB: CUDA, cuDNN and their workspaces
+TRAINER = 3.0  # GiB of RAM of the trainer beside a GPU
+LOADER = 0.15  # GiB of RAM of a loader process: .12 with photographs of 4000 px
+CORES = 16
 
 
 def median_ms(*runs, rounds=7):
@@ -128,7 +143,7 @@ def probability_map(quads, size=1024):
     return cv2.GaussianBlur(drawn_targets(quads, size)[0].astype(np.float32), (0, 0), 1.5)
 
 
-def common_targets(polygons, height, width, shrink_ratio=0.4):
+def common_targets(pyclipper, polygons, height, width, shrink_ratio=0.4):
     """The algorithm that most code bases share, re-stated: clip, fill, and distances to whole
     edges in numpy."""
     shrink, border = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
@@ -175,7 +190,9 @@ def bench_targets(args):
 
 
 def time_targets(quads, size, rounds):
-    ours, peer = partial(drawn_targets, quads, size), partial(common_targets, quads, size, size)
+    ours = partial(drawn_targets, quads, size)
+    clipper = peer_module("pyclipper", "pyclipper")
+    peer = clipper and partial(common_targets, clipper, quads, size, size)
     compare(f"targets, {size} px, {len(quads)} quads", ours, peer, rounds)
 
 
@@ -401,6 +418,8 @@ def time_loader(pages, side, hp, folder):
             print(f"  {side} px, {canvas + kind:24s} {pace:7.1f} pages/s  {enough}", flush=True)
 
 
+# ---------------------------------------------------------------- the training step
+
 # what might make the step faster, each to be shown before it earns its lines in train.py
 
 
@@ -435,26 +454,229 @@ VARIANTS = {"cudnn.benchmark": cudnn_benchmark, "1x1 products": products}
 VARIANTS |= {"compiled loss": compiled_loss}
 
 
-def training_step(backbone, shape, device, **options):
-    """A function that takes `count` real steps of train.py on random pages [B, H, W], waits for
-    them and returns the last loss. options: hyperparameters."""
-    hp = Hparams(backbone=backbone, pretrained="none", batch=shape[0], **options)
-    trainer = train.Trainer(hp, device)
-    trainer.train_mode()
-    batch, height, width = shape
-    rng = np.random.default_rng(0)
-    quads = [q * [width / 1024, height / 1024] for q in page_of_lines()]
-    maps = data.make_targets(quads, [False] * len(quads), height, width)
-    maps = torch.from_numpy(maps).expand(batch, -1, -1, -1).contiguous().to(device)
-    pages = rng.integers(0, 255, (batch, height, width, 3), np.uint8)
-    pages = torch.from_numpy(pages).to(device)
+class Bench:
+    """A trainer of train.py on random pages of any canvas (batch, H, W)."""
 
-    def step(count=1):
+    def __init__(self, backbone, batch, device, **options):
+        """options: hyperparameters."""
+        hp = Hparams(backbone=backbone, pretrained="none", batch=batch, **options)
+        self.trainer = train.Trainer(hp, device)
+        self.trainer.train_mode()
+        self.batches = {}
+
+    def batch(self, shape):
+        """Pages and maps on the device."""
+        if shape not in self.batches:
+            batch, height, width = shape
+            quads = [quad * [width / 1024, height / 1024] for quad in page_of_lines()]
+            maps = data.make_targets(quads, [False] * len(quads), height, width)
+            maps = torch.from_numpy(maps).expand(batch, -1, -1, -1).contiguous()
+            rng = np.random.default_rng(0)
+            pages = torch.from_numpy(rng.integers(0, 255, (batch, height, width, 3), np.uint8))
+            self.batches[shape] = [part.to(self.trainer.device) for part in (pages, maps)]
+        return self.batches[shape]
+
+    def steps(self, shape, count=1):
+        """Take steps as train.py does: (last loss, ms until they were queued, ms until they were
+        done)."""
+        pages, maps = self.batch(shape)
+        begin = time.perf_counter()
         for _ in range(count):
-            losses = trainer.train_step(pages, maps, 1e-4, 1)
-        return losses[0].item()
+            losses = self.trainer.train_step(pages, maps, 1e-4, 1)
+        queued = time.perf_counter() - begin
+        loss = losses[0].item()
+        return loss, 1e3 * queued, 1e3 * (time.perf_counter() - begin)
 
-    return step
+
+def step_rows(gpu):
+    """Rows of the step's table, the most telling first: what is printed, the least seconds that it
+    takes, batch x height x width, names of VARIANTS, hyperparameters."""
+    square, receipts = ((8, 960, 960), (8, 960, 512)) if gpu else ((2, 160, 160), (2, 160, 96))
+    both, loss = ("cudnn.benchmark", "1x1 products"), ("compiled loss",)
+    return [
+        (time_step, 25, square, (), {}),
+        (time_step, 25, square, (), {"amp": "fp16"}),
+        (time_canvases, 25, square, (), {}),
+        (time_step, 40, square, both[:1], {}),
+        (time_step, 25, square, both[1:], {}),
+        (time_step, 40, square, both, {}),
+        (profile_step, 30, square, (), {}),
+        (time_step, 25, receipts, (), {}),
+        (time_step, 25, square, (), {}),  # again: has the machine changed its speed?
+        (time_step, 60, square, loss, {}),
+        (time_step, 60, square, both + loss, {}),
+        (time_canvases, 150, square, (), {"compile": True}),
+        (time_step, 150, square, (), {"compile": True}),
+        (profile_step, 30, square, both, {}),
+        (time_step, 40, receipts, both + loss, {}),
+        (time_step, 40, (2 * square[0], *square[1:]), both, {}),
+        (time_step, 25, receipts, (), {"amp": "off"}),
+        (time_step, 40, (4 * square[0], *square[1:]), both, {}),
+        (time_step, 150, square, both, {"compile": True}),
+    ]
+
+
+def bench_step(args):
+    """Images/s of the training step, plain and with what might make it faster; where its time goes;
+    what a new canvas costs; and its floor, which needs no GPU."""
+    device, end = torch.device(args.device), time.perf_counter() + STEP_SECONDS
+    gpu, first, left_out = device.type == "cuda", None, []
+    backbone = "efficientnet_b4" if gpu else "mobilenetv3_small_050"
+    name = f"{device} {torch.cuda.get_device_name()}" if gpu else device
+    amp = f"{amp_dtype('auto', device) or torch.float32}".removeprefix("torch.")
+    print(f"training step of {backbone}, {amp}, {name}; ratios are to the first row")
+    rates = measure_rates(device)
+    signal.signal(signal.SIGALRM, out_of_time)
+    for run, least, shape, variants, options in step_rows(gpu):
+        label = row_label(run, shape, variants, options)
+        if (left := end - time.perf_counter()) < least:
+            left_out.append(label)
+            continue
+        release(gpu)
+        signal.setitimer(signal.ITIMER_REAL, left)
+        try:
+            with contextlib.ExitStack() as stack:
+                for variant in variants:
+                    stack.enter_context(VARIANTS[variant]())
+                bench = Bench(backbone, shape[0], device, **options)
+                ms = run(label, bench, shape, gpu, first)
+            first = first or ms and (shape, ms)
+        except Exception as error:  # noqa: BLE001 a row that fails is a finding, and others follow
+            late = time.perf_counter() > end - 1  # whatever the compiler made of the alarm
+            reason = "out of time" if late else f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"  {label:52s} failed: {reason[:150]}", flush=True)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            bench = None  # before the next row's
+    release(gpu)
+    print(f"  left out, over {STEP_SECONDS} s: {'; '.join(left_out) or 'nothing'}", flush=True)
+    print_floor("efficientnet_b4", [(8, 960, 960)], rates if gpu else H100)
+
+
+def row_label(run, shape, variants, options):
+    named = [*variants, *(f"{key}={value}" for key, value in options.items())]
+    what = {profile_step: ", where its time goes", time_canvases: ", new canvases"}
+    return f"{' x '.join(map(str, shape))} {', '.join(named) or 'eager'}{what.get(run, '')}"
+
+
+def out_of_time(*_):
+    raise TimeoutError("the part's time is over")
+
+
+def release(gpu):
+    """What a row held, so that the next one's memory is its own."""
+    gc.collect()
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def measure_rates(device):
+    """(bytes/s read and written by a copy, FLOP/s of a matrix product) of a device, printed."""
+    gpu = device.type == "cuda"
+    kind, side, count = (torch.bfloat16, 8192, 2**29) if gpu else (torch.float32, 512, 2**24)
+    source = torch.empty(count, device=device)
+    target = torch.empty_like(source)
+    matrix = torch.randn(side, side, device=device, dtype=kind)
+
+    def timed(work):
+        """Seconds of one of ten in a row."""
+
+        def ten():
+            for _ in range(10):
+                work()
+            if gpu:
+                torch.cuda.synchronize()
+
+        ten()
+        return median_ms(ten, rounds=3)[0] / 1e4
+
+    copied = 2 * source.nbytes / timed(lambda: target.copy_(source))
+    multiplied = 2 * side**3 / timed(lambda: matrix @ matrix)
+    product = f"{side} x {side} product in {str(kind).removeprefix('torch.')}"
+    print(f"  copy {copied / 1e12:.3f} TB/s, {product} {multiplied / 1e12:.2f} TFLOP/s", flush=True)
+    return copied, multiplied
+
+
+def time_step(label, bench, shape, gpu, first):
+    """Prints a row and returns its ms; steps are queued by tens as in training. The first loss of
+    like rows is alike, or a variant computes something else. Where queueing a step takes the host
+    as long as the step takes, the device waits for the host."""
+    loss, _, start = bench.steps(shape)
+    bench.steps(shape, 3)  # memory is found, and kernels are chosen
+    count = 10 if gpu else 1
+    times = [bench.steps(shape, count)[1:] for _ in range(3)]
+    queued, ms = (statistics.median(kind) / count for kind in zip(*times))
+    line = f"  {label:52s} {ms:8.1f} ms {1e3 * shape[0] / ms:7.1f} images/s"
+    line += f" {first[1] / ms:5.2f} x" if first and first[0] == shape else " " * 8
+    line += f"  queued in {queued:.1f} ms, first step {start / 1e3:.1f} s, loss {loss:.3f}"
+    if gpu:
+        peak = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        line += ", peak {:.1f} GiB, reserved {:.1f}".format(*(size / 2**30 for size in peak))
+    print(line, flush=True)
+    return ms
+
+
+def time_canvases(label, bench, shape, gpu, first):
+    """Prints what the first step on each of three canvases takes longer than the second one, and
+    how many graphs were compiled for it."""
+    batch, height, width = shape
+    side = height // 64 * 32
+    parts = []
+    for canvas in (shape, (batch, height, side), (batch, side, width)):
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        start, again = (bench.steps(canvas)[2] / 1e3 for _ in range(2))
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+        parts.append(f"{canvas[1]} x {canvas[2]} {start - again:.2f} s, {graphs} graphs")
+    print(f"  {label}: {'; '.join(parts)}", flush=True)
+
+
+def profile_step(label, bench, shape, gpu, first):
+    """Prints what takes longest in a step: kernels on a GPU, each counted once (an operator's
+    device time is that of its kernels), and the operators that start them."""
+    bench.steps(shape, 4)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
+    with profile(activities=kinds) as profiler:
+        bench.steps(shape)
+    if gpu:
+        print_longest(f"{label}, kernels", *count_once(profiler.events(), DeviceType.CUDA))
+        print_longest(f"{label}, operators", *device_time(profiler.key_averages()))
+    else:
+        print_longest(f"{label}, operators", *count_once(profiler.events(), DeviceType.CPU))
+
+
+def print_longest(label, spent, calls):
+    total = spent.total()
+    print(f"  {label}: {total:.1f} ms in {calls.total()} of a step")
+    for name, ms in spent.most_common(12):
+        print(f"    {ms:9.1f} ms {ms / total:4.0%} {calls[name]:5d} calls  {name[:90]}", flush=True)
+
+
+def count_once(events, device):
+    """(ms, calls) by name of a profile's events that ran on a device, without those inside them and
+    without the spans that annotate others."""
+    spent, calls = Counter(), Counter()
+    for event in events:
+        if event.device_type == device and not event.is_user_annotation:
+            inner = sum(e.time_range.elapsed_us() for e in event.cpu_children)
+            spent[event.name] += (event.time_range.elapsed_us() - inner) / 1e3
+            calls[event.name] += 1
+    return spent, calls
+
+
+def device_time(averages):
+    """(ms on the device, calls) by name of the operators of a profile's averages."""
+    spent, calls = Counter(), Counter()
+    for average in averages:
+        if average.device_type == DeviceType.CPU and average.self_device_time_total:
+            spent[average.key] = average.self_device_time_total / 1e3
+            calls[average.key] = average.count
+    return spent, calls
+
+
+# ---------------------------------------------------------------- without a GPU
 
 
 class Traffic(TorchDispatchMode):
@@ -482,142 +704,141 @@ def conv_flops(out, image, weight, transposed):
     return 2 * (image if transposed else out).numel() * weight[0].numel()
 
 
-def print_floor(backbone, shapes):
-    """What a step costs at the least on an H100 whose operators run one by one: no GPU needed."""
-    print(f"floor of a step of {backbone}, bf16, at 3.35 TB/s and 989 TFLOP/s")
-    for shape in shapes:
-        with FakeTensorMode():
-            model = DBNet(backbone, Hparams().neck)
-            pages = torch.empty(*shape, 3, dtype=torch.uint8)
-            maps = torch.empty(shape[0], 4, *shape[1:], dtype=torch.uint8)
-            with Traffic() as traffic:
+class Saved:
+    """Bytes that operators keep for their backward, counted once a storage, without parameters."""
+
+    def __init__(self, model):
+        self.parameters = {id_of(parameter) for parameter in model.parameters()}
+        self.storages = {}
+
+    def keep(self, tensor):
+        if id_of(tensor) not in self.parameters:
+            self.storages[id_of(tensor)] = tensor.untyped_storage()  # kept, or its id might return
+        return tensor
+
+    def bytes(self):
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+    def hooks(self):
+        return torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+
+
+def id_of(tensor):
+    return tensor.untyped_storage()._cdata
+
+
+class Need(NamedTuple):
+    """What a step needs."""
+
+    traffic: Traffic
+    saved: int  # bytes
+    parameters: int
+
+
+@functools.lru_cache
+def count_step(backbone, neck, shape):
+    """Need of a step in bf16, counted on tensors without content."""
+    batch, height, width = shape
+    with FakeTensorMode():
+        model = DBNet(backbone, neck)
+        pages = torch.empty(batch, height, width, 3, dtype=torch.uint8)
+        maps = torch.empty(batch, 4, height, width, dtype=torch.uint8)
+        saved = Saved(model)
+        with Traffic() as traffic:
+            with saved.hooks():
                 with torch.autocast("cpu", torch.bfloat16):
                     logits = model(pages)
-                db_loss(logits, maps)[0].backward()
-        total, flops = sum(traffic.bytes.values()), traffic.flops
+                loss = db_loss(logits, maps)[0]
+            loss.backward()
+    return Need(traffic, saved.bytes(), sum(p.numel() for p in model.parameters()))
+
+
+def print_floor(backbone, shapes, rates):
+    """What a step costs at the least where operators run one by one. rates: bytes/s, FLOP/s."""
+    copied, multiplied = (rate / 1e12 for rate in rates)
+    print(f"floor of a step of {backbone}, bf16, at {copied:.2f} TB/s and {multiplied:.0f} TFLOP/s")
+    for shape in shapes:
+        traffic = count_step(backbone, Hparams().neck, shape).traffic
+        total, flops = traffic.bytes.total(), traffic.flops
         line = f"  {shape[0]} x {shape[1]} x {shape[2]}  {total / 1e9:6.1f} GB"
-        line += f" {total / 3.35e9:6.1f} ms  {flops / 1e12:5.2f} TFLOP {flops / 989e9:5.1f} ms"
-        print(f"{line}  {sum(traffic.calls.values())} operators")
+        line += f" {total / copied / 1e9:6.1f} ms  {flops / 1e12:5.2f} TFLOP"
+        line += f" {flops / multiplied / 1e9:5.1f} ms"
+        print(f"{line}  {traffic.calls.total()} operators")
     for name, size in traffic.bytes.most_common(8):
         calls = traffic.calls[name]
         print(f"    {size / 1e9:9.1f} GB {size / total:4.0%} {calls:5d} calls  {name}")
 
 
-def step_rows(gpu):
-    """Rows of the step's table, the most telling first: what is printed, the least seconds that it
-    takes, batch x height x width, names of VARIANTS, hyperparameters."""
-    square, receipts = ((8, 960, 960), (8, 960, 512)) if gpu else ((2, 160, 160), (2, 160, 96))
-    both, loss = ("cudnn.benchmark", "1x1 products"), ("compiled loss",)
-    return [
-        (time_step, 25, square, (), {}),
-        (time_step, 40, square, both[:1], {}),
-        (time_step, 25, square, both[1:], {}),
-        (time_step, 40, square, both, {}),
-        (time_step, 60, square, loss, {}),
-        (time_step, 60, square, both + loss, {}),
-        (profile_step, 30, square, (), {}),
-        (time_step, 25, receipts, (), {}),
-        (time_step, 25, square, (), {}),  # again: has the machine changed its speed?
-        (time_step, 150, square, (), {"compile": True}),
-        (profile_step, 30, square, both, {}),
-        (time_step, 40, receipts, both + loss, {}),
-        (time_step, 40, (2 * square[0], *square[1:]), both, {}),
-        (time_step, 25, receipts, (), {"amp": "off"}),
-        (time_step, 40, (4 * square[0], *square[1:]), both, {}),
-        (time_step, 150, square, both, {"compile": True}),
-    ]
+def photograph_shapes(count, seed=0):
+    """Sizes (w, h) of photographs: half as phones take them, half cropped to a receipt."""
+    rng = np.random.default_rng(seed)
+    phone = rng.choice([4 / 3, 16 / 9, 3 / 4], count, p=[0.7, 0.2, 0.1])
+    cropped = np.exp(rng.normal(np.log(1.9), 0.4, count)).clip(0.6, 4)
+    ratios = np.sqrt(np.where(rng.random(count) < 0.5, phone, cropped))
+    sides = 2000 * np.stack([1 / ratios, ratios], 1)
+    return [tuple(size) for size in sides.round().astype(int).tolist()]
 
 
-def bench_step(args):
-    """Images/s of the training step, plain and with what might make it faster; where its time goes;
-    and its floor, which needs no GPU."""
-    device, end = torch.device(args.device), time.perf_counter() + STEP_SECONDS
-    gpu, first, left_out = device.type == "cuda", None, []
-    backbone = "efficientnet_b4" if gpu else "mobilenetv3_small_050"
-    name = f"{device} {torch.cuda.get_device_name()}" if gpu else device
-    amp = f"{amp_dtype('auto', device) or torch.float32}".removeprefix("torch.")
-    print(f"training step of {backbone}, {amp}, {name}; ratios are to the first row")
-    signal.signal(signal.SIGALRM, out_of_time)
-    for run, least, shape, variants, options in step_rows(gpu):
-        named = [*variants, *(f"{key}={value}" for key, value in options.items())]
-        label = f"{' x '.join(map(str, shape))} {', '.join(named) or 'eager'}"
-        if (left := end - time.perf_counter()) < least:
-            left_out.append(label + ", its kernels" * (run is profile_step))
-            continue
-        release(gpu)
-        signal.setitimer(signal.ITIMER_REAL, left)
-        try:
-            with contextlib.ExitStack() as stack:
-                for variant in variants:
-                    stack.enter_context(VARIANTS[variant]())
-                step = training_step(backbone, shape, device, **options)
-                ms = run(label, step, shape, gpu, first)
-            first = first or ms and (shape, ms)
-        except Exception as error:  # noqa: BLE001 a row that fails is a finding, and others follow
-            late = time.perf_counter() > end - 1  # whatever the compiler made of the alarm
-            reason = "out of time" if late else f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"  {label:52s} failed: {reason[:150]}", flush=True)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            step = None  # and its trainer, before the next row's
-    release(gpu)
-    print(f"  left out, over {STEP_SECONDS} s: {'; '.join(left_out) or 'nothing'}", flush=True)
-    print_floor("efficientnet_b4", [(8, 960, 960)])
+def run_canvases(hp, pages, step):
+    """The canvas [H, W] of each step of a run."""
+    epochs = range(hp.epochs)
+    batches = [batch for epoch in epochs for batch in data.epoch_batches(pages, hp, epoch, step)]
+    return [batch[0][2:] for batch in batches]
 
 
-def out_of_time(*_):
-    raise TimeoutError("the part's time is over")
+def pixels(canvases):
+    return sum(height * width for height, width in canvases)
 
 
-def release(gpu):
-    """What a row held, so that the next one's memory is its own."""
-    gc.collect()
-    torch.compiler.reset()
-    if gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+def bench_recipes(args):
+    """What each recipe needs on an H100 with CORES cores, on PAGES pages of drawn shapes. What is
+    kept for backward is counted, on the largest canvas; the rest is estimated from it."""
+    shapes = photograph_shapes(PAGES)
+    pages = [labels.Page(f"{i}", None, size=size) for i, size in enumerate(shapes)]
+    print(f"{PAGES} pages; from GPU on, every column is an estimate")
+    head = "recipe, parameters, largest batch, kept for backward, canvases in 32, on a GPU, padding"
+    columns = [*head.split(", "), "GPU", "RAM", "disk", "an H100 takes"]
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
+    for path in sorted(Path(ROOT, "hparams").glob("*.json")):
+        values = json.loads(path.read_text())
+        if values.keys() <= FIELDS.keys():  # not a sweep's file, or its history
+            hp = Hparams(**read_hparams(path))
+            print(f"| `{path.name}` | {' | '.join(recipe_columns(hp, pages))} |", flush=True)
 
 
-def time_step(label, step, shape, gpu, first):
-    """Prints a row and returns its ms; steps are queued by tens as in training. The first loss of
-    like rows is alike, or a variant computes something else."""
-    begin = time.perf_counter()
-    loss = step()
-    start, count = time.perf_counter() - begin, 10 if gpu else 1
-    step(3)  # memory is found, and kernels are chosen
-    ms = median_ms(partial(step, count), rounds=3)[0] / count
-    line = f"  {label:52s} {ms:8.1f} ms {1e3 * shape[0] / ms:7.1f} images/s"
-    line += f" {first[1] / ms:5.2f} x" if first and first[0] == shape else " " * 8
-    peak = f", peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if gpu else ""
-    print(f"{line}  first step {start:.0f} s, loss {loss:.3f}{peak}", flush=True)
-    return ms
+def recipe_columns(hp, pages):
+    own_step = train.canvas_step(hp, torch.device("cuda"))
+    fine, coarse = (run_canvases(hp, pages, step) for step in (32, own_step))
+    height, width = max(coarse, key=math.prod)
+    need = count_step(hp.backbone, hp.neck, (hp.batch, height, width))
+
+    # weights, their average, Adam's moments, gradients
+    gib = 2**30
+    gpu = RESERVE * (need.saved + 5 * 4 * need.parameters) / gib + CONTEXT
+    waiting = min(2 * gib, 4 * (CORES - 1) * hp.batch * hp.size**2 * 7) / gib
+    ram = TRAINER + (CORES - 1) * LOADER + waiting
+    disk = (2 * 4 + 1) * 4 * need.parameters / gib  # last.pt, prev.pt, best.pt
+
+    # a step takes as long as its memory, on the mean canvas, or as the host that queues it
+    share = pixels(coarse) / len(coarse) / (height * width)
+    device = share * need.traffic.bytes.total() / (STEADY * H100[0])
+    host = need.traffic.calls.total() * HOST_US / 1e6
+    seconds = len(coarse) * max(device, host)
+    return (
+        f"{need.parameters / 1e6:.1f} M",
+        f"{hp.batch} x {height} x {width}",
+        f"{need.saved / gib:.1f} GiB",
+        f"{len({*fine})}",
+        f"{len({*coarse})}",
+        f"{pixels(coarse) / pixels(fine) - 1:.1%}",
+        f"{gpu:.0f} GiB",
+        f"{ram:.0f} GiB",
+        f"{disk:.2f} GiB",
+        f"{seconds / 60:.0f} min, {len(coarse) * hp.batch / seconds:.0f} images/s",
+    )
 
 
-def profile_step(label, step, shape, gpu, first):
-    """Prints what takes longest in a step: kernels on a GPU, each counted once (an operator's
-    device time is that of its kernels), operators on a CPU."""
-    step(4)
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
-    with profile(activities=kinds) as profiler:
-        step()
-    spent, calls = count_once(profiler.events(), DeviceType.CUDA if gpu else DeviceType.CPU)
-    total = spent.total()
-    kind = "kernels" if gpu else "operators"
-    print(f"  {label}: {total:.1f} ms in {calls.total()} {kind} of a step")
-    for name, ms in spent.most_common(12):
-        print(f"    {ms:9.1f} ms {ms / total:4.0%} {calls[name]:5d} calls  {name[:90]}", flush=True)
-
-
-def count_once(events, device):
-    """(ms, calls) by name of a profile's events that ran on a device, without those inside them and
-    without the spans that annotate others."""
-    spent, calls = Counter(), Counter()
-    for event in events:
-        if event.device_type == device and not event.is_user_annotation:
-            inner = sum(e.time_range.elapsed_us() for e in event.cpu_children)
-            spent[event.name] += (event.time_range.elapsed_us() - inner) / 1e3
-            calls[event.name] += 1
-    return spent, calls
+# ---------------------------------------------------------------- inference
 
 
 def bench_inference(args):
@@ -671,7 +892,7 @@ def rate(label, run):
 PARTS = {
     part.__name__.removeprefix("bench_"): part
     for part in (bench_targets, bench_decode, bench_metric, bench_thresholds)
-    + (bench_optimiser, bench_samples, bench_loader, bench_inference, bench_step)
+    + (bench_optimiser, bench_samples, bench_loader, bench_inference, bench_step, bench_recipes)
 }
 
 
@@ -683,12 +904,14 @@ def main():
     args = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    packages = ("torch", "numpy", "opencv-python", "shapely", "pyclipper")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread"
-    versions = [f"{p} {importlib.metadata.version(p)}" for p in packages]
+    versions = [f"{module.__name__} {module.__version__}" for module in (torch, np, cv2, shapely)]
     print(", ".join([machine, f"python {platform.python_version()}", *versions]))
     for part in args.parts or PARTS:
-        PARTS[part](args)
+        try:
+            PARTS[part](args)
+        except ImportError as error:
+            print(f"{part} is left out: {error}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """The runs behind a table of results on real receipts.
 
-python tests/by_hand/experiments.py DATA [--minutes 28] [--lite2 PT]
+python tests/by_hand/experiments.py DATA [--rows run8,b4] [--minutes 28] [--lite2 PT]
 
 Does what is not done yet: trainings, the most telling first, three seeds each, then five folds
-with their thresholds and ensemble, then the sweep with and without stopping. After `--minutes` the
-command at hand is told to stop, saves itself, and the next call goes on with it. `--list` prints
-the commands that are left, `--table` the runs that are there: mean and standard deviation of the
-last epoch's H-mean over seeds, and the interval of the paired difference, by group, to the run that
-a row changes. --lite2 is a state dict of timm's tf_efficientnet_lite2 (default: its download). Run
-folders are runs/NAME-seedN.
+with their thresholds and ensemble, then the sweep with and without stopping. `--rows` trains only
+these, one seed of each before the next seed, and draws pages only if one of them learns from them.
+After `--minutes` the command at hand is told to stop, saves itself, and the next call goes on with
+it. `--list` prints the commands that are left, `--table` the runs that are there: mean and standard
+deviation of the last epoch's H-mean over seeds, images/s, and the interval of the paired
+difference, by group, to the run that a row changes; runs/table.txt has it after each training.
+--lite2 is a state dict of timm's tf_efficientnet_lite2 (default: its download). Run folders are
+runs/NAME-seedN.
 """
 
 import json
@@ -29,6 +31,7 @@ from cleval import mean_scores
 from command import Parser
 from dbnet import load_checkpoint
 from ensemble import EXIT_NOT_BETTER
+from files import UsageError, exit_code, replace_file
 from interval import bootstrap_groups, paired_difference
 from labels import load_labels
 
@@ -63,42 +66,81 @@ RUNS = {
     "run3": ("--hparams hparams/run3.json --no-pretrained", "run8"),
     "run7": ("--hparams hparams/run7.json --no-pretrained", "run8"),
 }
+ALL = list(RUNS)
 FOLDS = [Path(f"runs/cv-fold{k}") for k in range(1, 6)]
 MEMBERS = " ".join(f"{folder}/last.pt" for folder in FOLDS)
 SWEEPS = {"sweep_lr_wd": {}, "sweep_whole": {"early_terminate": None}}  # with stopping, without
 
 
+def filled(command, args):
+    weights, data = shlex.quote(args.lite2), shlex.quote(args.data)
+    return command.replace("WEIGHTS", weights).replace("DATA", data)
+
+
+def training(name, seed, args):
+    """A step, see `steps`: a training of RUNS."""
+    flags, _ = RUNS[name]
+    folder = Path("runs", run_name(name, seed))
+    if (folder / "hparams.json").exists():
+        return folder, is_done(folder), f"python train.py --name {folder.name} --resume"
+    data = "" if "--data" in flags else " --data DATA"
+    command = f"python train.py {flags}{data} --name {folder.name} --seed {seed}"
+    return folder, False, filled(command, args)
+
+
+def run_name(name, seed):
+    return name[1:] if name.startswith("*") else f"{name}-seed{seed}"
+
+
+def needed(rows):
+    """Names of RUNS: the rows and, before them, those that they start from."""
+    names = []
+    for name in rows:
+        flags, _ = RUNS[name]
+        starts = [other for other in RUNS if f"--init runs/{other.removeprefix('*')}/" in flags]
+        names += [*starts, name]
+    return list(dict.fromkeys(names))
+
+
+def trainings(args):
+    """(name, seed) of RUNS in order: by row or, with --rows, by seed."""
+    names = needed(args.rows)
+    pairs = [(name, seed) for name in names for seed in range(1 if name[0] == "*" else SEEDS)]
+    if args.rows != ALL:
+        pairs.sort(key=lambda pair: pair[1])
+    return pairs
+
+
 def steps(args):
     """(what comes of it, whether it is there, command), in order; a command that was stopped is
     given as it goes on."""
+    pairs = trainings(args)
+    if any(PRETRAIN in RUNS[name][0] for name, _ in pairs):
+        yield "data/pretrain", Path("data/pretrain/train.json").exists(), SYNTH
+    for name, seed in pairs:
+        yield training(name, seed, args)
+    if args.rows == ALL:
+        yield from later_steps(args)
 
-    def filled(command):
-        weights, data = shlex.quote(args.lite2), shlex.quote(args.data)
-        return command.replace("WEIGHTS", weights).replace("DATA", data)
 
-    yield "data/pretrain", Path("data/pretrain/train.json").exists(), SYNTH
-    for name, (flags, _) in RUNS.items():
-        single = name.startswith("*")
-        for seed in range(1 if single else SEEDS):
-            run = name[1:] if single else f"{name}-seed{seed}"
-            start = filled(f"python train.py {flags}" + " --data DATA" * ("--data" not in flags))
-            start += f" --name {run} --seed {seed}"
-            begun = Path("runs", run, "hparams.json").exists()
-            go_on = f"python train.py --name {run} --resume"
-            yield run, is_done(Path("runs", run)), go_on if begun else start
+def later_steps(args):
+    """Folds, their thresholds and ensemble, and sweeps, as `steps` has them."""
     cv = f"python train.py {LITE2} --data DATA --name cv --folds 5 --fold all"
-    begun = (FOLDS[0] / "hparams.json").exists()
-    yield "five folds", all(map(is_done, FOLDS)), filled(cv) + " --resume" * begun
+    begun = " --resume" if (FOLDS[0] / "hparams.json").exists() else ""
+    yield "five folds", all(map(is_done, FOLDS)), filled(cv, args) + begun
+
     tuned, found = "runs/cv-tuned.json", "runs/cv-ensemble.json"
     yield tuned, Path(tuned).exists(), f"python evaluate.py {MEMBERS} --tune --write {tuned}"
     vote = f"python ensemble.py {MEMBERS} --hparams {tuned} --data DATA --out {found}"
-    yield found, Path(found).exists(), filled(vote)
+    yield found, Path(found).exists(), filled(vote, args)
+
     spec = json.loads((ROOT / "hparams/sweep_lr_wd.json").read_text())
     for name, change in SWEEPS.items():
         file, report = Path(f"runs/{name}.json"), Path("runs", name, "report.md")
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({**spec, **change}))
-        yield report, report.exists(), filled(f"python sweep.py {file} --data DATA --no-pretrained")
+        command = f"python sweep.py {file} --data DATA --no-pretrained"
+        yield report, report.exists(), filled(command, args)
 
 
 def last_state(folder):
@@ -123,52 +165,91 @@ def run(command, deadline):
         return 143
 
 
-def print_table(data):
-    """One row a NAME: seeds, mean, standard deviation, and the paired difference by group."""
+def table(data):
+    """Lines, one a NAME: seeds, mean, standard deviation, and the paired difference by group."""
+    lines = []
     pages = {}  # name: [N, 4] rows of cleval's "page" at the last epoch, means over seeds
     held = load_labels(data, "val")
     groups = dict(zip([page.name for page in held], bootstrap_groups(held)))
     for name, (_, other) in RUNS.items():
-        folders = [f for s in range(SEEDS) if is_done(f := Path("runs", f"{name}-seed{s}"))]
-        states = [last_state(folder) for folder in folders]
+        folders = [Path("runs", f"{name}-seed{seed}") for seed in range(SEEDS)]
+        states = [last_state(folder) for folder in folders if is_done(folder)]
         if not states:
             continue
+
         values = [state["rows"][-1]["hmean"] for state in states]
+        speed = statistics.mean(row["images_s"] for state in states for row in state["rows"])
         scores = [state["scores"]["pages"] for state in states]
         hmean = np.mean([[page[key] for key in groups] for page in scores], 0)
         pages[name] = np.stack([hmean, hmean, hmean, np.ones_like(hmean)], 1)
+
         sd = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "     -"
         line = f"{name:18s} {len(values)} seeds  hmean {statistics.mean(values):.4f}  sd {sd}"
+        line += f"  {speed:.1f} images/s"
         if other in pages:
             pair = pages[name], pages[other]
             difference = paired_difference(*pair, mean_scores, [*groups.values()])
             line += f"  {difference}, vs {other}"
-        print(line)
+        lines.append(line)
+    return lines
 
 
-def main():
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("data", help="folder with train and val labels", metavar="DATA")
-    add("--minutes", type=float, default=28, help="time of this part (28)")
-    add("--lite2", default="timm", help="weights of tf_efficientnet_lite2 (timm)")
-    add("--list", action="store_true", help="print the commands that are left")
-    add("--table", action="store_true", help="print the results so far")
-    args = parser.parse_args()
-    if args.table:
-        return print_table(args.data)
+def keep_table(data):
+    replace_file("runs/table.txt", "".join(f"{line}\n" for line in table(data)))
+
+
+def chosen_rows(text):
+    """Names of RUNS. Raises UsageError."""
+    names = text.split(",")
+    for name in names:
+        if name not in ALL:
+            raise UsageError(f"--rows {text}", f"no row {name}", f"there are {', '.join(ALL)}")
+    return names
+
+
+def work(args):
+    """The steps that are left, until the time is up. Returns the exit code."""
     deadline = time.monotonic() + 60 * args.minutes
     for what, there, command in steps(args):
         if there:
             continue
         if args.list:
             print(command)
-        elif time.monotonic() > deadline:
+            continue
+        if time.monotonic() > deadline:
             print(f"time is up; next: {what}")
             return 0
-        elif (code := run(command, deadline)) not in (0, EXIT_NOT_BETTER):
-            print(f"{what}: exit code {code}" + "; call again to go on" * (code == 143))
-            return 0 if code == 143 else code
+
+        code = run(command, deadline)
+        if Path("runs").exists():
+            keep_table(args.data)
+        if code == 143:
+            print(f"{what}: stopped; call again to go on")
+            return 0
+        if code not in (0, EXIT_NOT_BETTER):
+            print(f"{what}: exit code {code}")
+            return code
+    return 0
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("data", help="folder with train and val labels", metavar="DATA")
+    add("--rows", default=",".join(ALL), help="train only these, separated by commas (all)")
+    add("--minutes", type=float, default=28, help="time of this part (28)")
+    add("--lite2", default="timm", help="weights of tf_efficientnet_lite2 (timm)")
+    add("--list", action="store_true", help="print the commands that are left")
+    add("--table", action="store_true", help="print the results so far")
+    args = parser.parse_args(argv)
+
+    def chosen():
+        args.rows = chosen_rows(args.rows)
+        if args.table:
+            return print(*table(args.data), sep="\n")
+        return work(args)
+
+    return exit_code(chosen)
 
 
 if __name__ == "__main__":
