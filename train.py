@@ -280,9 +280,9 @@ def follow_trainer():
 
 
 def canvas_step(hp, device):
-    """Sides of canvases are multiples of this many px. On a GPU each new canvas costs time once, for
-    cuDNN to choose kernels; where pages differ in both sides, 64 saves more than its padding costs.
-    A CPU keeps 32, and with it the numbers of earlier runs."""
+    """Sides of canvases are multiples of this many px. On a GPU each new canvas costs time once,
+    for cuDNN to choose kernels; where pages differ in both sides, 64 saves more than its padding
+    costs. A CPU keeps 32, and with it the numbers of earlier runs."""
     return 64 if device.type == "cuda" and hp.fit == "area" else 32
 
 

@@ -576,7 +576,7 @@ def release(gpu):
 def measure_rates(device):
     """(bytes/s read and written by a copy, FLOP/s of a matrix product) of a device, printed."""
     gpu = device.type == "cuda"
-    kind, side, count = (torch.bfloat16, 8192, 2**29) if gpu else (torch.float32, 512, 2**24)
+    kind, side, count = (torch.bfloat16, 8192, 2**29) if gpu else (torch.float32, 256, 2**22)
     source = torch.empty(count, device=device)
     target = torch.empty_like(source)
     matrix = torch.randn(side, side, device=device, dtype=kind)
