@@ -570,7 +570,7 @@ def sweep_state(*lines):
 
 
 def event(kind, **values):
-    return json.dumps({"event": kind, "trial": 1, **values})
+    return json.dumps({"event": kind, "trial": 1, "number": 1, **values})
 
 
 FIRST = event("new", params={"lr": 1e-3})
@@ -1012,6 +1012,14 @@ def small_files(folder):
     return {path: path.read_bytes() for path in files if path.stat().st_size < 2**24}
 
 
+def holds(slip, folder, out):
+    """Whether the check of a Slip passes; what it cannot read does not."""
+    try:
+        return slip.check(folder, out)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def judge(slip, ended, folder, before, limits):
     """What is wrong with the way a Slip ended, or ''. before: its files, by `small_files`."""
     lines = ended.said.strip().splitlines()
@@ -1034,7 +1042,7 @@ def judge(slip, ended, folder, before, limits):
         (absent or present, f"words {absent + present}"),
     ]
     problems = [what for bad, what in wrong if bad]
-    if not problems and not slip.check(folder, ended.out):
+    if not problems and not holds(slip, folder, ended.out):
         problems = ["not as it should be"]
     return ", ".join(problems)
 
