@@ -9,6 +9,7 @@ python evaluate.py best.pt --images DIR --rank   without labels: the pages to la
 python evaluate.py best.pt --data DATA --stress  turned, scaled, blurred, dark and noisy pages
 python evaluate.py best.pt --images DIR --size auto  crops to the text after a first look
 python evaluate.py runs/x-fold*/last.pt --tune --write tuned.json
+python evaluate.py runs/x-fold*/last.pt --audit suspects.html  labels that are probably wrong
 python evaluate.py old.pt --mix new.pt --export mean.pt  the mean of their weights
 
 In Python: polygons, scores = Detector("weights/receipts-lite2.pt")("a.jpg")"""
@@ -19,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import audit
 import cleval
 import data
 import pictures
@@ -52,7 +54,7 @@ from formats import pages_to_json
 from hparams import Hparams, checked, read_hparams
 from interval import SEEN, Difference, bootstrap_groups, make_score, paired_difference
 from labels import PICTURES, SPLITS, Page, load_labels, lookalike, page_files, read_competition
-from predict import Network, predict, predict_each
+from predict import Network, flipped, mean_map, predict, predict_each
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
 # a checkpoint's values that flags may replace
@@ -735,6 +737,81 @@ def stress_blocks(names, results):
         yield "figure", kind, plot.svg(f"H-mean, {kind}", "narrow")
 
 
+# ---------------------------------------------------------------- audit
+
+
+NO_AUDIT = "not with --audit"
+
+
+def choose_voters(sources, pages):
+    """{indices of sources: pages}: each page by the sources that were not trained on it, or by all
+    if each was, which is said."""
+    trained = []
+    for source in sources:
+        origin = source.state.get("origin") or {"unknown": [source.path]}
+        if origin["unknown"]:
+            warn(source.path, "not all pages that it was trained on are known")
+        trained.append(seen_digests(origin, source.hp).get("trained", set()))
+
+    voters, familiar = defaultdict(list), []
+    for page in pages:
+        digest = page_digest(page)
+        fresh = [n for n, digests in enumerate(trained) if digest not in digests]
+        if not fresh:
+            familiar.append(page.name)
+        voters[tuple(fresh or range(len(sources)))].append(page)
+    if familiar:
+        problem = f"{len(familiar)} of {len(pages)} pages (first: {familiar[0]}) were trained on"
+        warn("--audit", f"{problem}; a network that has learned an error does not see it")
+    return voters
+
+
+def read_pages(args, sources, pages, plan):
+    """Readings of pages, see `audit.read_page`, by the mean map of sources."""
+    networks = [source.network(args.device) for source in sources]
+    if args.flip:
+        networks = [network._replace(model=flipped(network.model)) for network in networks]
+    hp = networks[0].hp
+
+    def job(page, maps):
+        prob = mean_map(maps, [1] * len(maps), maps[0].shape)
+        return audit.read_page(page, prob, hp, plan)
+
+    return [reading for _, reading in predict_each(networks, pages, args.device, job)]
+
+
+def run_audit(args, overrides):
+    """evaluate.py --audit. Raises DataError, UsageError."""
+    sources = [load_source(path) for path in args.sources]
+    for source in sources:
+        source.state.pop("optimizer", None)  # those of all folds would fill the memory
+        if overrides:
+            source.override(overrides)
+    if len(sources) > 1 and not args.split and all(source.hp.folds for source in sources):
+        parts = held_out_pages(sources, args.data, args.image_dir)
+        pages = [page for part in parts for page in part]
+    else:
+        pages = labelled_pages(args, sources[0])
+    check_outputs([args.audit], [*args.sources, args.hparams], pages)
+    plan = audit.make_plan(pages)
+    voters = choose_voters(sources, pages)
+
+    # the time is measured on a few pages, the first of which starts the network up
+    first, theirs = next(iter(voters.items()))
+    few = [sources[n] for n in first]
+    read_pages(args, few, theirs[:1], plan)
+    begin = time.perf_counter()
+    read_pages(args, few, theirs[:3], plan)
+    minutes = (time.perf_counter() - begin) / len(theirs[:3]) * len(pages) / 60
+    labels = sum(len(page.polygons) for page in pages)
+    print(f"{labels} labels on {len(pages)} pages: at most some {minutes:.1f} minutes")
+
+    readings = []
+    for numbers, theirs in voters.items():
+        readings += read_pages(args, [sources[n] for n in numbers], theirs, plan)
+    audit.write_audit(args.audit, readings, args.to and args.to[1])
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -753,9 +830,12 @@ def parse_args(argv):
     add("--images", metavar="PATH", help="pictures without labels: one, or a folder and below")
     add("--tile", type=int, metavar="PX", help="cut larger pages into tiles")
     add("--stress", action="store_true", help="score them turned, scaled, blurred, dark, noisy")
+    add("--flip", action="store_true", help="with --audit: the mirrored page votes, too")
     add("--rank", action="store_true", help="pages without labels, the ones to label next first")
     add = parser.add_argument_group("files to write").add_argument
     add("--out", metavar="JSON", help="predictions with confidences")
+    add("--audit", metavar="FILE", help="labels that are probably wrong, as .json or .html")
+    add("--to", nargs=2, metavar=("labelme", "DIR"), help="with --audit: pages to correct")
     add("--export", metavar="FILE", help="x.onnx for onnxruntime, RapidOCR; x.pt in half the size")
     add("--html", metavar="FILE", help="a report: worst pages, scores by size and density")
     add("--pictures", metavar="DIR", help="pages with labels, hits, misses and false alarms drawn")
@@ -839,16 +919,26 @@ def check_scoring_flags(args):
         ("out pictures tile images", not args.stress, "not with --stress"),
         ("stress", scoring and networks, "only with a checkpoint to score"),
         ("export hparams mix", not args.tune, "not with --tune"),
+        ("audit", scoring and networks, "only with a checkpoint, not with --tune or --export"),
+        ("flip to", args.audit, "only with --audit"),
+        ("compare images tile rank out html pictures stress mix json", not args.audit, NO_AUDIT),
         ("data split image_dir json", not args.export, "not with --export"),
         (f"images export mix tune tile {values}", networks, "only with a checkpoint"),
         ("data", not args.images, "not with --images"),
-        ("split", not several, "not with folds, each on what it held out"),
+        ("split", not several or args.audit, "not with folds, each on what it held out"),
         ("split image_dir", args.data or several, "only with --data"),
         ("tile", args.tile is None or args.tile >= 32, "at least 32 page pixels are needed"),
     ]
     refuse_idle(args, rules)
-    if several and not args.tune:
-        raise UsageError("several sources", "only with --tune", "to compare two: --compare")
+    if several and not (args.tune or args.audit):
+        remedy = "to compare two: --compare"
+        raise UsageError("several sources", "only with --tune or --audit", remedy)
+    if args.audit and not args.audit.endswith((".json", ".html")):
+        raise UsageError(f"--audit {args.audit}", "not a .json or .html file")
+    if args.to and args.to[0] != "labelme":
+        raise UsageError(f"--to {args.to[0]}", "only labelme is known")
+    if args.to and Path(args.to[1]).exists():
+        raise UsageError(args.to[1], "exists", "choose another folder or remove it")
 
 
 def read_overrides(args):
@@ -892,6 +982,8 @@ def run(args):
     args.device = choose_device(args.device, works)
     if args.tune:
         return run_tune(args, overrides)
+    if args.audit:
+        return run_audit(args, overrides)
     source = load_source(args.source)
     if args.mix:
         source = mix(source, load_source(args.mix))

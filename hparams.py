@@ -33,6 +33,8 @@ class Hparams:
     tuned: str = value("", HIDE)  # digests, with commas between, of the pages that chose thresholds
     pseudo_labels: str = value("", "predictions.json whose pages are added to training")
     min_confidence: float = value(0.8, "pseudo labels under this are don't care", 0, 1)
+    doubt: str = value("", "suspects of evaluate.py --audit (JSON): don't care in training")
+    doubt_above: float = value(0.5, "suspects of at least this probability", 0, 1)
     backbone: str = value("efficientnet_b4", "any timm model with strides 4 to 32", group="network")
     pretrained: str = value(
         "timm", "timm (download), a state dict's path, or none (--no-pretrained)"

@@ -28,6 +28,7 @@ COCO_IGNORED = "ignore", "ignored", "illegible", "difficult", "###"  # names of 
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
 WRAPPED = re.compile(r'^\s*(?:"(.*)"|(###))\s*$')  # quotes, or spaces around the mark, go
 PRICE = re.compile(r"\d{1,3}(,\d{3})*(\.\d+)?")
+PROPOSAL = "proposal: "  # how the label of a labelme shape begins that is not yet a word
 LINE_END = re.compile("\r\n?|\n")
 
 # files that hold a split, the last one Label Studio's
@@ -443,13 +444,14 @@ def read_paddle(label_file, image_dir=None):
 
 def read_labelme(files, image_dir=None):
     """Pages of labelme's files, one a picture: polygons and rectangles; text is the description, or
-    else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore. Raises
-    DataError."""
+    else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore. Shapes whose
+    label begins with PROPOSAL are left out. Raises DataError."""
     for file in files:
         sheet = read_json(file)
         shapes = get(sheet, "shapes")
         if not isinstance(shapes, list):
             raise DataError(file, 'no "shapes" list of objects', "is this a labelme file?")
+        shapes = [s for s in shapes if not str(get(s, "label")).startswith(PROPOSAL)]
         words = [labelme_word(shape, i, file) for i, shape in enumerate(shapes, 1)]
         places = image_dir_of(file, image_dir)
         page = find_page(places, way_ends(get(sheet, "imagePath")), file, file)

@@ -49,6 +49,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import audit
 import data
 import evaluate
 import predict
@@ -164,6 +165,10 @@ def read_pages(hp, ancestors):
     scored = sum(others.values(), val)
     if hp.pseudo_labels:
         train = train + read_pseudo_pages(hp, train + scored)
+
+    if hp.doubt:
+        count = audit.mask_doubt(train, hp.doubt, hp.doubt_above)
+        print(f"doubt {count} suspects of {hp.doubt} are don't care in training")
 
     sets = data.set_names(hp.data)
     if len(sets) > 1:
@@ -1237,6 +1242,7 @@ def check_trainer_flags(args, hp):
         ("seeds", args.seeds is None or args.seeds > 0, "at least 1 is needed"),
         ("val_data", not hp.folds, "not with --folds, which hold pages out"),
         ("min_confidence", hp.pseudo_labels, "only with --pseudo-labels"),
+        ("doubt_above", hp.doubt, "only with --doubt"),
         ("teacher_weight", hp.teacher, "only with --teacher"),
         ("pretrained", not hp.init or hp.pretrained == "none", "not with --init"),
         ("artifact", mirrored, "only with --log wandb"),

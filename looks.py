@@ -1,0 +1,174 @@
+"""How does an outline look on a map? Features of labels, of pairs of neighbours and of text without
+a label, by which right and wrong ones differ. Outlines are [P, 2], map px."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from cleval import line_neighbours, shared_areas
+from db_postprocess import DECODING, polygon_area, polygons_from_map, shrink_distance
+from mistakes import ends, hull, own_axes
+from targets import distance_to_outline, edge_tables, pixel_window
+
+WIDEST = 2.0  # gap of a pair of neighbours, in heights
+
+# ---------------------------------------------------------------- a page
+
+
+class View(NamedTuple):
+    """A page's map with what was found on it and a set of labels, in map px."""
+
+    prob: np.ndarray  # uint8 [h, w]
+    words: list  # outlines found
+    parts: list  # outlines found at the threshold SURE
+    polygons: list  # labels
+    height: float  # the usual one of a label
+
+
+def look(prob, hp, threshold=None):
+    """Outlines on a map and their mean probabilities."""
+    settings = {key: getattr(hp, key) for key in DECODING}
+    if threshold:
+        settings["thresh"] = threshold
+    return polygons_from_map(prob, **settings)
+
+
+def short_sides(polygons):
+    sides = [cv2.minAreaRect(polygon.astype(np.float32))[1] for polygon in polygons]
+    return np.array([min(pair) for pair in sides])
+
+
+# ---------------------------------------------------------------- an outline
+
+
+def areas_of(polygons):
+    return np.array([polygon_area(polygon) for polygon in polygons])
+
+
+def valley(profile):
+    """How far a profile falls between two higher places."""
+    left = np.maximum.accumulate(profile)
+    right = np.maximum.accumulate(profile[::-1])[::-1]
+    return (np.minimum(left, right) - profile).max()
+
+
+def profile_of(place, values, step):
+    """Means of values [K] in steps along place [K]."""
+    steps = ((place - place.min()) / step).astype(int)
+    counts = np.bincount(steps)
+    sums = np.bincount(steps, values)
+    return sums[counts > 0] / counts[counts > 0]
+
+
+def ink_features(prob, outline, table):
+    """Mean probability in the shrunk outline, from there to the outline, and as far around it;
+    valleys along it and across; share of its length without text."""
+    length = cv2.arcLength(outline.astype(np.float32), True)
+    reach = max(shrink_distance(polygon_area(outline), max(length, 1)), 1)
+    rows, columns = pixel_window(outline, reach, *prob.shape)
+    window = prob[rows, columns] / 255
+    if not window.size:
+        return np.zeros(6)
+    distance, inside = distance_to_outline(table, rows, columns)
+    core = inside & (distance >= reach)
+    if not core.any():
+        core = inside
+    if not core.any():
+        return np.zeros(6)
+    around = ~inside & (distance < reach)
+    masks = np.stack([core, inside & ~core, around])
+    means = (masks * window).sum((1, 2)) / masks.sum((1, 2)).clip(1)
+
+    y, x = np.nonzero(inside)
+    along, across = own_axes(outline) @ (x, y)
+    values = window[inside]
+    in_core = core[inside]
+    lengthwise = profile_of(along[in_core], values[in_core], reach)
+    crosswise = profile_of(across, values, 1)
+    empty = (lengthwise < 0.5).mean()
+    return np.array([*means, valley(lengthwise), valley(crosswise), empty])
+
+
+def overlap_features(outlines, found, labels):
+    """N outlines, M found on the map, labels -> [N, 6] and the main one of each [N], or -1."""
+    load = shared_areas(labels, found, None).shared.sum(0)  # [M] of each, on labels
+    areas = shared_areas(outlines, found, None)
+    own = np.maximum(areas.gt, 1e-6)
+
+    # two more that were not found, so that there are always two
+    shared = np.pad(areas.shared, ((0, 0), (0, 2)))
+    union = np.pad(areas.union, ((0, 0), (0, 2)), constant_values=1)
+    size = np.append(areas.det, [1, 1])
+    load = np.append(load, [0, 0])
+
+    main = shared.argmax(1)
+    most = shared.max(1)
+    second = np.sort(shared, 1)[:, -2]
+    columns = [
+        (shared / union).max(1),
+        shared.sum(1) / own,
+        (shared > 0.5 * size).sum(1),
+        second / own,
+        1 - most / size[main],
+        (load[main] - most) / size[main],
+    ]
+    return np.stack(columns, 1).clip(0, 4), np.where(most > 0, main, -1)
+
+
+def outline_features(view, outlines):
+    """[N, 22] of N outlines: ink, what was found there, shape, and how far its ends are off."""
+    if not outlines:
+        return np.zeros((0, 22))
+    tables = edge_tables(outlines)
+    ink = [ink_features(view.prob, *pair) for pair in zip(outlines, tables)]
+    words, main = overlap_features(outlines, view.words, view.polygons)
+    parts, _ = overlap_features(outlines, view.parts, view.polygons)
+
+    # shape
+    short = short_sides(outlines).clip(0.5)
+    area = areas_of(outlines).clip(0.5)
+    aspect = np.log(area / short**2)
+    taller = np.log(short / view.height)
+
+    # how far the ends along and across are from those of what was found, in heights
+    off = np.full((len(outlines), 2), 3.0)
+    for n in np.flatnonzero(main >= 0):
+        axes = own_axes(outlines[n])
+        gaps = ends(outlines[n], axes) - ends(view.words[main[n]], axes)
+        off[n] = np.abs(gaps).max(0) / short[n]
+    return np.column_stack([ink, words, parts, aspect, taller, off.clip(0, 3)])
+
+
+# ---------------------------------------------------------------- pairs, and text
+
+
+def close_pairs(view, chosen):
+    """Neighbours on a line among the chosen labels: pairs of indices [K, 2] and features [K, 3]."""
+    if len(view.polygons) < 2:
+        return [], np.zeros((0, 3))
+    first, second, gap = line_neighbours(view.polygons)
+    pairs = np.stack([first, second], 1)
+    near = gap < WIDEST
+    near &= np.isin(pairs, chosen).all(1)
+    pairs = pairs[near]
+
+    # how much higher one is, and how far their middles are off one line, in heights
+    short = short_sides(view.polygons).clip(0.5)[pairs]  # [K, 2]
+    taller = np.abs(np.diff(np.log(short))[:, 0])
+    off = np.zeros(len(pairs))
+    for k, (i, j) in enumerate(pairs):
+        one, other = view.polygons[i], view.polygons[j]
+        _, across = own_axes(hull(one, other))
+        off[k] = abs(across @ (one.mean(0) - other.mean(0)))
+    off /= short.max(1)
+    return pairs.tolist(), np.stack([gap[near].clip(-1), taller, off], 1)
+
+
+def text_outside(view, hp):
+    """Outlines of text that no label covers, and features [K, 2] of them."""
+    rest = view.prob.copy()
+    cv2.fillPoly(rest, [np.round(p).astype(np.int32) for p in view.polygons], 0)
+    outlines, scores = look(rest, hp)
+    larger = np.log(areas_of(outlines).clip(1) / view.height**2)
+    return outlines, np.stack([scores, larger], 1)

@@ -1,0 +1,403 @@
+"""Which labels are wrong: each kind on drawn pages with perfect maps, habits, files, training."""
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NETWORK as NETWORK_FLAGS
+from conftest import error_line, write_labels, write_picture
+
+import audit
+import cleval
+import data
+import dbnet
+import evaluate
+import labels
+import mistakes
+import train
+import trees
+from files import DataError
+from hparams import Hparams
+from synth import synthetic_page
+from targets import make_targets
+
+NETWORK = "mobilenetv3_small_050", 64, "none"
+HP = Hparams(backbone=NETWORK[0], neck=64, thresh=0.3, box_thresh=0.3, unclip_ratio=0.0)
+COUNT = 10
+PLAN = audit.Plan(mistakes.KINDS, share=0.3, rounds=4, seed=0)
+
+
+def perfect_map(polygons, size):
+    """The map of a network that knows the true labels."""
+    shrink = make_targets(polygons, [False] * len(polygons), size[1], size[0])[0]
+    return shrink * np.uint8(255)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_trees():
+    """Drawn pages need fewer of them than real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trees, "ROUNDS", 25)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Drawn pages with true labels, and their perfect maps."""
+    pages, maps = [], []
+    for k in range(COUNT):
+        image, words = synthetic_page((5, k), size=480, words=60, difficulty=0.0, unit="line")
+        page = labels.Page(f"{k}.png", image, size=image.shape[1::-1])
+        for n, word in enumerate(words):
+            page.add(n, np.array(word["points"], float), word["transcription"])
+        pages.append(page)
+        maps.append(perfect_map(page.polygons, page.size))
+    return pages, maps
+
+
+def with_mistakes(pages, kinds, share, seed=0):
+    """Copies of pages with mistakes, and what these are, by page."""
+    wrong, truth = [], []
+    for k, page in enumerate(pages):
+        rng = np.random.default_rng((7, seed, k))
+        count = round(share * len(page.polygons))
+        made = mistakes.make_mistakes(rng, page.polygons, page.ignore, page.size, count, kinds)
+        other = labels.Page(page.name, page.path, size=page.size)
+        for n, (polygon, skip) in enumerate(zip(made.polygons, made.ignore)):
+            other.add(n, polygon, None, skip)
+        wrong.append(other)
+        truth.append(made)
+    return wrong, truth
+
+
+def find(pages, maps, seed=0):
+    plan = PLAN._replace(seed=seed)
+    readings = [audit.read_page(page, prob, HP, plan) for page, prob in zip(pages, maps)]
+    verdicts = audit.judge(readings, plan.kinds)
+    suspects = audit.find_suspects(readings, verdicts)
+    return suspects, audit.summarise(readings, verdicts, suspects)
+
+
+def is_true(suspect, made):
+    """Whether a suspect is one of the mistakes that were made on its page."""
+    if suspect.kind == "missing":
+        bare = [outline for kind, outline in made.bare if kind == "missing"]
+        return bool(bare) and cleval.shared_areas([suspect.points], bare, None).shared.any()
+    return all(made.kinds[n] == suspect.kind for n in suspect.labels)
+
+
+@pytest.fixture(scope="module")
+def found(drawn):
+    """Suspects of pages with six kinds of mistakes, and the truth by page."""
+    pages, maps = drawn
+    wrong, truth = with_mistakes(pages, mistakes.KINDS, 0.15)
+    suspects, summary = find(wrong, maps)
+    return suspects, summary, {page.name: made for page, made in zip(wrong, truth)}
+
+
+def test_pages_without_mistakes_have_no_suspect_above_a_half(drawn):
+    suspects, summary = find(*drawn)
+    assert [s for s in suspects if s.probability > 0.5] == []
+    assert summary.rows[-1][2] < 0.02 * sum(len(page.polygons) for page in drawn[0])
+
+
+@pytest.mark.parametrize("kind", mistakes.KINDS)
+def test_mistakes_of_each_kind_are_found_and_the_rest_is_left_alone(found, kind):
+    suspects, _, truth = found
+    made = sum(page.kinds.count(kind) for page in truth.values())
+    if kind == "missing":
+        made = sum(k == kind for page in truth.values() for k, _ in page.bare)
+    made //= 2 if kind == "split" else 1
+    assert made >= 5
+    first = [s for s in suspects if s.kind == kind][:made]
+    right = [s for s in first if is_true(s, truth[s.page.name])]
+    assert len(right) >= 0.75 * made
+
+
+def test_probabilities_of_suspects_are_shares_of_true_ones(found):
+    suspects, _, truth = found
+    right = np.array([is_true(s, truth[s.page.name]) for s in suspects])
+    chances = np.array([s.probability for s in suspects])
+    assert abs(chances.sum() - right.sum()) < 0.35 * right.sum()
+    assert right[chances > 0.8].mean() > 0.8
+
+
+def test_suspects_come_best_first_and_once_a_label(found):
+    suspects, summary, truth = found
+    chances = [s.probability for s in suspects]
+    assert chances == sorted(chances, reverse=True)
+    places = [(s.page.name, n) for s in suspects for n in s.labels]
+    assert len(places) == len(set(places))
+    made = sum(len(page.bare) for page in truth.values())
+    kind, _, count, low, high = summary.rows[-1]
+    assert kind == "in all" and low <= count <= high and count > made
+
+
+def test_proposals_lie_where_text_is(found, drawn):
+    true_labels = {page.name: page.polygons for page in drawn[0]}
+    for suspect in found[0]:
+        if suspect.kind not in ("missing", "moved", "split") or suspect.probability < 0.5:
+            continue
+        if not is_true(suspect, found[2][suspect.page.name]):
+            continue
+        (outline,) = suspect.proposals
+        areas = cleval.shared_areas([outline], true_labels[suspect.page.name], None)
+        assert (areas.shared / areas.union).max() > 0.6
+
+
+def test_the_seed_decides(drawn):
+    pages, maps = drawn
+    wrong, _ = with_mistakes(pages[:4], mistakes.KINDS, 0.15)
+    first, again, other = (find(copy.copy(wrong), maps, seed)[0] for seed in (0, 0, 1))
+    assert [s.to_json() for s in first] == [s.to_json() for s in again]
+    assert [s.to_json() for s in first] != [s.to_json() for s in other]
+
+
+def test_what_a_labeller_always_does_is_no_suspect(drawn):
+    pages, maps = drawn
+    pages = copy.deepcopy(pages)
+    for page in pages:
+        for n, polygon in enumerate(page.polygons[:6]):  # long thin rules, on which no text is
+            left, bottom = polygon[:, 0].min(), polygon[:, 1].max() + 1
+            rule = np.array([[left, bottom], [left + 90, bottom]])
+            page.add(f"rule {n}", np.concatenate([rule, rule[::-1] + (0, 2)]))
+    suspects, _ = find(pages, maps)
+    likely = [s for s in suspects if s.probability > 0.5 and s.kind == "spurious"]
+    assert len(likely) <= 2
+
+
+def test_a_map_that_shows_nothing_proves_nothing(drawn):
+    """Right and wrong labels look alike on it, so that all may be wrong, or none."""
+    pages, maps = drawn
+    rng = np.random.default_rng(0)
+    noise = [np.uint8(rng.random(prob.shape) * 255) for prob in maps[:6]]
+    suspects, _ = find(pages[:6], noise)
+    assert len([s for s in suspects if s.probability > 0.5]) < 0.05 * 6 * 20
+
+
+# ---------------------------------------------------------------- scales
+
+
+def test_probabilities_are_shares_of_a_mixture():
+    rng = np.random.default_rng(0)
+    things = np.concatenate([rng.normal(0, 1, 4000), rng.normal(4, 1, 100)])
+    is_class = np.arange(4100) >= 4000
+    scale = trees.make_scale(things, rng.normal(4, 1, 600), 0, 4100)
+    assert 80 < scale.count(things) < 120
+    chances = scale.probabilities(things)
+    assert 80 < chances.sum() < 125
+    likely = chances > 0.8
+    assert likely.sum() > 50 and is_class[likely].mean() > 0.9
+    assert is_class[chances < 0.1].mean() < 0.01
+    assert (np.diff(chances[np.argsort(things)]) >= 0).all()
+
+
+def test_mistakes_that_nothing_shows_count_too():
+    rng = np.random.default_rng(0)
+    things = np.concatenate([rng.normal(0, 1, 4000), rng.normal(6, 1, 50)])  # and 50 unseen
+    scale = trees.make_scale(things, rng.normal(6, 1, 300), 300, 4100)
+    assert 80 < scale.count(things) < 120
+
+
+def test_isotonic_regression_pools_what_falls():
+    values = trees.rising([1, 3, 2, 4, 0], [1, 1, 1, 1, 1])
+    np.testing.assert_allclose(values, [1, 2.25, 2.25, 2.25, 2.25])
+    np.testing.assert_allclose(trees.rising([2, 1], [3, 1]), [1.75, 1.75])
+
+
+def test_trees_learn_what_no_single_feature_tells():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2000, 4))
+    is_class = (features[:, 0] > 0) & (features[:, 2] > 0)
+    model = trees.fit_trees(features[:1000], is_class[:1000])
+    right = (trees.tree_scores(model, features[1000:]) > 0) == is_class[1000:]
+    assert right.mean() > 0.95
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_mistakes_are_what_they_are_called(drawn):
+    (page, *_), _ = drawn
+    count = len(page.polygons)
+    for kind in mistakes.KINDS:
+        rng = np.random.default_rng(3)
+        made = mistakes.make_mistakes(rng, page.polygons, page.ignore, page.size, 3, (kind,))
+        wrong = [p for p, name in zip(made.polygons, made.kinds) if name == kind]
+        areas = cleval.shared_areas(wrong, page.polygons, None)
+        iou = areas.shared / areas.union
+        more = {"missing": -3, "spurious": 3, "joined": -3, "split": 3}.get(kind, 0)
+        assert len(made.polygons) == count + more
+        if kind == "missing":
+            assert [name for name, _ in made.bare] == ["missing"] * 3
+        elif kind == "spurious":
+            assert not areas.shared.any()
+        elif kind == "moved":
+            assert (iou.max(1) < 0.7).all()
+        elif kind == "joined":
+            assert ((areas.shared > 0.9 * areas.det).sum(1) >= 2).all()
+        elif kind == "split":
+            assert (areas.shared.sum(1) > 0.8 * areas.gt).all() and (iou.max(1) < 0.8).all()
+        else:
+            assert sum(made.ignore) == 3
+
+
+# ---------------------------------------------------------------- files and commands
+
+
+@pytest.fixture
+def folder(drawn, tmp_path, monkeypatch):
+    """A data folder of drawn pages, whose labels have mistakes; their maps replace a network's."""
+    monkeypatch.chdir(tmp_path)
+    data.synth("s", 8, 0, size=96, words=4, difficulty=0.2)
+    pages, maps = drawn
+    wrong, _ = with_mistakes(pages, mistakes.KINDS, 0.15)
+    images = {}
+    for page, prob in zip(wrong, maps):
+        write_picture(tmp_path, page.name, page.path)
+        words = {}
+        for n, polygon, skip in zip(page.ids, page.polygons, page.ignore):
+            words[n] = {"points": polygon.tolist(), "ignore": skip}
+        images[page.name] = {"words": words}
+    write_labels(tmp_path, images, "val")
+    of_name = {page.name: prob for page, prob in zip(pages, maps)}
+
+    def read_maps(networks, pages, device, job):
+        for n, page in enumerate(pages):
+            prob = of_name[page.name]
+            page.size = prob.shape[::-1]
+            yield n, job(page, [prob])
+
+    monkeypatch.setattr(evaluate, "predict_each", read_maps)
+    monkeypatch.setattr(audit, "WANTED", 120)
+    state = {"model": dbnet.DBNet(*NETWORK).state_dict(), "hparams": asdict(HP)}
+    dbnet.save_checkpoint("a.pt", state)
+    return tmp_path
+
+
+def run(*flags):
+    return evaluate.main(["a.pt", "--data", ".", *flags])
+
+
+def test_suspects_as_json_as_a_report_and_for_labelme_and_back(folder, capsys):
+    assert run("--audit", "s.json", "--to", "labelme", "lm") == 0
+    out = capsys.readouterr()
+    assert "labels on 10 pages: at most some" in out.out and "in all" in out.out
+    assert "a.pt: not all pages that it was trained on are known" in out.err
+    suspects = json.loads((folder / "s.json").read_text())
+    keys = {"page", "kind", "label", "points", "proposed", "probability"}
+    assert all(keys <= suspect.keys() for suspect in suspects)
+    assert {suspect["kind"] for suspect in suspects} <= {*mistakes.KINDS}
+    assert all((s["label"] is None) == (s["kind"] == "missing") for s in suspects)
+
+    # pages with suspects come back as they were, proposals only once they are renamed
+    old = {page.name: page for page in labels.load_labels(".", "val")}
+    assert data.main(["convert", "lm", "back"]) == 0
+    for page in labels.load_labels("back", "train"):
+        assert page.ids == old[page.name].ids and page.ignore == old[page.name].ignore
+        for polygon, other in zip(page.polygons, old[page.name].polygons):
+            np.testing.assert_allclose(polygon, other, atol=1e-3)
+    assert {s["page"] for s in suspects} == {
+        f"{path.stem}.png" for path in Path("lm").glob("*.json")
+    }
+    (file, *_) = sorted(Path("lm").glob("*.json"))
+    file.write_text(file.read_text().replace(labels.PROPOSAL, "text "))
+    (page,) = labels.load_labels(file, "train", "lm")
+    assert len(page.polygons) > len(old[page.name].polygons)
+
+
+def test_a_report_shows_crops_and_counts(folder):
+    assert run("--audit", "s.html") == 0
+    text = (folder / "s.html").read_text()
+    assert "<summary>1 to 50</summary>" in text and "data:image/jpeg;base64," in text
+    assert "http" not in text.replace("http://www.w3.org", "")
+    assert "missing" in text and "in all" in text and "habits" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--audit s.txt", "not a .json or .html file"),
+        ("--audit s.json --html r.html", "--html: not with --audit"),
+        ("--audit s.json --tune", "--audit: only with a checkpoint"),
+        ("--audit s.json --to icdar out", "only labelme is known"),
+        ("--audit s.json --to labelme images", "images: exists"),
+        ("--flip", "--flip: only with --audit"),
+        ("--to labelme out", "--to: only with --audit"),
+    ],
+)
+def test_flags_without_effect_are_refused(folder, capsys, flags, words):
+    assert run(*flags.split()) == 2
+    error_line(capsys.readouterr().err, words)
+
+
+def test_pages_are_audited_by_the_networks_that_did_not_see_them(folder, capsys):
+    pages = labels.load_labels(".", "val")
+    digests = [evaluate.page_digest(page) for page in pages]
+    halves = digests[:5], digests[5:]
+    sources = []
+    for k, half in enumerate(halves):
+        origin = {"trained": half, "chosen": [], "unknown": []}
+        sources.append(evaluate.Source(f"{k}.pt", {"origin": origin}, HP, {}))
+    voters = evaluate.choose_voters(sources, pages)
+    names = {numbers: [page.name for page in some] for numbers, some in voters.items()}
+    all_names = [page.name for page in pages]
+    assert names == {(1,): all_names[:5], (0,): all_names[5:]}
+    assert capsys.readouterr().err == ""
+    (numbers,) = evaluate.choose_voters(sources[:1], pages[:5])
+    assert numbers == (0,)
+    assert "5 of 5 pages (first: 0.png) were trained on" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- training
+
+
+def suspect(page, kind, points, **more):
+    points = [[float(x), float(y)] for x, y in points]
+    return {"page": page.name, "kind": kind, "points": points, "proposed": None, **more}
+
+
+def test_doubtful_labels_are_dont_care_in_training(folder):
+    pages = labels.load_labels("s", "train")
+    data.inspect_pages(pages)
+    page, other = pages[:2]
+    before = copy.deepcopy(page.repaired)
+    box = [[1, 1], [9, 1], [9, 5], [1, 5]]
+    entries = [
+        suspect(page, "moved", page.polygons[0], probability=0.9, proposed=box),
+        suspect(page, "missing", box, probability=0.6, proposed=box),
+        suspect(other, "moved", other.polygons[0], probability=0.4),
+    ]
+    Path("doubt.json").write_text(json.dumps(entries))
+    assert audit.mask_doubt(pages, "doubt.json", 0.5) == 2
+    count = len(before.polygons)
+    assert page.repaired.ignore[:count] == [True, *before.ignore[1:]]
+    assert page.repaired.ignore[count:] == [True, True]
+    np.testing.assert_allclose(page.repaired.polygons[-1], box)
+    assert not any(other.ignore)
+    with pytest.raises(DataError, match="no suspect of a train page"):
+        audit.mask_doubt(pages, "doubt.json", 0.95)
+    Path("doubt.json").write_text('{"a": 1}')
+    with pytest.raises(DataError, match="not a list of suspects"):
+        audit.mask_doubt(pages, "doubt.json", 0.5)
+
+
+def test_a_run_knows_what_it_doubted(folder, capsys):
+    (page, *_) = labels.load_labels("s", "train")
+    entries = [suspect(page, "spurious", page.polygons[0], probability=0.9)]
+    Path("doubt.json").write_text(json.dumps(entries))
+    flags = ["--data=s", *NETWORK_FLAGS, "--size=64", "--batch=2", "--epochs=2", "--T_max=2"]
+    flags += ["--device=cpu", "--name=d", "--workers=0"]
+    assert train.main([*flags, "--doubt-above=0.5"]) == 2
+    error_line(capsys.readouterr().err, "--doubt-above: only with --doubt")
+    assert train.main([*flags, "--doubt=doubt.json", "--stop-epoch=1"]) == 0
+    out = capsys.readouterr().out
+    assert "doubt 1 suspects of doubt.json" in out and "1 ignored" in out
+    Path("doubt.json").write_text(
+        json.dumps([entries[0] | {"page": page.name, "probability": 0.2}])
+    )
+    assert train.main(["--name=d", "--resume", "--device=cpu", "--workers=0"]) == 1
+    error_line(capsys.readouterr().err, "no suspect of a train page")

@@ -1,0 +1,162 @@
+"""How likely is it, by its features? Boosted trees, and a scale on which scores are probabilities.
+
+A classifier cannot tell how usual a class is where it will be used. Scores of things as they are,
+beside scores of examples of the class, bound it: the class is at most so usual that its examples
+account for everything that scores as high as they do (mixture proportion estimation, Blanchard et
+al. 2010; the best bin, Garg et al. 2021)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+BINS = 32  # of a feature
+DEPTH = 3  # questions a tree
+ROUNDS = 80  # trees
+RATE = 0.15
+RIDGE = 2.0
+LEAST_RECALL = 0.3  # of a bar
+HIGHEST = 0.99  # no probability is above it
+
+# ---------------------------------------------------------------- classifier
+
+
+class Trees(NamedTuple):
+    """A boosted classifier of features [N, F]."""
+
+    edges: np.ndarray  # [B - 1, F] between the bins of each feature
+    start: float  # log odds without a tree
+    trees: list  # ([(feature, edge) of each level], values [leaves])
+
+
+def to_bins(features, edges):
+    """Features [N, F] -> numbers of their bins [N, F]."""
+    bins = np.zeros(features.shape, int)
+    for k, column in enumerate(features.T):
+        bins[:, k] = np.searchsorted(edges[:, k], column, "right")
+    return bins
+
+
+def fit_trees(features, is_class):
+    """Features [N, F] and flags [N] -> Trees, by gradient boosting of the log odds (Friedman 2001).
+    A tree asks one question a level, at all of its nodes (Prokhorenkova et al. 2018)."""
+    edges = np.quantile(features, np.linspace(0, 1, BINS + 1)[1:-1], axis=0)
+    bins = to_bins(features, edges)
+    count = is_class.sum() + 0.5
+    start = np.log(count / (len(bins) + 1 - count))
+    score = np.full(len(bins), start)
+    trees = []
+    for _ in range(ROUNDS):
+        p = 1 / (1 + np.exp(-score))
+        slope = is_class - p
+        bend = p * (1 - p)
+        questions, leaf = grow_tree(bins, slope, bend)
+        value = leaf_sum(leaf, slope) / (leaf_sum(leaf, bend) + RIDGE)
+        trees.append((questions, RATE * value))
+        score += RATE * value[leaf]
+    return Trees(edges, start, trees)
+
+
+def leaf_sum(leaf, weights):
+    return np.bincount(leaf, weights, 2**DEPTH)
+
+
+def grow_tree(bins, slope, bend):
+    """Bins [N, F] and derivatives [N] of the loss -> questions [(feature, edge)] of the tree that
+    lowers it most, level by level, and the leaf of each [N]."""
+    width = bins.shape[1]
+    leaf = np.zeros(len(bins), int)
+    questions = []
+    for level in range(DEPTH):
+        cell = (leaf[:, None] * width + np.arange(width)) * BINS + bins
+        count = width * BINS * 2**level
+        sums = []
+        for weights in (slope, bend):
+            total = np.bincount(cell.ravel(), np.repeat(weights, width), count)
+            sums.append(total.reshape(-1, width, BINS).cumsum(2))  # [nodes, F, B]
+
+        # what a question at each edge gains, summed over the nodes
+        left, left_bend = sums
+        right = left[..., -1:] - left
+        right_bend = left_bend[..., -1:] - left_bend
+        gain = left**2 / (left_bend + RIDGE) + right**2 / (right_bend + RIDGE)
+        feature, edge = np.unravel_index(gain.sum(0).argmax(), (width, BINS))
+        questions.append((feature, edge))
+        leaf = 2 * leaf + (bins[:, feature] > edge)
+    return questions, leaf
+
+
+def tree_scores(model, features):
+    """Trees and features [N, F] -> log odds [N]."""
+    bins = to_bins(features, model.edges)
+    score = np.full(len(bins), model.start)
+    for questions, value in model.trees:
+        leaf = np.zeros(len(bins), int)
+        for feature, edge in questions:
+            leaf = 2 * leaf + (bins[:, feature] > edge)
+        score += value[leaf]
+    return score
+
+
+# ---------------------------------------------------------------- probabilities
+
+
+class Scale(NamedTuple):
+    """From scores to probabilities of a class."""
+
+    edges: np.ndarray  # [B - 1] between bins of scores
+    values: np.ndarray  # [B]
+    bar: float  # from it on, all that scores so high counts as the class
+    weight: float  # how many of the class one above the bar stands for
+
+    def probabilities(self, scores):
+        return self.values[np.searchsorted(self.edges, scores, "right")]
+
+    def count(self, scores):
+        """How many of the class there are, by those above the bar."""
+        return self.weight * (scores >= self.bar).sum()
+
+
+def make_scale(scores, examples, lost, count):
+    """Scores of things as they are [N] and of examples of a class [K], of which as many as `lost`
+    more have no score -> Scale. Probabilities are the class's density over that of all things,
+    times the class's share, and rise with the score. Where the share in all `count` things comes
+    near a half, things and examples look alike, which proves nothing, and it is lowered."""
+    examples = np.sort(examples)[::-1]
+    total = len(examples) + lost
+    if not len(examples):
+        return Scale(np.zeros(0), np.zeros(1), np.inf, 1.0)
+
+    # the bar at which the class's count has the lowest upper bound
+    places = np.linspace(LEAST_RECALL * total, len(examples), 40).astype(int)
+    places = np.unique(places.clip(1, len(examples)))
+    recalls = places / total
+    above = np.array([(scores >= examples[place - 1]).sum() for place in places])
+    bounds = (above + 4.5 + 3 * np.sqrt(above + 2.25)) / recalls  # three standard errors
+    best = bounds.argmin()
+    bar = examples[places[best] - 1]
+    expected = above[best] / recalls[best]
+    telling = max(1 - (2 * expected / count) ** 2, 0)
+
+    # bins below the bar with equal numbers of examples, and one above it
+    below = examples[places[best] - 1 :]
+    parts = min(12, 1 + len(below) // 10)
+    edges = np.quantile(below, np.arange(parts) / parts)
+    edges = np.append(edges, bar)
+    ours = expected / total * np.histogram(below, [-np.inf, *edges])[0]
+    things = np.histogram(scores[scores < bar], [-np.inf, *edges])[0]
+    things = np.maximum(things, ours) + 1e-9
+    values = np.append(rising(ours / things, things), 1)
+    certain = above[best] / (above[best] + 1) * telling  # by the rule of succession
+    return Scale(edges, np.minimum(values * certain, HIGHEST), bar, telling / recalls[best])
+
+
+def rising(values, weights):
+    """Isotonic regression of values [N]: neighbours that fall are pooled [N]."""
+    blocks = []  # (sum, weight, how many values)
+    for value, weight in zip(values, weights):
+        block = value * weight, weight, 1
+        while blocks and blocks[-1][0] * block[1] >= block[0] * blocks[-1][1]:
+            block = tuple(map(sum, zip(blocks.pop(), block)))
+        blocks.append(block)
+    means = [total / weight for total, weight, _ in blocks]
+    return np.repeat(means, [count for *_, count in blocks])
