@@ -50,22 +50,26 @@ def valley(profile):
     """How far a profile falls between two higher places."""
     left = np.maximum.accumulate(profile)
     right = np.maximum.accumulate(profile[::-1])[::-1]
-    return (np.minimum(left, right) - profile).max()
+    depth = np.minimum(left, right) - profile
+    return depth.max()
 
 
 def profile_of(place, values, step):
     """Means of values [K] in steps along place [K]."""
-    steps = ((place - place.min()) / step).astype(int)
+    distance = place - place.min()
+    steps = (distance / step).astype(int)
     counts = np.bincount(steps)
     sums = np.bincount(steps, values)
-    return sums[counts > 0] / counts[counts > 0]
+    some = counts > 0
+    return sums[some] / counts[some]
 
 
 def ink_features(prob, outline, table):
     """Mean probability in the shrunk outline, from there to the outline, and as far around it;
     valleys along it and across; share of its length without text."""
     length = cv2.arcLength(outline.astype(np.float32), True)
-    reach = max(shrink_distance(polygon_area(outline), max(length, 1)), 1)
+    area = polygon_area(outline)
+    reach = max(shrink_distance(area, max(length, 1)), 1)
     rows, columns = pixel_window(outline, reach, *prob.shape)
     window = prob[rows, columns] / 255
     if not window.size:
@@ -78,42 +82,49 @@ def ink_features(prob, outline, table):
         return np.zeros(6)
     around = ~inside & (distance < reach)
     masks = np.stack([core, inside & ~core, around])
-    means = (masks * window).sum((1, 2)) / masks.sum((1, 2)).clip(1)
+    sums = (masks * window).sum((1, 2))
+    means = sums / masks.sum((1, 2)).clip(1)
 
     y, x = np.nonzero(inside)
     along, across = own_axes(outline) @ (x, y)
     values = window[inside]
-    in_core = core[inside]
-    lengthwise = profile_of(along[in_core], values[in_core], reach)
     crosswise = profile_of(across, values, 1)
+    in_core = core[inside]
+    along = along[in_core]
+    lengthwise = profile_of(along, values[in_core], reach)
     empty = (lengthwise < 0.5).mean()
-    return np.array([*means, valley(lengthwise), valley(crosswise), empty])
+    valleys = valley(lengthwise), valley(crosswise)
+    return np.array([*means, *valleys, empty])
 
 
 def overlap_features(outlines, found, labels):
     """N outlines, M found on the map, labels -> [N, 6] and the main one of each [N], or -1."""
-    load = shared_areas(labels, found, None).shared.sum(0)  # [M] of each, on labels
+    on_labels = shared_areas(labels, found, None)
     areas = shared_areas(outlines, found, None)
     own = np.maximum(areas.gt, 1e-6)
 
     # two more that were not found, so that there are always two
-    shared = np.pad(areas.shared, ((0, 0), (0, 2)))
-    union = np.pad(areas.union, ((0, 0), (0, 2)), constant_values=1)
+    two_more = (0, 0), (0, 2)
+    shared = np.pad(areas.shared, two_more)
+    union = np.pad(areas.union, two_more, constant_values=1)
     size = np.append(areas.det, [1, 1])
-    load = np.append(load, [0, 0])
+    load = np.append(on_labels.shared.sum(0), [0, 0])  # area of each on labels
 
+    # the one that shares most, and the next
     main = shared.argmax(1)
     most = shared.max(1)
     second = np.sort(shared, 1)[:, -2]
+    inside = shared > 0.5 * size
     columns = [
         (shared / union).max(1),
         shared.sum(1) / own,
-        (shared > 0.5 * size).sum(1),
+        inside.sum(1),
         second / own,
         1 - most / size[main],
         (load[main] - most) / size[main],
     ]
-    return np.stack(columns, 1).clip(0, 4), np.where(most > 0, main, -1)
+    features = np.stack(columns, 1).clip(0, 4)
+    return features, np.where(most > 0, main, -1)
 
 
 def outline_features(view, outlines):
@@ -135,7 +146,8 @@ def outline_features(view, outlines):
     off = np.full((len(outlines), 2), 3.0)
     for n in np.flatnonzero(main >= 0):
         axes = own_axes(outlines[n])
-        gaps = ends(outlines[n], axes) - ends(view.words[main[n]], axes)
+        word = view.words[main[n]]
+        gaps = ends(outlines[n], axes) - ends(word, axes)
         off[n] = np.abs(gaps).max(0) / short[n]
     return np.column_stack([ink, words, parts, aspect, taller, off.clip(0, 3)])
 
@@ -155,20 +167,24 @@ def close_pairs(view, chosen):
 
     # how much higher one is, and how far their middles are off one line, in heights
     short = short_sides(view.polygons).clip(0.5)[pairs]  # [K, 2]
-    taller = np.abs(np.diff(np.log(short))[:, 0])
+    steps = np.diff(np.log(short))[:, 0]
     off = np.zeros(len(pairs))
     for k, (i, j) in enumerate(pairs):
-        one, other = view.polygons[i], view.polygons[j]
+        one = view.polygons[i]
+        other = view.polygons[j]
         _, across = own_axes(hull(one, other))
         off[k] = abs(across @ (one.mean(0) - other.mean(0)))
     off /= short.max(1)
-    return pairs.tolist(), np.stack([gap[near].clip(-1), taller, off], 1)
+    gap = gap[near].clip(-1)
+    return pairs.tolist(), np.stack([gap, np.abs(steps), off], 1)
 
 
 def text_outside(view, hp):
     """Outlines of text that no label covers, and features [K, 2] of them."""
     rest = view.prob.copy()
-    cv2.fillPoly(rest, [np.round(p).astype(np.int32) for p in view.polygons], 0)
+    labels = [np.round(polygon).astype(np.int32) for polygon in view.polygons]
+    cv2.fillPoly(rest, labels, 0)
     outlines, scores = look(rest, hp)
-    larger = np.log(areas_of(outlines).clip(1) / view.height**2)
+    area = areas_of(outlines).clip(1)
+    larger = np.log(area / view.height**2)
     return outlines, np.stack([scores, larger], 1)
