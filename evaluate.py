@@ -792,7 +792,7 @@ def run_audit(args, overrides):
         pages = [page for part in parts for page in part]
     else:
         pages = labelled_pages(args, sources[0])
-    check_outputs([args.audit], [*args.sources, args.hparams], pages)
+    check_outputs([args.audit], [*args.sources, args.hparams, *page_files(pages)])
     plan = audit.make_plan(pages)
     voters = choose_voters(sources, pages)
 

@@ -444,8 +444,8 @@ def read_paddle(label_file, image_dir=None):
 
 def read_labelme(files, image_dir=None):
     """Pages of labelme's files, one a picture: polygons and rectangles; text is the description, or
-    else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore. Shapes whose
-    label begins with PROPOSAL are left out. Raises DataError."""
+    else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore. A shape
+    whose label begins with PROPOSAL is left out. Raises DataError."""
     for file in files:
         sheet = read_json(file)
         shapes = get(sheet, "shapes")
