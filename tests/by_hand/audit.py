@@ -1,16 +1,17 @@
 """How well are wrong labels found? Mistakes are put into labels, and the suspects are counted.
 
-python tests/by_hand/audit.py DATA WEIGHTS MAPS.npz [--shares 0.02,0.05,0.1] [--seeds 3] [--known own.json]
-python tests/by_hand/audit.py DATA WEIGHTS MAPS.npz --own own.json
+python tests/by_hand/audit.py DATA WEIGHTS MAPS.npz    average precision and more, 3 shares, 3 seeds
+python tests/by_hand/audit.py DATA WEIGHTS MAPS.npz --own own.json    DATA's labels as they are
 
-DATA's val pages are predicted once, at 704 px in bf16, and their maps kept in MAPS.npz. Five kinds of
-mistakes are made alike, in a share of the labels, by seeds that the audit does not use. Prints average
-precision by kind and in all, precision among the first 50 and 200, recall at precision .5 and the
-expected calibration error (10 bins). Beside it, on the same predictions: labels by 1 - IoU; ObjectLab
-(Tkachenko et al. 2023) if `cleanlab` can be imported; pages by H-mean.
+DATA's val pages are predicted once, at 704 px in bf16, and their maps kept in MAPS.npz. Five kinds
+of mistakes are made alike, in a share of the labels, by seeds that the audit does not use. Prints
+average precision by kind and in all, precision among the first 50 and 200, recall at precision .5
+and the expected calibration error (10 bins). Beside it, on the same predictions: labels by 1 - IoU;
+ObjectLab (Tkachenko et al. 2023) if `cleanlab` can be imported; pages by H-mean.
 
-DATA's own mistakes count as false alarms. --own writes what the audit suspects in the labels as they
-are; --known takes that list, cut down by eye to what is truly wrong, and leaves these places out."""
+DATA's own mistakes count as false alarms. --own writes what the audit suspects in the labels as
+they are; --known takes that list, cut down by eye to what is truly wrong, and leaves these places
+out."""
 
 import argparse
 import sys
