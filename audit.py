@@ -24,7 +24,7 @@ from formats import to_labelme
 from habits import LOOKED_AT, label_habits
 from interval import bootstrap, bootstrap_groups, count_sample
 from labels import PROPOSAL, get, parse_polygon
-from looks import View, close_pairs, look, outline_features, short_sides, text_outside
+from looks import View, close_pairs, look, outline_features, short_sides, text_outside, with_labels
 from mistakes import KINDS, hull, make_mistakes
 from overlap import join_vertices
 from pictures import read_image
@@ -166,7 +166,7 @@ def read_page(page, prob, hp, plan):
     parts, _ = look(prob, hp, SURE)
     sides = short_sides(polygons or words)
     height = max(np.median(sides), 1) if len(sides) else 1
-    view = View(prob, words, parts, polygons, height)
+    view = with_labels(View(prob, words, parts, [], height), polygons)
     units = page_units(view, page.ignore, hp)
 
     # copies with mistakes, of which only these are looked at
@@ -176,7 +176,7 @@ def read_page(page, prob, hp, plan):
         count = int(plan.share * len(polygons) + rng.random())
         size = prob.shape[::-1]
         copy = make_mistakes(rng, polygons, page.ignore, size, count, plan.kinds)
-        view = view._replace(polygons=copy.polygons)
+        view = with_labels(view, copy.polygons)
         wrong = [n for n, kind in enumerate(copy.kinds) if kind]
         bare = [outline for _, outline in copy.bare]
         theirs = page_units(view, copy.ignore, hp, wrong, bare)
@@ -455,23 +455,27 @@ def summarise(readings, verdicts, suspects):
     return Summary(about, rows, f"{line}: what is usual here is no suspect")
 
 
-def write_audit(path, readings, to_folder=None):
-    """Judge pages, write suspects to path (.json or .html) and, where a folder is given, pages
-    with suspects for labelme; print what was found."""
-    kinds = KINDS if any(len(reading.features["ignored"]) for reading in readings) else KINDS[:-1]
+def write_report(path, suspects, summary):
+    """Write one HTML page with the counts of a Summary and crops of suspects."""
+    header = ["kind", "suspects above .5", "about so many in all", "from", "to"]
+    rows = [[kind, above, *(f"{x:.0f}" for x in rest)] for kind, above, *rest in summary.rows]
+    blocks = [("#", "Suspects"), ("p", summary.about), ("table", header, rows)]
+    blocks += [("p", summary.habits), ("p", "Labels blue, proposals green.")]
+    replace_file(path, report.page("Suspects", [*blocks, *figures(suspects)]))
+
+
+def write_audit(path, readings, kinds, folder=None):
+    """Judge pages, write suspects to path (.json or .html) and, if a folder is given, pages with
+    suspects for labelme; print what was found."""
     verdicts = judge(readings, kinds)
     suspects = find_suspects(readings, verdicts)
     summary = summarise(readings, verdicts, suspects)
     if path.endswith(".json"):
         write_json(path, [suspect.to_json() for suspect in suspects], indent=1)
     else:
-        header = ["kind", "suspects above .5", "about so many in all", "from", "to"]
-        rows = [[kind, above, *(f"{x:.0f}" for x in rest)] for kind, above, *rest in summary.rows]
-        blocks = [("#", "Suspects"), ("p", summary.about), ("table", header, rows)]
-        blocks += [("p", summary.habits), ("p", "Labels blue, proposals green.")]
-        replace_file(path, report.page("Suspects", [*blocks, *figures(suspects)]))
-    if to_folder:
-        write_labelme(to_folder, suspects)
+        write_report(path, suspects, summary)
+    if folder:
+        write_labelme(folder, suspects)
     summary.print()
 
 

@@ -809,7 +809,7 @@ def run_audit(args, overrides):
     readings = []
     for numbers, theirs in voters.items():
         readings += read_pages(args, [sources[n] for n in numbers], theirs, plan)
-    audit.write_audit(args.audit, readings, args.to and args.to[1])
+    audit.write_audit(args.audit, readings, plan.kinds, args.to and args.to[1])
 
 
 # ---------------------------------------------------------------- command line

@@ -24,6 +24,14 @@ class View(NamedTuple):
     parts: list  # outlines found at the threshold SURE
     polygons: list  # labels
     height: float  # the usual one of a label
+    loads: tuple = ()  # areas of words [M], and of parts, that lie on labels
+
+
+def with_labels(view, polygons):
+    """The View with these labels."""
+    shared = [shared_areas(polygons, found, None).shared for found in (view.words, view.parts)]
+    loads = tuple(areas.sum(0) for areas in shared)
+    return view._replace(polygons=polygons, loads=loads)
 
 
 def look(prob, hp, threshold=None):
@@ -97,9 +105,9 @@ def ink_features(prob, outline, table):
     return np.array([*means, *valleys, empty])
 
 
-def overlap_features(outlines, found, labels):
-    """N outlines, M found on the map, labels -> [N, 6] and the main one of each [N], or -1."""
-    on_labels = shared_areas(labels, found, None)
+def overlap_features(outlines, found, load):
+    """N outlines, M found on the map, their areas on labels [M] -> [N, 6] and the main one of each
+    [N], or -1."""
     areas = shared_areas(outlines, found, None)
     own = np.maximum(areas.gt, 1e-6)
 
@@ -108,7 +116,7 @@ def overlap_features(outlines, found, labels):
     shared = np.pad(areas.shared, two_more)
     union = np.pad(areas.union, two_more, constant_values=1)
     size = np.append(areas.det, [1, 1])
-    load = np.append(on_labels.shared.sum(0), [0, 0])  # area of each on labels
+    load = np.append(load, [0, 0])
 
     # the one that shares most, and the next
     main = shared.argmax(1)
@@ -133,8 +141,8 @@ def outline_features(view, outlines):
         return np.zeros((0, 22))
     tables = edge_tables(outlines)
     ink = [ink_features(view.prob, *pair) for pair in zip(outlines, tables)]
-    words, main = overlap_features(outlines, view.words, view.polygons)
-    parts, _ = overlap_features(outlines, view.parts, view.polygons)
+    words, main = overlap_features(outlines, view.words, view.loads[0])
+    parts, _ = overlap_features(outlines, view.parts, view.loads[1])
 
     # shape
     short = short_sides(outlines).clip(0.5)

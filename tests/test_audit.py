@@ -27,7 +27,7 @@ from targets import make_targets
 NETWORK = "mobilenetv3_small_050", 64, "none"
 HP = Hparams(backbone=NETWORK[0], neck=64, thresh=0.3, box_thresh=0.3, unclip_ratio=0.0)
 COUNT = 10
-PLAN = audit.Plan(mistakes.KINDS, share=0.3, rounds=4, seed=0)
+PLAN = audit.Plan(mistakes.KINDS, share=0.3, rounds=3, seed=0)
 
 
 def perfect_map(polygons, size):
@@ -40,7 +40,8 @@ def perfect_map(polygons, size):
 def few_trees():
     """Drawn pages need fewer of them than real ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trees, "ROUNDS", 25)
+        patch.setattr(trees, "ROUNDS", 15)
+        patch.setattr(audit, "FOLDS", 2)
         yield
 
 
@@ -73,10 +74,14 @@ def with_mistakes(pages, kinds, share, seed=0):
     return wrong, truth
 
 
-def find(pages, maps, seed=0):
+def read(pages, maps, seed=0):
     plan = PLAN._replace(seed=seed)
-    readings = [audit.read_page(page, prob, HP, plan) for page, prob in zip(pages, maps)]
-    verdicts = audit.judge(readings, plan.kinds)
+    return [audit.read_page(page, prob, HP, plan) for page, prob in zip(pages, maps)]
+
+
+def find(pages, maps):
+    readings = read(pages, maps)
+    verdicts = audit.judge(readings, PLAN.kinds)
     suspects = audit.find_suspects(readings, verdicts)
     return suspects, audit.summarise(readings, verdicts, suspects)
 
@@ -149,22 +154,21 @@ def test_proposals_lie_where_text_is(found, drawn):
 
 
 def test_the_seed_decides(drawn):
-    pages, maps = drawn
-    wrong, _ = with_mistakes(pages[:4], mistakes.KINDS, 0.15)
-    first, again, other = (find(copy.copy(wrong), maps, seed)[0] for seed in (0, 0, 1))
-    assert [s.to_json() for s in first] == [s.to_json() for s in again]
-    assert [s.to_json() for s in first] != [s.to_json() for s in other]
+    first, again, other = (read(drawn[0][:2], drawn[1], seed)[1].examples for seed in (0, 0, 1))
+    for kind, rows in first.items():
+        np.testing.assert_array_equal(rows, again[kind])
+    assert any(not np.array_equal(rows, other.get(kind)) for kind, rows in first.items())
 
 
 def test_what_a_labeller_always_does_is_no_suspect(drawn):
     pages, maps = drawn
     pages = copy.deepcopy(pages)
-    for page in pages:
+    for page in pages[:8]:
         for n, polygon in enumerate(page.polygons[:6]):  # long thin rules, on which no text is
             left, bottom = polygon[:, 0].min(), polygon[:, 1].max() + 1
             rule = np.array([[left, bottom], [left + 90, bottom]])
             page.add(f"rule {n}", np.concatenate([rule, rule[::-1] + (0, 2)]))
-    suspects, _ = find(pages, maps)
+    suspects, _ = find(pages[:8], maps)
     likely = [s for s in suspects if s.probability > 0.5 and s.kind == "spurious"]
     assert len(likely) <= 2
 
@@ -172,10 +176,8 @@ def test_what_a_labeller_always_does_is_no_suspect(drawn):
 def test_a_map_that_shows_nothing_proves_nothing(drawn):
     """Right and wrong labels look alike on it, so that all may be wrong, or none."""
     pages, maps = drawn
-    rng = np.random.default_rng(0)
-    noise = [np.uint8(rng.random(prob.shape) * 255) for prob in maps[:6]]
-    suspects, _ = find(pages[:6], noise)
-    assert len([s for s in suspects if s.probability > 0.5]) < 0.05 * 6 * 20
+    suspects, _ = find(pages[:4], [np.zeros_like(prob) for prob in maps[:4]])
+    assert [s for s in suspects if s.probability > 0.5] == []
 
 
 # ---------------------------------------------------------------- scales
@@ -309,12 +311,16 @@ def test_suspects_as_json_as_a_report_and_for_labelme_and_back(folder, capsys):
     assert len(page.polygons) > len(old[page.name].polygons)
 
 
-def test_a_report_shows_crops_and_counts(folder):
-    assert run("--audit", "s.html") == 0
-    text = (folder / "s.html").read_text()
-    assert "<summary>1 to 50</summary>" in text and "data:image/jpeg;base64," in text
-    assert "http" not in text.replace("http://www.w3.org", "")
-    assert "missing" in text and "in all" in text and "habits" in text
+def test_a_report_shows_crops_and_counts(found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    suspects, summary, _ = found
+    monkeypatch.setattr(audit, "read_image", np.copy)  # these pages hold their pictures
+    audit.write_report("s.html", suspects[:60], summary)
+    text = Path("s.html").read_text()
+    assert "<summary>1 to 50</summary>" in text and "<summary>51 to 60</summary>" in text
+    assert text.count("data:image/jpeg;base64,") == 60
+    assert 'src="http' not in text and 'href="http' not in text
+    assert "in all" in text and "habits" in text
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ BUDGETS |= {"tune": 2500, "space": 3400, "data": 6200, "dbnet": 3200, "engine": 
 BUDGETS |= {"evaluate": 8000, "findings": 4500, "sweep": 9050, "train": 8800, "ensemble": 5600}
 BUDGETS |= {"pictures": 1100, "targets": 1150, "habits": 850, "bayes": 3600, "drawing": 1050}
 BUDGETS |= {"overlap": 1150, "light": 1100, "command": 800, "formats": 900, "predict": 2800}
-BUDGETS |= {"audit": 4500, "mistakes": 1300, "looks": 1450, "trees": 1250}
+BUDGETS |= {"audit": 4500, "mistakes": 1300, "looks": 1500, "trees": 1250}
 TOKENS_A_LINE = 11.5  # of code, on average: a budget is met by deleting, not by packing
 FREE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER"}
 
