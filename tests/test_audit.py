@@ -315,10 +315,11 @@ def test_a_report_shows_crops_and_counts(found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     suspects, summary, _ = found
     monkeypatch.setattr(audit, "read_image", np.copy)  # these pages hold their pictures
-    audit.write_report("s.html", suspects[:60], summary)
+    monkeypatch.setattr(audit, "A_PAGE", 5)
+    audit.write_report("s.html", suspects[:8], summary)
     text = Path("s.html").read_text()
-    assert "<summary>1 to 50</summary>" in text and "<summary>51 to 60</summary>" in text
-    assert text.count("data:image/jpeg;base64,") == 60
+    assert "<summary>1 to 5</summary>" in text and "<summary>6 to 8</summary>" in text
+    assert text.count("data:image/jpeg;base64,") == 8
     assert 'src="http' not in text and 'href="http' not in text
     assert "in all" in text and "habits" in text
 
