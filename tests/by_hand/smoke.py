@@ -1,6 +1,6 @@
 """Does training work on this device? One line a check, about five minutes on a GPU.
 
-python tests/by_hand/smoke.py [ROW ...] [--device cuda] [--data DATA] [--seconds 120]
+python tests/by_hand/smoke.py [ROW ...] [--device cuda] [--data DATA] [--seconds 180]
 
 Every check runs the scripts as a user types them, on a tiny network and drawn pages (or DATA, a
 folder with train and val labels), in a temporary folder. On a CPU, what needs a GPU is skipped by
@@ -172,7 +172,9 @@ def check_ensemble(args):
 
 
 def check_compile(args):
-    """Two canvases, compiled once."""
+    """Two canvases, compiled once. On a CPU this is minutes of g++; the tests compile a
+    smaller network there."""
+    need_cuda(args)
     os.environ["TORCH_LOGS"] = "recompiles"
     try:
         train(args, "compiled", "--compile", "--epochs=1", "--T_max=1", "--batch=2")
@@ -218,7 +220,7 @@ def main():
     parser.add_argument("rows", nargs="*", choices=[*CHECKS, []], default=[], help="(all)")
     parser.add_argument("--device", default="cuda", help="or cpu (cuda)")
     parser.add_argument("--data", help="folder of pages (drawn)")
-    parser.add_argument("--seconds", type=int, default=120, help="most of one command (120)")
+    parser.add_argument("--seconds", type=int, default=180, help="most of one command (180)")
     args = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="smoke-")
     if args.data:
