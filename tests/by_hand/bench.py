@@ -79,7 +79,7 @@ H100 = 3.35e12, 989e12  # bytes/s and FLOP/s in bf16, of the data sheet
 
 # of the estimates of what a recipe needs
 PAGES = 3300
-STEADY = 0.37  # of an H100's bandwidth that a step of eager operators is expected to reach
+STEADY = 0.34  # of an H100's bandwidth that a step of eager operators is expected to reach
 HOST_US = 10  # to queue an operator of forward or backward
 RESERVE = 1.1  # what the allocator holds, as a multiple of what is in use
 CONTEXT = 1.5  # GiB: CUDA, cuDNN and their workspaces
