@@ -381,8 +381,9 @@ def crop(suspect, image):
     """The place of a suspect on its page's picture, with its outlines, as HTML."""
     points = np.concatenate([suspect.points, *suspect.proposals])
     margin = 1.5 * min(np.ptp(suspect.points, 0)) + 10
-    low = (points.min(0) - margin).clip(0).astype(int)
-    high = (points.max(0) + margin).astype(int)
+    last = np.array(image.shape[1::-1]) - 1  # a label may lie outside the page
+    low = (points.min(0) - margin).clip(0, last).astype(int)
+    high = (points.max(0) + margin).clip(1).astype(int)
     part = image[low[1] : high[1], low[0] : high[0]]
     zoom = 520 / max(*part.shape[:2], 1)
     part = cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
