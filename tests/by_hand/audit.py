@@ -165,12 +165,17 @@ def object_lab(pages, found):
     return of_pages, of_labels
 
 
+def number_of(made):
+    """How many mistakes a page has."""
+    missing = sum(kind == "missing" for kind, _ in made.bare)
+    wrong = sum(kind != "" for kind in made.kinds)
+    return wrong + missing - made.kinds.count("split") // 2
+
+
 def compare(pages, truth, suspects, found):
     """{method: (average precision of wrong labels, rank correlation of pages)}."""
     wrong = np.concatenate([[kind != "" for kind in made.kinds] for made in truth])
-    count = [
-        len({*zip(m.kinds, m.origins)} - {("", o) for o in m.origins}) + len(m.bare) for m in truth
-    ]
+    count = [number_of(made) for made in truth]
     share = np.array(count) / [len(page.polygons) for page in pages]
 
     chances = {page.name: np.zeros(len(page.polygons)) for page in pages}
