@@ -944,7 +944,9 @@ def check_scoring_flags(args):
 def read_overrides(args):
     """{key: value} of --hparams < flags that replace a checkpoint's. Raises DataError."""
     values = read_hparams(args.hparams) if args.hparams else {}
-    values = {key: values[key] for key in (*OVERRIDES, "look", "tuned") if key in values}
+    values = {
+        key: values[key] for key in (*OVERRIDES, "look", "text_height", "tuned") if key in values
+    }
     if args.size == "auto":
         args.size = None
         return choose_look(values | given_flags(args, OVERRIDES) | {"size": "auto"})

@@ -907,6 +907,8 @@ def test_size_auto_is_a_flag_and_a_value_of_a_detector(run):
     # an older checkpoint, which does not say how high its text was
     checkpoint("old.pt")
     assert "does not record how high text was" in run("old.pt", *flags, code=2).err
+    Path("height.json").write_text('{"text_height": 20, "look": true}')
+    assert "size auto" in run("old.pt", *flags, "--hparams", "height.json").out
 
 
 # ---------------------------------------------------------------- stress

@@ -36,7 +36,10 @@ def rapidocr(name):
     engine = importlib.import_module(name.replace("-", "_")).RapidOCR()
 
     def detect(page):
-        found = engine(pictures.read_image(page.path)[..., ::-1], **DETECTION_ONLY)
+        image = page.path
+        if not isinstance(image, np.ndarray):
+            image = pictures.read_image(page.path)
+        found = engine(image[..., ::-1], **DETECTION_ONLY)
         boxes = found[0] if isinstance(found, tuple) else found.boxes  # 1.4, 3
         return [] if boxes is None else boxes
 
