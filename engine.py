@@ -1,6 +1,8 @@
-"""On what does a network run? The device, the processes that torchrun started, the signals that
-stop them together, and what PyTorch's errors mean."""
+"""On what does a network run? The device, the engine that predicts, the processes that torchrun
+started, the signals that stop them together, and what PyTorch's errors mean."""
 
+import contextlib
+import importlib
 import io
 import os
 import signal
@@ -9,6 +11,9 @@ import threading
 import time
 import warnings
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,6 +22,7 @@ from files import DataError, UsageError, replace_file
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 8  # seconds that a process may stand still after a signal
+ENGINES = "auto", "torch", "openvino", "onnxruntime"
 
 
 # ---------------------------------------------------------------- device
@@ -40,8 +46,11 @@ def choose_device(name, work=True):
     except RuntimeError as error:
         if "no kernel image" not in str(error):
             raise
-        what = f"torch serves no such GPU, but {', '.join(torch.cuda.get_arch_list())}"
-        raise UsageError(where, what, "install torch's wheel for that GPU, or use cpu") from None
+        raise UsageError(
+            where,
+            f"torch serves no such GPU, but {', '.join(torch.cuda.get_arch_list())}",
+            "install torch's wheel for that GPU, or use cpu",
+        ) from None
     return device
 
 
@@ -51,18 +60,22 @@ def device_of_process(name):
     if dist.is_initialized() and gpus and name.startswith(("auto", "cuda")):
         processes = int(os.environ["LOCAL_WORLD_SIZE"])
         if processes > gpus:
-            what = f"{processes} processes, {gpus} GPUs"
-            raise UsageError("torchrun", what, "lower --nproc-per-node")
+            raise UsageError(
+                "torchrun",
+                f"{processes} processes, {gpus} GPUs",
+                "lower --nproc-per-node",
+            )
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     return choose_device(name)
 
 
-def describe_machine(device, dtype):
+def describe_machine(device, dtype, engine="torch"):
     """The device, the number type and the versions of a run, as one line."""
     kind = str(dtype or torch.float32).removeprefix("torch.")
     if device.type != "cuda":
-        threads = torch.get_num_threads()
-        return f"device {device} ({threads} threads), {kind}, torch {torch.__version__}"
+        place = f"device {device} ({torch.get_num_threads()} threads)"
+        version = find_package(engine).__version__.split("-")[0]
+        return f"{place}, {kind}, {engine} {version}"
 
     recent = torch.cuda.get_device_capability(device) >= (8, 0)
     if dtype is torch.bfloat16 and not recent:
@@ -70,8 +83,8 @@ def describe_machine(device, dtype):
     if dtype is None and recent:
         kind += " (convolutions in TF32)"
     name = torch.cuda.get_device_name(device)
-    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
-    return f"device {device} ({name}), {kind}, {versions}"
+    cuda = torch.version.cuda
+    return f"device {device} ({name}), {kind}, torch {torch.__version__}, CUDA {cuda}"
 
 
 def amp_dtype(amp, device):
@@ -79,8 +92,112 @@ def amp_dtype(amp, device):
     use float32 unless amp is bf16, which makes prediction faster where they have AMX."""
     if amp == "off" or (device.type != "cuda" and amp != "bf16"):
         return None
-    has_bf16 = amp == "auto" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if amp == "bf16" or has_bf16 else torch.float16
+    recent = amp == "auto" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if amp == "bf16" or recent else torch.float16
+
+
+# ---------------------------------------------------------------- prediction
+
+
+class Runtime(NamedTuple):
+    """On what a network predicts: the device, a name of ENGINES without `auto`, and --amp, which
+    is not `auto` on a CPU."""
+
+    device: torch.device
+    engine: str
+    amp: str
+
+    def __str__(self):
+        return describe_machine(self.device, amp_dtype(self.amp, self.device), self.engine)
+
+
+def choose_runtime(device, engine, amp, is_onnx):
+    """The Runtime of --engine and --amp for a checkpoint or an ONNX model: on a CPU `auto` is
+    OpenVINO where it is installed, and bf16 where the processor has it. Raises UsageError."""
+    if engine in (None, "auto"):
+        engine = "onnxruntime" if is_onnx else "torch"
+        if device.type == "cpu" and find_package("openvino"):
+            engine = "openvino"
+    where = f"--engine {engine}"
+    if is_onnx and engine == "torch":
+        raise UsageError(where, "does not read ONNX", "use openvino or onnxruntime")
+    if engine != "torch" and device.type != "cpu":
+        raise UsageError(where, f"not for {device}", "add --device cpu")
+    if not find_package(engine):
+        raise UsageError(where, "needs a package", f"pip install {engine}")
+
+    if engine == "onnxruntime":
+        amp = "off"
+    elif amp == "auto" and device.type == "cpu":
+        amp = "bf16" if has_bf16() else "off"
+    return Runtime(device, engine, amp)
+
+
+def find_package(name):
+    """A module, or None where it cannot be imported."""
+    sys.modules["openvino_telemetry"] = None  # it would report conversions to OpenVINO's makers
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name)
+
+
+def has_bf16():
+    """Whether the processor multiplies in bf16 itself; others emulate that, and are slow."""
+    with contextlib.suppress(OSError):  # not Linux
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+
+
+def load_engine(runtime, digest, make, onnx=None):
+    """A function that predicts as the DBNet that make() returns, or as the ONNX model of
+    Probability at a path: pages uint8 [B, H, W, 3] -> logits [B, 1, H, W]. digest: of the DBNet's
+    weights."""
+    if runtime.engine == "torch":
+        return make()
+    if runtime.engine == "openvino":
+        run = compile_openvino(runtime, digest, make, onnx)
+        if not onnx:
+            return lambda pages: torch.from_numpy(run(pages.numpy())[0])
+    else:
+        run = onnx_function(onnx or onnx_graph(make()))
+
+    def logits(pages):
+        pages = pages.permute(0, 3, 1, 2) / 255
+        return torch.logit(torch.from_numpy(run({"pages": pages.numpy()})[0]), eps=1e-6)
+
+    return logits
+
+
+def compile_openvino(runtime, digest, make, onnx):
+    """OpenVINO's compiled model, see `load_engine`. Those of the last 8 DBNets are kept in the
+    user's cache, since to make one takes as long as many pages."""
+    import openvino
+
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16" if runtime.amp == "bf16" else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # two commands would bind their threads to the same cores
+    }
+    core = openvino.Core()
+    if onnx:
+        return core.compile_model(onnx, "CPU", options)
+
+    name = f"{digest}-{runtime.amp}-{openvino.__version__.split('-')[0]}"
+    file = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "receipt-text", name).expanduser()
+    with contextlib.suppress(OSError, RuntimeError):  # not there, or damaged
+        return core.import_model(file.read_bytes(), "CPU", options)
+
+    with warnings.catch_warnings(action="ignore"):  # of torch.jit
+        graph = openvino.convert_model(
+            make(),
+            example_input=torch.zeros(1, 96, 64, 3, dtype=torch.uint8),
+        )
+    compiled = core.compile_model(graph, "CPU", options)
+    buffer = io.BytesIO()
+    compiled.export_model(buffer)
+    with contextlib.suppress(OSError):  # a disk that is full or read-only
+        replace_file(file, buffer.getvalue())
+        for old in sorted(file.parent.iterdir(), key=os.path.getmtime)[:-8]:
+            old.unlink()
+    return compiled
 
 
 @torch.no_grad()
@@ -97,6 +214,92 @@ def launch(model, batch, amp, device):
     maps = maps.to("cpu", non_blocking=True)
     event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
     return maps, event
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+class Probability(torch.nn.Module):
+    """RGB [B, 3, H, W] in 0..1, H and W multiples of 32 -> probabilities [B, 1, H, W]."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pages):
+        return self.model((255 * pages).permute(0, 2, 3, 1)).sigmoid()
+
+
+def onnx_graph(model):
+    """A DBNet as the bytes of an ONNX model of Probability, for any B, H and W."""
+    buffer = io.BytesIO()
+    free = {0: "batch", 2: "height", 3: "width"}
+    with warnings.catch_warnings(action="ignore"):  # the newer exporter needs one more package
+        torch.onnx.export(
+            Probability(model).eval(),
+            torch.rand(1, 3, 96, 64),
+            buffer,
+            input_names=["pages"],
+            output_names=["map"],
+            dynamic_axes={"pages": free, "map": free},
+            dynamo=False,
+        )
+    return buffer.getvalue()
+
+
+def onnx_function(graph):
+    """onnxruntime's function {input: array} -> [output] of an ONNX model, a path or bytes."""
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return partial(session.run, None)
+
+
+@torch.no_grad()
+def export_onnx(path, model, about):
+    """Write a network as an ONNX model of Probability; about: its metadata {key: value}. Raises
+    UsageError without the packages, DataError where its maps differ."""
+    onnx = find_package("onnx")
+    if not onnx or not find_package("onnxruntime"):
+        raise UsageError("--export", "needs a package", "pip install onnx onnxruntime")
+    graph = onnx.load_from_string(onnx_graph(model))
+    onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
+    graph = graph.SerializeToString()
+
+    again = load_engine(Runtime(None, "onnxruntime", "off"), "", None, graph)
+    pages = [torch.randint(256, shape).byte() for shape in ((1, 160, 96, 3), (2, 64, 224, 3))]
+    error = max((model(p).sigmoid() - again(p).sigmoid()).abs().max().item() for p in pages)
+    if not error < 1e-4:
+        raise DataError(path, f"as ONNX the maps differ by {error:.1g}; nothing is written")
+    replace_file(path, graph)
+    print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps differ by {error:.1g} from PyTorch's")
+
+
+def print_rapidocr(path, hp):
+    """The call that makes RapidOCR use an exported model. It knows boxes, the most of a page's
+    longer side and the least of its shorter one: for `area` those of a page 2:1."""
+    area = hp.fit == "area"
+    stretch = 2**0.5 if area else 1
+    longer = round(hp.size * stretch)
+    shorter = round(hp.size / stretch)
+    det = {
+        "model_path": path,
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+        "use_dilation": False,
+        "limit_type": "min" if area else "max",
+        "limit_side_len": shorter,
+        "score_mode": "slow",
+        "thresh": hp.thresh,
+        "box_thresh": hp.box_thresh,
+        "unclip_ratio": hp.unclip_ratio or 2.4,  # exact for a word 4.5 times as long
+    }
+    flags = ", ".join(f"det_{key}={value!r}" for key, value in det.items())
+    pages = "boxes only, pages about 2:1" if area else "boxes only"
+    print(f"rapidocr-onnxruntime 1.4.4, {pages}: RapidOCR(max_side_len={longer}, {flags})")
 
 
 # ---------------------------------------------------------------- processes
@@ -217,65 +420,6 @@ class Stop:
         counts = total(received).tolist()
         self.agreed = next((n for n, count in zip(STOP_SIGNALS, counts) if count), None)
         return self.agreed
-
-
-# ---------------------------------------------------------------- ONNX
-
-
-class Probability(torch.nn.Module):
-    """RGB [B, 3, H, W] in 0..1, H and W multiples of 32 -> probabilities [B, 1, H, W]."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pages):
-        return self.model((255 * pages).permute(0, 2, 3, 1)).sigmoid()
-
-
-@torch.no_grad()
-def export_onnx(path, model, about):
-    """Write a network as an ONNX model of Probability, for any B, H, W; about: its metadata {key:
-    value}. Raises UsageError without the packages, DataError where its maps differ."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        raise UsageError("--export", "needs a package", "pip install onnx onnxruntime") from None
-    model = Probability(model).eval()
-    buffer = io.BytesIO()
-    free = {0: "batch", 2: "height", 3: "width"}
-    options = {"input_names": ["pages"], "output_names": ["map"], "dynamo": False}
-    options["dynamic_axes"] = {"pages": free, "map": free}
-    with warnings.catch_warnings(action="ignore"):  # the newer exporter needs one more package
-        torch.onnx.export(model, (torch.rand(1, 3, 96, 64),), buffer, **options)
-    graph = onnx.load_from_string(buffer.getvalue())
-    onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
-    graph = graph.SerializeToString()
-
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    pages = [torch.rand(shape) for shape in ((1, 3, 160, 96), (2, 3, 64, 224))]
-    maps = [torch.tensor(session.run(None, {"pages": p.numpy()})[0]) for p in pages]
-    error = max((model(p) - m).abs().max().item() for p, m in zip(pages, maps))
-    if not error < 1e-4:
-        raise DataError(path, f"as ONNX the maps differ by {error:.1g}; nothing is written")
-    replace_file(path, graph)
-    print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps differ by {error:.1g} from PyTorch's")
-
-
-def print_rapidocr(path, hp):
-    """The call that makes RapidOCR use an exported model. It knows boxes, the most of a page's
-    longer side and the least of its shorter one: for `area` those of a page 2:1."""
-    area = hp.fit == "area"
-    longer = round(hp.size * 2**0.5) if area else hp.size
-    shorter = round(hp.size / 2**0.5) if area else hp.size
-    det = {"model_path": path, "mean": [0, 0, 0], "std": [1, 1, 1], "use_dilation": False}
-    det |= {"limit_type": "min" if area else "max", "limit_side_len": shorter, "score_mode": "slow"}
-    det |= {"thresh": hp.thresh, "box_thresh": hp.box_thresh}
-    det |= {"unclip_ratio": hp.unclip_ratio or 2.4}  # exact for a word 4.5 times as long
-    flags = ", ".join(f"det_{key}={value!r}" for key, value in det.items())
-    pages = "boxes only, pages about 2:1" if area else "boxes only"
-    print(f"rapidocr-onnxruntime 1.4.4, {pages}: RapidOCR(max_side_len={longer}, {flags})")
 
 
 # ---------------------------------------------------------------- errors

@@ -9,7 +9,6 @@ python ensemble.py --validate out.csv --data TEST        what is wrong with a su
 One checkpoint is an ensemble of one. Exit code 5: not shown to be better than the best member."""
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -27,8 +26,9 @@ import cleval
 import data
 import evaluate
 import labels
-import pictures
 import predict
+import predictions
+import sources
 from command import Parser, add_flags
 from db_postprocess import DECODING, decode_page, first_that_fit, signed_area
 from engine import choose_device
@@ -137,7 +137,7 @@ def medoid(cluster, weight, overlap, score):
 class Member(NamedTuple):
     """Who votes: a checkpoint with its network, or a predictions file."""
 
-    source: evaluate.Source
+    source: sources.Source
     network: predict.Network | None
     name: str
     digest: str  # of the weights, or of the file
@@ -161,21 +161,20 @@ class Ensemble(NamedTuple):
     scored: set
 
 
-def load_member(path, overrides, scales, flip, device):
-    """The Member of a checkpoint or predictions.json. Raises DataError that names the file."""
-    source = evaluate.load_source(path)
+def load_member(path, overrides, scales, flip, device, engine):
+    """The Member of a network or predictions.json. Raises DataError that names the file."""
+    source = sources.load_source(path, engine)
+    digest = source.digest()
     if not source.hp:
-        return Member(source, None, path, pictures.picture_digest(path))
+        return Member(source, None, path, digest)
     source.override(overrides)
     network = source.network(device, sizes=scales)
     if flip:
         network = network._replace(model=predict.flipped(network.model))
-
-    # in half precision, which --export may have left of them
-    weights = (source.state.get("ema") or source.state["model"]).values()
-    content = b"".join(tensor.half().numpy().tobytes() for tensor in weights)
-    source.state = {key: source.state.get(key) for key in ("scores", "origin")}  # memory
-    return Member(source, network, path, hashlib.sha256(content).hexdigest())
+    source.state = {key: source.state.get(key) for key in ("scores", "origin")} | {
+        "runtime": str(source.runtime(device)),  # without the weights, which fill the memory
+    }
+    return Member(source, network, path, digest)
 
 
 def discover(folder="runs"):
@@ -230,8 +229,8 @@ def choose_members(candidates, keep, weights):
     weights = weights or [1.0] * keep
     if len(weights) != keep or not all(0 < weight < math.inf for weight in weights):
         raise UsageError("--weights", f"{keep} positive numbers are needed, one a member")
-    _, exponent = math.frexp(max(weights))
-    weights = [math.ldexp(weight, -exponent) for weight in weights]  # their sum is finite
+    largest = max(weights)
+    weights = [weight / largest for weight in weights]  # their sum is finite
     return members, [weight * keep / sum(weights) for weight in weights]
 
 
@@ -353,7 +352,7 @@ def print_gate(method, judgement):
 
 def decide(interval, success, acceptable):
     """Which of three verdicts holds for all of an interval [low, high] of H-means, if any."""
-    verdicts = ("success", "acceptable", "fall back to hparams/run3.json")
+    verdicts = "success", "acceptable", "fall back to hparams/run3.json"
     low, high = ((end < success) + (end < acceptable) for end in interval)
     if low == high:
         return verdicts[low]
@@ -494,7 +493,7 @@ def read_submission(path, names=None, sizes=None, ordered=False):
 
 def numbers(text):
     """Numbers with commas between, or `scores`."""
-    return text if text == "scores" else [float(number) for number in text.split(",")]
+    return text if text == "scores" else [*map(float, text.split(","))]
 
 
 def parse_args(argv):
@@ -502,6 +501,7 @@ def parse_args(argv):
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="checkpoints; for voting any predictions.json")
     add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
+    add("--engine", choices=evaluate.ENGINES, help="what runs the networks, as of evaluate.py")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add = parser.add_argument_group("pages (default: what the runs validated on)").add_argument
     add("--data", help="folder or label file, or a folder of pictures")
@@ -538,7 +538,7 @@ def load_pages(args):
     folder = data.resolve_data(args.data)
     split = args.split or ("test" if args.submission or args.validate else "val")
     if not args.split and not labels.has_split(folder, split) and labels.has_split(folder, "val"):
-        evaluate.warn(args.data, f"no {split} split, val is taken")
+        sources.warn(args.data, f"no {split} split, val is taken")
         split = "val"
     if args.split or labels.find_labels(folder, split) or labels.find_labels(folder, None):
         pages = labels.load_labels(folder, split, args.image_dir)
@@ -577,7 +577,7 @@ def build(args):
     overrides = evaluate.read_overrides(args)
     method = args.method or "maps"
     args.sources = paths = args.sources or discover()
-    files = [path for path in paths if path.endswith(".json")]
+    files = [path for path in paths if path.endswith(predictions.SUFFIXES)]
     if files and method == "maps":
         raise UsageError(files[0], "has no maps", "use --method voting")
     device = choose_device(args.device, files != paths)
@@ -585,7 +585,7 @@ def build(args):
 
     by_digest = {}
     for path in paths:
-        member = load_member(path, overrides, scales, args.flip, device)
+        member = load_member(path, overrides, scales, args.flip, device, args.engine)
         twin = by_digest.setdefault(member.digest, member)
         if twin is not member:
             raise UsageError(path, f"the same as {twin.name}", "it would vote twice")
@@ -598,6 +598,9 @@ def build(args):
         share = shares.get(member.name, "left out")
         hmean = f"{member.scores['hmean']:.4f}" if "hmean" in member.scores else "none"
         print(f"member {member.name}: {share}, recorded hmean {hmean}", file=sys.stderr)
+
+    for runtime in {m.source.state["runtime"] for m in members if m.network}:
+        print(f"member networks: {runtime}", file=sys.stderr)
 
     votes = len(members) / 2 + 1e-6 if args.votes is None else args.votes
     if not 0 < votes <= len(members):
@@ -621,18 +624,18 @@ def validate(args):
     print(f"{args.validate}: {len(regions)} pages, {count} regions, {len(problems)} errors")
     if count or args.allow_empty:
         return 1 if problems else 0
-    evaluate.warn(args.validate, "no page has a region; --allow-empty accepts that")
+    sources.warn(args.validate, "no page has a region; --allow-empty accepts that")
     return 1
 
 
 def run_gate(args, ensemble, pages):
     """Predict labelled pages and print the gate's verdict. Returns what was found and the exit
     code. Raises DataError on pages that a member trained on."""
-    seen = [evaluate.warn_of_leaks(member.source, pages) for member in ensemble.members]
+    seen = [sources.warn_of_leaks(member.source, pages) for member in ensemble.members]
     if any("trained" in counts for counts in seen):
         raise DataError("the gate", "members trained on some pages", "judge outside all folds")
     together = {way: max(c.get(way, 0) for c in seen) for way in ("chosen", "tuned")}
-    scored = [{page.name, evaluate.page_digest(page)} & ensemble.scored for page in pages]
+    scored = [{page.name, sources.page_digest(page)} & ensemble.scored for page in pages]
     together["scored"] = sum(map(bool, scored))
 
     found, judgement = gate(ensemble, pages, [*seen, together])
@@ -652,8 +655,8 @@ def run_gate(args, ensemble, pages):
 
 def check_voting_flags(args):
     """Raises UsageError on flags that have no effect, or not together."""
-    values = " ".join(("flip scales hparams", *evaluate.OVERRIDES))
-    networks = not args.sources or any(not path.endswith(".json") for path in args.sources)
+    values = " ".join(("engine flip scales hparams", *evaluate.OVERRIDES))
+    networks = not all(path.endswith(predictions.SUFFIXES) for path in args.sources or [""])
     others = f"json method votes weights best drop_worst decide submission out {values}"
     rules = [
         (others, not args.validate, "not with --validate"),
@@ -685,7 +688,7 @@ def run(args):
     labelled = any(page.polygons for page in pages)
     for member in ensemble.members:
         if not member.network:
-            evaluate.check_pages(member.source, pages, labelled)
+            sources.check_pages(member.source, pages, labelled)
     beside = args.submission and Path(args.submission).with_suffix(".json")
     derived = [] if args.out else [beside]
     inputs = evaluate.files_read(args, pages)
@@ -702,7 +705,7 @@ def run(args):
         evaluate.refuse_idle(args, [("decide json", False, "the pages have no labels")])
         _, (found,) = predict_all(ensemble, pages, [range(len(ensemble.members))])
     if out:
-        evaluate.write_predictions(out, pages, found)
+        predictions.write_predictions(out, pages, found)
     if args.submission:
         write_submission(args.submission, pages, found)
         count = sum(len(polygons) for polygons, _ in found)

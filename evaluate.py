@@ -3,8 +3,10 @@
 python evaluate.py runs/x/best.pt                score a checkpoint on what its run validated on
 python evaluate.py runs/x/best.pt --data DATA    on labelled pages; flags override its thresholds
 python evaluate.py predictions.json --data DATA  any detector's output, in the competition's JSON
+python evaluate.py model.onnx --data DATA        what --export wrote, by OpenVINO or onnxruntime
 python evaluate.py a.pt --compare b.pt           paired difference with its interval
 python evaluate.py best.pt --images DIR --pictures OUT --out predictions.json
+python evaluate.py best.pt --images DIR --out x.jsonl --shard K/N  a part; repeat it to go on
 python evaluate.py best.pt --images DIR --rank   without labels: the pages to label next
 python evaluate.py best.pt --data DATA --stress  turned, scaled, blurred, dark and noisy pages
 python evaluate.py best.pt --images DIR --size auto  crops to the text after a first look
@@ -21,7 +23,7 @@ import os
 import sys
 import time
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -32,13 +34,19 @@ import audit
 import cleval
 import data
 import pictures
+import predictions
 import report
 from augment import STRESS, stress
 from command import Parser, add_flags, given_flags
 from db_postprocess import DECODING
-from dbnet import ORIGIN, load_checkpoint, network_of, save_checkpoint
+from dbnet import ORIGIN, network_of, save_checkpoint
 from drawing import draw_page, embedded_picture, picture_file, write_picture
-from engine import amp_dtype, choose_device, export_onnx, print_rapidocr
+from engine import (
+    ENGINES,
+    choose_device,
+    export_onnx,
+    print_rapidocr,
+)
 from files import (
     DataError,
     UsageError,
@@ -50,136 +58,25 @@ from files import (
     text_aside,
     write_json,
 )
-from formats import pages_to_json
-from hparams import Hparams, checked, read_hparams
-from interval import SEEN, Difference, bootstrap_groups, make_score, paired_difference
-from labels import PICTURES, SPLITS, Page, load_labels, lookalike, page_files, read_competition
-from predict import Network, flipped, mean_map, predict, predict_each
+from hparams import checked, read_hparams
+from interval import Difference, bootstrap_groups, make_score, paired_difference
+from labels import PICTURES, SPLITS, Page, load_labels, page_files
+from predict import flipped, mean_map, predict, predict_each
+from sources import (
+    EXPORTED,
+    EXPORTED_SEEN,
+    check_pages,
+    load_source,
+    mix,
+    page_digest,
+    seen_digests,
+    warn,
+    warn_of_leaks,
+)
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
 # a checkpoint's values that flags may replace
 OVERRIDES = ("size", "fit", *(key for key in DECODING if key != "shrink_ratio"), "amp")
-
-
-def warn(where, remark):
-    print(f"warning: {where}: {remark}", file=sys.stderr)
-
-
-# ---------------------------------------------------------------- sources
-
-
-@dataclass(eq=False)
-class Source:
-    """A checkpoint or a predictions file, read once a command."""
-
-    path: str
-    state: dict  # of a checkpoint
-    hp: Hparams | None  # of a checkpoint, with the values of flags
-    regions: dict  # of a predictions file: {page name: (polygons, scores)}
-
-    def override(self, values):
-        """Take other values, and say where they bring pages to another size than its own. Raises
-        UsageError for a first look that does not know how high text should become."""
-        own = self.hp
-        self.hp = replace(own, **values)
-        if self.hp.look and not self.hp.text_height:
-            problem = "it does not record how high text was in its training"
-            raise UsageError(self.path, problem, "instead of --size auto name a size in px")
-        if (own.size, own.fit) != (self.hp.size, self.hp.fit):
-            taken = f"size {self.hp.size}, fit {self.hp.fit}"
-            sizes = f"{taken} instead of its own {own.size}, {own.fit}"
-            remark = "text will be larger or smaller than the network was trained on"
-            warn(self.path, f"{sizes}; {remark}")
-
-    def network(self, device, **options):
-        """A Network on a device. Raises DataError."""
-        return Network(network_of(self.state, self.path, device), self.hp, **options)
-
-
-def load_source(path):
-    """The Source at a path: predictions if it ends in .json, else a checkpoint. Raises DataError,
-    UsageError."""
-    if path.endswith(".json"):
-        return Source(path, {}, None, read_predictions(path))
-    state = load_checkpoint(path)
-    return Source(path, state, state["hparams"], {})
-
-
-def mix(source, other):
-    """A Source whose weights are the mean of two checkpoints' (Wortsman et al. 2022): where one
-    began with the other, it often keeps what both can do. Raises UsageError where their networks
-    differ."""
-    if (source.hp.backbone, source.hp.neck) != (other.hp.backbone, other.hp.neck):
-        raise UsageError(f"--mix {other.path}", f"not the same network as {source.path}")
-    ours, theirs = (entry.state.get("ema") or entry.state["model"] for entry in (source, other))
-    weights = {key: (ours[key].float() + theirs[key]) / 2 for key in ours}
-
-    # the mean has seen what either has seen
-    records = [entry.state.get("origin") or {"unknown": [entry.path]} for entry in (source, other)]
-    origin = {key: sorted(set().union(*(r.get(key, ()) for r in records))) for key in ORIGIN}
-    return replace(source, state=source.state | {"model": weights, "ema": None, "origin": origin})
-
-
-def read_predictions(path):
-    """{page name: (polygons, scores)} of a predictions.json. Raises DataError."""
-    pages = read_competition(path, need_pictures=False)
-    return {page.name: (page.polygons, np.array(page.confidences)) for page in pages}
-
-
-def write_predictions(path, pages, predictions):
-    """Write (polygons, scores) of pages as JSON in the competition's form, a line a page."""
-    entries = []
-    for page, (polygons, scores) in zip(pages, predictions):
-        words = Page(page.name, page.path, size=page.size)
-        for number, (polygon, score) in enumerate(zip(polygons, scores), 1):
-            words.add(f"{number:04d}", polygon, confidence=score)
-        entry = json.dumps(pages_to_json([words])["images"], ensure_ascii=False)
-        entries.append(entry[1:-1])
-    replace_file(path, '{"images": {' + ",\n".join(entries) + "}}\n")
-
-
-def check_pages(source, pages, needed=True):
-    """Raises DataError where a predictions file lacks all pages or, where each is needed, one; says
-    so where it lacks some."""
-    missing = [page.name for page in pages if page.name not in source.regions]
-    if not missing:
-        return
-    problem = f"{len(missing)} of {len(pages)} pages are not in it (first: {missing[0]})"
-    if needed or len(missing) == len(pages):
-        hint = lookalike(missing[0], source.regions)
-        raise DataError(source.path, problem, f"a page without words needs an entry too{hint}")
-    warn(source.path, f"{problem}; it does not vote on them")
-
-
-def page_digest(page):
-    return page.digest or pictures.picture_digest(page.path)
-
-
-def seen_digests(origin, hp):
-    """{way, of SEEN: digests of the pages that a checkpoint and its ancestors have seen so}."""
-    ways = {"tuned": hp.tuned.split(",") if hp else ()} | origin
-    return {way: {*digests} for way, digests in ways.items() if way in SEEN}
-
-
-def warn_of_leaks(source, pages):
-    """Warn on stderr of pages that a Source has seen before, by the digests in it, or that these
-    are not known. Returns {way, of SEEN: number of pages}."""
-    origin = source.state.get("origin") or {"unknown": [source.path]}
-    if origin["unknown"]:
-        names = ", ".join(origin["unknown"])
-        remark = f"pages that {names} trained on, and that chose its epoch, are not known"
-        warn(source.path, remark)
-
-    digests = [page_digest(page) for page in pages]
-    counts = {}
-    for way, seen in seen_digests(origin, source.hp).items():
-        names = [page.name for page, digest in zip(pages, digests) if digest in seen]
-        if names:
-            share = f"{len(names)} of these {len(pages)} pages (first: {names[0]})"
-            warn(source.path, f"{SEEN[way]} {share}; the score will be optimistic")
-            counts[way] = len(names)
-    return counts
-
 
 # ---------------------------------------------------------------- detector
 
@@ -187,16 +84,16 @@ def warn_of_leaks(source, pages):
 class Detector:
     """Finds text in pictures: polygons, scores = Detector("weights/receipts-lite2.pt")("a.jpg").
 
-    weights: a checkpoint. device: as --device. values: of OVERRIDES, instead of the checkpoint's.
-    Raises DataError, UsageError."""
+    weights: a checkpoint or ONNX model. device, engine: as --device, --engine. values: of
+    OVERRIDES, instead of the checkpoint's. Raises DataError, UsageError."""
 
-    def __init__(self, weights, device="auto", **values):
+    def __init__(self, weights, device="auto", engine=None, **values):
         for key in values:
             if key not in OVERRIDES:
                 raise UsageError("Detector", f"{key} is not one of {', '.join(OVERRIDES)}")
         values = choose_look(values)
         values = {key: checked(key, value, "Detector") for key, value in values.items()}
-        source = load_source(str(weights))
+        source = load_source(str(weights), engine)
         if not source.hp:
             raise UsageError(weights, "not a checkpoint")
         source.override(values)
@@ -239,13 +136,13 @@ def try_drawing(page, found, folder):
 # ---------------------------------------------------------------- threshold tuning
 
 
-def maps_path(source, pages, hp, device):
+def maps_path(source, pages, device):
     """Where the maps of a checkpoint on pages are kept: in maps/ beside it, under a name made of
     the digests of all that the maps depend on, so that no other maps are ever taken for them."""
-    path = Path(source.path)
+    path, hp = Path(source.path), source.hp
     look = hp.look and hp.text_height
-    kind = str(amp_dtype(hp.amp, device))
-    made_of = [pictures.picture_digest(path), hp.size, hp.fit, look, kind, 3]
+    kind = source.runtime(device)[1:]
+    made_of = [pictures.picture_digest(path), hp.size, hp.fit, look, kind, 4]
     made_of += [(page.name, page_digest(page)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     return path.parent / "maps" / f"{path.stem}-{key}.npz"
@@ -254,7 +151,8 @@ def maps_path(source, pages, hp, device):
 def cached_maps(source, pages, hp, device):
     """Maps of a checkpoint on pages, predicted or from `maps_path`: list of (uint8 [h, w], scale
     [2]), in the order of pages."""
-    path = maps_path(source, pages, hp, device)
+    source = replace(source, hp=hp)
+    path = maps_path(source, pages, device)
     if path.exists():
         try:
             with np.load(path) as file:
@@ -262,7 +160,7 @@ def cached_maps(source, pages, hp, device):
         except Exception:  # noqa: BLE001 (zipfile and numpy raise what the damaged bytes lead to)
             warn(path, "damaged, predicting again")
 
-    network = source.network(device)._replace(hp=hp)
+    network = source.network(device)
     stream = predict_each([network], pages, device, lambda page, maps: maps[0])
     maps = [np.ascontiguousarray(prob) for _, prob in stream]
     scales = np.array([m.shape[::-1] for m in maps]) / [page.size for page in pages]
@@ -332,7 +230,7 @@ def write_setting(path, source, values):
 
 def run_tune(args, overrides):
     """evaluate.py --tune. Raises DataError."""
-    sources = [load_source(path) for path in args.sources]
+    sources = [load_source(path, args.engine) for path in args.sources]
     for source in sources[1:]:
         source.state.pop("optimizer", None)  # those of all folds would fill the memory
     first = sources[0]
@@ -455,17 +353,18 @@ def export(source, path, overrides):
     hp = replace(source.hp, **overrides)
     state = source.state
     if path.endswith(".onnx"):
-        about = {key: getattr(hp, key) for key in ("backbone", "size", "fit", *DECODING)}
+        about = {key: getattr(hp, key) for key in EXPORTED}
         about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
-        for way, digests in seen_digests(state.get("origin") or {}, hp).items():
-            about[SEEN[way].replace(" ", "_")] = " ".join(sorted(digests))
+        origin = state.get("origin") or dict.fromkeys(ORIGIN, ()) | {"unknown": [source.path]}
+        for way, digests in ({"tuned": hp.tuned.split(",")} | origin).items():
+            about[EXPORTED_SEEN[way]] = " ".join(sorted(digests))
         export_onnx(path, network_of(state, source.path, "cpu"), about)
         return print_rapidocr(path, hp)
 
     if not path.endswith(".pt") or Path(path).exists():
         raise UsageError(f"--export {path}", "not a new .pt file", "give one, or a .onnx file")
-    weights = state.get("ema") or state["model"]
-    weights = {key: value.half() if value.ndim > 1 else value for key, value in weights.items()}
+    weights = source.weights().items()
+    weights = {key: value.half() if value.ndim > 1 else value for key, value in weights}
     if not all(value.isfinite().all() for value in weights.values()):
         raise DataError(source.path, "weights beyond half precision", "give an .onnx file")
     shared = {key: state[key] for key in ("epoch", "origin") if key in state}
@@ -531,18 +430,19 @@ def found_on(args, source, pages, job, failed=None):
         results = data.map_threads(lambda page: job(page, regions[page.name]), pages, "scoring")
         return enumerate(results)
     if not args.json:
+        print(source.runtime(args.device))
         print(decoding_line(source.hp))
     network = source.network(args.device, tile=args.tile or 0)
     return predict(network, pages, args.device, job, failed)
 
 
-def print_speed(args, source, begin, found, remark=""):
-    """How many pages and words there were, and of a network since `begin` how fast."""
-    words = sum(len(polygons) for polygons, _ in found)
-    line = f"{len(found)} pages{remark}, {words} words found"
+def print_speed(args, source, begin, words, remark=""):
+    """How many pages and words there were, and of a network since `begin` how fast. words: their
+    number a page."""
+    line = f"{len(words)} pages{remark}, {sum(words)} words found"
     if source.hp:
         seconds = time.perf_counter() - begin
-        line += f" in {seconds:.1f} s ({len(found) / seconds:.2f} images/s, {args.device})"
+        line += f" in {seconds:.1f} s ({len(words) / seconds:.2f} images/s, {args.device})"
     print(line)
 
 
@@ -560,7 +460,7 @@ def judge_source(args, source, pages, folder=None):
     results = [result for _, result in found_on(args, source, pages, job)]
     found, rows, problems = zip(*results)
     if not args.json:
-        print_speed(args, source, begin, found)
+        print_speed(args, source, begin, [len(polygons) for polygons, _ in found])
     rows = dict(zip(cleval.METRICS, map(np.array, zip(*rows))))
     return found, rows, seen, problems
 
@@ -569,7 +469,7 @@ def score_labelled(args, source, other, pages):
     """Score a Source on labelled pages, and against another if not None. Returns the exit code."""
     found, rows, seen, problems = judge_source(args, source, pages, args.pictures)
     if args.out:
-        write_predictions(args.out, pages, found)
+        predictions.write_predictions(args.out, pages, found)
     summary = summarise(pages, rows, seen)
     if args.html:
         write_html(args.html, source, pages, found, rows, summary)
@@ -596,32 +496,42 @@ def score_labelled(args, source, other, pages):
 
 def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
-    for page in pages:
-        page.polygons = None  # nothing on them is a false alarm
+    file = None
+    if args.out and args.out.endswith(".jsonl"):
+        made_of = f"{source.digest()}, {decoding_line(source.hp)}, tile {args.tile}"
+        file, names = predictions.resume_lines(args.out, made_of)
+        pages = [page for page in pages if page.name not in names]
+        if names:
+            print(f"{args.out}: goes on after {len(names)} pages")
 
     def job(page, found):
-        return page, found, try_drawing(page, found, args.pictures)
+        least = np.quantile(found[1], 0.1) if len(found[1]) else 0.0
+        row = least, len(found[1]), page.name
+        return row, predictions.page_line(page, *found), try_drawing(page, found, args.pictures)
 
     begin = time.perf_counter()
     failed = {}
-    results = [result for _, result in found_on(args, source, pages, job, failed)]
-    pages = [page for page, _, _ in results]
-    found = [each for _, each, _ in results]
-    if args.out:
-        write_predictions(args.out, pages, found)
-    print_speed(args, source, begin, found, " without labels, nothing to score")
-    list_pages(args, pages, found)
-    return print_problems([*failed.values(), *(problem for _, _, problem in results)])
+    rows, lines, problems = [], [], []
+    for _, (row, line, problem) in found_on(args, source, pages, job, failed):
+        rows.append(row)
+        problems.append(problem)
+        if file:
+            file.write(line.encode())
+            file.flush()
+        elif args.out:
+            lines.append(line)
+    if args.out and not file:
+        predictions.write_lines(args.out, lines)
+    words = [count for _, count, _ in rows]
+    print_speed(args, source, begin, words, " without labels, nothing to score")
+    list_pages(args, rows)
+    return print_problems([*failed.values(), *problems])
 
 
-def list_pages(args, pages, found):
-    """Print pages without labels with the confidence that 90 % of their words reach: with --rank
-    all, those to label next first (Lewis and Gale 1994); else the first 20, if no file keeps them.
-    """
-    rows = []
-    for page, (_, scores) in zip(pages, found):
-        least = np.quantile(scores, 0.1) if len(scores) else 0.0
-        rows.append((least, len(scores), page.name))
+def list_pages(args, rows):
+    """Print pages without labels, rows of (the confidence that 90 % of their words reach, words,
+    name): with --rank all, those to label next first (Lewis and Gale 1994); else the first 20, if
+    no file keeps them."""
     kept = args.out or args.pictures
     shown = sorted(rows) if args.rank else rows[: 0 if kept else 20]
     for least, words, name in shown:
@@ -671,6 +581,8 @@ def run_stress(args, sources, pages):
     networks = [source.network(args.device) for source in sources]
     groups = bootstrap_groups(pages)
     results = []
+    if not args.json:
+        print(sources[0].runtime(args.device))
     for kind, levels in STRESS.items():
         for level in levels:
             rows = stress_rows(networks, pages, kind, level, args.device)
@@ -782,7 +694,7 @@ def read_pages(args, sources, pages, plan):
 
 def run_audit(args, overrides):
     """evaluate.py --audit. Raises DataError, UsageError."""
-    sources = [load_source(path) for path in args.sources]
+    sources = [load_source(path, args.engine) for path in args.sources]
     for source in sources:
         source.state.pop("optimizer", None)  # those of all folds would fill the memory
         if overrides:
@@ -815,6 +727,14 @@ def run_audit(args, overrides):
 # ---------------------------------------------------------------- command line
 
 
+def shard(text):
+    """(K, N) of K/N."""
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError
+    return part, parts
+
+
 def parse_args(argv):
     parser = Parser(usage="python evaluate.py SOURCE [options]", description=__doc__)
     add = parser.add_argument
@@ -822,18 +742,22 @@ def parse_args(argv):
     add("--compare", metavar="OTHER", help="another SOURCE: the paired difference, its interval")
     add("--mix", metavar="OTHER", help="take the mean of its weights and SOURCE's")
     add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
+    add(
+        "--engine", choices=ENGINES, help="what runs the network (default: OpenVINO if it is there)"
+    )
     add("--json", action="store_true", help="print one JSON object instead of text")
     add = parser.add_argument_group("pages (default: what the run validated on)").add_argument
     add("--data", help="folder or label file")
     add("--split", choices=SPLITS, help="of DATA (default val)")
     add("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
     add("--images", metavar="PATH", help="pictures without labels: one, or a folder and below")
+    add("--shard", type=shard, metavar="K/N", help="of --images the K-th, then each N-th")
     add("--tile", type=int, metavar="PX", help="cut larger pages into tiles")
     add("--stress", action="store_true", help="score them turned, scaled, blurred, dark, noisy")
     add("--flip", action="store_true", help="with --audit: the mirrored page votes, too")
     add("--rank", action="store_true", help="pages without labels, the ones to label next first")
     add = parser.add_argument_group("files to write").add_argument
-    add("--out", metavar="JSON", help="predictions with confidences")
+    add("--out", metavar="JSON", help="predictions; x.jsonl: as they come, repeat to go on")
     add("--audit", metavar="FILE", help="labels that are probably wrong, as .json or .html")
     add("--to", nargs=2, metavar=("labelme", "DIR"), help="with --audit: pages to correct")
     add("--export", metavar="FILE", help="x.onnx for onnxruntime, RapidOCR; x.pt in half the size")
@@ -872,10 +796,10 @@ def labelled_pages(args, source, other=None):
     with another run, of the first set that both have. Raises DataError."""
     if args.data:
         return load_labels(data.resolve_data(args.data), args.split or "val", args.image_dir)
-    if not source.hp:
+    if not source.weights():
         raise UsageError(source.path, "needs labels to be scored", "add --data")
     hp = source.hp
-    if other and other.hp:
+    if other and other.weights():
         others = data.set_names(other.hp.data)
         shared = [name for name in data.set_names(hp.data) if name in others]
         if shared and hp.data != other.hp.data:
@@ -910,7 +834,9 @@ def refuse_idle(args, rules):
 def check_scoring_flags(args):
     """Raises UsageError on flags that have no effect, or not together."""
     scoring = not args.tune and not args.export
-    networks = not any(source.endswith(".json") for source in args.sources)
+    suffixes = {Path(source).suffix for source in args.sources}
+    networks = not suffixes & {*predictions.SUFFIXES}
+    checkpoints = networks and ".onnx" not in suffixes
     values = " ".join(("hparams", *OVERRIDES))
     several = len(args.sources) > 1
     rules = [
@@ -923,7 +849,11 @@ def check_scoring_flags(args):
         ("flip to", args.audit, "only with --audit"),
         ("compare images tile rank out html pictures stress mix json", not args.audit, NO_AUDIT),
         ("data split image_dir json", not args.export, "not with --export"),
-        (f"images export mix tune tile {values}", networks, "only with a checkpoint"),
+        ("export mix tune", checkpoints, "only with a checkpoint"),
+        (f"images engine tile {values}", networks, "only with a checkpoint or ONNX model"),
+        ("engine", not args.export, "not with --export"),
+        ("shard", args.images, "only with --images"),
+        ("amp", args.engine != "onnxruntime", "onnxruntime computes in float32"),
         ("data", not args.images, "not with --images"),
         ("split", not several or args.audit, "not with folds, each on what it held out"),
         ("split image_dir", args.data or several, "only with --data"),
@@ -980,13 +910,13 @@ def check_outputs(outputs, inputs, derived=()):
 def run(args):
     check_scoring_flags(args)
     overrides = read_overrides(args)
-    works = not args.export and not args.source.endswith(".json")
+    works = not args.export and not args.source.endswith(predictions.SUFFIXES)
     args.device = choose_device(args.device, works)
     if args.tune:
         return run_tune(args, overrides)
     if args.audit:
         return run_audit(args, overrides)
-    source = load_source(args.source)
+    source = load_source(args.source, args.engine)
     if args.mix:
         source = mix(source, load_source(args.mix))
     if args.export:
@@ -995,8 +925,10 @@ def run(args):
 
     if overrides:
         source.override(overrides)
-    other = load_source(args.compare) if args.compare else None
+    other = load_source(args.compare, args.engine) if args.compare else None
     pages = picture_pages(args.images) if args.images else labelled_pages(args, source, other)
+    first, step = args.shard or (1, 1)
+    pages = pages[first - 1 :: step]
     labelled = any(page.polygons for page in pages)
     rules = [
         ("compare html json stress", labelled, "the pages have no labels"),

@@ -61,7 +61,7 @@ class Hparams:
     seed: int = value(0, "of weights, order and augmentation", 0, 2**31 - 1)
     amp: str = value(
         "auto",
-        "number type; off: float32, on GPUs TF32 in convolutions; CPUs: off unless bf16",
+        "number type; off: float32, on GPUs TF32; auto: bf16 or fp16, on CPUs only to predict",
         choices=AMP,
         group="machine",
     )

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -219,7 +220,7 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
     predictions; a group may stand in meta.json beside it. Words whose points are [] or null are
     left out; where no page has "words", all pages are there to be predicted. JSON of labelme and
     COCO is read as such. Raises DataError."""
-    sheet = read_json(label_file)
+    sheet = read_sheet(label_file)
     images = get(sheet, "images")
     if isinstance(images, list):
         return list(read_coco(label_file, sheet, image_dir, categories))
@@ -248,6 +249,22 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
         words = competition_words(words)
         pages.append(fill_page(page, where, words, get(entry, "img_w"), get(entry, "img_h")))
     return pages
+
+
+def read_sheet(label_file):
+    """The JSON of a label file. A .jsonl file has such a sheet, of other pages, on each line: all
+    lines are one sheet, and those of several files that a pattern names, too. Raises DataError."""
+    if Path(label_file).suffix != ".jsonl":
+        return read_json(label_file)
+    images = {}
+    for file in sorted(glob(str(label_file))) or [label_file]:
+        for number, line in text_lines(file):
+            where = f"{file}: line {number}"
+            pages = get(read_json(where, line), "images")
+            if not isinstance(pages, dict) or pages.keys() & images.keys():
+                raise DataError(where, "not a page, or one that came before", "remove the line")
+            images |= pages
+    return {"images": images}
 
 
 def competition_words(words):

@@ -4,6 +4,7 @@ Tiles are batched by shape, predicted and pasted into maps. `predict_each` makes
 
 import math
 from collections import defaultdict, deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,16 +27,18 @@ FIRST_LOOK = 512  # px, root of the page's area, at the first look of --size aut
 LOOK_LINES = (8, 18)  # map px, median heights of words that a look can be trusted with
 LOOK_SIDES = (320, 1600)  # map px, least and most root of the text box's area
 LOOK_ENLARGED = 2  # map px per page px, at most
+LOOK_PAGES = 256  # looked at before they are read
 
 # ---------------------------------------------------------------- networks
 
 
 class Network(NamedTuple):
-    """A model with its Hparams. sizes: the page sizes of the maps that are averaged; empty for
-    hp.size alone. tile: if not 0, a page is scaled by hp.size / tile; a page whose
-    `page_factor` is already that large gets no map from this network."""
+    """A model, or what `engine.load_engine` makes of it, with its Hparams. sizes: the page sizes of
+    the maps that are averaged; empty for hp.size alone. tile: if not 0, a page is scaled by
+    hp.size / tile; a page whose `page_factor` is already that large gets no map from this network.
+    """
 
-    model: torch.nn.Module
+    model: Callable
     hp: Hparams
     sizes: tuple = ()
     tile: int = 0
@@ -84,19 +87,22 @@ def map_shape(page, hp):
     return pictures.scaled(page.size, page_factor(page, hp))[::-1]
 
 
-def take_looks(network, pages, device, failed):
-    """Predict pages at FIRST_LOOK px and set page.look; None where no text is found. Pages whose
-    text has a doubtful height there are predicted at twice that size. failed: of `predict_each`."""
-    unread = None if failed is None else {}  # the reading itself will name them
+def take_looks(network, pages, device):
+    """Yields pages. LOOK_PAGES of them at a time are predicted at FIRST_LOOK px before, which sets
+    page.look; None where no text is found, or where a page cannot be read. Pages whose text has a
+    doubtful height there are predicted at twice that size."""
 
     def job(page, found):
         page.look = look_at(page, found[0])
 
-    for size in (FIRST_LOOK, 2 * FIRST_LOOK):
-        quick = replace(network.hp, size=size, fit="area", look=False)
-        for _ in predict(Network(network.model, quick), pages, device, job, unread):
-            pass
-        pages = [page for page in pages if is_doubtful(page, quick)]
+    for start in range(0, len(pages), LOOK_PAGES):
+        portion = looking = pages[start : start + LOOK_PAGES]
+        for size in (FIRST_LOOK, 2 * FIRST_LOOK):
+            quick = replace(network.hp, size=size, fit="area", look=False)
+            for _ in predict(Network(network.model, quick), looking, device, job, {}):
+                pass
+            looking = [page for page in looking if is_doubtful(page, quick)]
+        yield from portion
 
 
 def is_doubtful(page, hp):
@@ -168,9 +174,7 @@ def predict_each(networks, pages, device, job, failed=None):
     cannot be read raises DataError; with a dict `failed`, failed[index] is the error instead."""
     assert not all(network.tile for network in networks)  # small pages would have no map
     looking = [network for network in networks if network.hp.look]
-    if looking:
-        take_looks(looking[0], pages, device, failed)
-
+    looked = take_looks(looking[0], pages, device) if looking else pages
     threads = min(8, cv2.getNumberOfCPUs())
     batch_size = 8 if device.type == "cuda" else 1
     pages_ahead = 4 if any(network.tile for network in networks) else 32
@@ -179,7 +183,7 @@ def predict_each(networks, pages, device, job, failed=None):
     bar = report.progress(desc="predicting", total=len(pages))
     with ThreadPoolExecutor(threads) as loaders, ThreadPoolExecutor(threads) as workers, bar:
         # pages are opened, scaled and cut into tiles ahead of the networks
-        loading = (loaders.submit(load, index, page) for index, page in enumerate(pages))
+        loading = (loaders.submit(load, index, page) for index, page in enumerate(looked))
         loaded = (future.result() for future in run_ahead(loading, pages_ahead))
 
         # tiles go through their network in batches; the next batch runs while one is pasted

@@ -53,6 +53,7 @@ import audit
 import data
 import evaluate
 import predict
+import sources
 from cleval import mean_scores, page_row
 from command import given_flags, resolve_hparams, trainer_parser
 from dbnet import (
@@ -181,7 +182,7 @@ def read_pages(hp, ancestors):
         print(data.NO_GROUPS)
 
     for path, state in ancestors.items():
-        source = evaluate.Source(path, state, state["hparams"], None)
+        source = sources.Source(path, state, state["hparams"], None)
         evaluate.warn_of_leaks(source, scored)
     if all(all(page.repaired.ignore) for page in train):
         raise DataError(hp.data, f"no word in {len(train)} train pages", "are all ignored?")
@@ -829,7 +830,7 @@ def score_run(trainer):
     """The Score of the network on the run's val pages. The trainer keeps it for the checkpoints,
     with those of the later sets and the H-mean of each page."""
     digests = {*trainer.val_digests}
-    known = evaluate.seen_digests(trainer.origin, trainer.hp)
+    known = sources.seen_digests(trainer.origin, trainer.hp)
     seen = {how: len(theirs & digests) for how, theirs in known.items()}
     val = trainer.pages.val
     rows, score = score_pages(trainer, val, seen)

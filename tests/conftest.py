@@ -51,9 +51,9 @@ def write_labels(folder, images, split="train"):
 
 def write_predictions(path, pages, found):
     """A predictions file of what was found, (polygons, scores) a page."""
-    import evaluate
+    import predictions
 
-    evaluate.write_predictions(path, pages, found)
+    predictions.write_predictions(path, pages, found)
 
 
 def log_range(low, high):
@@ -182,6 +182,16 @@ def browse(path):
 
 
 # ---------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(autouse=True)
+def plain_engine(monkeypatch, tmp_path_factory):
+    """PyTorch in float32 predicts, whatever is installed and the processor can do, unless a test
+    asks for something else; what OpenVINO compiles stays out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    if "engine" in sys.modules:  # else torch is not needed
+        monkeypatch.setattr(sys.modules["engine"], "has_bf16", lambda: False)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import train
 import trees
 from files import DataError
 from hparams import Hparams
+from sources import Source
 from synth import synthetic_page
 from targets import make_targets
 
@@ -348,7 +349,7 @@ def test_pages_are_audited_by_the_networks_that_did_not_see_them(folder, capsys)
     sources = []
     for k, half in enumerate(halves):
         origin = {"trained": half, "chosen": [], "unknown": []}
-        sources.append(evaluate.Source(f"{k}.pt", {"origin": origin}, HP, {}))
+        sources.append(Source(f"{k}.pt", {"origin": origin}, HP, {}))
     voters = evaluate.choose_voters(sources, pages)
     names = {numbers: [page.name for page in some] for numbers, some in voters.items()}
     all_names = [page.name for page in pages]

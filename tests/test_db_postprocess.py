@@ -12,11 +12,11 @@ import turned
 from conftest import write_predictions
 
 import db_postprocess as db
-import evaluate
 import tune
 from db_postprocess import MODES, offset_polygon, polygon_area, polygons_from_map, rect_corners
 from hparams import Hparams
 from labels import Page
+from predictions import read_predictions
 from targets import make_targets
 
 
@@ -357,7 +357,7 @@ def test_any_map_is_decoded_and_what_is_written_is_read_back(tmp_path, monkeypat
             found.append(db.first_that_fit(*words))
             pages.append(Page(f"{n}-{ratio}-{mode}", Path(), size=tuple(page_size)))
     write_predictions(tmp_path / "p.json", pages, found)
-    again = evaluate.read_predictions(tmp_path / "p.json")
+    again = read_predictions(tmp_path / "p.json")
     assert len(cuts) > 2
     for page, (polygons, scores) in zip(pages, found):
         read, confidences = again[page.name]

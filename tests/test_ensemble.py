@@ -19,13 +19,16 @@ import evaluate
 import files
 import pictures
 import predict
+import sources
 from dbnet import DBNet, save_checkpoint
 from ensemble import Member, canonical, read_submission, region_points, submission_regions, vote
 from hparams import Hparams
 from labels import Page, read_competition
 from predict import Network, mean_map
+from predictions import read_predictions
 
 CPU = torch.device("cpu")
+RUNTIME = f"member networks: device cpu (1 threads), float32, torch {torch.__version__}\n"
 HP = Hparams(backbone="mobilenetv3_small_050", neck=16, size=96, thresh=0.1, box_thresh=0.1)
 
 
@@ -173,7 +176,7 @@ def test_a_mirrored_page_gives_the_mirrored_mean_of_both(tmp_path):
 def test_a_member_and_an_ensemble_of_it_alone_predict_what_evaluate_predicts(tmp_path, method):
     write_picture(tmp_path, image=page_image()[0])
     page, network = Page("a.png", tmp_path / "images/a.png"), Network(tiny_network(), HP)
-    source = evaluate.Source("a", {}, HP, {})
+    source = sources.Source("a", {}, HP, {})
     members = [Member(source, each, "a", "") for each in (network, Network(tiny_network(1), HP))]
     both = ensemble.Ensemble(members, [1.0, 1.0], method, HP, 1, CPU, set())
     (alone, _), (together,) = ensemble.predict_all(both, [page], [[0]])
@@ -225,7 +228,7 @@ def test_discover_takes_the_one_finished_set_of_a_name_or_says_what_it_found(tmp
 
 def named(name, score=None, **hp):
     hp = replace(HP, **hp)
-    source = evaluate.Source(name, {"scores": {"hmean": score}}, hp, {})
+    source = sources.Source(name, {"scores": {"hmean": score}}, hp, {})
     return Member(source, Network(None, hp), name, "")
 
 
@@ -394,7 +397,7 @@ def house(tmp_path_factory):
         make_run(run, HP.epochs, **hp)
     save_member(root / "thresh.pt", data=str(folder), thresh=0.2)
     save_member(root / "ratio.pt", 3, data=str(folder), shrink_ratio=0.5)
-    val = evaluate.read_predictions(folder / "val.json")
+    val = read_predictions(folder / "val.json")
     for k in range(3):
         alarm = box(58, 5 + 30 * k, 10, 10)
         found = {name: saw(*words[k // 2 :], alarm) for name, (words, _) in val.items()}
@@ -441,7 +444,7 @@ def test_voting_removes_what_only_one_detector_sees(run):
 
 
 def test_few_pages_or_what_is_not_better_cannot_open_the_gate(run):
-    val = evaluate.read_predictions("DATA/val.json")
+    val = read_predictions("DATA/val.json")
     for pages, code in ((1, 5), (5, 5), (6, 0)):
         write_found("DATA/few.json", dict([*val.items()][:pages]))
         run(*DETECTORS[:-1], "DATA/few.json", code=code)
@@ -456,7 +459,7 @@ def test_few_pages_or_what_is_not_better_cannot_open_the_gate(run):
 def test_no_arguments_take_the_folds_and_the_pages_outside_them(run):
     out, err = run(code=5)  # untrained networks do not vote better
     says = (f"member {m}: weight 1.0000, recorded hmean 0.5{k}00\n" for k, m in enumerate(FOLDS, 1))
-    assert err == "".join(says) and "ensemble by maps of 2" in out and "6 pages" in out
+    assert err == "".join(says) + RUNTIME and "ensemble by maps of 2" in out and "6 pages" in out
 
 
 def test_members_are_named_with_weights_and_scores_and_none_votes_twice(run):
@@ -528,7 +531,7 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run):
     files.replace_file("sample.csv", "filename,polygons\n" + ",\n".join([*names, ""]))
     more = "--flip", "--scales", "64,96", "--submission", "out.csv"
     err = run(*MAPS, *sample, *more).err
-    assert err.splitlines()[1:] == ["out.csv: 3 pages, 3 regions found"]
+    assert err.splitlines()[2:] == ["out.csv: 3 pages, 3 regions found"]
     regions, problems = read_submission("out.csv", names, ordered=True)
     assert problems == [] and sum(map(len, regions.values()))
     beside = read_competition("out.json", need_pictures=False)
@@ -538,7 +541,7 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run):
     # the pictures alone do as well: no labels, names from the sample or from the folder
     run(*MAPS[:-1], "DATA/images", *sample, "--submission", "b.csv")
     run(*MAPS[:-1], "DATA/images", "--out", "c.json")
-    assert len(evaluate.read_predictions("c.json")) == 13
+    assert len(read_predictions("c.json")) == 13
     # without a test split it is said which one is taken
     files.replace_file("OTHER/val.json", Path("DATA/val.json").read_text())
     Path("OTHER/images").symlink_to("../DATA/images")
@@ -587,7 +590,7 @@ def test_no_output_replaces_labels_members_or_what_nobody_named(run):
         assert words in err and len(err.splitlines()) <= 3, err
     assert all(path.read_bytes() == raw for path, raw in before.items())
     run("t0.json", *lab, "--submission", "keepme.csv", "--out", "keepme.json")
-    assert evaluate.read_predictions("keepme.json").keys() == {f"test{n}.png" for n in range(3)}
+    assert read_predictions("keepme.json").keys() == {f"test{n}.png" for n in range(3)}
 
 
 def test_a_detector_without_some_pages_abstains_or_is_refused(run):
@@ -596,7 +599,7 @@ def test_a_detector_without_some_pages_abstains_or_is_refused(run):
     write_found("t1.json", {"test0.png": saw(box(9, 9, 30, 9))})
     err = run("t0.json", "t1.json", *VOTING, "--split", "test", "--out", "both.json").err
     assert "t1.json: 2 of 3 pages are not in it" in err
-    both = evaluate.read_predictions("both.json")
+    both = read_predictions("both.json")
     assert {name: len(polygons) for name, (polygons, _) in both.items()} == dict.fromkeys(found, 1)
 
 

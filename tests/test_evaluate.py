@@ -25,12 +25,14 @@ import engine
 import evaluate
 import pictures
 import predict
+import sources
 from db_postprocess import polygons_from_map
 from dbnet import DBNet, load_network, save_checkpoint
 from files import DataError, read_json
 from hparams import Hparams
 from labels import Page, load_labels
 from predict import Network
+from predictions import read_predictions
 
 CPU = torch.device("cpu")
 TINY = Hparams(data="s", backbone="mobilenetv3_small_050", pretrained="none", neck=16, size=96)
@@ -185,7 +187,7 @@ def test_pages_without_any_word_are_predicted_ranked_and_not_scored(work, run):
     assert "hmean" not in out and "not kept: add --out predictions.json" in out
     out = run(checkpoint(), "--data", "s/blank.json", "--out", "o.json").out
     assert "3 pages without labels, nothing to score" in out and "not kept" not in out
-    assert len(evaluate.read_predictions("o.json")) == 3
+    assert len(read_predictions("o.json")) == 3
     assert "8 pages without labels" in run("a.pt", "--images", "s/images").out
 
 
@@ -331,7 +333,7 @@ def test_a_name_that_cannot_be_read_back_is_refused_alone(run):
         write_picture(Path(), name, (60, 40))
     err = run(checkpoint(), "--images", "images", "--out", "p.json", code=1).err
     assert error_line(err, "'two\\nlines.png': not a file name; it is") and err.count("\n") == 1
-    assert evaluate.read_predictions("p.json").keys() == {*names}
+    assert read_predictions("p.json").keys() == {*names}
     os.mkfifo("fifo.png")
     err = run("a.pt", "--images", "fifo.png", "--out", "q.json", code=1).err
     error_line(err, "fifo.png: not a regular file")
@@ -379,7 +381,7 @@ def test_drawn_pages_of_any_name_replace_neither_each_other_nor_the_pages(run):
     before = {p: p.read_bytes() for p in Path("mine").iterdir() if p.is_file()}
     run(checkpoint(), "--images", "mine", "--out", "p.json", "--pictures", "pics")
     others = ["a.png", *strange, "bad-\ufffd.png"]
-    assert evaluate.read_predictions("p.json").keys() == {*jpegs, *others}
+    assert read_predictions("p.json").keys() == {*jpegs, *others}
     assert {p.name for p in Path("pics").iterdir()} == {*jpegs, *(f"{n}.jpg" for n in others)}
     err = run("a.pt", "--images", "mine", "--pictures", "mine", code=2).err
     error_line(err, "mine/a.jpg: is read by this command; write to another file")
@@ -450,7 +452,7 @@ def test_a_detector_takes_paths_and_pictures_and_lists_of_them(work, capsys):
     path = next(Path("s/images").iterdir())
     evaluate.main([weights, "--images", str(path), "--out", "p.json", "--min-size", "1"])
     detector = evaluate.Detector(weights, device="cpu", min_size=1)
-    (expected, expected_scores), *_ = evaluate.read_predictions("p.json").values()
+    (expected, expected_scores), *_ = read_predictions("p.json").values()
     picture = pictures.read_image(path)
     flipped = np.ascontiguousarray(picture[..., ::-1])[..., ::-1]  # a view with another stride
     for one in (path, str(path), picture, flipped):
@@ -648,7 +650,7 @@ def test_predictions_are_in_the_order_of_pages_and_whole_or_absent(work):
     assert [(i, page.name) for i, page in stream] == [*enumerate(p.name for p in pages)]
     assert len(pages) == 8
     with pytest.raises(ZeroDivisionError):
-        evaluate.write_predictions("p.json", pages, (1 / 0 for _ in pages))
+        write_predictions("p.json", pages, (1 / 0 for _ in pages))
     assert not list(work.glob("*p.json*"))
 
 
@@ -660,7 +662,7 @@ def test_a_predictions_file_of_any_number_of_pages_reads_back_equal(work, count)
     write_predictions("p.json", [Page(n, None, size=(70, 90)) for n in names], found)
     assert list(json.loads(Path("p.json").read_text())["images"]) == names
     for name, one in zip(names, found, strict=True):
-        polygons, scores = evaluate.read_predictions("p.json")[name]
+        polygons, scores = read_predictions("p.json")[name]
         assert np.array_equal(polygons, one[0]) and scores.tolist() == one[1]
 
 
@@ -802,7 +804,7 @@ def test_a_page_of_any_shape_is_in_the_report(work):
 
 
 def test_a_predictions_file_has_the_scores_of_its_checkpoint(run, monkeypatch):
-    monkeypatch.setattr(evaluate, "network_of", lambda *_: Ink(3, 3))
+    monkeypatch.setattr(sources, "network_of", lambda *_: Ink(3, 3))
     path, written = checkpoint(thresh=0.1, box_thresh=0.9), ("--html", "r.html", "--out", "o.json")
     assert scored(run, path, *written) == scored(run, path) == scored(run, "o.json")
     words = [w for p in read_json("o.json")["images"].values() for w in p["words"].values()]
@@ -899,7 +901,7 @@ def test_size_auto_is_a_flag_and_a_value_of_a_detector(run):
     flags = ["--images", "far.png", "--size", "auto", "--out", "p.json"]
     assert "size auto" in run("a.pt", *flags).out
     polygons, _ = evaluate.Detector("a.pt", device="cpu", size="auto")("far.png")
-    (written,) = evaluate.read_predictions("p.json").values()
+    (written,) = read_predictions("p.json").values()
     assert len(written[0]) == len(polygons)
     assert evaluate.choose_look({"size": 640}) == {"size": 640, "look": False}
     assert evaluate.choose_look({"size": "auto"}) == {"look": True}

@@ -18,6 +18,7 @@ import interval
 import labels
 import pictures
 import predict
+import sources
 import tune
 from db_postprocess import decode_page
 from dbnet import load_checkpoint, save_checkpoint
@@ -270,7 +271,7 @@ def house(tmp_path, monkeypatch):
     save_run(PLAIN, replace(HP, data="DATA"))
     for room in (evaluate, predict):
         monkeypatch.setattr(room, "predict_each", predict_each)
-    monkeypatch.setattr(evaluate, "network_of", lambda *_: None)
+    monkeypatch.setattr(sources, "network_of", lambda *_: None)
     monkeypatch.setattr(evaluate, "GRID", SMALL)
     return calls
 
@@ -355,9 +356,9 @@ def test_written_values_go_into_a_copy(house):
     write_setting("new.json", load_source(FOLDS[0]), values)
     new = files.read_json("new.json")
     assert not {"name", "fold"} & new.keys() and new["mode"] == "box" and new["lr"] == HP.lr
-    for path, sources in ((FOLDS[0], FOLDS[:1]), ("x.pt", FOLDS), ("x.txt", FOLDS[:1])):
+    for path, taken in ((FOLDS[0], FOLDS[:1]), ("x.pt", FOLDS), ("x.txt", FOLDS[:1])):
         with pytest.raises(files.UsageError, match="--write"):
-            evaluate.check_target(path, sources)
+            evaluate.check_target(path, taken)
 
 
 def run(capsys, *flags):

@@ -26,6 +26,7 @@ import audit
 import evaluate
 import labels
 import mistakes
+import sources
 from cleval import cleval, shared_areas
 from db_postprocess import decode_page
 from files import read_json, write_json
@@ -249,7 +250,7 @@ def main():
     args = parser.parse_args()
 
     pages = labels.load_labels(args.data, "val")
-    source = evaluate.load_source(args.weights)
+    source = sources.load_source(args.weights)
     source.override({"size": 704, "amp": "bf16"})
     maps = read_maps(args.maps, source, pages)
     for page, prob in zip(pages, maps):

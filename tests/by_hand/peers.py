@@ -27,7 +27,7 @@ import data
 import labels
 import pictures
 from command import Parser
-from evaluate import write_predictions
+from predictions import write_predictions
 
 DETECTION_ONLY = {"use_det": True, "use_cls": False, "use_rec": False}
 

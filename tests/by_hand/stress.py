@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cleval
 import evaluate
 import labels
+import sources
 from augment import STRESS
 from engine import choose_device
 from files import write_json
@@ -25,7 +26,7 @@ from predict import predict
 
 def checkpoint_reader(path, device):
     """A function from pages to N polygons [P, 2] a page, by a checkpoint."""
-    source = evaluate.load_source(path)
+    source = sources.load_source(path)
     network = source.network(device)
 
     def read(pages):

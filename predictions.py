@@ -1,0 +1,70 @@
+"""How is what was predicted kept? As the competition's JSON, written whole or not at all, or as a
+.jsonl file, to which each page adds its line, so that a command that was stopped goes on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from files import UsageError, lock, read_json, replace_file
+from formats import pages_to_json
+from labels import Page, read_competition
+
+SUFFIXES = ".json", ".jsonl"
+
+
+def read_predictions(path):
+    """{page name: (polygons, scores)} of a predictions file, or of several .jsonl files that a
+    pattern names. Raises DataError."""
+    pages = read_competition(path, need_pictures=False)
+    return {page.name: (page.polygons, np.array(page.confidences)) for page in pages}
+
+
+def page_line(page, polygons, scores):
+    """A page and its words as a line of a .jsonl file, in the competition's form."""
+    words = Page(page.name, page.path, size=page.size)
+    for number, (polygon, score) in enumerate(zip(polygons, scores), 1):
+        words.add(f"{number:04d}", polygon, confidence=score)
+    return json.dumps(pages_to_json([words]), ensure_ascii=False) + "\n"
+
+
+def write_predictions(path, pages, found):
+    """Write (polygons, scores) of pages, see `write_lines`."""
+    write_lines(path, [page_line(page, *words) for page, words in zip(pages, found)])
+
+
+def write_lines(path, lines):
+    """Write lines of pages as a file of predictions, whole or not at all: a .jsonl file, or JSON
+    in the competition's form."""
+    if not str(path).endswith(".jsonl"):
+        entries = [line.removeprefix('{"images": {').removesuffix("}}\n") for line in lines]
+        lines = ['{"images": {', ",\n".join(entries), "}}\n"]
+    replace_file(path, "".join(lines))
+
+
+def resume_lines(path, made_of):
+    """Open a .jsonl file to append the lines of pages, and cut off half a line: (file, names of the
+    pages in it). made_of: all that its pages depend on, its first line. Raises UsageError where
+    that is something else."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file = lock(path)
+    if file is None:
+        raise UsageError(path, "another command writes it", "wait for it, or name another file")
+    file = file.detach()  # in bytes
+    header = json.dumps({"images": {}, "made_of": made_of}) + "\n"
+    header = header.encode()
+    file.seek(0)
+    first = file.readline()
+    if first != header:
+        if not header.startswith(first):
+            problem = "is there, and its pages were predicted otherwise"
+            raise UsageError(path, problem, "name another file, or repeat its command")
+        file.truncate(0)
+        file.write(header)
+
+    names, end = set(), len(header)
+    while (line := file.readline()).endswith(b"\n"):
+        names.update(read_json(path, line.decode())["images"])
+        end += len(line)
+    file.truncate(end)
+    return file, names

@@ -1,0 +1,225 @@
+"""Files of predictions: streams that go on, shards, several files as one."""
+
+import gc
+import json
+import random
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import error_line, write_picture
+from test_evaluate import checkpoint, run  # noqa: F401 (run is a fixture)
+
+import evaluate
+import labels
+import predict
+import predictions
+from files import DataError, UsageError
+from predictions import read_predictions, resume_lines
+
+
+@pytest.fixture
+def photos(work):
+    """Twelve pictures of several shapes, one in a folder below and one that is broken."""
+    rng = np.random.default_rng(0)
+    for n in range(11):
+        shape = (40 + 9 * n, 90, 3)
+        write_picture(work, f"p{n:02d}.png", rng.integers(0, 255, shape, np.uint8))
+    write_picture(work, "below/가 é.png", rng.integers(0, 255, (50, 60, 3), np.uint8))
+    return work / "images"
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The shapes of the batches that went through a network."""
+    shapes, launch = [], predict.launch
+
+    def note(model, batch, *others):
+        shapes.append(batch.shape)
+        return launch(model, batch, *others)
+
+    monkeypatch.setattr(predict, "launch", note)
+    return shapes
+
+
+def lines_of(path):
+    return Path(path).read_text().splitlines(keepends=True)
+
+
+def found_by(run, out, *flags):  # noqa: F811
+    run(checkpoint(thresh=0.1, box_thresh=0.0), "--images", "images", "--out", out, *flags)
+    return read_predictions(out)
+
+
+def same(some, others):
+    assert some.keys() == others.keys()
+    for name, (polygons, scores) in some.items():
+        again, other_scores = others[name]
+        assert len(polygons) == len(again) and np.array_equal(scores, other_scores)
+        assert all(map(np.array_equal, polygons, again))
+
+
+def test_a_stream_says_what_json_says(photos, run):  # noqa: F811
+    whole = found_by(run, "whole.json")
+    same(found_by(run, "whole.jsonl"), whole)
+    assert len(whole) == 12 and sum(len(polygons) for polygons, _ in whole.values()) >= 12
+    header, *lines = lines_of("whole.jsonl")
+    assert json.loads(header)["images"] == {} and len(lines) == 12
+    assert all(len(json.loads(line)["images"]) == 1 for line in lines)
+    entries = [entry for line in lines for entry in json.loads(line)["images"].items()]
+    assert dict(entries) == json.loads(Path("whole.json").read_text())["images"]
+
+
+def test_a_stream_that_was_cut_anywhere_goes_on(photos, run, launched):  # noqa: F811
+    """By a kill at any byte: what is whole is not predicted again, and half a line is cut off."""
+    found_by(run, "calm.jsonl")
+    content = Path("calm.jsonl").read_bytes()
+    first = content.index(b"\n") + 1
+    rng = random.Random(0)
+    for end in (0, first // 2, first, len(content) - 1, *rng.sample(range(first, len(content)), 6)):
+        Path("cut.jsonl").write_bytes(content[:end])
+        del launched[:]
+        found_by(run, "cut.jsonl")
+        assert sorted(lines_of("cut.jsonl")) == sorted(lines_of("calm.jsonl"))
+        assert len(launched) == 12 - max(content[:end].count(b"\n") - 1, 0)
+    del launched[:]
+    out = run("a.pt", "--images", "images", "--out", "calm.jsonl").out
+    assert not launched and "calm.jsonl: goes on after 12 pages" in out
+    assert Path("calm.jsonl").read_bytes() == content
+
+
+def test_a_page_that_cannot_be_read_is_tried_again(photos, run):  # noqa: F811
+    (photos / "p05.png").write_bytes(b"no picture")
+    flags = (checkpoint(), "--images", "images", "--out", "x.jsonl")
+    error_line(run(*flags, code=1).err, "p05.png: not a picture")
+    assert len(read_predictions("x.jsonl")) == 11
+    write_picture(photos.parent, "p05.png", (70, 60))
+    run(*flags)
+    assert len(read_predictions("x.jsonl")) == 12
+
+
+def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noqa: F811
+    found_by(run, "x.jsonl")
+    content = Path("x.jsonl").read_bytes()
+    flags = ("--images", "images", "--out", "x.jsonl")
+    torch.manual_seed(1)
+    checkpoint("wider.pt", neck=32, thresh=0.1, box_thresh=0.0)
+    for other in (["wider.pt"], ["a.pt", "--thresh", 0.2], ["a.pt", "--tile", 64]):
+        error = run(*other, *flags, code=2).err
+        error_line(error, "x.jsonl: is there, and its pages were predicted otherwise; name another")
+    Path("notes.jsonl").write_text("mine")
+    error_line(run("a.pt", *flags[:3], "notes.jsonl", code=2).err, "notes.jsonl: is there")
+    assert Path("x.jsonl").read_bytes() == content and Path("notes.jsonl").read_text() == "mine"
+
+
+def test_two_commands_do_not_write_one_stream(tmp_path):
+    path = tmp_path / "new/x.jsonl"
+    file, names = resume_lines(path, "a")
+    assert names == set()
+    with pytest.raises(UsageError, match="another command writes it"):
+        resume_lines(path, "a")
+    file.close()
+    resume_lines(path, "a")[0].close()
+
+
+def test_shards_are_the_whole_and_a_pattern_reads_them_as_one(photos, run):  # noqa: F811
+    whole = found_by(run, "whole.jsonl")
+    for part in (1, 2, 3, 5, 4):
+        found_by(run, f"parts/{part}.jsonl", "--shard", f"{part}/5")
+    sizes = [len(read_predictions(f"parts/{part}.jsonl")) for part in range(1, 6)]
+    assert sizes == [3, 3, 2, 2, 2]
+    same(read_predictions("parts/*.jsonl"), whole)
+    joined = "".join(Path(f"parts/{part}.jsonl").read_text() for part in range(1, 6))
+    Path("joined.jsonl").write_text(joined)
+    same(read_predictions("joined.jsonl"), whole)
+    found_by(run, "parts/many.jsonl", "--shard", "40/40")
+    assert read_predictions("parts/many.jsonl") == {}
+
+
+def test_predictions_of_shards_are_scored_and_taken_as_pseudo_labels(work, run):  # noqa: F811
+    flags = (checkpoint(thresh=0.1, box_thresh=0.0), "--images", "s/images")
+    for part in (1, 2):
+        run(*flags, "--out", f"parts/{part}.jsonl", "--shard", f"{part}/2")
+    run(*flags, "--out", "whole.json")
+    scores = [
+        json.loads(run(source, "--data", "s", "--json").out)
+        for source in ("whole.json", "parts/*.jsonl")
+    ]
+    assert scores[0] == scores[1]
+    pages = labels.read_competition("parts/*.jsonl", "s/images")
+    assert len(pages) == 8 and all(page.path.is_file() for page in pages)
+
+
+def test_what_is_no_stream_is_one_line(tmp_path):
+    path, line = tmp_path / "x.jsonl", '{"images": {"a.png": {"words": {}}}}\n'
+    for content, where in (
+        (line + '{"images": {"b.p', "line 2: not a JSON file"),
+        (line + "[]\n", "line 2: not a page"),
+        (line + line, "line 2: not a page, or one that came before"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=where):
+            read_predictions(path)
+    with pytest.raises(UsageError, match="no such file"):
+        read_predictions(tmp_path / "y*.jsonl")
+
+
+def test_flags_of_shards_and_streams_are_checked(photos, run, capsys):  # noqa: F811
+    checkpoint()
+    error_line(run("a.pt", "--shard", "1/2", code=2).err, "--shard: only with --images")
+    for shard in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(SystemExit, match="2"):
+            evaluate.main(["a.pt", "--images", "images", "--shard", shard])
+        error_line(capsys.readouterr().err, "--shard", shard)
+
+
+def test_a_big_folder_does_not_fill_the_memory(work, run, monkeypatch):  # noqa: F811
+    """Lines of pages are counted while they are alive, and pictures that are open."""
+
+    class Line(str):
+        __slots__ = ("__weakref__",)
+
+    alive, most = weakref.WeakSet(), []
+    page_line = predictions.page_line
+
+    def counted(*page):
+        line = Line(page_line(*page))
+        alive.add(line)
+        most.append(len(alive))
+        return line
+
+    monkeypatch.setattr(Line, "__hash__", lambda line: id(line), raising=False)
+    monkeypatch.setattr(Line, "__eq__", lambda a, b: a is b, raising=False)
+    monkeypatch.setattr(predictions, "page_line", counted)
+    for n in range(400):
+        write_picture(work, f"{n}.png", (32, 32))
+    run(checkpoint(), "--images", "images", "--out", "x.jsonl", "--size", 32)
+    gc.collect()
+    assert len(most) == 400 == len(read_predictions("x.jsonl"))
+    assert max(most) < 150 and not alive
+
+
+def test_first_looks_are_taken_as_pages_come(work, run, monkeypatch):  # noqa: F811
+    """So that a kill loses those of LOOK_PAGES pages, and not those of all."""
+    events = []
+
+    def noted(room, name):
+        function = getattr(room, name)
+
+        def call(*words):
+            events.append(name)
+            return function(*words)
+
+        monkeypatch.setattr(room, name, call)
+
+    monkeypatch.setattr(predict, "LOOK_PAGES", 16)
+    noted(predict, "look_at")
+    noted(predictions, "page_line")
+    for n in range(100):
+        write_picture(work, f"{n}.png", (32, 32))
+    checkpoint(text_height=12.0)
+    run("a.pt", "--images", "images", "--size", "auto", "--out", "x.jsonl")
+    assert events.count("look_at") == events.count("page_line") == 100
+    assert events.index("page_line") < 80
