@@ -171,8 +171,9 @@ def load_member(path, overrides, scales, flip, device, engine):
     network = source.network(device, sizes=scales)
     if flip:
         network = network._replace(model=predict.flipped(network.model))
+    # without the weights, which would fill the memory
     source.state = {key: source.state.get(key) for key in ("scores", "origin")} | {
-        "runtime": str(source.runtime(device)),  # without the weights, which fill the memory
+        "runtime": str(source.runtime(device))
     }
     return Member(source, network, path, digest)
 
