@@ -1,4 +1,4 @@
-"""On what a network runs: devices, engines, lost processes, errors of PyTorch. GPUs are emulated."""
+"""On what a network runs: devices, engines, lost processes, PyTorch's errors. GPUs are emulated."""
 
 import signal
 import sys

@@ -42,8 +42,8 @@ OTHERS = {
     "train": "hparams resume rescore seeds baseline device log artifact print_hparams",
     "sweep": "sweep name enqueue known parallel devices launcher continue_trial status report json "
     "replay rule wandb",
-    "ensemble": "sources device engine json data split image_dir method votes weights scales flip best "
-    "drop_worst decide sample validate allow_empty hparams",
+    "ensemble": "sources device engine json data split image_dir method votes weights scales flip "
+    "best drop_worst decide sample validate allow_empty hparams",
     "evaluate": "sources compare mix device engine json data split image_dir images shard tile "
     "stress rank tune metric hparams",
     "check": "data image_dir size hparams",

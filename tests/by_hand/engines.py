@@ -13,6 +13,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -59,18 +60,18 @@ def scores(path, data):
     return " ".join(f"{value:.4f}" for value in values)
 
 
-def link_pictures(folder, pages):
+def copy_pictures(folder, pages):
     for page in pages:
         path = folder / page.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(os.path.realpath(page.path))
+        shutil.copy(page.path, path)
 
 
 def labels_of(folder, pages):
-    """A label file of pages whose pictures are linked into folder/one."""
+    """A label file of pages whose pictures lie in folder/images."""
     path = folder / "one.json"
     path.write_text(json.dumps({"images": {page.name: {"words": {}} for page in pages}}))
-    (folder / "images").symlink_to(folder / "one")
+    copy_pictures(folder / "images", pages)
     return path
 
 
@@ -84,8 +85,8 @@ def main():
     pages = labels.load_labels(args.data, "val")
     with tempfile.TemporaryDirectory() as place:
         whole, one, out = (Path(place, name) for name in ("whole", "one", "found.json"))
-        link_pictures(whole, pages)
-        link_pictures(one, pages[:1])
+        copy_pictures(whole, pages)
+        copy_pictures(one, pages[:1])
         count = len(pages)
         print(f"{count} pages, {args.threads} threads; pages a second")
         print("engine      type  size  whole    net    cpu hmean official iou50", flush=True)

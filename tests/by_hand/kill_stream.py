@@ -2,9 +2,9 @@
 
 python tests/by_hand/kill_stream.py [--pages 2000] [--kills 10] [--seed 0]
 
-Real processes of evaluate.py with a tiny network on drawn pictures. The lines must be those of a run
-that nothing disturbed, none twice; so must be those of four shards that ran side by side. Prints
-the peak memory of runs over 100 pages and over all. Exit code 1 on any difference.
+Real processes of evaluate.py with a tiny network on drawn pictures. The lines must be those of a
+run that nothing disturbed, none twice; so must be those of four shards that ran side by side.
+Prints the peak memory of runs over 100 pages and over all. Exit code 1 on any difference.
 """
 
 import os
