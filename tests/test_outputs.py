@@ -30,7 +30,7 @@ OUTPUTS = {
     "train": set(),  # a run writes into runs/NAME, which is new, or its own
     "sweep": {"html"},  # and so does a sweep
     "ensemble": {"submission", "out"},
-    "evaluate": {"out", "export", "html", "pictures", "write"},
+    "evaluate": {"out", "export", "html", "pictures", "write", "audit", "to"},
     "check": {"pictures"},
     "diff": set(),
     "synth": {"out"},
@@ -45,7 +45,7 @@ OTHERS = {
     "ensemble": "sources device engine json data split image_dir method votes weights scales flip "
     "best drop_worst decide sample validate allow_empty hparams",
     "evaluate": "sources compare mix device engine json data split image_dir images shard tile "
-    "stress rank tune metric hparams",
+    "stress rank tune metric hparams flip",
     "check": "data image_dir size hparams",
     "diff": "old new image_dir",
     "synth": "pages seed size words unit habit",
@@ -129,6 +129,8 @@ CASES = (  # command, the words but for the output, what may write, the inputs
     ("evaluate", "a.pt --mix b.pt --data s", "out html", "a.pt b.pt"),
     ("evaluate", "a.pt --tune --data s", "write", f"a.pt s/val.json {PICTURE}"),
     ("evaluate", "a.pt --tune", "write", f"s/train.json {TRAINED}"),
+    ("evaluate", "a.pt --data s --hparams h.json", "audit", f"a.pt h.json s/val.json {PICTURE}"),
+    ("evaluate", "a.pt --data s --audit new.json", "to", f"s s/images s/val.json {PICTURE}"),
     (
         "ensemble",
         "a.pt --data s --split val --sample sample.csv --hparams h.json --submission new.csv",
@@ -144,8 +146,12 @@ CASES = (  # command, the words but for the output, what may write, the inputs
     ("sweep", "--report history.json", "html", "history.json"),
     ("sweep", "--report runs/w", "html", "runs/w/sweep.json runs/w/state.jsonl"),
 )
-SUFFIX = {"submission": ".csv", "export": ".onnx", "write": ".json"}  # of no other name
-POSITIONAL = {("synth", "out"), ("convert", "out")}
+SUFFIX = {"submission": ".csv", "export": ".onnx", "write": ".json", "audit": ".json"}
+WORDS_BEFORE = {
+    ("synth", "out"): [],
+    ("convert", "out"): [],
+    ("evaluate", "to"): ["--to", "labelme"],
+}
 
 
 def test_each_flag_that_writes_has_a_case():
@@ -178,8 +184,8 @@ def test_an_output_never_replaces_an_input(name, words, flags, inputs, place, ca
 
     for flag in flags:
         for target in inputs + links[SUFFIX.get(flag, "")]:
-            output = [target] if (name, flag) in POSITIONAL else [f"--{flag}", target]
-            code = exit_code_of(name, [*words.split(), *output])
+            before_it = WORDS_BEFORE.get((name, flag), [f"--{flag}"])
+            code = exit_code_of(name, [*words.split(), *before_it, target])
             err = capsys.readouterr().err
             assert code == 2, (flag, target, err)
             assert err.splitlines()[-1].startswith("error: "), (flag, target, err)
