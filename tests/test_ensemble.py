@@ -15,7 +15,6 @@ import torch
 from conftest import write_picture, write_predictions
 
 import ensemble
-import evaluate
 import files
 import pictures
 import predict
@@ -614,8 +613,8 @@ def test_an_empty_submission_is_warned_of_and_allowed_by_a_flag(run):
 
 
 def test_a_checkpoint_is_loaded_once(run, monkeypatch):
-    paths, load = [], evaluate.load_checkpoint
-    monkeypatch.setattr(evaluate, "load_checkpoint", lambda path: paths.append(path) or load(path))
+    paths, load = [], sources.load_checkpoint
+    monkeypatch.setattr(sources, "load_checkpoint", lambda path: paths.append(path) or load(path))
     run(*FOLDS, "--data", "DATA", "--weights", "scores", code=5)
     assert paths == [*FOLDS]
 

@@ -488,8 +488,8 @@ def test_a_detector_says_what_is_wrong(work):
 @pytest.fixture
 def loads(monkeypatch):
     """Paths of the checkpoints that were loaded so far."""
-    paths, load = [], evaluate.load_checkpoint
-    monkeypatch.setattr(evaluate, "load_checkpoint", lambda path: paths.append(path) or load(path))
+    paths, load = [], sources.load_checkpoint
+    monkeypatch.setattr(sources, "load_checkpoint", lambda path: paths.append(path) or load(path))
     monkeypatch.setattr(dbnet, "read_saved", Mock(side_effect=dbnet.read_saved))
     yield paths
     assert dbnet.read_saved.call_count == len(paths)  # by no other way
@@ -670,7 +670,7 @@ def test_weights_to_share_are_half_as_large_and_predict_the_same(run, work):
     state = torch.load(checkpoint(), weights_only=True)
     save_checkpoint("a.pt", {**state, "scores": {"hmean": 0.9, "pages": {"x": 0.9}}})
     run("a.pt", "--export", "half.pt", "--thresh", 0.4)
-    for taken in ("a.pt", "half.pt", "a.pth"):
+    for taken in ("half.pt", "a.pth"):
         error_line(run("a.pt", "--export", taken, code=2).err, "not a new .pt file")
     whole, half = (load_network(path) for path in ("a.pt", "half.pt"))
     assert Path("half.pt").stat().st_size < 0.6 * Path("a.pt").stat().st_size
@@ -876,8 +876,8 @@ def test_a_look_is_taken_again_where_text_is_low_or_may_be_fused(work, height, l
     hp = replace(TINY, size=960, fit="area", look=True, text_height=24.0)
     hp = replace(hp, unclip_ratio=1e-9, mode="box", min_size=0)
     model = Recorded(Ink(1, 1))
-    predict.take_looks(Network(model, hp), evaluate.picture_pages("page.png"), CPU, None)
-    assert len(model.shapes) == looks
+    (page,) = predict.take_looks(Network(model, hp), evaluate.picture_pages("page.png"), CPU)
+    assert len(model.shapes) == looks and page.look
 
 
 def test_what_a_look_reads_is_bounded():
