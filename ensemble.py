@@ -189,7 +189,9 @@ def discover(folder="runs"):
         log = file.with_name("log.csv")
         epochs = len(read_text(log).splitlines()) - 1 if log.exists() else 0
         name = str(file.parent).replace(f"-fold{hp.fold}", "-fold*")
-        key = replace(hp, name=name, fold=1, workers=-1, stop_epoch=0, cache=False)
+
+        # the height of text is that of a fold's own train pages
+        key = replace(hp, name=name, fold=1, text_height=0, workers=-1, stop_epoch=0, cache=False)
         sets[key][hp.fold] = str(file.with_name("last.pt")), epochs
 
     finished, states = {}, []
@@ -199,7 +201,7 @@ def discover(folder="runs"):
             finished[hp.name] = [runs[fold][0] for fold in sorted(runs)]
         states.append(f"{hp.name}: {', '.join(map(str, epochs))} of {hp.epochs} epochs")
     if len(finished) == 1:
-        return next(iter(finished.values()))
+        return finished.popitem()[1]
     if finished:
         raise UsageError(
             f"{len(finished)} sets of fold runs are finished, {' and '.join(finished)}",

@@ -4,6 +4,7 @@ runs them. Tests import the scripts by name and run from an empty folder."""
 import contextlib
 import csv
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"  # sums are bit-equal only for one number of threads
 
 CLOCKS = {"seconds", "images_s", "wait", "peak_gib", "val_seconds"}  # of log.csv: no two agree
-NETWORK = ("--backbone=mobilenetv3_small_050", "--pretrained=none", "--neck=64")
+NETWORK = ("--backbone=test_efficientnet", "--pretrained=none", "--neck=64")
 
 # ---------------------------------------------------------------- tiny things
 
@@ -104,9 +104,9 @@ def outcome(folder):
 # ---------------------------------------------------------------- commands
 
 
-def run_python(*words, cwd, timeout=120):
+def run_python(*words, cwd, timeout=120, python=(sys.executable,)):
     """Python with one thread on a command line of these words: CompletedProcess."""
-    command = [sys.executable, *map(str, words)]
+    command = [*python, *map(str, words)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     options = {"cwd": cwd, "env": env, "timeout": timeout, "capture_output": True, "text": True}
     return subprocess.run(command, check=False, **options)
@@ -145,7 +145,7 @@ def marked(mark):
     return [pid for pid in found if pid != os.getpid()]
 
 
-def wait_for(what, ready, seconds=120):
+def wait_for(what, ready, seconds=300):
     """ready()'s value once it is true. Raises TimeoutError."""
     end = time.monotonic() + seconds
     while not (value := ready()):
@@ -195,9 +195,21 @@ def plain_engine(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture
-def script(tmp_path):
-    """script("train.py", *flags) -> CompletedProcess, run in tmp_path with one thread."""
-    return partial(run_script, cwd=tmp_path)
+def script(tmp_path, monkeypatch, capfd):
+    """script("data.py", *flags) -> CompletedProcess of a command in tmp_path, as `run_script` has
+    it, but in this process, whose packages are loaded."""
+
+    def call(name, *flags):
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        main = importlib.import_module(name.removesuffix(".py")).main
+        try:
+            code = main([*map(str, flags)])
+        except SystemExit as ended:
+            code = ended.code
+        return subprocess.CompletedProcess(flags, code, *capfd.readouterr())
+
+    return call
 
 
 @pytest.fixture
@@ -210,6 +222,19 @@ def one_line():
         return error_line(result.stderr, *words)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """Words before a script's name that run it as `python` does, without the time of its imports:
+    see warm.py."""
+    path = tmp_path_factory.mktemp("warm") / "socket"
+    os.environ["WARM"] = str(path)
+    command = [sys.executable, str(ROOT / "tests/warm.py")]
+    with subprocess.Popen([*command, "--serve"], stdin=subprocess.PIPE) as server:
+        wait_for("the server", lambda: path.exists() or server.poll() is not None)
+        yield command
+        server.stdin.close()
 
 
 @pytest.fixture(scope="session")

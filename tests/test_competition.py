@@ -6,9 +6,12 @@ import importlib
 import json
 
 import competition
+from conftest import ROOT
+
+import sweep
 
 
-def test_a_competition_folder_becomes_a_submission(work, monkeypatch, capsys):
+def test_a_competition_folder_becomes_a_submission(work, warm, monkeypatch, capsys):
     def step(name, command, folder, accepted=(0,)):
         monkeypatch.chdir(folder)
         script, *words = map(str, command)
@@ -17,6 +20,7 @@ def test_a_competition_folder_becomes_a_submission(work, monkeypatch, capsys):
         return True
 
     monkeypatch.setattr(competition, "step", step)
+    monkeypatch.setattr(sweep, "TRAINER", [*warm, str(ROOT / "train.py")])
     assert competition.main(["walk", "--small"]) == 0
     said, small = capsys.readouterr().out, competition.SMALL
     assert f"40 pages, {small['words']} words" in said

@@ -12,7 +12,7 @@ from hparams import Hparams
 from interval import read_score
 
 BASE = [*NETWORK, "--data=s,o", "--size=96", "--thresh=0.2", "--box-thresh=0.2", "--unclip-ratio=0"]
-FIRST = "--name=first --epochs=14 --T_max=14 --batch=2 --lr=0.003 --aug-strength=0"
+FIRST = "--name=first --epochs=8 --T_max=8 --batch=2 --lr=0.006 --aug-strength=0"
 TUNE = "--init=runs/first/best.pt --freeze-bn --epochs=3 --batch=5 --lr=1e-4 --warmup=1"
 
 
@@ -69,12 +69,13 @@ def assert_same_numbers(folder, name):
     assert str(read_score(scores["others"]["o"]).over) == "2 pages, too narrow"
 
 
-def test_three_processes_lose_one_start_again_and_stop_together(house, monkeypatch):
+def test_three_processes_lose_one_start_again_and_stop_together(house, warm, monkeypatch):
     """Shares of 2, 2 and 1 pages; one process is killed in epoch 2 and torchrun starts the group
     again; one gets SIGTERM in epoch 3 and all stop there; a single process ends the run."""
     (house / "program.py").write_text(PROGRAM)
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node=3 --max-restarts=1"
-    command = [*torchrun.split(), "program.py", *BASE, *TUNE.split(), "--name=three"]
+    torchrun = [*torchrun.split(), "--no-python", *warm]
+    command = [*torchrun, "program.py", *BASE, *TUNE.split(), "--name=three"]
     result = run_python(*command, cwd=house, timeout=300)
     assert "resuming runs/three after epoch 1" in result.stdout, result.stderr
     assert "stopped in epoch 3, step 1 of 2; go on: " in result.stdout, result.stderr
@@ -87,7 +88,7 @@ def test_three_processes_lose_one_start_again_and_stop_together(house, monkeypat
 
 def test_a_step_sends_gradients_only(monkeypatch):
     """Batch norm's statistics are process 0's, sent when they are used: see averaged_model."""
-    sent, hp = [], Hparams(backbone="mobilenetv3_small_050", pretrained="none", neck=16)
+    sent, hp = [], Hparams(backbone="test_efficientnet", pretrained="none", neck=16)
     monkeypatch.setattr(dist, "_broadcast_coalesced", lambda *_: sent.append(1))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import shapely
 import torch
-from conftest import write_picture, write_predictions
+from conftest import run_script, write_picture, write_predictions
 
 import ensemble
 import files
@@ -28,7 +28,7 @@ from predictions import read_predictions
 
 CPU = torch.device("cpu")
 RUNTIME = f"member networks: device cpu (1 threads), float32, torch {torch.__version__}\n"
-HP = Hparams(backbone="mobilenetv3_small_050", neck=16, size=96, thresh=0.1, box_thresh=0.1)
+HP = Hparams(backbone="test_efficientnet", neck=16, size=96, thresh=0.1, box_thresh=0.1)
 
 
 def box(x, y, w, h):
@@ -204,7 +204,8 @@ def make_run(folder, age, **hp):
 def test_discover_takes_the_one_finished_set_of_a_name_or_says_what_it_found(tmp_path):
     def make(name, *numbers, age=2, folds=3):
         for fold in numbers:
-            make_run(tmp_path / f"{name}-fold{fold}", age, epochs=2, folds=folds, fold=fold)
+            path, height = tmp_path / f"{name}-fold{fold}", 20.0 + fold  # of its own train pages
+            make_run(path, age, epochs=2, folds=folds, fold=fold, text_height=height)
 
     def fails(words):
         with pytest.raises(files.UsageError, match=words):
@@ -678,6 +679,6 @@ def test_bad_input_is_one_line(run, code, flags, words):
     assert len(err) == 1 and re.search(words, err[0]), err
 
 
-def test_the_script_itself(script, one_line, house):
-    result = script("ensemble.py", "--validate", house / "slip.json")
+def test_the_script_itself(tmp_path, one_line, house):
+    result = run_script("ensemble.py", "--validate", house / "slip.json", cwd=tmp_path)
     one_line(result, "slip.json: line 1", "filename,polygons", code=1)

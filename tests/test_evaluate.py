@@ -35,7 +35,7 @@ from predict import Network
 from predictions import read_predictions
 
 CPU = torch.device("cpu")
-TINY = Hparams(data="s", backbone="mobilenetv3_small_050", pretrained="none", neck=16, size=96)
+TINY = Hparams(data="s", backbone="test_efficientnet", pretrained="none", neck=16, size=96)
 
 
 def predictions(change=lambda i, points: points, name="p", keep=lambda i: True):

@@ -385,28 +385,43 @@ def test_replay_of_another_rule(rule, cli):
 
 
 @pytest.fixture
-def cli(tmp_path):
-    """Runs sweep.py's command line in a folder of its own with the trainer above."""
-    (tmp_path / "trainer.py").write_text(TRAINER)
+def cli(tmp_path, monkeypatch, capsys):
+    """Runs sweep.py's command line in a folder of its own with the trainer above: in this process,
+    or apart, in one of its own."""
+    trainer = tmp_path / "trainer.py"
+    trainer.write_text(TRAINER)
     (tmp_path / "run.py").write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sweep\n"
-        f"sweep.TRAINER = [sys.executable, {str(tmp_path / 'trainer.py')!r}]\n"
+        f"sweep.TRAINER = [sys.executable, {str(trainer)!r}]\n"
         "sweep.AGAIN = 0.2\n"
         "sweep.usable_gpus = lambda devices: sum(int(device) < 8 for device in devices)\n"
         "sys.exit(sweep.main())\n"
     )
+    monkeypatch.setattr(sweep, "TRAINER", [sys.executable, "-S", str(trainer)])
+    monkeypatch.setattr(sweep, "AGAIN", 0.2)
+    monkeypatch.setattr(
+        sweep, "usable_gpus", lambda devices: sum(int(device) < 8 for device in devices)
+    )
+    monkeypatch.chdir(tmp_path)
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
-    def call(*args, wait=True, sweep_=None, **env):
+    def call(*args, apart=False, sweep_=None, **env):
+        """Exit code, output and errors; the process if it is apart."""
         if sweep_ is not None:
             (tmp_path / "s.json").write_text(json.dumps(sweep_))
-        command = [sys.executable, "run.py", *map(str, args)]
-        pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-        process = subprocess.Popen(command, cwd=tmp_path, env=env, **pipes)
-        if not wait:
-            return process
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
+        if apart:
+            command = [sys.executable, "run.py", *map(str, args)]
+            pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            return subprocess.Popen(command, env={**os.environ, **env}, **pipes)
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            for key, value in env.items():
+                patch.setenv(key, value)
+            try:
+                code = sweep.main([*map(str, args)])
+            except SystemExit as ended:
+                code = ended.code
+        return code, *capsys.readouterr()
 
     def refused(*args, code=2, words=(), **options):
         """A call ends with this code and one line with these words."""
@@ -415,7 +430,9 @@ def cli(tmp_path):
         assert all(word in err for word in words), (words, err)
 
     call.folder, call.runs, call.refused = tmp_path, tmp_path / "runs/s", refused
-    return call
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def devices(folder, column="device"):
@@ -450,7 +467,7 @@ def test_killed_at_any_moment_it_ends_like_the_undisturbed_sweep(cli):
     calm = outcome(cli.runs)
     (cli.folder / "runs").rename(cli.folder / "calm")
     for seen in ("trial-001/hparams.json", "trial-002/log.csv", "trial-003.log"):
-        process = cli("s.json", wait=False, SLOW="0.05")
+        process = cli("s.json", apart=True, SLOW="0.05")
         wait_for(seen, (cli.runs / seen).exists)
         process.kill()
         process.communicate()
@@ -462,7 +479,7 @@ def test_killed_at_any_moment_it_ends_like_the_undisturbed_sweep(cli):
 
 
 def test_interrupted_it_stops_its_trial_and_goes_on(cli):
-    process = cli("s.json", wait=False, sweep_=short(run_cap=2), SLOW="0.5")
+    process = cli("s.json", apart=True, sweep_=short(run_cap=2), SLOW="0.5")
     wait_for("an epoch", (cli.runs / "trial-001/log.csv").exists)
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1].startswith("error: interrupted") and process.returncode == 130
@@ -541,7 +558,6 @@ def test_cuda_says_which_devices_there_are():
     assert sweep.usable_gpus([str(k) for k in range(count)] + ["99"]) == count
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader")
 def test_a_sweep_waits_for_its_own_trainers_alone():
     """It returns for one that has ended, and for one that another part has waited for already,
     while a child that is none of its trainers goes on."""
@@ -560,6 +576,7 @@ def test_a_sweep_waits_for_its_own_trainers_alone():
             process.wait()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader")
 def test_trials_side_by_side_share_the_cores(cli, monkeypatch):
     """A trainer has its share of the cores for loading, unless a launcher places the trials."""
     assert cli("s.json", "--devices=0,1", sweep_=short(run_cap=1))[::2] == (0, "")
@@ -659,7 +676,7 @@ def test_a_trainer_on_another_host_is_waited_for(cli):
 def test_orphans_are_waited_for_each_on_its_device(cli):
     """Two trainers outlive their sweep, the first trial's on the second device: the next sweep
     goes on with each where it was, one as soon as the other."""
-    process = cli("s.json", "--devices=4,7", wait=False, sweep_=short(run_cap=2), SLOW="60")
+    process = cli("s.json", "--devices=4,7", apart=True, sweep_=short(run_cap=2), SLOW="60")
     for number in (1, 2):
         wait_for("a start", (cli.runs / f"trial-00{number}/hparams.json").exists)
     process.terminate()
@@ -668,7 +685,7 @@ def test_orphans_are_waited_for_each_on_its_device(cli):
     for number, lock in enumerate(held):
         assert Path(lock.name).read_text() == str(number)
         Path(lock.name).write_text(str(1 - number))
-    process = cli("s.json", "--devices=4,7", wait=False, SLOW="0.5")
+    process = cli("s.json", "--devices=4,7", apart=True, SLOW="0.5")
     told = [process.stdout.readline() for _ in held]
     assert all("still runs from before" in line for line in told)
     path = cli.runs / "trial-002.lock"
@@ -685,7 +702,7 @@ def test_orphans_are_waited_for_each_on_its_device(cli):
 def test_orphans_that_end_at_once_keep_their_devices(cli):
     """The sweep sleeps while both end, so that it sees two free devices."""
     sweep_ = short(run_cap=2, early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2})
-    process = cli("s.json", "--devices=4,7", wait=False, sweep_=sweep_, SLOW="60")
+    process = cli("s.json", "--devices=4,7", apart=True, sweep_=sweep_, SLOW="60")
     for number in (1, 2):
         wait_for("a start", (cli.runs / f"trial-00{number}/hparams.json").exists)
     process.terminate()
@@ -693,7 +710,7 @@ def test_orphans_that_end_at_once_keep_their_devices(cli):
     held = [files.lock(cli.runs / f"trial-00{number}.lock") for number in (1, 2)]
     for number, lock in enumerate(held):
         Path(lock.name).write_text(str(1 - number))
-    process = cli("s.json", "--devices=4,7", wait=False)
+    process = cli("s.json", "--devices=4,7", apart=True)
     for _ in held:
         process.stdout.readline()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text
@@ -1155,7 +1172,8 @@ def test_the_first_trial_is_named_without_torch(cli):
     text = (cli.folder / "run.py").read_text().replace("sys.exit(sweep.main())", "sweep.main()")
     told = "print('torch' in sys.modules)"
     (cli.folder / "run.py").write_text(text + told)
-    out = cli("s.json", sweep_=short(run_cap=1))[1].splitlines()
+    out, _ = cli("s.json", apart=True, sweep_=short(run_cap=1)).communicate()
+    out = out.splitlines()
     assert out[0].startswith("trial 1: --lr=") and out[-1] == "False"
 
 
@@ -1340,7 +1358,7 @@ def test_what_wandbs_agent_calls_is_what_train_py_takes(name):
         assert {k: got[k] for k in expected} == expected
 
 
-def test_wandbs_agent_runs_a_dotted_sweep(cli, receipts, monkeypatch):
+def test_wandbs_agent_runs_a_dotted_sweep(cli, receipts, warm, monkeypatch):
     """`--wandb` of nested YAML, read and started by wandb's own code, trains by train.py."""
     from wandb.apis.public.sweeps import _validate_config_and_fill_distribution as validate
     from wandb.sdk.launch.sweeps.utils import load_sweep_config
@@ -1355,7 +1373,7 @@ parameters:
       optimizer: {{parameters: {{lr: {{distribution: log_uniform_values, min: 5e-4, max: 2e-3}}}}}}
       scheduler: {{parameters: {{T_max: {{values: [1, 2, 3]}}}}}}
   trainer.pretrained: {{value: none}}
-  trainer.backbone: {{value: mobilenetv3_small_050}}
+  trainer.backbone: {{value: test_efficientnet}}
   trainer.data: {{value: {receipts}}}
   size: {{value: 64}}
   neck: {{value: 64}}
@@ -1370,8 +1388,11 @@ parameters:
         monkeypatch.setenv(f"WANDB_{key}", value)
     for key in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # which the agent sets
         monkeypatch.setenv(key, "")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.chdir(cli.folder)
+    python = cli.folder / "bin/python"  # as the agent finds it
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {" ".join(warm)} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{python.parent}:{os.environ['PATH']}")
     agent = Agent(None, None, "x")
     agent._command_run({"program": str(ROOT / "train.py"), "run_id": "run7", "args": args})
     assert agent._run_processes["run7"].wait(120) == 0

@@ -26,7 +26,7 @@ from evaluate import cached_maps, held_out_pages, load_source, write_setting
 from hparams import Hparams
 from tune import TUNED, halves, score_grid, setting_values
 
-HP = Hparams(backbone="mobilenetv3_small_050", neck=16, size=160)
+HP = Hparams(backbone="test_efficientnet", neck=16, size=160)
 SMALL = {
     "thresh": (0.2, 0.3, 0.4),
     "box_thresh": (0.3, 0.5, 0.7),
