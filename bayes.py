@@ -24,6 +24,7 @@ SIGNAL_PRIOR = (0.7, 1.0)
 NOISE_PRIOR = (-5.0, 2.0)
 MEAN_VARIANCE = 1.0  # of the unknown constant mean, which is integrated out
 JITTER = 1e-8  # keeps covariances positive definite
+MUCH_NOISE = -1.0  # log variance from which a second fit begins
 
 
 def matern(squared):
@@ -54,9 +55,9 @@ def log_likelihood(theta, gaps, y, variance):
     d, n = len(gaps), len(y)
     weights = np.exp(-2 * theta[:d])
     signal, noise = np.exp(theta[d:])
-    correlation, slope = (m.reshape(n, n) for m in matern(weights @ gaps))
+    correlation, slope = matern(weights @ gaps)  # [n * n] each
 
-    cov = signal * correlation + MEAN_VARIANCE
+    cov = signal * correlation.reshape(n, n) + MEAN_VARIANCE
     cov[np.diag_indices(n)] += noise + variance + JITTER
     root = np.linalg.cholesky(cov)
     half_logdet = np.log(np.diag(root)).sum()
@@ -66,10 +67,10 @@ def log_likelihood(theta, gaps, y, variance):
     value = fit - half_logdet - 0.5 * n * math.log(2 * math.pi)
 
     # the chain rule, by way of the covariance
-    by_cov = np.outer(alpha, alpha) - inverse  # twice the derivative
-    by_scales = signal * weights * (gaps @ (by_cov * slope).ravel())
-    by_signal = signal * (by_cov * correlation).sum()
-    by_noise = noise * np.trace(by_cov)
+    by_cov = (np.outer(alpha, alpha) - inverse).ravel()  # twice the derivative
+    by_scales = signal * weights * (gaps @ (by_cov * slope))
+    by_signal = signal * (by_cov @ correlation)
+    by_noise = noise * (alpha @ alpha - np.trace(inverse))
     return value, 0.5 * np.r_[by_scales, by_signal, by_noise]
 
 
@@ -78,13 +79,13 @@ def minimise(f, x, evaluations):
     value, grad = f(x)
     identity = np.eye(len(x))
     inverse = identity  # of the Hessian
-    size = min(1.0, 1.5 / np.abs(grad).max())
+    step = -grad
     for _ in range(evaluations):
         # try a step, a shorter one until the value falls enough
-        step = -size * (inverse @ grad)
+        step *= min(1.0, 1.5 / np.abs(step).max())
         new_value, new_grad = f(x + step)
         if not new_value <= value + 1e-4 * (grad @ step):
-            size *= 0.3
+            step *= 0.3
             continue
 
         # take it
@@ -96,12 +97,14 @@ def minimise(f, x, evaluations):
         if gain < 1e-4:
             break
 
-        # learn the curvature from it
+        # learn the curvature from it, from the first step also its scale (eq. 6.20)
         curvature = step @ bend
         if curvature > 1e-12:
+            if inverse is identity:
+                inverse = identity * curvature / (bend @ bend)
             turn = identity - np.outer(step, bend) / curvature
             inverse = turn @ inverse @ turn.T + np.outer(step, step) / curvature
-        size = min(1.0, 1.5 / np.abs(inverse @ grad).max())
+        step = -inverse @ grad
     return x, value
 
 
@@ -111,10 +114,12 @@ def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR):
 
     x [n, d], y [n]: points and their standardised values, with known variance [n].
     category [d]: which parameters have no order.
-    start [d + 2]: the theta to search from, by default the middle of the priors.
-    noise: the prior of the log noise variance."""
-    n, d = x.shape
+    start [d + 2]: the theta to search from. By default there are two, of which the better end is
+        taken: the middle of the priors, and the same with MUCH_NOISE. From little noise alone the
+        fit may end where scales are short and noise is taken for signal.
+    noise: the prior of the log noise variance. One that expects MUCH_NOISE has one start."""
     gaps = squared_gaps(x, x, category)
+    d = len(gaps)
     priors = [SCALE_PRIOR] * d + [SIGNAL_PRIOR, noise]
     middle, width = np.array(priors).T
     middle[:d] += 0.5 * math.log(d)  # distances grow with the root of d
@@ -130,10 +135,13 @@ def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR):
         z[-1] *= 2 / (1 + square)  # now z is the penalty's slope
         return penalty - value, z / width - slope
 
+    starts = [start]
     if start is None:
-        start = middle
-    evaluations = int(np.clip(1.2e5 / n**2, 12, 40))
-    theta, lowest = minimise(loss, start, evaluations)
+        levels = {noise[0], max(noise[0], MUCH_NOISE)}
+        starts = [np.r_[middle[:-1], level] for level in levels]
+    evaluations = 12 if len(y) > 100 else 24  # of many runs each takes long
+    ends = [minimise(loss, start, evaluations) for start in starts]
+    theta, lowest = min(ends, key=lambda end: end[1])
     return theta, lowest, loss
 
 
@@ -198,9 +206,8 @@ def draw_in(below, unit):
     """Distances to the best value [n] -> the same, but logarithmic beyond 6 units, and the slope
     [n] of this map. Otherwise one ruined run would flatten the differences of the rest."""
     limit = 6 * unit
-    far = below > limit
-    slope = np.where(far, limit / np.maximum(below, unit), 1.0)
-    drawn = np.where(far, limit * (1 - np.log(slope)), below)
+    slope = limit / np.maximum(below, limit)
+    drawn = np.minimum(below, limit) - limit * np.log(slope)
     return drawn, slope
 
 
@@ -227,16 +234,16 @@ def fit_warped(x, y, variance, category):
     below, slope = draw_in(below, unit)
 
     theta = None
-    candidates = []
+    lowest = math.inf
     for power, handicap in ((0.3, 0), (1.0, 2)):
         z, rate = box_cox(below, unit, power)
         z_variance = variance * (rate * slope) ** 2
         theta, loss, _ = fit_gp(x, z, z_variance, category, theta)
-        loss = loss - np.log(rate).sum() + handicap  # the density of y has the Jacobian of the warp
-        candidates.append((loss, z, z_variance, theta))
-
-    best = min(candidates, key=lambda candidate: candidate[0])
-    return best[1:]
+        loss += handicap - np.log(rate).sum()  # the density of y has the Jacobian of the warp
+        if loss < lowest:
+            lowest = loss
+            best = z, z_variance, theta
+    return best
 
 
 # ---------------------------------------------------------------- scores of points
@@ -304,8 +311,8 @@ def most_telling(posterior, z):
     moves = cov / np.sqrt(variance)  # column j: how the means move per sd of a value at point j
 
     # the largest mean after such a value, over 32 normal draws and their mirror images
-    half = np.random.default_rng(0).standard_normal(32)
-    normal = np.outer((1, -1), half).reshape(-1, 1)
+    half = np.random.default_rng(0).standard_normal((32, 1))
+    normal = np.r_[half, -half]
     raised = [(mean + normal * move).max(1).mean() for move in moves.T]
     return int(np.argmax(raised + 1e-6 * mean))
 
@@ -405,7 +412,7 @@ def suggest(spec, history, rng):
         if count:
             more = cube.combinations()
         else:
-            more = (rng.random(len(cube.free)) for _ in range(1000))
+            more = rng.random((1000, len(cube.free)))
         params = first_untried(cube, runs, itertools.chain(ranked, draws, more))
     if params is None:
         return None

@@ -5,8 +5,13 @@ import json
 import math
 
 import numpy as np
+import optima
 import pytest
+import torch
 from conftest import ROOT, log_range
+from scipy import stats
+from sklearn import gaussian_process
+from sklearn.gaussian_process import kernels
 
 import bayes
 import findings
@@ -77,6 +82,57 @@ def test_posterior():
     assert np.abs(got[1] ** 2 - (square - mean**2)).max() < 1e-10
 
 
+def test_likelihood_as_scipy_and_its_gradient_as_torch_have_them():
+    _, x, y, own, category, theta = gp_data()
+    gaps = bayes.squared_gaps(x, x, category)
+    value, slope = bayes.log_likelihood(theta, gaps, y, own)
+    cov = direct_covariance(x, x, theta) + np.diag(own + math.exp(theta[4]) + bayes.JITTER)
+    expected = stats.multivariate_normal(np.zeros(len(y)), cov).logpdf(y)
+    assert value == pytest.approx(expected, abs=1e-9)
+
+    t = torch.tensor(theta, requires_grad=True)
+    squared = 5 * torch.exp(-2 * t[:3]) @ torch.tensor(gaps)
+    root = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
+    matern = (1 + root + root**2 / 3) * torch.exp(-root)
+    cov = t[3].exp() * matern.reshape(len(y), len(y)) + bayes.MEAN_VARIANCE
+    cov = cov + torch.diag(t[4].exp() + torch.tensor(own) + bayes.JITTER)
+    normal = torch.distributions.MultivariateNormal(torch.zeros(len(y), dtype=cov.dtype), cov)
+    normal.log_prob(torch.tensor(y)).backward()
+    np.testing.assert_allclose(slope, t.grad, rtol=1e-8, atol=1e-8)
+
+
+def test_posterior_as_scikit_learn_has_it():
+    rng, x, y, own, _, theta = gp_data()
+    matern = kernels.Matern(np.exp(theta[:3]), nu=2.5)
+    kernel = kernels.ConstantKernel(math.exp(theta[3])) * matern
+    kernel += kernels.ConstantKernel(bayes.MEAN_VARIANCE)
+    error = own + math.exp(theta[4]) + bayes.JITTER
+    peer = gaussian_process.GaussianProcessRegressor(kernel, alpha=error, optimizer=None).fit(x, y)
+
+    ordered = np.zeros(3, bool)
+    gaps = bayes.squared_gaps(x, x, ordered)
+    value, _ = bayes.log_likelihood(theta, gaps, y, own)
+    assert value == pytest.approx(peer.log_marginal_likelihood_value_, abs=1e-9)
+    z = rng.random((50, 3))
+    posterior = bayes.Posterior(x, y, own, ordered, theta)
+    np.testing.assert_allclose(posterior(z), peer.predict(z, return_std=True), atol=1e-9)
+    mean, cov = posterior.joint(z)
+    np.testing.assert_allclose((mean, *cov), np.vstack(peer.predict(z, return_cov=True)), atol=1e-9)
+
+
+def test_log_ei_as_scipy_has_it():
+    """sd (density + z cdf), in logs: near the best, and far below it by the next terms of Mills'
+    ratio."""
+    z = np.linspace(-6, 8, 200)
+    sd = np.geomspace(0.01, 10, 200)
+    exact = np.log(sd * (stats.norm.pdf(z) + z * stats.norm.cdf(z)))
+    np.testing.assert_allclose(bayes.log_ei(3 + z * sd, sd, 3.0), exact, atol=1e-6)
+    z = np.linspace(-18, -37, 200)
+    log_mills = stats.norm.logcdf(z) - stats.norm.logpdf(z)
+    exact = stats.norm.logpdf(z) + np.log1p(z * np.exp(log_mills))
+    np.testing.assert_allclose(bayes.log_ei(z, np.ones(200), 0.0), exact, atol=0.01)
+
+
 def test_log_ei_against_integration():
     for mean, sd in itertools.product((-3.0, -1.0, 0.0, 2.0), (0.1, 0.7, 2.0)):
         f = np.linspace(0, max(mean, 0) + 12 * sd, 400001)[:-1]
@@ -120,6 +176,26 @@ def test_fit_finds_the_largest_posterior_density():
             assert abs((density(at - step) - density(at + step)) / 2e-5 - slope) < 1e-5
             for side in (-1e4, 1e4):
                 assert density(theta + side * step) < density(theta) + 1e-3
+
+
+@pytest.mark.parametrize("fewest, most", optima.PARAMETERS)
+def test_fits_of_noisy_values_end_in_the_best_of_eight_starts(fewest, most):
+    """From the middle of the priors alone, 1 in 10 ends where noise is taken for signal."""
+    outcomes = optima.fit_drawn(2, fewest, most, 30, much=True)
+    assert (outcomes[:, 0] <= 0.5).all(), outcomes[:, 0].max()
+
+
+def test_a_fit_that_is_given_its_start_searches_from_there_alone(monkeypatch):
+    _, x, y, own, category, theta = gp_data()
+    begun = []
+    minimise = bayes.minimise
+    monkeypatch.setattr(bayes, "minimise", lambda f, x, n: begun.append(x) or minimise(f, x, n))
+    bayes.fit_gp(x, y, own, category, theta)
+    assert len(begun) == 1 and (begun[0] == theta).all()
+    bayes.fit_gp(x, y, own, category)
+    assert sorted(start[-1] for start in begun[1:]) == [bayes.NOISE_PRIOR[0], bayes.MUCH_NOISE]
+    bayes.fit_gp(x, y, own, category, noise=findings.SEED_PRIOR)
+    assert [start[-1] for start in begun[3:]] == [findings.SEED_PRIOR[0]]
 
 
 def test_warped_values_keep_their_order_and_errors():

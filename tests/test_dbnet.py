@@ -7,11 +7,13 @@ import zipfile
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dbnet import (
     DBNet,
+    balanced_bce,
     db_loss,
     largest_weights,
     load_checkpoint,
@@ -65,6 +67,29 @@ def test_loss_is_the_papers_formula_in_float32_under_autocast():
     (a,), (b,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-7)
     assert a[1, 0].abs().sum() > 0  # no text still teaches where none is
+
+
+@pytest.mark.parametrize("positives, negatives", [(0, 1000), (100, 1000), (333, 1000), (900, 2700)])
+def test_balanced_bce_is_torchs_mean_over_positives_and_hardest_negatives(positives, negatives):
+    """Three a positive, and 1,000 at least on every page, not only on one without text."""
+    g = torch.Generator().manual_seed(positives)
+    logit = 3 * torch.randn(5000, generator=g)
+    target = (torch.arange(5000) < positives).float()
+    mask = (torch.arange(5000) < 4800).float()
+    free = logit[positives:4800]  # the hardest negative has the largest logit
+    chosen = torch.cat([logit[:positives], free.sort(descending=True)[0][:negatives]])
+    label = (torch.arange(len(chosen)) < positives).float()
+    expected = F.binary_cross_entropy_with_logits(chosen, label)
+    found = balanced_bce(logit[None], target[None], mask[None])
+    torch.testing.assert_close(found, expected[None], rtol=1e-5, atol=0)
+
+
+def test_balanced_bce_takes_all_negatives_where_there_are_few():
+    logit = torch.randn(600, generator=torch.Generator().manual_seed(0))
+    target = (torch.arange(600) < 100).float()
+    found = balanced_bce(logit[None], target[None], torch.ones(1, 600))
+    expected = F.binary_cross_entropy_with_logits(logit, target)
+    torch.testing.assert_close(found, expected[None], rtol=1e-5, atol=0)
 
 
 def test_activations_do_not_copy_what_backward_needs():

@@ -1,5 +1,6 @@
 """Intervals against closed forms, simulated pages and their groups."""
 
+import itertools
 import json
 import math
 import tracemalloc
@@ -8,6 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from scipy import stats
 from test_cleval import page_of, random_page
 
 from cleval import METRICS, mean_scores, metric_rows, micro_scores
@@ -67,6 +69,28 @@ def test_ends_are_percentiles_of_student_and_move_outwards_as_in_bca(size, t):
         found = expanded_bca(samples, scores, np.stack([without, without], 1), size)
         expected = np.array([(low, high), (2 * low + 1, 2 * high + 1)])
         assert found == pytest.approx(expected, rel=0.02, abs=0.01)
+
+
+def test_ends_are_those_of_scipys_bca_where_they_lie_outside_the_percentiles():
+    """On scipy's own draws of skewed values, without the correction for few groups."""
+    rng = np.random.default_rng(11)
+    moved = 0
+    for sign, size in itertools.product((1, -1), (15, 40, 200)):
+        values = sign * rng.gamma(0.5, 1, size)
+        how = {"n_resamples": 9999, "vectorized": True, "rng": np.random.default_rng(size)}
+        bca = stats.bootstrap([values], np.mean, method="BCa", **how)
+        samples = bca.bootstrap_distribution
+        percentiles = np.quantile(samples, [0.025, 0.975])
+
+        without = (values.sum() - values) / (size - 1)
+        columns = samples[:, None], np.array([values.mean()]), without[:, None]
+        ((low, high),) = expanded_bca(*columns, size=10**9)
+        exact = bca.confidence_interval
+        width = np.ptp(percentiles)
+        assert low == pytest.approx(min(exact.low, percentiles[0]), abs=2e-3 * width)
+        assert high == pytest.approx(max(exact.high, percentiles[1]), abs=2e-3 * width)
+        moved += max(percentiles[0] - low, high - percentiles[1]) > 0.05 * width
+    assert moved >= 3
 
 
 def losses(rng, *shape):
