@@ -34,6 +34,7 @@ import interval
 import labels
 import pictures
 import report
+import sources
 import train
 
 CPU, STEP = torch.device("cpu"), (train.Trainer, "train_step")
@@ -1026,7 +1027,7 @@ def test_help_says_how_to_do_without_the_download():
 
 def test_ancestors_are_loaded_once(whole, monkeypatch):
     loaded = Counter()
-    for room in (train, evaluate):
+    for room in (train, sources):
         before(monkeypatch, room, "load_checkpoint", lambda path, *_: loaded.update([str(path)]))
     flags = "--init=runs/whole/best.pt", "--teacher=runs/whole/last.pt", "--epochs=1"
     assert run("--name=child", *flags, "--T_max=1") == 0
