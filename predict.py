@@ -24,7 +24,7 @@ from hparams import Hparams
 from labels import Page
 
 FIRST_LOOK = 512  # px, root of the page's area, at the first look of --size auto
-LOOK_LINES = (8, 18)  # map px, median heights of words that a look can be trusted with
+LOOK_SCORE = 0.6  # mean score of words that a look can be trusted with
 LOOK_SIDES = (320, 1600)  # map px, least and most root of the text box's area
 LOOK_ENLARGED = 2  # map px per page px, at most
 LOOK_PAGES = 256  # looked at before they are read
@@ -68,6 +68,7 @@ class Look(NamedTuple):
 
     box: tuple  # left, top, right, bottom, page px
     line: float  # median height of a word, page px
+    score: float  # mean of the words
 
 
 def page_factor(page, hp):
@@ -89,11 +90,12 @@ def map_shape(page, hp):
 
 def take_looks(network, pages, device):
     """Yields pages. LOOK_PAGES of them at a time are predicted at FIRST_LOOK px before, which sets
-    page.look; None where no text is found, or where a page cannot be read. Pages whose text has a
-    doubtful height there are predicted at twice that size."""
+    page.look; None where no text is found, or where a page cannot be read. Pages that cannot be
+    trusted there are predicted at twice that size: the lines of small print run together, which
+    makes words that are several lines high, and their scores are low."""
 
     def job(page, found):
-        page.look = look_at(page, found[0])
+        page.look = look_at(page, *found)
 
     for start in range(0, len(pages), LOOK_PAGES):
         portion = looking = pages[start : start + LOOK_PAGES]
@@ -101,21 +103,13 @@ def take_looks(network, pages, device):
             quick = replace(network.hp, size=size, fit="area", look=False)
             for _ in predict(Network(network.model, quick), looking, device, job, {}):
                 pass
-            looking = [page for page in looking if is_doubtful(page, quick)]
+            looking = [p for p in looking if not p.look or p.look.score < LOOK_SCORE]
         yield from portion
 
 
-def is_doubtful(page, hp):
-    """Whether a look at a page by hp found no text, or text of a height outside LOOK_LINES: lower
-    text may be missed, and a higher polygon may hold several lines."""
-    if not page.look:
-        return True
-    low, high = LOOK_LINES
-    return not low <= page.look.line * pictures.fit_factor(page.size, hp) <= high
-
-
-def look_at(page, polygons):
-    """The Look of a page from the polygons [P, 2] found on it; None if there are none."""
+def look_at(page, polygons, scores):
+    """The Look of a page from the N polygons [P, 2] found on it and their scores [N]; None if there
+    are none."""
     if not polygons:
         return None
     line = float(np.median(data.word_heights(Page("", None, polygons))))
@@ -123,7 +117,7 @@ def look_at(page, polygons):
     margin = 3 * line + 0.03 * max(page.size)  # the first look can miss faint text at the edges
     low = (points.min(0) - margin).clip(0, page.size)
     high = (points.max(0) + margin).clip(0, page.size)
-    return Look((*low.tolist(), *high.tolist()), max(line, 1.0))
+    return Look((*low.tolist(), *high.tolist()), max(line, 1.0), float(np.mean(scores)))
 
 
 def reading_hp(page, hp):
