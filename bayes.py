@@ -108,16 +108,17 @@ def minimise(f, x, evaluations):
     return x, value
 
 
-def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR):
+def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR, handicap=0):
     """Maximum a posteriori fit: (theta, its loss, the loss as a function of theta), where the loss
     is the negative log of the posterior density, without constants.
 
     x [n, d], y [n]: points and their standardised values, with known variance [n].
     category [d]: which parameters have no order.
-    start [d + 2]: the theta to search from. By default there are two, of which the better end is
-        taken: the middle of the priors, and the same with MUCH_NOISE. From little noise alone the
-        fit may end where scales are short and noise is taken for signal.
-    noise: the prior of the log noise variance. One that expects MUCH_NOISE has one start."""
+    start [d + 2]: the theta to search from, by default the middle of the priors. From there a fit
+        may end where scales are short and noise is taken for signal. So a second one begins with
+        MUCH_NOISE, unless the prior expects that, and the likelier end is taken.
+    noise: the prior of the log noise variance.
+    handicap: by how much, in the log, the second end must be likelier."""
     gaps = squared_gaps(x, x, category)
     d = len(gaps)
     priors = [SCALE_PRIOR] * d + [SIGNAL_PRIOR, noise]
@@ -135,13 +136,14 @@ def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR):
         z[-1] *= 2 / (1 + square)  # now z is the penalty's slope
         return penalty - value, z / width - slope
 
-    starts = [start]
-    if start is None:
-        levels = {noise[0], max(noise[0], MUCH_NOISE)}
-        starts = [np.r_[middle[:-1], level] for level in levels]
     evaluations = 12 if len(y) > 100 else 24  # of many runs each takes long
-    ends = [minimise(loss, start, evaluations) for start in starts]
-    theta, lowest = min(ends, key=lambda end: end[1])
+    first = middle if start is None else start
+    theta, lowest = minimise(loss, first, evaluations)
+    if start is None and noise[0] < MUCH_NOISE:
+        noisy = np.r_[middle[:-1], MUCH_NOISE]
+        end = minimise(loss, noisy, evaluations)
+        if end[1] + handicap < lowest:
+            theta, lowest = end
     return theta, lowest, loss
 
 
@@ -201,6 +203,8 @@ class Posterior:
 
 # ---------------------------------------------------------------- warped values
 
+DOUBT = 2  # nats
+
 
 def draw_in(below, unit):
     """Distances to the best value [n] -> the same, but logarithmic beyond 6 units, and the slope
@@ -227,18 +231,18 @@ def fit_warped(x, y, variance, category):
     variance, and theta.
 
     Of two warps the one with the larger posterior density is taken: power 0.3, which serves noisy
-    values, or power 1, which leaves y as it is. Power 1 must be likelier by 2 in the log, or noise
-    would choose."""
+    values, or power 1, which leaves y as it is. Power 1 must be likelier by DOUBT, or noise would
+    choose. So must a fit with much noise: it explains any few values, and search would stray."""
     below = y.max() - y
     unit = max(np.median(below), 1e-12)
     below, slope = draw_in(below, unit)
 
     theta = None
     lowest = math.inf
-    for power, handicap in ((0.3, 0), (1.0, 2)):
+    for power, handicap in ((0.3, 0), (1.0, DOUBT)):
         z, rate = box_cox(below, unit, power)
         z_variance = variance * (rate * slope) ** 2
-        theta, loss, _ = fit_gp(x, z, z_variance, category, theta)
+        theta, loss, _ = fit_gp(x, z, z_variance, category, theta, handicap=DOUBT)
         loss += handicap - np.log(rate).sum()  # the density of y has the Jacobian of the warp
         if loss < lowest:
             lowest = loss

@@ -185,7 +185,7 @@ def test_fits_of_noisy_values_end_in_the_best_of_eight_starts(fewest, most):
     assert (outcomes[:, 0] <= 0.5).all(), outcomes[:, 0].max()
 
 
-def test_a_fit_that_is_given_its_start_searches_from_there_alone(monkeypatch):
+def test_a_fit_begins_twice_unless_it_is_given_its_start_or_expects_noise(monkeypatch):
     _, x, y, own, category, theta = gp_data()
     begun = []
     minimise = bayes.minimise
@@ -193,9 +193,19 @@ def test_a_fit_that_is_given_its_start_searches_from_there_alone(monkeypatch):
     bayes.fit_gp(x, y, own, category, theta)
     assert len(begun) == 1 and (begun[0] == theta).all()
     bayes.fit_gp(x, y, own, category)
-    assert sorted(start[-1] for start in begun[1:]) == [bayes.NOISE_PRIOR[0], bayes.MUCH_NOISE]
+    assert [start[-1] for start in begun[1:]] == [bayes.NOISE_PRIOR[0], bayes.MUCH_NOISE]
     bayes.fit_gp(x, y, own, category, noise=findings.SEED_PRIOR)
     assert [start[-1] for start in begun[3:]] == [findings.SEED_PRIOR[0]]
+
+
+def test_the_noisy_end_must_be_likelier_by_the_handicap(monkeypatch):
+    _, x, y, own, category, theta = gp_data()
+    ends = [(theta, 7.0), (theta + 1, 5.5)]
+    in_turn = itertools.cycle(ends)
+    monkeypatch.setattr(bayes, "minimise", lambda *_: next(in_turn))
+    for handicap, first in ((0, 1), (1, 1), (1.6, 0), (9, 0)):
+        found, lowest, _ = bayes.fit_gp(x, y, own, category, handicap=handicap)
+        assert (found == ends[first][0]).all() and lowest == ends[first][1]
 
 
 def test_warped_values_keep_their_order_and_errors():
