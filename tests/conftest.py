@@ -181,6 +181,17 @@ def browse(path):
     ).stdout.decode()
 
 
+# ---------------------------------------------------------------- processes of the whole suite
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One a core, four at most since each holds torch, for a whole run; for tests that were named
+    none, since workers would import more than the tests take."""
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, 4) if whole and cores > 1 else 0
+
+
 # ---------------------------------------------------------------- fixtures
 
 
