@@ -993,9 +993,11 @@ def run(slip, folder, args):
         options = {"cwd": folder, "env": env, "stdout": out, "stderr": err}
         # no thread runs here, and the peak memory of a fork is its own
         process = subprocess.Popen(words, preexec_fn=limit, **options)  # noqa: PLW1509
-        timers = [threading.Timer(args.seconds, process.kill)]
+        # os.kill, since Popen's own methods wait for a process that has ended
+        kill = partial(os.kill, process.pid)
+        timers = [threading.Timer(args.seconds, kill, [signal.SIGKILL])]
         if slip.interrupt:
-            timers.append(threading.Timer(slip.interrupt, process.send_signal, [signal.SIGINT]))
+            timers.append(threading.Timer(slip.interrupt, kill, [signal.SIGINT]))
         for timer in timers:
             timer.start()
         _, status, usage = os.wait4(process.pid, 0)
