@@ -1,7 +1,6 @@
 """The network: timm backbone -> feature pyramid -> DB head; its loss; its checkpoints.
 DBNet (Liao et al. 2020, arXiv 1911.08947). B batch, C channels, H W input size, h w a quarter."""
 
-import copy
 import hashlib
 import io
 import logging
@@ -14,7 +13,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from files import DataError, UsageError, nearest, replace_file
 from hparams import saved_hparams
@@ -410,59 +408,3 @@ def to_cpu(value):
     if isinstance(value, (list, tuple)):
         return [to_cpu(x) for x in value]
     return value
-
-
-# ---------------------------------------------------------------- prediction
-
-
-def load_network(path, device="cpu"):
-    """A checkpoint's DBNet for prediction, its Hparams and its whole dict, see `network_of`. Raises
-    DataError."""
-    state = load_checkpoint(path)
-    return network_of(state, path, device), state["hparams"], state
-
-
-def network_of(state, path, device):
-    """The DBNet of a checkpoint's dict, for prediction: EMA's weights where there are any, batch
-    norms folded. Raises DataError where the weights do not fit its Hparams."""
-    hp = state["hparams"]
-    try:
-        model = DBNet(hp.backbone, hp.neck, "none")
-        model.load_state_dict(state.get("ema") or state["model"])
-    except (UsageError, RuntimeError) as error:
-        what = f"weights do not fit its hparams ({str(error).splitlines()[0]})"
-        raise DataError(path, what) from None
-    return fold_norms(model.eval()).to(device, memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def fold_norms(model):
-    """A copy of a DBNet in eval mode with each batch norm folded into the convolution before it:
-    less to compute (Jacob et al. 2018, arXiv 1712.05877). The DBNet itself where the copy's logits
-    differ, because something else takes the output of such a convolution too."""
-    from timm.layers import BatchNormAct2d, Conv2dSame
-
-    foldable = (nn.Conv2d, Conv2dSame, nn.ConvTranspose2d)  # subclasses scale their weights
-    pairs = {}  # {convolution: the batch norm that takes its output}
-
-    # one page through the network, each output marked with the module that made it
-    def note(module, inputs, output):
-        maker = getattr(inputs[0], "maker", None)
-        if type(module) in (nn.BatchNorm2d, BatchNormAct2d) and type(maker) in foldable:
-            pairs[maker] = module
-        if torch.is_tensor(output) and (output is inputs[0] or not hasattr(output, "maker")):
-            output.maker = module  # a container returns what its last part made
-
-    page = torch.arange(128 * 128 * 3).pow(2).to(torch.uint8).view(1, 128, 128, 3)
-    with nn.modules.module.register_module_forward_hook(note):
-        logits = model(page)
-
-    names = {module: name for name, module in model.named_modules()}
-    folded = copy.deepcopy(model)
-    for conv, norm in pairs.items():
-        folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm, conv.transposed))
-        folded.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
-
-    if torch.allclose(folded(page), logits, rtol=1e-3, atol=1e-3):
-        return folded
-    return model

@@ -10,14 +10,17 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from augment import PAD_COLOUR
 from files import DataError, UsageError, replace_file
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -155,7 +158,7 @@ def load_engine(runtime, digest, make, onnx=None):
     if runtime.engine == "openvino":
         run = compile_openvino(runtime, digest, make, onnx)
         if not onnx:
-            return lambda pages: torch.from_numpy(run(pages.numpy())[0])
+            return Compiled(run)
     else:
         run = onnx_function(onnx or onnx_graph(make()))
 
@@ -174,6 +177,7 @@ def compile_openvino(runtime, digest, make, onnx):
     options = {
         "INFERENCE_PRECISION_HINT": "bf16" if runtime.amp == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": lanes(),
         "ENABLE_CPU_PINNING": False,  # two commands would bind their threads to the same cores
     }
     core = openvino.Core()
@@ -200,10 +204,62 @@ def compile_openvino(runtime, digest, make, onnx):
     return compiled
 
 
-@torch.no_grad()
+class Compiled:
+    """A DBNet that OpenVINO has compiled: pages uint8 [B, H, W, 3] -> logits [B, 1, H, W]. Several
+    threads may call it: to predict two pages at once is faster than each on all cores."""
+
+    def __init__(self, compiled):
+        self.submit = ThreadPoolExecutor(lanes()).submit
+        self.requests = SimpleQueue()
+        for _ in range(lanes()):
+            self.requests.put(compiled.create_infer_request())
+
+    def __call__(self, pages):
+        batch, height, width = pages.shape[:3]
+        canvas = torch.tensor(PAD_COLOUR, dtype=torch.uint8)
+        canvas = canvas.repeat(batch, roomy(height), roomy(width), 1)
+        canvas[:, :height, :width] = pages
+        request = self.requests.get()
+        try:
+            output = request.infer(canvas.numpy())[0]
+        finally:
+            self.requests.put(request)
+        return torch.from_numpy(output)[..., :height, :width]
+
+
+def lanes():
+    """How many pages OpenVINO predicts at once."""
+    return min(2, torch.get_num_threads())
+
+
+def roomy(length):
+    """A length rounded up to a multiple of 128, of 64 or 32 where it is small: OpenVINO generates
+    code for each new shape, which takes half as long as a page."""
+    step = min(max(length // 8, 32), 128)
+    step = 1 << step.bit_length() - 1
+    return -(-length // step) * step
+
+
 def launch(model, batch, amp, device):
-    """Start a network on pages uint8 [B, H, W, 3], H and W multiples of 32: (its maps uint8 [B, H,
-    W], on a GPU the event after which they are there, else None)."""
+    """Start a network on pages uint8 [B, H, W, 3], H and W multiples of 32: a function that waits
+    for its maps uint8 [B, H, W]."""
+    if isinstance(model, Compiled):
+        return model.submit(compute_maps, model, batch, amp, device).result
+    maps = compute_maps(model, batch, amp, device)
+    if device.type != "cuda":
+        return lambda: maps
+    event = torch.cuda.current_stream(device).record_event()
+
+    def wait():
+        event.synchronize()
+        return maps
+
+    return wait
+
+
+@torch.no_grad()
+def compute_maps(model, batch, amp, device):
+    """Maps uint8 [B, H, W] of pages; those of a GPU are there after what it was given to do."""
     pages = torch.from_numpy(batch)
     if device.type == "cuda":
         pages = pages.pin_memory()
@@ -211,9 +267,7 @@ def launch(model, batch, amp, device):
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         logits = model(pages.to(device, non_blocking=True))  # [B, 1, H, W]
     maps = (logits[:, 0].float().sigmoid() * 255).round().to(torch.uint8)
-    maps = maps.to("cpu", non_blocking=True)
-    event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-    return maps, event
+    return maps.to("cpu", non_blocking=True)
 
 
 # ---------------------------------------------------------------- ONNX
@@ -256,50 +310,6 @@ def onnx_function(graph):
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return partial(session.run, None)
-
-
-@torch.no_grad()
-def export_onnx(path, model, about):
-    """Write a network as an ONNX model of Probability; about: its metadata {key: value}. Raises
-    UsageError without the packages, DataError where its maps differ."""
-    onnx = find_package("onnx")
-    if not onnx or not find_package("onnxruntime"):
-        raise UsageError("--export", "needs a package", "pip install onnx onnxruntime")
-    graph = onnx.load_from_string(onnx_graph(model))
-    onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
-    graph = graph.SerializeToString()
-
-    again = load_engine(Runtime(None, "onnxruntime", "off"), "", None, graph)
-    pages = [torch.randint(256, shape).byte() for shape in ((1, 160, 96, 3), (2, 64, 224, 3))]
-    error = max((model(p).sigmoid() - again(p).sigmoid()).abs().max().item() for p in pages)
-    if not error < 1e-4:
-        raise DataError(path, f"as ONNX the maps differ by {error:.1g}; nothing is written")
-    replace_file(path, graph)
-    print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps differ by {error:.1g} from PyTorch's")
-
-
-def print_rapidocr(path, hp):
-    """The call that makes RapidOCR use an exported model. It knows boxes, the most of a page's
-    longer side and the least of its shorter one: for `area` those of a page 2:1."""
-    area = hp.fit == "area"
-    stretch = 2**0.5 if area else 1
-    longer = round(hp.size * stretch)
-    shorter = round(hp.size / stretch)
-    det = {
-        "model_path": path,
-        "mean": [0, 0, 0],
-        "std": [1, 1, 1],
-        "use_dilation": False,
-        "limit_type": "min" if area else "max",
-        "limit_side_len": shorter,
-        "score_mode": "slow",
-        "thresh": hp.thresh,
-        "box_thresh": hp.box_thresh,
-        "unclip_ratio": hp.unclip_ratio or 2.4,  # exact for a word 4.5 times as long
-    }
-    flags = ", ".join(f"det_{key}={value!r}" for key, value in det.items())
-    pages = "boxes only, pages about 2:1" if area else "boxes only"
-    print(f"rapidocr-onnxruntime 1.4.4, {pages}: RapidOCR(max_side_len={longer}, {flags})")
 
 
 # ---------------------------------------------------------------- processes

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 import audit
 import cleval
@@ -39,13 +40,15 @@ import report
 from augment import STRESS, stress
 from command import Parser, add_flags, given_flags
 from db_postprocess import DECODING
-from dbnet import ORIGIN, network_of, save_checkpoint
+from dbnet import ORIGIN, save_checkpoint
 from drawing import draw_page, embedded_picture, picture_file, write_picture
 from engine import (
     ENGINES,
+    Runtime,
     choose_device,
-    export_onnx,
-    print_rapidocr,
+    find_package,
+    load_engine,
+    onnx_graph,
 )
 from files import (
     DataError,
@@ -58,6 +61,7 @@ from files import (
     text_aside,
     write_json,
 )
+from folding import network_of
 from hparams import checked, read_hparams
 from interval import Difference, bootstrap_groups, make_score, paired_difference
 from labels import PICTURES, SPLITS, Page, load_labels, page_files
@@ -347,7 +351,7 @@ def write_html(path, source, pages, found, rows, summary):
 
 
 def export(source, path, overrides):
-    """Write a checkpoint to share: as .onnx, see `engine.export_onnx`, or as a new .pt its averaged
+    """Write a checkpoint to share: as .onnx, see `export_onnx`, or as a new .pt its averaged
     weights in half precision. Both hold their decoding and the pages they have seen, and no score:
     that was of other values. Raises DataError, UsageError."""
     hp = replace(source.hp, **overrides)
@@ -370,6 +374,50 @@ def export(source, path, overrides):
     shared = {key: state[key] for key in ("epoch", "origin") if key in state}
     save_checkpoint(path, {"model": weights, "hparams": asdict(hp), **shared})
     print(f"{path}: {Path(path).stat().st_size / 2**20:.1f} MiB")
+
+
+@torch.no_grad()
+def export_onnx(path, model, about):
+    """Write a network as an ONNX model of Probability; about: its metadata {key: value}. Raises
+    UsageError without the packages, DataError where its maps differ."""
+    onnx = find_package("onnx")
+    if not onnx or not find_package("onnxruntime"):
+        raise UsageError("--export", "needs a package", "pip install onnx onnxruntime")
+    graph = onnx.load_from_string(onnx_graph(model))
+    onnx.helper.set_model_props(graph, {key: str(value) for key, value in about.items()})
+    graph = graph.SerializeToString()
+
+    again = load_engine(Runtime(None, "onnxruntime", "off"), "", None, graph)
+    pages = [torch.randint(256, shape).byte() for shape in ((1, 160, 96, 3), (2, 64, 224, 3))]
+    error = max((model(p).sigmoid() - again(p).sigmoid()).abs().max().item() for p in pages)
+    if not error < 1e-4:
+        raise DataError(path, f"as ONNX the maps differ by {error:.1g}; nothing is written")
+    replace_file(path, graph)
+    print(f"{path}: {len(graph) / 2**20:.1f} MiB, maps differ by {error:.1g} from PyTorch's")
+
+
+def print_rapidocr(path, hp):
+    """The call that makes RapidOCR use an exported model. It knows boxes, the most of a page's
+    longer side and the least of its shorter one: for `area` those of a page 2:1."""
+    area = hp.fit == "area"
+    stretch = 2**0.5 if area else 1
+    longer = round(hp.size * stretch)
+    shorter = round(hp.size / stretch)
+    det = {
+        "model_path": path,
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+        "use_dilation": False,
+        "limit_type": "min" if area else "max",
+        "limit_side_len": shorter,
+        "score_mode": "slow",
+        "thresh": hp.thresh,
+        "box_thresh": hp.box_thresh,
+        "unclip_ratio": hp.unclip_ratio or 2.4,  # exact for a word 4.5 times as long
+    }
+    flags = ", ".join(f"det_{key}={value!r}" for key, value in det.items())
+    pages = "boxes only, pages about 2:1" if area else "boxes only"
+    print(f"rapidocr-onnxruntime 1.4.4, {pages}: RapidOCR(max_side_len={longer}, {flags})")
 
 
 # ---------------------------------------------------------------- scores

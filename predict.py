@@ -171,6 +171,7 @@ def predict_each(networks, pages, device, job, failed=None):
     looked = take_looks(looking[0], pages, device) if looking else pages
     threads = min(8, cv2.getNumberOfCPUs())
     batch_size = 8 if device.type == "cuda" else 1
+    batches_ahead = 1 if device.type == "cuda" else 3
     pages_ahead = 4 if any(network.tile for network in networks) else 32
     load = partial(load_page, networks=networks, failed=failed)
     results, turn = {}, 0  # futures by index; the index whose result comes next
@@ -180,15 +181,12 @@ def predict_each(networks, pages, device, job, failed=None):
         loading = (loaders.submit(load, index, page) for index, page in enumerate(looked))
         loaded = (future.result() for future in run_ahead(loading, pages_ahead))
 
-        # tiles go through their network in batches; the next batch runs while one is pasted
+        # tiles go through their network in batches; the next ones run while one is pasted
         batches = batch_tiles(loaded, batch_size)
         launched = (start_batch(networks, tiles, device) for tiles in batches)
-        for tiles, maps, event in run_ahead(launched, 1):
-            if event is not None:
-                event.synchronize()
-
+        for tiles, wait in run_ahead(launched, batches_ahead):
             # the maps of the tiles are pasted; the job of a page starts after its last tile
-            for tile, prob in zip(tiles, maps.numpy()):
+            for tile, prob in zip(tiles, wait().numpy()):
                 paste(tile, prob)
                 owner = tile.owner
                 owner.missing -= 1
@@ -305,10 +303,10 @@ def batch_tiles(pages, batch_size):
 
 
 def start_batch(networks, tiles, device):
-    """Start a batch of tiles on their network: (tiles, maps, event), see `engine.launch`."""
+    """Start a batch of tiles on their network: (tiles, wait), see `engine.launch`."""
     network = networks[tiles[0].sheet.network]
     batch = np.stack([tile.picture for tile in tiles])
-    return tiles, *launch(network.model, batch, network.hp.amp, device)
+    return tiles, launch(network.model, batch, network.hp.amp, device)
 
 
 def paste(tile, prob):

@@ -11,9 +11,10 @@ import pictures
 import predictions
 from command import parse_value
 from db_postprocess import DECODING
-from dbnet import ORIGIN, load_checkpoint, network_of
+from dbnet import ORIGIN, load_checkpoint
 from engine import choose_runtime, find_package, load_engine
 from files import DataError, UsageError
+from folding import network_of
 from hparams import FIELDS, Hparams, saved_hparams
 from interval import SEEN
 from labels import lookalike

@@ -62,7 +62,6 @@ from dbnet import (
     keep_previous,
     load_checkpoint,
     load_last,
-    network_of,
     save_checkpoint,
     teacher_loss,
     to_cpu,
@@ -81,6 +80,7 @@ from engine import (
     total,
 )
 from files import DataError, UsageError, exit_code, lock_folder, replace_file, write_json
+from folding import network_of
 from hparams import FIELDS, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference, read_score
 from pictures import bytes_digest, read_image

@@ -17,10 +17,10 @@ from dbnet import (
     db_loss,
     largest_weights,
     load_checkpoint,
-    load_network,
     save_checkpoint,
 )
 from files import DataError, UsageError
+from folding import load_network
 from hparams import Hparams
 
 SMALL = "mobilenetv3_small_050"

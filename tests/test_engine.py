@@ -17,9 +17,10 @@ from conftest import ROOT, run_python
 import engine
 import evaluate
 import sources
-from dbnet import DBNet, fold_norms
+from dbnet import DBNet
 from engine import Runtime, choose_device, choose_runtime
 from files import DataError, UsageError
+from folding import fold
 from predictions import read_predictions
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -157,7 +158,7 @@ def random_network(backbone):
         logits = model(torch.randint(256, (1, 96, 96, 3)).byte())
         last.weight *= 3 / logits.std()
         last.bias.zero_()
-    return fold_norms(model)
+    return fold(model)
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
@@ -180,9 +181,9 @@ def test_engines_agree(name, backbone, openvino, tmp_path, monkeypatch):
             run = engine.load_engine(Runtime(CPU, name, amp), "digest", make)
             for shape in ((1, 96, 64), (3, 64, 224), (1, 288, 160)):
                 page = torch.randint(256, (*shape, 3)).byte().numpy()
-                expected, _ = engine.launch(model, page, "off", CPU)
-                maps, event = engine.launch(run, page, amp, CPU)
-                assert maps.shape == shape and maps.dtype is torch.uint8 and event is None
+                expected = engine.launch(model, page, "off", CPU)()
+                maps = engine.launch(run, page, amp, CPU)()
+                assert maps.shape == shape and maps.dtype is torch.uint8
                 error = (maps.float() - expected.float()).abs()
                 assert error.max() <= most and error.mean() <= mean, amp
                 assert expected.float().std() > 10

@@ -27,8 +27,9 @@ import pictures
 import predict
 import sources
 from db_postprocess import polygons_from_map
-from dbnet import DBNet, load_network, save_checkpoint
+from dbnet import DBNet, save_checkpoint
 from files import DataError, read_json
+from folding import load_network
 from hparams import Hparams
 from labels import Page, load_labels
 from predict import Network

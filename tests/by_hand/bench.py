@@ -64,8 +64,9 @@ import train
 from cleval import cleval
 from command import Parser
 from db_postprocess import polygons_from_map, rect_corners, shrink_distance
-from dbnet import DBNet, db_loss, load_network
+from dbnet import DBNet, db_loss
 from engine import amp_dtype
+from folding import load_network
 from hparams import FIELDS, Hparams, read_hparams
 from predict import Network, predict
 from tune import score_page
