@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from augment import PAD_COLOUR
 from files import DataError, UsageError, replace_file
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -215,29 +214,17 @@ class Compiled:
             self.requests.put(compiled.create_infer_request())
 
     def __call__(self, pages):
-        batch, height, width = pages.shape[:3]
-        canvas = torch.tensor(PAD_COLOUR, dtype=torch.uint8)
-        canvas = canvas.repeat(batch, roomy(height), roomy(width), 1)
-        canvas[:, :height, :width] = pages
         request = self.requests.get()
         try:
-            output = request.infer(canvas.numpy())[0]
+            output = request.infer(pages.numpy())[0]
         finally:
             self.requests.put(request)
-        return torch.from_numpy(output)[..., :height, :width]
+        return torch.from_numpy(output)
 
 
 def lanes():
     """How many pages OpenVINO predicts at once."""
     return min(2, torch.get_num_threads())
-
-
-def roomy(length):
-    """A length rounded up to a multiple of 128, of 64 or 32 where it is small: OpenVINO generates
-    code for each new shape, which takes half as long as a page."""
-    step = min(max(length // 8, 32), 128)
-    step = 1 << step.bit_length() - 1
-    return -(-length // step) * step
 
 
 def launch(model, batch, amp, device):
