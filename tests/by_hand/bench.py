@@ -57,6 +57,7 @@ import augment
 import data
 import db_postprocess
 import labels
+import light
 import pictures
 import sweep
 import synth
@@ -392,7 +393,7 @@ def write_photograph(number, side, folder):
     factor, rng = side / max(image.shape[:2]), np.random.default_rng(number)
     if factor > 1:
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-        image = synth.add_noise(image, rng, 4)
+        image = light.add_noise(image, rng, 4)
     page = labels.Page(f"{number}.jpg", folder / f"{number}.jpg", size=image.shape[1::-1])
     for word in words:
         page.add(len(page.ids), word["points"] * factor)
