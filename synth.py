@@ -398,7 +398,8 @@ def draw_paper(rng, ink, folds, level):
         edge = np.exp(-((d / 0.003) ** 2)) * rng.uniform(-0.2, 0.1)
         light *= 1 + level * (sides + edge)
 
-    return multiply(colours[ink], light)
+    sheet = cv2.LUT(cv2.merge([ink, ink, ink]), colours[None])
+    return multiply(sheet, light)
 
 
 # ---------------------------------------------------------------- from sheet to page
