@@ -38,6 +38,7 @@ SURE = 0.6  # a threshold that separates neighbours
 WANTED = 3000  # mistakes to learn from, of all kinds
 SHARE = 0.15  # of a page's labels that get one, at most
 MAX_ROUNDS = 6  # copies of a page
+LESSONS = 3  # of the trees of a kind
 FOLDS = 4  # pages of one are judged by what the others teach
 MAX_LEARNED = 40_000  # things as they are, to learn from
 LISTED = 0.05  # least probability of a suspect
@@ -202,16 +203,18 @@ def read_page(page, prob, hp, plan):
 # ---------------------------------------------------------------- probabilities
 
 
-def page_scores(readings, kind):
+def page_scores(readings, kind, plain):
     """Log odds of a kind for all units of its table, page by page, and for its mistakes; each page
-    by trees that the pages of other folds taught."""
+    by trees that the pages of other folds taught. Units that are `plain`, flags page by page, teach
+    what the kind is not."""
     table = TABLES[kind]
     others = [other for other, of in TABLES.items() if of == table and other != kind]
     fold = np.arange(len(readings)) % FOLDS
     scores, examples = [None] * len(readings), []
     for k in sorted(set(fold.tolist())):
         teaching = [reading for reading, of in zip(readings, fold) if of != k]
-        things = np.concatenate([reading.features[table] for reading in teaching])
+        flags = np.concatenate([some for some, of in zip(plain, fold) if of != k])
+        things = np.concatenate([reading.features[table] for reading in teaching])[flags]
         things = things[:: len(things) // MAX_LEARNED + 1]
         wrong = stack_examples(teaching, [kind], things)
         model = None
@@ -245,15 +248,25 @@ class Verdicts(NamedTuple):
 
 
 def judge(readings, kinds=KINDS):
+    """The Verdicts on all pages. The first trees of a kind learned from labels of which some are of
+    that kind; as many as there seem to be, those with the highest scores, are left out the next
+    time."""
     verdicts = Verdicts({}, {}, {})
     count = sum(len(reading.page.polygons) for reading in readings)
     for kind in kinds:
-        scores, examples = page_scores(readings, kind)
         lost = sum(reading.lost[kind] for reading in readings)
-        scale = make_scale(np.concatenate(scores), examples, lost, count)
+        plain = [np.ones(len(reading.features[TABLES[kind]]), bool) for reading in readings]
+        for _ in range(LESSONS):
+            scores, examples = page_scores(readings, kind, plain)
+            in_all = np.sort(np.concatenate(scores))[::-1]
+            scale = make_scale(in_all, examples, lost, count)
+            doubted = in_all[: round(scale.count)]
+            if 2 * len(doubted) > len(in_all):
+                break  # too few would be left
+            plain = [some < doubted.min(initial=np.inf) for some in scores]
         verdicts.chances[kind] = [scale.probabilities(some) for some in scores]
         verdicts.scores[kind] = scores
-        verdicts.counts[kind] = [scale.count(some) for some in scores]
+        verdicts.counts[kind] = [scale.weight * some.sum() for some in verdicts.chances[kind]]
     return verdicts
 
 

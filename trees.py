@@ -3,7 +3,7 @@
 A classifier cannot tell how usual a class is where it will be used. Scores of things as they are,
 beside scores of examples of the class, bound it: the class is at most so usual that its examples
 account for everything that scores as high as they do (mixture proportion estimation, Blanchard et
-al. 2010; the best bin, Garg et al. 2021)."""
+al. 2010; the best bin, Garg et al. 2021). Probabilities of all things add up to that many."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ DEPTH = 3  # questions a tree
 ROUNDS = 80  # trees
 RATE = 0.15
 RIDGE = 2.0
-LEAST_RECALL = 0.3  # of a bar
+LEAST_RECALL = 0.5  # of a bar
 HIGHEST = 0.99  # no probability is above it
 
 # ---------------------------------------------------------------- classifier
@@ -46,7 +46,7 @@ def fit_trees(features, is_class):
     score = np.full(len(bins), start)
     trees = []
     for _ in range(ROUNDS):
-        p = 1 / (1 + np.exp(-score))
+        p = sigmoid(score)
         slope = is_class - p
         bend = p * (1 - p)
         questions, leaf = grow_tree(bins, slope, bend)
@@ -101,30 +101,30 @@ def tree_scores(model, features):
 
 
 class Scale(NamedTuple):
-    """From scores to probabilities of a class."""
+    """From log odds to probabilities of a class."""
 
-    edges: np.ndarray  # [B - 1] between bins of scores
-    values: np.ndarray  # [B]
-    bar: float  # from it on, all that scores so high counts as the class
-    weight: float  # how many of the class one above the bar stands for
+    count: float  # how many things with a score are of the class
+    shift: float  # of log odds
+    weight: float  # how many of the class one with a score stands for
 
     def probabilities(self, scores):
-        return self.values[np.searchsorted(self.edges, scores, "right")]
+        return np.minimum(sigmoid(scores + self.shift), HIGHEST)
 
-    def count(self, scores):
-        """How many of the class there are, by those above the bar."""
-        return self.weight * (scores >= self.bar).sum()
+
+def sigmoid(x):
+    return np.exp(-np.logaddexp(0, -x))
 
 
 def make_scale(scores, examples, lost, count):
     """Scores of things as they are [N] and of examples of a class [K], of which as many as `lost`
-    more have no score -> Scale. Probabilities are the class's density over that of all things,
-    times the class's share, and rise with the score. Where the share in all `count` things comes
-    near a half, things and examples look alike, which proves nothing, and it is lowered."""
+    more have no score -> Scale. The trees saw examples and things in other shares than the class
+    has here; log odds are shifted until the probabilities add up to as many as the class has
+    (Saerens et al. 2002). Where its share in all `count` things comes near a half, things and
+    examples look alike, which proves nothing, and it is lowered."""
     examples = np.sort(examples)[::-1]
     total = len(examples) + lost
     if not len(examples):
-        return Scale(np.zeros(0), np.zeros(1), np.inf, 1.0)
+        return Scale(0.0, -np.inf, 1.0)
 
     # the bar at which the class's count has the lowest upper bound
     places = np.linspace(LEAST_RECALL * total, len(examples), 40).astype(int)
@@ -133,30 +133,16 @@ def make_scale(scores, examples, lost, count):
     above = np.array([(scores >= examples[place - 1]).sum() for place in places])
     bounds = (above + 4.5 + 3 * np.sqrt(above + 2.25)) / recalls  # three standard errors
     best = bounds.argmin()
-    bar = examples[places[best] - 1]
     expected = above[best] / recalls[best]
     telling = max(1 - (2 * expected / count) ** 2, 0)
+    expected *= telling * len(examples) / total
 
-    # bins below the bar with equal numbers of examples, and one above it
-    below = examples[places[best] - 1 :]
-    parts = min(12, 1 + len(below) // 10)
-    edges = np.quantile(below, np.arange(parts) / parts)
-    edges = np.append(edges, bar)
-    ours = expected / total * np.histogram(below, [-np.inf, *edges])[0]
-    things = np.histogram(scores[scores < bar], [-np.inf, *edges])[0]
-    things = np.maximum(things, ours) + 1e-9
-    values = np.append(rising(ours / things, things), 1)
-    certain = above[best] / (above[best] + 1) * telling  # by the rule of succession
-    return Scale(edges, np.minimum(values * certain, HIGHEST), bar, telling / recalls[best])
-
-
-def rising(values, weights):
-    """Isotonic regression of values [N]: neighbours that fall are pooled [N]."""
-    blocks = []  # (sum, weight, how many values)
-    for value, weight in zip(values, weights):
-        block = value * weight, weight, 1
-        while blocks and blocks[-1][0] * block[1] >= block[0] * blocks[-1][1]:
-            block = tuple(map(sum, zip(blocks.pop(), block)))
-        blocks.append(block)
-    means = [total / weight for total, weight, _ in blocks]
-    return np.repeat(means, [count for *_, count in blocks])
+    # the shift, by halving
+    low, high = -30.0, 30.0
+    for _ in range(50):
+        shift = (low + high) / 2
+        if sigmoid(scores + shift).sum() < expected:
+            low = shift
+        else:
+            high = shift
+    return Scale(expected, low, total / len(examples))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import NETWORK as NETWORK_FLAGS
 from conftest import error_line, write_labels, write_picture
 
@@ -184,31 +185,41 @@ def test_a_map_that_shows_nothing_proves_nothing(drawn):
 # ---------------------------------------------------------------- scales
 
 
+def two_normals(rng, gap, count):
+    """Log odds, but for a constant, of 4000 things from N(0, 1) and others from N(gap, 1), and of
+    600 examples."""
+    things = np.concatenate([rng.normal(0, 1, 4000), rng.normal(gap, 1, count)])
+    return gap * things, gap * rng.normal(gap, 1, 600)
+
+
 def test_probabilities_are_shares_of_a_mixture():
-    rng = np.random.default_rng(0)
-    things = np.concatenate([rng.normal(0, 1, 4000), rng.normal(4, 1, 100)])
+    things, examples = two_normals(np.random.default_rng(0), 4, 100)
     is_class = np.arange(4100) >= 4000
-    scale = trees.make_scale(things, rng.normal(4, 1, 600), 0, 4100)
-    assert 80 < scale.count(things) < 120
+    scale = trees.make_scale(things, examples, 0, 4100)
+    assert 80 < scale.count < 120
     chances = scale.probabilities(things)
-    assert 80 < chances.sum() < 125
-    likely = chances > 0.8
-    assert likely.sum() > 50 and is_class[likely].mean() > 0.9
-    assert is_class[chances < 0.1].mean() < 0.01
-    assert (np.diff(chances[np.argsort(things)]) >= 0).all()
+    np.testing.assert_allclose(chances.sum(), scale.count, rtol=0.02)
+    truth = 1 / (1 + 40 * np.exp(8 - things))  # by the densities and shares
+    assert np.abs(chances - truth).max() < 0.2
+    assert is_class[chances > 0.8].mean() > 0.9
+
+
+def test_shares_that_the_trees_saw_change_no_probability():
+    things, examples = two_normals(np.random.default_rng(1), 3, 60)
+    chances = trees.make_scale(things, examples, 0, 4060).probabilities(things)
+    scale = trees.make_scale(things - 7, examples - 7, 0, 4060)
+    np.testing.assert_allclose(scale.probabilities(things - 7), chances, atol=1e-6)
+
+
+def test_things_without_any_of_the_class_have_no_probability():
+    things, examples = two_normals(np.random.default_rng(2), 6, 0)
+    assert trees.make_scale(things, examples, 0, 4000).probabilities(things).max() < 0.05
 
 
 def test_mistakes_that_nothing_shows_count_too():
-    rng = np.random.default_rng(0)
-    things = np.concatenate([rng.normal(0, 1, 4000), rng.normal(6, 1, 50)])  # and 50 unseen
-    scale = trees.make_scale(things, rng.normal(6, 1, 300), 300, 4100)
-    assert 80 < scale.count(things) < 120
-
-
-def test_isotonic_regression_pools_what_falls():
-    values = trees.rising([1, 3, 2, 4, 0], [1, 1, 1, 1, 1])
-    np.testing.assert_allclose(values, [1, 2.25, 2.25, 2.25, 2.25])
-    np.testing.assert_allclose(trees.rising([2, 1], [3, 1]), [1.75, 1.75])
+    things, examples = two_normals(np.random.default_rng(0), 6, 50)  # and 50 unseen
+    scale = trees.make_scale(things, examples, 600, 4100)
+    assert 80 < scale.count * scale.weight < 120
 
 
 def test_trees_learn_what_no_single_feature_tells():
@@ -360,6 +371,29 @@ def test_pages_are_audited_by_the_networks_that_did_not_see_them(folder, capsys)
     assert "5 of 5 pages (first: 0.png) were trained on" in capsys.readouterr().err
 
 
+def test_flip_lets_the_mirrored_page_vote(folder, monkeypatch):
+    taken = []
+    read_maps = evaluate.predict_each
+
+    def take(networks, *rest):
+        taken.append(networks[0].model)
+        return read_maps(networks, *rest)
+
+    monkeypatch.setattr(evaluate, "predict_each", take)
+    assert run("--audit", "s.json") == 0
+    plain = taken[-1]
+    assert run("--audit", "t.json", "--flip") == 0
+    both = taken[-1]
+    page = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        votes = both(page), both(page.flip(2)).flip(3)
+        alone = plain(page), plain(page.flip(2)).flip(3)
+    torch.testing.assert_close(*votes)
+    mean = torch.stack(alone).sigmoid().mean(0)
+    torch.testing.assert_close(votes[0].sigmoid(), mean)
+    assert (alone[0] - alone[1]).abs().max() > 1e-3
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -394,7 +428,7 @@ def test_doubtful_labels_are_dont_care_in_training(folder):
 
 
 def test_a_run_knows_what_it_doubted(folder, capsys):
-    (page, *_) = labels.load_labels("s", "train")
+    page, other, *_ = labels.load_labels("s", "train")
     entries = [suspect(page, "spurious", page.polygons[0], probability=0.9)]
     Path("doubt.json").write_text(json.dumps(entries))
     flags = ["--data=s", *NETWORK_FLAGS, "--size=64", "--batch=2", "--epochs=2", "--T_max=2"]
@@ -404,8 +438,17 @@ def test_a_run_knows_what_it_doubted(folder, capsys):
     assert train.main([*flags, "--doubt=doubt.json", "--stop-epoch=1"]) == 0
     out = capsys.readouterr().out
     assert "doubt 1 suspects of doubt.json" in out and "1 ignored" in out
-    Path("doubt.json").write_text(
-        json.dumps([entries[0] | {"page": page.name, "probability": 0.2}])
-    )
-    assert train.main(["--name=d", "--resume", "--device=cpu", "--workers=0"]) == 1
+
+    # other suspects change train pages, which a resumed run names; without any it stops
+    resume = ["--name=d", "--resume", "--device=cpu", "--workers=0"]
+    kept = Path("runs/d/last.pt").read_bytes()
+    Path("doubt.json").write_text(json.dumps([entries[0] | {"probability": 0.2}]))
+    assert train.main(resume) == 1
     error_line(capsys.readouterr().err, "no suspect of a train page")
+    assert Path("runs/d/last.pt").read_bytes() == kept
+    entries.append(suspect(other, "spurious", other.polygons[0], probability=0.7))
+    Path("doubt.json").write_text(json.dumps(entries))
+    assert train.main(resume) == 0
+    out = capsys.readouterr().out
+    assert f"train pages have changed since: {other.path} labels changed\n" in out
+    assert "doubt 2 suspects of doubt.json" in out and "2 ignored" in out

@@ -6,7 +6,8 @@ python tests/by_hand/audit.py DATA WEIGHTS MAPS.npz --own own.json    DATA's lab
 DATA's val pages are predicted once, at 704 px in bf16, and their maps kept in MAPS.npz. Five kinds
 of mistakes are made alike, in a share of the labels, by seeds that the audit does not use. Prints
 average precision by kind and in all, precision among the first 50 and 200, recall at precision .5
-and the expected calibration error (10 bins). Beside it, on the same predictions: labels by 1 - IoU;
+and the expected calibration error (10 bins), beside what a list of that length would show by luck
+if each probability were exact. Beside it, on the same predictions: labels by 1 - IoU;
 ObjectLab (Tkachenko et al. 2023) if `cleanlab` can be imported; pages by H-mean.
 
 DATA's own mistakes count as false alarms. --own writes what the audit suspects in the labels as
@@ -96,6 +97,13 @@ def calibration_error(chances, is_true, bins=10):
     of = np.minimum((chances * bins).astype(int), bins - 1)
     gaps = [abs((chances - is_true)[of == b].sum()) for b in range(bins)]
     return sum(gaps) / max(len(chances), 1)
+
+
+def error_of_luck(chances, draws=200):
+    """The expected calibration error of a list of these probabilities if each were exact."""
+    rng = np.random.default_rng(0)
+    lists = rng.random((draws, len(chances))) < chances
+    return np.mean([calibration_error(chances, is_true) for is_true in lists])
 
 
 def mistake_of(suspect, made):
@@ -210,7 +218,7 @@ def compare(pages, truth, suspects, found):
 
 
 def one_run(pages, maps, hp, found, known, share, seed):
-    """{figure: value} of one seed."""
+    """{figure: value} of one seed, and rows of judge_suspects."""
     wrong, truth = with_mistakes(pages, share, seed)
     suspects = run_audit(wrong, maps, hp)
     of_page = {page.name: made for page, made in zip(wrong, truth)}
@@ -229,13 +237,16 @@ def one_run(pages, maps, hp, found, known, share, seed):
     figures["first 50"] = np.mean(flags[:50])
     figures["first 200"] = np.mean(flags[:200])
     figures["recall at .5"] = recall_at(flags, total)
-    figures["calibration error"] = calibration_error([chance for _, chance, _ in rows], flags)
+    chances = [chance for _, chance, _ in rows]
+    figures["calibration error"] = calibration_error(chances, flags)
+    figures["of that by luck"] = error_of_luck(chances)
     figures["mistakes"] = total
-    figures["sum of chances"] = sum(chance for _, chance, _ in rows)
+    figures["mistakes listed"] = sum(flags)
+    figures["sum of chances"] = sum(chances)
     for name, (labels_, pages_) in compare(wrong, truth, suspects, found).items():
         figures[f"labels, {name}"] = labels_
         figures[f"pages, {name}"] = pages_
-    return figures
+    return figures, rows
 
 
 def main():
@@ -265,15 +276,20 @@ def main():
     for entry in read_json(args.known) if args.known else ():
         known.setdefault(entry["page"], []).append(np.array(entry["points"]))
     for share in map(float, args.shares.split(",")):
-        runs = []
+        runs, of_all = [], []
         for seed in range(args.seeds):
-            runs.append(one_run(pages, maps, source.hp, found, known, share, seed))
+            figures, rows = one_run(pages, maps, source.hp, found, known, share, seed)
+            runs.append(figures)
+            of_all += rows
             print(
                 f"{share} {seed}",
                 {key: round(float(v), 3) for key, v in runs[-1].items()},
                 flush=True,
             )
         mean = {key: np.mean([run[key] for run in runs]) for key in runs[0]}
+        _, chances, flags = zip(*of_all)
+        mean["calibration error of all seeds"] = calibration_error(chances, flags)
+        mean["of that by luck, all seeds"] = error_of_luck(chances)
         print(f"{share} mean", {key: round(float(v), 3) for key, v in mean.items()}, flush=True)
 
 
