@@ -69,6 +69,7 @@ class Look(NamedTuple):
     box: tuple  # left, top, right, bottom, page px
     line: float  # median height of a word, page px
     score: float  # mean of the words
+    sideways: bool  # whether lines run up or down
 
 
 def page_factor(page, hp):
@@ -114,10 +115,15 @@ def look_at(page, polygons, scores):
         return None
     line = float(np.median(data.word_heights(Page("", None, polygons))))
     points = np.concatenate(polygons)
+    sides = np.array([np.ptp(polygon, axis=0) for polygon in polygons])
+    upright = sides[:, 0] >= sides[:, 1]
+    sideways = sides[~upright].sum() > sides[upright].sum()  # long lines count for more
     margin = 3 * line + 0.03 * max(page.size)  # the first look can miss faint text at the edges
     low = (points.min(0) - margin).clip(0, page.size)
     high = (points.max(0) + margin).clip(0, page.size)
-    return Look((*low.tolist(), *high.tolist()), max(line, 1.0), float(np.mean(scores)))
+    return Look(
+        (*low.tolist(), *high.tolist()), max(line, 1.0), float(np.mean(scores)), bool(sideways)
+    )
 
 
 def reading_hp(page, hp):
@@ -156,6 +162,7 @@ class Tile(NamedTuple):
     y: int
     x: int
     picture: np.ndarray  # uint8 [h, w, 3]
+    sideways: bool = False  # the picture is turned by a quarter
 
 
 def predict_each(networks, pages, device, job, failed=None):
@@ -271,13 +278,16 @@ def cut_page(image, page, hp, network, tile, under_way):
 
 
 def cut_look(image, look, factor, sheet, under_way):
-    """The Tile of a Look's box, widened to multiples of 32; the map stays 0 outside it."""
+    """The Tile of a Look's box, widened to multiples of 32; the map stays 0 outside it. Text that
+    lies on its side is turned: networks read lines best, also upside down."""
     edges = factor * np.array(look.box) / 32
     left, top = np.floor(edges[:2]).astype(int) * 32
     right, bottom = np.ceil(edges[2:]).astype(int) * 32
     part = image[top:bottom, left:right]
     place = sheet._replace(prob=sheet.prob[top:, left:])
-    return Tile(under_way, place, 0, 0, part)
+    if look.sideways:
+        part = np.rot90(part)
+    return Tile(under_way, place, 0, 0, part, look.sideways)
 
 
 def window_starts(length, window):
@@ -312,6 +322,8 @@ def start_batch(networks, tiles, device):
 def paste(tile, prob):
     """Copy a tile's map [h, w] into its sheet. Its first eighth, along each axis, is left to an
     earlier tile."""
+    if tile.sideways:
+        prob = np.rot90(prob, -1)
     height, width = prob.shape
     top = height // 8 if tile.y else 0
     left = width // 8 if tile.x else 0

@@ -859,6 +859,30 @@ def test_a_first_look_reads_the_text_alone_at_the_height_of_training(work):
     np.testing.assert_allclose(found, boxes, atol=1.5)
 
 
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_text_that_lies_on_its_side_is_read_as_lines(work, quarters):
+    boxes = small_print("page.png", left=300, top=100, height=60)
+    image = np.rot90(cv2.imread("page.png"), quarters)
+    cv2.imwrite("page.png", image)
+    size = np.array([3000, 2400])
+    for _ in range(quarters):  # rot90 takes (x, y) to (y, width - x)
+        boxes = np.stack([boxes[..., 1], size[0] - boxes[..., 0]], 2)
+        size = size[::-1]
+    hp = replace(TINY, size=960, fit="area", look=True, text_height=24.0)
+    hp = replace(hp, unclip_ratio=1e-9, mode="box", min_size=0)
+    model = Recorded(Ink(1, 1))
+    (page,) = evaluate.picture_pages("page.png")
+    stream = predict.predict(Network(model, hp), [page], CPU, lambda _, found: found)
+    ((_, (polygons, _)),) = stream
+
+    assert page.look.sideways == (quarters % 2 == 1)
+    _, read = model.shapes
+    assert read[1] < read[0]  # the five lines are a block that is higher than wide
+    found = sorted((polygon.mean(0).tolist() for polygon in polygons), key=sum)
+    centres = sorted(boxes.mean(1).tolist(), key=sum)
+    np.testing.assert_allclose(found, centres, atol=4)
+
+
 def test_a_page_without_text_is_read_as_it_would_be_without_a_look(work):
     cv2.imwrite("white.png", np.full((300, 200, 3), 255, np.uint8))
     hp = replace(TINY, size=96, look=True)
@@ -891,7 +915,7 @@ def test_what_a_look_reads_is_bounded():
         (2.0, (0, 0, 400, 400), 2),
         (40.0, (0, 0, 4000, 1000), 0.5),
     ):
-        page.look = predict.Look(box, line, 1.0)
+        page.look = predict.Look(box, line, 1.0, False)
         assert predict.page_factor(page, hp) == factor
 
 
