@@ -66,11 +66,15 @@ from dbnet import (
     teacher_loss,
     to_cpu,
 )
-from engine import (
+from engine import amp_dtype, describe_machine
+from files import DataError, UsageError, exit_code, lock_folder, replace_file, write_json
+from folding import network_of
+from hparams import FIELDS, read_hparams
+from interval import bootstrap_groups, make_score, paired_difference, read_score
+from pictures import bytes_digest, read_image
+from processes import (
     STOP_SIGNALS,
     Stop,
-    amp_dtype,
-    describe_machine,
     device_of_process,
     explain_errors,
     from_first,
@@ -79,11 +83,6 @@ from engine import (
     rank,
     total,
 )
-from files import DataError, UsageError, exit_code, lock_folder, replace_file, write_json
-from folding import network_of
-from hparams import FIELDS, read_hparams
-from interval import bootstrap_groups, make_score, paired_difference, read_score
-from pictures import bytes_digest, read_image
 from report import progress
 
 EMA_DECAY = 0.999

@@ -1,25 +1,19 @@
-"""On what a network runs: devices, engines, lost processes, PyTorch's errors. GPUs are emulated."""
+"""On what a network runs: devices and engines. GPUs are emulated."""
 
-import signal
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from importlib import import_module
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
-import torch.distributed as dist
-from conftest import ROOT, run_python
+from conftest import ROOT
 
 import engine
 import evaluate
 import sources
 from dbnet import DBNet
 from engine import Runtime, choose_device, choose_runtime
-from files import DataError, UsageError
+from files import UsageError
 from folding import fold
 from predictions import read_predictions
 
@@ -48,23 +42,6 @@ def test_a_gpu_that_this_torch_cannot_work_on_is_one_line(monkeypatch):
     trouble = "device is busy"  # no fault of the command's
     with pytest.raises(RuntimeError, match=trouble):
         choose_device("cuda")
-
-
-def test_each_process_has_its_own_gpu_and_touches_no_other(monkeypatch):
-    """The second of two processes on two GPUs, emulated."""
-    touched = []
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch, "ones", lambda *_, device: touched.append(str(device)))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: touched.append(str(device)))
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    devices = [str(engine.device_of_process(name)) for name in ("auto", "cuda", "cpu")]
-    assert devices == ["cuda:1", "cuda:1", "cpu"]
-    assert touched == ["cuda:1"] * 4 + ["cpu"]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(UsageError, match="3 processes, 2 GPUs"):
-        engine.device_of_process("auto")
 
 
 @pytest.mark.parametrize(
@@ -287,104 +264,3 @@ def test_what_is_no_exported_model_is_one_line(work, capsys):
     for flag in ("--export=x.pt", "--tune", "--mix=a.pt"):
         assert evaluate.main(["junk.onnx", flag]) == 2
         assert "only with a checkpoint" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------- processes
-
-
-@pytest.mark.parametrize("gpus", [False, True])
-def test_processes_wait_ten_minutes_for_each_other_in_either_backend(gpus, monkeypatch):
-    joined, threads = [], []
-    for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
-        monkeypatch.setenv(key, "1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
-    monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(dist.HashStore(), 1, 2)]))
-    monkeypatch.setattr(dist, "init_process_group", lambda *a, **k: joined.append((a, k)))
-
-    def note(target, **_):
-        threads.append(target)
-        return SimpleNamespace(start=int)
-
-    monkeypatch.setattr(engine.threading, "Thread", note)
-    monkeypatch.setattr(signal, "set_wakeup_fd", int)
-    assert engine.join_group() is not None
-    (((backend,), options),) = joined
-    assert backend == ("cpu:gloo,cuda:nccl" if gpus else "gloo")
-    assert options["timeout"] == timedelta(minutes=10)
-    assert threads == [engine.follow_agent] + [engine.end_if_blocked] * gpus  # gloo notices a loss
-
-
-BLOCKED = f"""
-import ctypes, os, signal, sys, threading, time
-sys.path.insert(0, {str(ROOT)!r})
-import engine
-import torch.distributed as dist
-trouble = sys.argv[1]
-engine.GRACE = 2
-def work():
-    for _ in range(1000):
-        sum(range(1000))
-store = dist.HashStore()
-if trouble == "all there":
-    store.add("stopping", 1)
-engine.process_count = lambda: 2
-heard, written = os.pipe()
-os.set_blocking(written, False)
-signal.set_wakeup_fd(written)
-threading.Thread(target=engine.end_if_blocked, args=(heard, store), daemon=True).start()
-signal.signal(signal.SIGUSR1, lambda *_: None)  # no signal to stop
-os.kill(os.getpid(), signal.SIGUSR1)
-with engine.Stop() as _:
-    os.kill(os.getpid(), signal.SIGTERM)
-    threading.Timer(8, lambda: os._exit(9)).start()
-    if trouble == "saving":
-        threading.Thread(target=time.sleep, args=(60,), name="save", daemon=True).start()
-    while trouble == "working":
-        work()
-    lock = ctypes.create_string_buffer(64)
-    for _ in range(2):
-        ctypes.CDLL(None).pthread_mutex_lock(lock)  # for ever, whatever signal comes
-"""
-
-
-def test_a_process_that_waits_for_a_lost_one_ends_soon_after_a_signal(warm, tmp_path):
-    """Its main thread is blocked in a call during which Python runs no handler. Left alone are a
-    process that saves, one that computes, and one whose group is whole; these are ended by the test
-    (9)."""
-    (tmp_path / "blocked.py").write_text(BLOCKED)
-
-    def run(trouble):
-        began = time.monotonic()
-        ended = run_python("blocked.py", trouble, cwd=tmp_path, python=warm)
-        return ended, time.monotonic() - began
-
-    codes = {"lost": 143, "saving": 9, "working": 9, "all there": 9}
-    with ThreadPoolExecutor() as pool:
-        for trouble, (ended, seconds) in zip(codes, pool.map(run, codes), strict=True):
-            assert ended.returncode == codes[trouble], (trouble, ended.stderr)
-            assert seconds > 2
-
-
-@pytest.mark.parametrize(
-    "error, what, code",
-    [
-        (
-            RuntimeError("Pin memory thread exited unexpectedly"),
-            "a loader process: was killed",
-            137,
-        ),
-        (RuntimeError("DataLoader worker (pid 1) is killed by signal"), "a loader process", 137),
-        (EOFError(), "a loader process: was killed", 137),
-        (RuntimeError("NCCL communicator was aborted"), "a process of the group: was lost", 137),
-        (RuntimeError("No space left: shared memory"), "/dev/shm: is full", 1),
-    ],
-)
-def test_errors_of_pytorch_have_words(error, what, code):
-    def fail():
-        raise error
-
-    with pytest.raises(DataError) as told:
-        engine.explain_errors(fail, store=object())
-    assert str(told.value).startswith(what) and told.value.code == code
-    with pytest.raises(RuntimeError, match="NCCL"):
-        engine.explain_errors(lambda: (_ for _ in ()).throw(RuntimeError("NCCL")))
