@@ -91,9 +91,9 @@ def map_shape(page, hp):
 
 def take_looks(network, pages, device):
     """Yields pages. LOOK_PAGES of them at a time are predicted at FIRST_LOOK px before, which sets
-    page.look; None where no text is found, or where a page cannot be read. Pages that cannot be
-    trusted there are predicted at twice that size: the lines of small print run together, which
-    makes words that are several lines high, and their scores are low."""
+    page.look; None where no text is found, or where a page cannot be read. Where words score low,
+    the page is predicted at twice that size: lines of small print run together into words that are
+    several lines high, and the scores of such words are low."""
 
     def job(page, found):
         page.look = look_at(page, *found)
@@ -121,9 +121,8 @@ def look_at(page, polygons, scores):
     margin = 3 * line + 0.03 * max(page.size)  # the first look can miss faint text at the edges
     low = (points.min(0) - margin).clip(0, page.size)
     high = (points.max(0) + margin).clip(0, page.size)
-    return Look(
-        (*low.tolist(), *high.tolist()), max(line, 1.0), float(np.mean(scores)), bool(sideways)
-    )
+    box = (*low.tolist(), *high.tolist())
+    return Look(box, max(line, 1.0), float(np.mean(scores)), bool(sideways))
 
 
 def reading_hp(page, hp):
@@ -162,7 +161,7 @@ class Tile(NamedTuple):
     y: int
     x: int
     picture: np.ndarray  # uint8 [h, w, 3]
-    sideways: bool = False  # the picture is turned by a quarter
+    sideways: bool = False  # the picture is turned by a quarter, counterclockwise
 
 
 def predict_each(networks, pages, device, job, failed=None):
