@@ -24,8 +24,8 @@ from formats import to_labelme
 from habits import LOOKED_AT, label_habits
 from interval import bootstrap, bootstrap_groups, count_sample
 from labels import PROPOSAL, get, parse_polygon
-from looks import View, close_pairs, look, outline_features, short_sides, text_outside, with_labels
-from mistakes import KINDS, hull, make_mistakes
+from looks import View, close_pairs, look, outline_features, text_outside, with_labels
+from mistakes import KINDS, hull, make_mistakes, short_sides
 from overlap import join_vertices
 from pictures import read_image
 from trees import fit_trees, make_scale, tree_scores

@@ -385,17 +385,23 @@ def iou50(gt_polygons, det_polygons, ignore=None):
     return np.concatenate([row, *gaps], dtype=float)
 
 
-def line_neighbours(polygons):
-    """N polygons -> K pairs of neighbours on a line: index [K] of one, index [K] of the next, gap
-    [K] between them over their mean height, below 0 where they overlap. The next one is the first
-    that lies beside it and begins after 95 % of its width."""
+def line_boxes(polygons):
+    """N polygons -> [N, 4] left, top, right and bottom end of each along and across their lines."""
     xy, size = join_vertices(polygons)
     first = starts(size)
     xy = xy @ (1, 1j)  # [V] complex
     xy *= np.exp(-1j * page_angle(xy, first))
     xy = xy.view(float).reshape(-1, 2)
-    left, top = np.minimum.reduceat(xy, first).T  # [N]
-    right, bottom = np.maximum.reduceat(xy, first).T
+    low = np.minimum.reduceat(xy, first)
+    high = np.maximum.reduceat(xy, first)
+    return np.hstack([low, high])
+
+
+def line_neighbours(polygons):
+    """N polygons -> K pairs of neighbours on a line: index [K] of one, index [K] of the next, gap
+    [K] between them over their mean height, below 0 where they overlap. The next one is the first
+    that lies beside it and begins after 95 % of its width."""
+    left, top, right, bottom = line_boxes(polygons).T  # [N]
     height, middle = bottom - top, top + bottom
 
     # beside: the middle of one lies within the height of the other
@@ -410,6 +416,22 @@ def line_neighbours(polygons):
     distance = left[following] - right[label]
     gap = 2 * distance / (height[label] + height[following])
     return label, following, gap
+
+
+def line_gaps(outlines, polygons):
+    """K outlines, N polygons -> [K, 3] how far each outline is from the nearest polygon, from the
+    nearest one above or below it, and its lower end from that of one; inf if there is none."""
+    count = len(outlines)
+    if not count or not len(polygons):
+        return np.full((count, 3), np.inf)
+    boxes = line_boxes([*outlines, *polygons])
+    own, others = boxes[:count, None], boxes[count:]
+    apart = np.maximum(own[..., :2] - others[:, 2:], others[:, :2] - own[..., 2:])  # [K, N, 2]
+    along, across = apart.clip(0).T  # [N, K]
+    above = np.where(along, np.inf, across)
+    lower = np.abs(own[..., 3] - others[:, 3]).T
+    nearest = [gap.min(0) for gap in (np.hypot(along, across), above, lower)]
+    return np.stack(nearest, 1)
 
 
 def page_angle(xy, first):

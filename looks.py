@@ -6,12 +6,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cleval import line_neighbours, shared_areas
+from cleval import line_gaps, line_neighbours, shared_areas
 from db_postprocess import DECODING, polygon_area, polygons_from_map, shrink_distance
-from mistakes import ends, hull, own_axes
+from mistakes import ends, hull, own_axes, short_sides
 from targets import distance_to_outline, edge_tables, pixel_window
 
 WIDEST = 2.0  # gap of a pair of neighbours, in heights
+FAR = 10.0  # at most so far from a label, in heights
 
 # ---------------------------------------------------------------- a page
 
@@ -40,11 +41,6 @@ def look(prob, hp, threshold=None):
     if threshold:
         settings["thresh"] = threshold
     return polygons_from_map(prob, **settings)
-
-
-def short_sides(polygons):
-    sides = [cv2.minAreaRect(polygon.astype(np.float32))[1] for polygon in polygons]
-    return np.array([min(pair) for pair in sides])
 
 
 # ---------------------------------------------------------------- an outline
@@ -188,11 +184,12 @@ def close_pairs(view, chosen):
 
 
 def text_outside(view, hp):
-    """Outlines of text that no label covers, and features [K, 2] of them."""
+    """Outlines of text that no label covers, and features [K, 5] of them."""
     rest = view.prob.copy()
     labels = [np.round(polygon).astype(np.int32) for polygon in view.polygons]
     cv2.fillPoly(rest, labels, 0)
     outlines, scores = look(rest, hp)
     area = areas_of(outlines).clip(1)
     larger = np.log(area / view.height**2)
-    return outlines, np.stack([scores, larger], 1)
+    gaps = line_gaps(outlines, view.polygons) / view.height
+    return outlines, np.column_stack([scores, larger, gaps.clip(max=FAR)])

@@ -48,6 +48,11 @@ def own_axes(polygon):
     return np.array([[x, y], [-y, x]])
 
 
+def short_sides(polygons):
+    sides = [cv2.minAreaRect(polygon.astype(np.float32))[1] for polygon in polygons]
+    return np.array([min(pair) for pair in sides])
+
+
 def ends(polygon, axes):
     """The lowest and the highest place [2, 2] of a polygon along two axes."""
     place = polygon @ axes.T

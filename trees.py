@@ -10,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 BINS = 32  # of a feature
-DEPTH = 3  # questions a tree
+DEPTH = 4  # questions a tree
 ROUNDS = 80  # trees
 RATE = 0.15
 RIDGE = 2.0
 LEAST_RECALL = 0.5  # of a bar
+AS_GOOD = 1.1  # times the lowest bound: bars up to there count
 HIGHEST = 0.99  # no probability is above it
+SLOPES = 1.0, 0.6, 0.8, 1.25, 1.5, 1.75, 2.0, 2.5  # of log odds that are tried
 
 # ---------------------------------------------------------------- classifier
 
@@ -104,11 +106,12 @@ class Scale(NamedTuple):
     """From log odds to probabilities of a class."""
 
     count: float  # how many things with a score are of the class
-    shift: float  # of log odds
+    slope: float  # of log odds
+    shift: float
     weight: float  # how many of the class one with a score stands for
 
     def probabilities(self, scores):
-        return np.minimum(sigmoid(scores + self.shift), HIGHEST)
+        return np.minimum(sigmoid(self.slope * scores + self.shift), HIGHEST)
 
 
 def sigmoid(x):
@@ -117,32 +120,48 @@ def sigmoid(x):
 
 def make_scale(scores, examples, lost, count):
     """Scores of things as they are [N] and of examples of a class [K], of which as many as `lost`
-    more have no score -> Scale. The trees saw examples and things in other shares than the class
-    has here; log odds are shifted until the probabilities add up to as many as the class has
-    (Saerens et al. 2002). Where its share in all `count` things comes near a half, things and
-    examples look alike, which proves nothing, and it is lowered."""
+    more have no score -> Scale, with the slope that fits best. Where the class's share in all
+    `count` things comes near a half, things and examples look alike, which proves nothing, and it
+    is lowered."""
     examples = np.sort(examples)[::-1]
     total = len(examples) + lost
     if not len(examples):
-        return Scale(0.0, -np.inf, 1.0)
+        return Scale(0.0, 1.0, -np.inf, 1.0)
 
-    # the bar at which the class's count has the lowest upper bound
+    # bars at which the class's count has a low upper bound; the lowest alone is low by luck
     places = np.linspace(LEAST_RECALL * total, len(examples), 40).astype(int)
     places = np.unique(places.clip(1, len(examples)))
     recalls = places / total
     above = np.array([(scores >= examples[place - 1]).sum() for place in places])
     bounds = (above + 4.5 + 3 * np.sqrt(above + 2.25)) / recalls  # three standard errors
-    best = bounds.argmin()
-    expected = above[best] / recalls[best]
+    good = bounds <= AS_GOOD * bounds.min()
+    expected = (above / recalls)[good].mean()
     telling = max(1 - (2 * expected / count) ** 2, 0)
     expected *= telling * len(examples) / total
 
-    # the shift, by halving
-    low, high = -30.0, 30.0
+    slopes = SLOPES if 0 < expected < len(scores) else SLOPES[:1]
+    fits = [fit_scale(scores, examples, expected, slope) for slope in slopes]
+    _, slope, shift = max(fits)
+    return Scale(expected, slope, shift, total / len(examples))
+
+
+def fit_scale(scores, examples, expected, slope):
+    """The shift of log odds with which probabilities of things add up to `expected` (Saerens et al.
+    2002): the trees saw examples and things in other shares than the class has here. Returns how
+    well it tells examples from things (Ward et al. 2009), as a log likelihood, slope and shift."""
+    scores, examples = slope * scores, slope * examples
+    low, high = -60.0, 60.0
     for _ in range(50):
         shift = (low + high) / 2
         if sigmoid(scores + shift).sum() < expected:
             low = shift
         else:
             high = shift
-    return Scale(expected, low, total / len(examples))
+
+    # odds that one with a probability p was taken from the examples: p times their number for each
+    # of the class among the things
+    usual = len(examples) / max(expected, 1e-9)
+    odds = usual * sigmoid(examples + low)
+    likelihood = np.log(odds / (1 + odds)).sum()
+    likelihood -= np.log1p(usual * sigmoid(scores + low)).sum()
+    return likelihood, slope, low

@@ -175,6 +175,23 @@ def test_what_a_labeller_always_does_is_no_suspect(drawn):
     assert len(likely) <= 2
 
 
+def test_text_that_a_labeller_always_leaves_out_is_known_by_its_place(drawn):
+    """Words as others, but far below the rest of each page: only dropped labels are missing."""
+    pages, maps = drawn
+    wrong, truth = with_mistakes(pages, ("missing",), 0.1)
+    lower = []
+    for page, prob in zip(wrong, maps):
+        page.size = (page.size[0], page.size[1] + 150)
+        word = page.polygons[0] - page.polygons[0].min(0)
+        stamp = perfect_map([word + (20, 90)], (page.size[0], 150))
+        lower.append(np.concatenate([prob, stamp]))
+    suspects, _ = find(wrong, lower)
+    of_page = {page.name: made for page, made in zip(wrong, truth)}
+    likely = [s for s in suspects if s.probability > 0.5 and s.kind == "missing"]
+    assert len(likely) > 10
+    assert all(is_true(s, of_page[s.page.name]) for s in likely)
+
+
 def test_a_map_that_shows_nothing_proves_nothing(drawn):
     """Right and wrong labels look alike on it, but for a few of a rare shape."""
     pages, maps = drawn
@@ -209,6 +226,24 @@ def test_shares_that_the_trees_saw_change_no_probability():
     chances = trees.make_scale(things, examples, 0, 4060).probabilities(things)
     scale = trees.make_scale(things - 7, examples - 7, 0, 4060)
     np.testing.assert_allclose(scale.probabilities(things - 7), chances, atol=1e-6)
+
+
+def test_scores_that_are_too_flat_or_too_steep_are_mended():
+    things, examples = two_normals(np.random.default_rng(0), 4, 100)
+    truth = 1 / (1 + 40 * np.exp(8 - things))  # by the densities and shares
+    for times in (0.5, 1.25):
+        scale = trees.make_scale(times * things, times * examples, 0, 4100)
+        assert (times < 1) == (scale.slope > 1)
+        assert np.abs(scale.probabilities(times * things) - truth).max() < 0.15
+
+
+def test_counts_are_right_on_average():
+    """The lowest of many bounds alone is too low."""
+    counts = []
+    for seed in range(60):
+        things, examples = two_normals(np.random.default_rng(seed), 4, 60)
+        counts.append(trees.make_scale(things, examples, 0, 4060).count)
+    assert abs(np.mean(counts) - 60) < 1.5
 
 
 def test_things_without_any_of_the_class_have_no_probability():

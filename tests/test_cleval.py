@@ -265,6 +265,16 @@ def test_neighbours_are_counted_by_their_gap_over_their_height(angle):
     assert not iou50([], line)[11:].any() and not iou50(line, [])[17:].any()  # empty pages
 
 
+@pytest.mark.parametrize("angle", [0, 0.3, -0.7])
+def test_gaps_to_the_nearest_are_measured_along_and_across_lines(angle):
+    labels = turn([box(0, 0, 40, 10), box(60, 0, 40, 10), box(0, 50, 40, 10)], angle)
+    outlines = turn([box(43, 4, 14, 8), box(70, 20, 40, 10), box(110, 60, 30, 10)], angle)
+    expected = [[3, np.inf, 2], [10, 10, 20], [np.hypot(10, 50), np.inf, 10]]
+    np.testing.assert_allclose(metric.line_gaps(outlines, labels), expected, atol=1e-6)
+    assert (metric.line_gaps(outlines, []) == np.inf).all()
+    assert metric.line_gaps([], labels).shape == (0, 3)
+
+
 @both_variants
 def test_order_start_and_direction_do_not_matter(variant):
     rng = np.random.default_rng(1)
