@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -156,7 +156,7 @@ def compile_openvino(runtime, digest, make, onnx):
         "NUM_STREAMS": lanes(),
         "ENABLE_CPU_PINNING": False,  # two commands would bind their threads to the same cores
     }
-    core = openvino.Core()
+    core = openvino_core()
     if onnx:
         return core.compile_model(onnx, "CPU", options)
 
@@ -178,6 +178,15 @@ def compile_openvino(runtime, digest, make, onnx):
         for old in sorted(file.parent.iterdir(), key=os.path.getmtime)[:-8]:
             old.unlink()
     return compiled
+
+
+@cache
+def openvino_core():
+    """OpenVINO itself, kept until the process ends: it gives the main thread a stack for signals
+    and, dropped by any other thread, leaves that stack unmapped; then Ctrl-C would be a crash."""
+    import openvino
+
+    return openvino.Core()
 
 
 class Compiled:

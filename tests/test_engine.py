@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 import engine
 import evaluate
@@ -64,11 +64,16 @@ def test_a_gpu_is_named_with_what_it_computes_in(capability, dtype, kind, monkey
 # ---------------------------------------------------------------- engines
 
 
+@pytest.fixture(scope="session")
+def openvino_package():
+    """OpenVINO, imported once."""
+    return engine.find_package("openvino") or pytest.skip("no openvino")
+
+
 @pytest.fixture
-def openvino(monkeypatch):
+def openvino(openvino_package, monkeypatch):
     """OpenVINO, which conftest hides."""
-    monkeypatch.delitem(sys.modules, "openvino")
-    return pytest.importorskip("openvino")
+    monkeypatch.setitem(sys.modules, "openvino", openvino_package)
 
 
 def test_a_cpu_predicts_with_openvino_where_it_is_installed(monkeypatch):
@@ -193,6 +198,35 @@ def test_the_cache_keeps_eight_and_mistrusts_what_is_damaged(openvino, tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")  # a disk that cannot be written to
     load("c")
     assert made[-1] == "c"
+
+
+DROPPED_IN_A_THREAD = """
+import os, signal, threading, time
+import torch, engine
+
+class Network(torch.nn.Module):
+    def forward(self, pages):
+        return pages[..., :1].permute(0, 3, 1, 2) - 99.5
+
+runtime = engine.Runtime(torch.device("cpu"), "openvino", "off")
+networks = [engine.load_engine(runtime, "digest", Network)]
+assert networks[0](torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).max() == -99.5
+thread = threading.Thread(target=networks.clear)
+thread.start()
+thread.join()
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+time.sleep(0.1)
+"""
+
+
+def test_signals_are_handled_after_a_thread_has_dropped_the_last_network(
+    openvino, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    result = run_python("-c", DROPPED_IN_A_THREAD, cwd=ROOT)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
 
 
 def test_commands_run_on_any_engine(openvino, work, capsys):
