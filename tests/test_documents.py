@@ -51,7 +51,7 @@ def commands_of(text):
     that a sentence has between backticks."""
     for block in code_blocks(text):
         variables = {}
-        joined = block.replace("\\\n", " ")
+        joined = block.replace("\\\n", " ").replace("$SLURM_ARRAY_TASK_ID", "1")
         joined = re.sub(r'"[^"]*"', lambda quoted: quoted[0].replace("\n", " "), joined)
         for line in joined.splitlines():
             line = line.removeprefix("$ ")
