@@ -120,11 +120,12 @@ def label_contrast(page, image):
 # ---------------------------------------------------------------- sizes
 
 
-def resize_page(image, w, h):
-    """A page [H, W, 3] uint8 brought to w x h, padded right and below to multiples of 32."""
+def resize_page(image, w, h, step=32):
+    """A page [H, W, 3] uint8 brought to w x h, padded right and below to multiples of `step`."""
     method = cv2.INTER_AREA if w < image.shape[1] else cv2.INTER_LINEAR
     image = cv2.resize(image, (w, h), interpolation=method)
-    return cv2.copyMakeBorder(image, 0, -h % 32, 0, -w % 32, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
+    below, right = -h % step, -w % step
+    return cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
 
 
 def word_heights(page):

@@ -28,6 +28,7 @@ LOOK_SCORE = 0.6  # mean score of words that a look can be trusted with
 LOOK_SIDES = (320, 1600)  # map px, least and most root of the text box's area
 LOOK_ENLARGED = 2  # map px per page px, at most
 LOOK_PAGES = 256  # looked at before they are read
+LOOK_STEP = 64  # sides read are multiples of it: engines prepare for each shape anew
 
 # ---------------------------------------------------------------- networks
 
@@ -264,11 +265,12 @@ def cut_page(image, page, hp, network, tile, under_way):
     if width * height > pictures.MAX_PIXELS:
         problem = f"size {hp.size}, --tile {tile}: over {pictures.MAX_PIXELS >> 20} M pixels"
         raise DataError(page.path, problem, "use a larger --tile or a smaller --size")
-    image = data.resize_page(image, width, height)
+    is_look = hp.look and page.look and not tile
+    image = data.resize_page(image, width, height, LOOK_STEP if is_look else 32)
 
     sheet = Sheet(network, np.zeros(image.shape[:2], np.uint8), (height, width))
     under_way.sheets.append(sheet)
-    if hp.look and page.look and not tile:
+    if is_look:
         return [cut_look(image, page.look, factor, sheet, under_way)]
     rows, columns = (window_starts(length, window or length) for length in image.shape[:2])
     corners = [(y, x) for y in rows for x in columns]
@@ -277,12 +279,14 @@ def cut_page(image, page, hp, network, tile, under_way):
 
 
 def cut_look(image, look, factor, sheet, under_way):
-    """The Tile of a Look's box, widened to multiples of 32; the map stays 0 outside it. Text that
-    lies on its side is turned: networks read lines best, also upside down."""
-    edges = factor * np.array(look.box) / 32
-    left, top = np.floor(edges[:2]).astype(int) * 32
-    right, bottom = np.ceil(edges[2:]).astype(int) * 32
-    part = image[top:bottom, left:right]
+    """The Tile of a Look's box, whose sides are multiples of LOOK_STEP; the map stays 0 outside it.
+    Text that lies on its side is turned: networks read lines best, also upside down."""
+    box = factor * np.array(look.box).reshape(2, 2)
+    sides = np.ceil(np.diff(box, axis=0)[0] / LOOK_STEP).astype(int) * LOOK_STEP
+    most = np.array(image.shape[1::-1])  # multiples of LOOK_STEP, too
+    left, top = np.minimum(box[0].astype(int), (most - sides).clip(0))
+    width, height = np.minimum(sides, most)
+    part = image[top : top + height, left : left + width]
     place = sheet._replace(prob=sheet.prob[top:, left:])
     if look.sideways:
         part = np.rot90(part)

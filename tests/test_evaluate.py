@@ -855,6 +855,7 @@ def test_a_first_look_reads_the_text_alone_at_the_height_of_training(work):
     assert np.prod(look) == pytest.approx(512 * 512, rel=0.1)
     assert np.prod(again) == pytest.approx(1024 * 1024, rel=0.1)  # grey lines score low
     assert read[0] < 1000 and read[1] < 1600
+    assert {side % 64 for side in read} == {0}  # few shapes in all
     found = sorted((polygon.tolist() for polygon in polygons), key=lambda points: points[0][1])
     np.testing.assert_allclose(found, boxes, atol=1.5)
 
@@ -877,6 +878,7 @@ def test_text_that_lies_on_its_side_is_read_as_lines(work, quarters):
 
     assert page.look.sideways == (quarters % 2 == 1)
     _, read = model.shapes
+    assert {side % 64 for side in read} == {0}
     assert read[1] < read[0]  # the five lines are a block that is higher than wide
     found = sorted((polygon.mean(0).tolist() for polygon in polygons), key=sum)
     centres = sorted(boxes.mean(1).tolist(), key=sum)
