@@ -147,7 +147,7 @@ def main():
     hp = replace(source.hp, size=args.size, look=False, amp="off")
     pages = labels.load_labels(args.data, "val")[: args.pages]
     train = labels.load_labels(args.data, "train")
-    examples = train[:: len(train) // CALIBRATED_BY][:CALIBRATED_BY]
+    examples = train[:: max(1, len(train) // CALIBRATED_BY)][:CALIBRATED_BY]
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
