@@ -419,8 +419,9 @@ def line_neighbours(polygons):
 
 
 def line_gaps(outlines, polygons):
-    """K outlines, N polygons -> [K, 3] how far each outline is from the nearest polygon, from the
-    nearest one above or below it, and its lower end from that of one; inf if there is none."""
+    """K outlines, N polygons [P, 2] -> [K, 3] in their unit: how far each outline is from the
+    nearest polygon, from the nearest one above or below it, and its lower end from the nearest
+    lower end, across lines. 0 where they overlap, inf where there is none."""
     count = len(outlines)
     if not count or not len(polygons):
         return np.full((count, 3), np.inf)

@@ -58,6 +58,7 @@ from files import (
 )
 from habits import LOOKED_AT, describe_habits, describe_tilt, page_changes
 from hparams import FITS, Hparams
+from mistakes import short_sides
 from pictures import fit_factor, libjpeg_lines, open_picture, read_page, scaled
 from report import progress
 from synth import synthetic_page
@@ -130,7 +131,7 @@ def resize_page(image, w, h, step=32):
 
 def word_heights(page):
     """Short side of each word's smallest rectangle [N], page pixels."""
-    return np.array([min(cv2.minAreaRect(p.astype(np.float32))[1]) for p in page.polygons])
+    return short_sides(page.polygons)
 
 
 # ---------------------------------------------------------------- samples

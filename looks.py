@@ -12,7 +12,7 @@ from mistakes import ends, hull, own_axes, short_sides
 from targets import distance_to_outline, edge_tables, pixel_window
 
 WIDEST = 2.0  # gap of a pair of neighbours, in heights
-FAR = 10.0  # at most so far from a label, in heights
+FAR = 10.0  # gap from text to a label, in heights, at most
 
 # ---------------------------------------------------------------- a page
 
@@ -184,7 +184,7 @@ def close_pairs(view, chosen):
 
 
 def text_outside(view, hp):
-    """Outlines of text that no label covers, and features [K, 5] of them."""
+    """Outlines of text that no label covers, and features [K, 5]: score, area, gaps to labels."""
     rest = view.prob.copy()
     labels = [np.round(polygon).astype(np.int32) for polygon in view.polygons]
     cv2.fillPoly(rest, labels, 0)

@@ -49,6 +49,7 @@ def own_axes(polygon):
 
 
 def short_sides(polygons):
+    """N polygons [P, 2] -> short side of the smallest rectangle around each [N], in their unit."""
     sides = [cv2.minAreaRect(polygon.astype(np.float32))[1] for polygon in polygons]
     return np.array([min(pair) for pair in sides])
 

@@ -15,9 +15,9 @@ ROUNDS = 80  # trees
 RATE = 0.15
 RIDGE = 2.0
 LEAST_RECALL = 0.5  # of a bar
-AS_GOOD = 1.1  # times the lowest bound: bars up to there count
+AS_GOOD = 1.1  # bars count whose bound is at most this many times the lowest
 HIGHEST = 0.99  # no probability is above it
-SLOPES = 1.0, 0.6, 0.8, 1.25, 1.5, 1.75, 2.0, 2.5  # of log odds that are tried
+SLOPES = 1.0, 0.6, 0.8, 1.25, 1.5, 1.75, 2.0, 2.5  # tried: factors of log odds
 
 # ---------------------------------------------------------------- classifier
 
@@ -106,7 +106,7 @@ class Scale(NamedTuple):
     """From log odds to probabilities of a class."""
 
     count: float  # how many things with a score are of the class
-    slope: float  # of log odds
+    slope: float  # log odds are multiplied by it, then the shift is added
     shift: float
     weight: float  # how many of the class one with a score stands for
 
@@ -146,9 +146,10 @@ def make_scale(scores, examples, lost, count):
 
 
 def fit_scale(scores, examples, expected, slope):
-    """The shift of log odds with which probabilities of things add up to `expected` (Saerens et al.
-    2002): the trees saw examples and things in other shares than the class has here. Returns how
-    well it tells examples from things (Ward et al. 2009), as a log likelihood, slope and shift."""
+    """Log odds of things [N] and examples [K] -> (log likelihood, slope, shift). With this shift,
+    probabilities of things add up to `expected` (Saerens et al. 2002): the trees saw examples
+    and things in other shares than the class has here. The likelihood says how well the slope tells
+    examples from things (Ward et al. 2009)."""
     scores, examples = slope * scores, slope * examples
     low, high = -60.0, 60.0
     for _ in range(50):
@@ -158,8 +159,7 @@ def fit_scale(scores, examples, expected, slope):
         else:
             high = shift
 
-    # odds that one with a probability p was taken from the examples: p times their number for each
-    # of the class among the things
+    # odds that a score with probability p is an example's, not a thing's: p * examples / expected
     usual = len(examples) / max(expected, 1e-9)
     odds = usual * sigmoid(examples + low)
     likelihood = np.log(odds / (1 + odds)).sum()
