@@ -66,8 +66,10 @@ def test_a_gpu_is_named_with_what_it_computes_in(capability, dtype, kind, monkey
 
 @pytest.fixture(scope="session")
 def openvino_package():
-    """OpenVINO, imported once."""
-    return engine.find_package("openvino") or pytest.skip("no openvino")
+    """OpenVINO, imported once; tests/requirements.txt has it."""
+    package = engine.find_package("openvino")
+    assert package, "pip install -r tests/requirements.txt"
+    return package
 
 
 @pytest.fixture
