@@ -28,7 +28,7 @@ LOOK_SCORE = 0.6  # mean score of words that a look can be trusted with
 LOOK_SIDES = (320, 1600)  # map px, least and most root of the text box's area
 LOOK_ENLARGED = 2  # map px per page px, at most
 LOOK_PAGES = 256  # looked at before they are read
-LOOK_STEP = 64  # sides read are multiples of it: engines prepare for each shape anew
+LOOK_STEP = 64  # sides read are multiples of it: engines generate code for each shape
 
 # ---------------------------------------------------------------- networks
 
@@ -281,11 +281,13 @@ def cut_page(image, page, hp, network, tile, under_way):
 def cut_look(image, look, factor, sheet, under_way):
     """The Tile of a Look's box, whose sides are multiples of LOOK_STEP; the map stays 0 outside it.
     Text that lies on its side is turned: networks read lines best, also upside down."""
-    box = factor * np.array(look.box).reshape(2, 2)
-    sides = np.ceil(np.diff(box, axis=0)[0] / LOOK_STEP).astype(int) * LOOK_STEP
+    low, high = factor * np.array(look.box).reshape(2, 2)
+    low = low.astype(int)
     most = np.array(image.shape[1::-1])  # multiples of LOOK_STEP, too
-    left, top = np.minimum(box[0].astype(int), (most - sides).clip(0))
-    width, height = np.minimum(sides, most)
+    sides = np.ceil((high - low) / LOOK_STEP).astype(int) * LOOK_STEP
+    sides = np.minimum(sides, most)
+    left, top = np.minimum(low, most - sides)
+    width, height = sides
     part = image[top : top + height, left : left + width]
     place = sheet._replace(prob=sheet.prob[top:, left:])
     if look.sideways:
