@@ -701,6 +701,14 @@ def stress_blocks(names, results):
 
 
 NO_AUDIT = "not with --audit"
+ZOOM = 1.4  # of an audit: large text shows small words, and outlines that are a little off
+
+
+def enlarge(hp):
+    """Hparams that read text ZOOM times as large."""
+    if hp.look:
+        return replace(hp, text_height=ZOOM * hp.text_height)
+    return replace(hp, size=32 * round(ZOOM * hp.size / 32))
 
 
 def choose_voters(sources, pages):
@@ -747,6 +755,8 @@ def run_audit(args, overrides):
         source.state.pop("optimizer", None)  # those of all folds would fill the memory
         if overrides:
             source.override(overrides)
+        if "size" not in overrides:
+            source.hp = enlarge(source.hp)
     if len(sources) > 1 and not args.split and all(source.hp.folds for source in sources):
         parts = held_out_pages(sources, args.data, args.image_dir)
         pages = [page for part in parts for page in part]

@@ -406,6 +406,33 @@ def test_pages_are_audited_by_the_networks_that_did_not_see_them(folder, capsys)
     assert "5 of 5 pages (first: 0.png) were trained on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "flags, size, look, height",
+    [
+        ("", 128, False, 12),  # 1.4 x 96 is 134.4
+        ("--size 64", 64, False, 12),
+        ("--size auto", 96, True, 16.8),
+    ],
+)
+def test_pages_are_read_larger_unless_a_size_is_named(
+    folder, monkeypatch, flags, size, look, height
+):
+    state = torch.load("a.pt")
+    state["hparams"] |= {"size": 96, "text_height": 12.0}
+    dbnet.save_checkpoint("a.pt", state)
+    read_maps, taken = evaluate.predict_each, []
+
+    def take(networks, *rest):
+        taken.append(networks[0].hp)
+        return read_maps(networks, *rest)
+
+    monkeypatch.setattr(evaluate, "predict_each", take)
+    assert run("--audit", "s.json", *flags.split()) == 0
+    hp = taken[-1]
+    assert (hp.size, hp.look) == (size, look)
+    assert hp.text_height == pytest.approx(height)
+
+
 def test_flip_lets_the_mirrored_page_vote(folder, monkeypatch):
     taken = []
     read_maps = evaluate.predict_each

@@ -3,12 +3,12 @@
 python tests/by_hand/audit.py DATA WEIGHTS MAPS.npz    average precision and more, 3 shares, 3 seeds
 python tests/by_hand/audit.py DATA WEIGHTS MAPS.npz --own own.json    DATA's labels as they are
 
-DATA's val pages are predicted once, at 704 px in bf16, and their maps kept in MAPS.npz. Five kinds
-of mistakes are made alike, in a share of the labels, by seeds that the audit does not use. Prints
-average precision by kind and in all, precision among the first 50 and 200, recall at precision .5
-and the expected calibration error (10 bins), beside what a list of that length would show by luck
-if each probability were exact. Beside it, on the same predictions: labels by 1 - IoU;
-ObjectLab (Tkachenko et al. 2023) if `cleanlab` can be imported; pages by H-mean.
+DATA's val pages are predicted once in bf16, as large as --audit reads them, and their maps kept in
+MAPS.npz. Five kinds of mistakes are made alike, in a share of the labels, by seeds that the audit
+does not use. Prints average precision by kind and in all, precision among the first 50 and 200,
+recall at precision .5 and the expected calibration error (10 bins), beside what a list of that
+length would show by luck if each probability were exact. Beside it, on the same predictions: labels
+by 1 - IoU; ObjectLab (Tkachenko et al. 2023) if `cleanlab` can be imported; pages by H-mean.
 
 DATA's own mistakes count as false alarms. --own writes what the audit suspects in the labels as
 they are; --known takes that list, cut down by eye to what is truly wrong, and leaves these places
@@ -262,7 +262,8 @@ def main():
 
     pages = labels.load_labels(args.data, "val")
     source = sources.load_source(args.weights)
-    source.override({"size": 704, "amp": "bf16"})
+    source.override({"amp": "bf16"})
+    source.hp = evaluate.enlarge(source.hp)
     maps = read_maps(args.maps, source, pages)
     for page, prob in zip(pages, maps):
         page.size = page.size or evaluate.pictures.read_image(page.path).shape[1::-1]
