@@ -72,7 +72,7 @@ class Hparams:
     look: bool = value(False, HIDE)  # of prediction: --size auto
     text_height: float = value(0.0, HIDE, 0, 1000)  # of the median word, px, see look; 0: unknown
     aug_strength: float = value(1.0, "scales all; 0 is none", 0, 4, group="augmentation, strengths")
-    aug_rotate: float = value(2.0, "degrees", 0, 45)
+    aug_rotate: float = value(10.0, "degrees", 0, 45)
     aug_scale: float = value(0.15, "up to 1 + this larger or smaller", 0, 2)
     aug_shift: float = value(0.1, "of the page size", 0, 1)
     aug_perspective: float = value(0.05, "change of depth across the page", 0, 0.5)
