@@ -1,8 +1,9 @@
 """Two sets of pages as people photograph them, from labelled scans and from drawn receipts.
 
-python tests/by_hand/photographs.py turned DATA OUT   DATA's val pages turned by -30 to 30
-                                                      degrees, on other ground
-python tests/by_hand/photographs.py hangul OUT        40 drawn receipts, mostly Hangul, photographed
+python tests/by_hand/photographs.py turned DATA OUT [30]   DATA's val pages turned by -30 to 30
+                                                           degrees, on other ground
+python tests/by_hand/photographs.py hangul OUT             40 drawn receipts, mostly Hangul,
+                                                           photographed
 
 OUT is a data folder with a val split; other detectors read it by tests/by_hand/peers.py."""
 
@@ -43,12 +44,12 @@ def write_set(out, pages):
     print(f"{out}: {len(entries)} pages")
 
 
-def turned(folder, seed=0):
-    """Val pages of a data folder, each turned by its own angle."""
+def turned(folder, most=30, seed=0):
+    """Val pages of a data folder, each turned by its own angle of at most so many degrees."""
     angles = np.random.default_rng(seed)
     for k, page in enumerate(labels.load_labels(folder, "val")):
         image = pictures.read_image(page.path)
-        angle = float(angles.uniform(-30, 30))
+        angle = float(angles.uniform(-most, most))
         image, polygons, cut = augment.stress(image, page.polygons, "turned", angle, (seed, k))
         ignore = np.array(page.ignore, bool) | cut
         yield Path(page.name).stem + ".jpg", image, polygons, page.texts, ignore, page.group
@@ -90,8 +91,8 @@ def hangul(count=40, side=1400):
 
 
 def main():
-    if sys.argv[1:2] == ["turned"] and len(sys.argv) == 4:
-        write_set(sys.argv[3], turned(sys.argv[2]))
+    if sys.argv[1:2] == ["turned"] and len(sys.argv) in (4, 5):
+        write_set(sys.argv[3], turned(sys.argv[2], *map(float, sys.argv[4:])))
     elif sys.argv[1:2] == ["hangul"] and len(sys.argv) == 3:
         write_set(sys.argv[2], hangul())
     else:
