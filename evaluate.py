@@ -816,7 +816,8 @@ def parse_args(argv):
     add("--rank", action="store_true", help="pages without labels, the ones to label next first")
     add = parser.add_argument_group("files to write").add_argument
     add("--out", metavar="JSON", help="predictions; x.jsonl: as they come, repeat to go on")
-    add("--audit", metavar="FILE", help="labels that are probably wrong, as .json or .html")
+    wrong = "labels that are probably wrong, as .json or .html; reads text larger without --size"
+    add("--audit", metavar="FILE", help=wrong)
     add("--to", nargs=2, metavar=("labelme", "DIR"), help="with --audit: pages to correct")
     add("--export", metavar="FILE", help="x.onnx for onnxruntime, RapidOCR; x.pt in half the size")
     add("--html", metavar="FILE", help="a report: worst pages, scores by size and density")
