@@ -88,8 +88,9 @@ def map_threads(function, items, desc):
 def inspect_pages(pages, desc="reading pages"):
     """Open every picture once, under a bar named `desc`. Sets of each page: size (width, height);
     digest of the picture's bytes; thumbnail [1024] for `near_duplicates`; repaired, the words as
-    training takes them. Returns the contrast of each page's labels, see `label_contrast`. Raises
-    DataError on the last picture that cannot be read, after a line for each of the others."""
+    training takes them. Returns the contrast of each page's labels, see `label_contrast`, or None
+    where a picture has none. Raises DataError on the last picture that cannot be read, after a line
+    for each of the others."""
 
     def inspect(page):
         try:
@@ -97,6 +98,8 @@ def inspect_pages(pages, desc="reading pages"):
         except DataError as error:
             return error
         page.thumbnail = thumbnail(image)
+        if page.polygons is None:
+            return None  # a picture without labels
         page.repaired = repair_words(page)
         return label_contrast(page, image)
 

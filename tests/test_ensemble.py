@@ -603,6 +603,17 @@ def test_a_detector_without_some_pages_abstains_or_is_refused(run):
     assert {name: len(polygons) for name, (polygons, _) in both.items()} == dict.fromkeys(found, 1)
 
 
+def test_detectors_vote_on_pictures_without_labels_as_on_labelled_ones(run):
+    Path("PICTURES").mkdir()
+    for picture in Path("DATA/images").glob("val*"):
+        shutil.copy(picture, "PICTURES")
+    voters = "p0.json", "p1.json", "--method", "voting"
+    run(*voters, "--data", "PICTURES", "--out", "plain.json")
+    run(*voters, "--data", "DATA", "--out", "labelled.json")
+    plain = files.read_json("plain.json")
+    assert len(plain["images"]) == 6 and plain == files.read_json("labelled.json")
+
+
 def test_an_empty_submission_is_warned_of_and_allowed_by_a_flag(run):
     files.replace_file("blank.csv", "filename,polygons\na.jpg,\n")
     out, err = run("--validate", "blank.csv", code=1)
