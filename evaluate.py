@@ -24,6 +24,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
+from glob import glob
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -952,11 +953,12 @@ def choose_look(values):
 
 
 def files_read(args, pages=()):
-    """Paths, some of them None, of all files that the command line's sources and pages are in."""
+    """Paths, some of them None, of all files that the command line's sources, which may be
+    patterns, and pages are in."""
     values = vars(args)
-    paths = [values.get(key) for key in ("hparams", "compare", "mix", "sample")]
-    paths += args.sources + values.get("run_files", [])
-    return paths + page_files(pages)
+    paths = args.sources + [values.get(key) for key in ("hparams", "compare", "mix", "sample")]
+    paths += [file for path in filter(None, paths) for file in glob(path)]
+    return paths + values.get("run_files", []) + page_files(pages)
 
 
 def check_outputs(outputs, inputs, derived=()):

@@ -12,6 +12,7 @@ import torch
 from conftest import error_line, write_picture
 from test_evaluate import checkpoint, run  # noqa: F401 (run is a fixture)
 
+import ensemble
 import evaluate
 import labels
 import predict
@@ -150,6 +151,19 @@ def test_predictions_of_shards_are_scored_and_taken_as_pseudo_labels(work, run):
     assert scores[0] == scores[1]
     pages = labels.read_competition("parts/*.jsonl", "s/images")
     assert len(pages) == 8 and all(page.path.is_file() for page in pages)
+
+
+def test_files_that_a_pattern_names_are_not_replaced(work, run, capsys):  # noqa: F811
+    words = {page.name: {"words": {}} for page in labels.load_labels("s", "val")}
+    for number, (name, entry) in enumerate(words.items()):
+        Path(f"{number}.jsonl").write_text(json.dumps({"images": {name: entry}}) + "\n")
+    before = Path("0.jsonl").read_text()
+    commands = (evaluate, ()), (ensemble, ("--method", "voting"))
+    for module, flags in commands:
+        flags = "[01].jsonl", "--data", "s", "--out", "0.jsonl", *flags
+        assert module.main([*flags]) == 2
+        assert "0.jsonl: is read by this command" in capsys.readouterr().err
+    assert Path("0.jsonl").read_text() == before
 
 
 def test_what_is_no_stream_is_one_line(tmp_path):
