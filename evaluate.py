@@ -546,7 +546,7 @@ def score_labelled(args, source, other, pages):
 def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
     file = None
-    if args.out and args.out.endswith(".jsonl"):
+    if args.out and args.out.endswith(".jsonl") and source.hp:
         made_of = f"{source.digest()}, {decoding_line(source.hp)}, tile {args.tile}"
         file, names = predictions.resume_lines(args.out, made_of)
         pages = [page for page in pages if page.name not in names]

@@ -188,6 +188,9 @@ def test_pages_without_any_word_are_predicted_ranked_and_not_scored(work, run):
     assert "hmean" not in out and "not kept: add --out predictions.json" in out
     out = run(checkpoint(), "--data", "s/blank.json", "--out", "o.json").out
     assert "3 pages without labels, nothing to score" in out and "not kept" not in out
+    run("p.json", "--data", "s/blank.json", "--out", "p.jsonl")
+    again, before = read_predictions("p.jsonl"), read_predictions("p.json")
+    assert {n: [*s] for n, (_, s) in again.items()} == {n: [*s] for n, (_, s) in before.items()}
     assert len(read_predictions("o.json")) == 3
     assert "8 pages without labels" in run("a.pt", "--images", "s/images").out
 
