@@ -897,6 +897,7 @@ def check_scoring_flags(args):
     suffixes = {Path(source).suffix for source in args.sources}
     networks = not suffixes & {*predictions.SUFFIXES}
     checkpoints = networks and ".onnx" not in suffixes
+    to_a_network = not str(args.compare).endswith(predictions.SUFFIXES)
     values = " ".join(("hparams", *OVERRIDES))
     several = len(args.sources) > 1
     rules = [
@@ -904,6 +905,7 @@ def check_scoring_flags(args):
         ("compare images tile rank out html pictures", scoring, "not with --tune or --export"),
         ("out pictures tile images", not args.stress, "not with --stress"),
         ("stress", scoring and networks, "only with a checkpoint to score"),
+        ("compare", to_a_network or not args.stress, "only a checkpoint with --stress"),
         ("export hparams mix", not args.tune, "not with --tune"),
         ("audit", scoring and networks, "only with a checkpoint, not with --tune or --export"),
         ("flip to", args.audit, "only with --audit"),

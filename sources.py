@@ -109,6 +109,8 @@ def mix(source, other):
     """A Source whose weights are the mean of two checkpoints' (Wortsman et al. 2022): where one
     began with the other, it often keeps what both can do. Raises UsageError where their networks
     differ."""
+    if not other.weights():
+        raise UsageError(f"--mix {other.path}", "has no weights", "give a checkpoint")
     if (source.hp.backbone, source.hp.neck) != (other.hp.backbone, other.hp.neck):
         raise UsageError(f"--mix {other.path}", f"not the same network as {source.path}")
     theirs = other.weights()

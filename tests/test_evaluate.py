@@ -248,6 +248,8 @@ REFUSED = [
     (2, "a.pt --images s --tile 31", "--tile: at least 32 page pixels"),
     (2, "a.pt --images s --data s", "--data: not with --images; leave it out"),
     (2, "a.pt --images s --json", "--json: the pages have no labels"),
+    (2, "a.pt --data s --stress --compare p.json", "--compare: only a checkpoint with --stress"),
+    (2, "a.pt --mix p.json --data s", "--mix p.json: has no weights; give a checkpoint"),
     (2, "a.pt --data s --rank", "--rank: the pages have labels"),
     (2, "a.pt --split test", "--split: only with --data"),
     (2, "a.pt b.pt --tune --split test --data s", "--split: not with folds"),
