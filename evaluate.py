@@ -846,8 +846,8 @@ def picture_pages(path):
         files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES and p.is_file()]
     if not files:
         raise DataError(path, f"no picture in it ({' '.join(PICTURES)})")
-    # a name whose bytes are not UTF-8 could not be written into a JSON file
-    names = [os.fsencode(p.relative_to(folder)).decode("utf-8", "replace") for p in files]
+    # a name whose bytes are not UTF-8 could not be written into a JSON file; escapes keep two apart
+    names = [os.fsencode(p.relative_to(folder)).decode("utf-8", "backslashreplace") for p in files]
     return [Page(name, file, None) for name, file in zip(names, files)]
 
 

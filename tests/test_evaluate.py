@@ -382,11 +382,11 @@ def test_a_damaged_jpeg_is_named_at_the_end(work, run):
 def test_drawn_pages_of_any_name_replace_neither_each_other_nor_the_pages(run):
     Path("mine/folder.png").mkdir(parents=True)
     jpegs, strange = ["a.jpg", "b.JPG"], ["한글 영수증.png", "émile\u0301.png", "a b'\"&<.png"]
-    for name in (*jpegs, "a.png", *strange, "bad-\udcff.png"):
+    for name in (*jpegs, "a.png", *strange, "bad-\udcff.png", "bad-\udcfe.png"):
         Path("mine", name).write_bytes(cv2.imencode(name[-4:], np.full((60, 40), 200))[1])
     before = {p: p.read_bytes() for p in Path("mine").iterdir() if p.is_file()}
     run(checkpoint(), "--images", "mine", "--out", "p.json", "--pictures", "pics")
-    others = ["a.png", *strange, "bad-\ufffd.png"]
+    others = ["a.png", *strange, "bad-\\xff.png", "bad-\\xfe.png"]
     assert read_predictions("p.json").keys() == {*jpegs, *others}
     assert {p.name for p in Path("pics").iterdir()} == {*jpegs, *(f"{n}.jpg" for n in others)}
     err = run("a.pt", "--images", "mine", "--pictures", "mine", code=2).err
