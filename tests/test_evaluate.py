@@ -312,9 +312,11 @@ def test_any_folder_is_predicted_and_a_broken_file_does_not_stop_it(work, run):
     for name, shape in (("a.png", (40, 300, 3)), ("sub/b.jpg", (500, 90, 3))):
         write_picture(work, name, rng.integers(0, 255, shape, np.uint8))
     Path("images/c.jpg").write_bytes(b"no picture")
+    Path("images/d.jpg").symlink_to("nowhere")
     out, err = run(path, "--images", "images", "--out", "p.json", "--pictures", "pics", code=1)
     assert "2 pages" in out and " images/s, cpu" in out
-    assert err.count("\n") == 1 and "images/c.jpg: not a picture" in err
+    assert err.count("\n") == 2 and "images/c.jpg: not a picture" in err
+    assert "images/d.jpg: cannot be read" in err
     images = read_json("p.json")["images"]
     assert list(images) == ["a.png", "sub/b.jpg"] and images["a.png"]["img_w"] == 300
     assert {p.name for p in Path("pics").rglob("*.jpg")} == {"a.png.jpg", "b.jpg"}
