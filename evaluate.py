@@ -253,7 +253,7 @@ def run_tune(args, overrides):
     guard([picture], inputs)
     if args.write:
         check_target(args.write, args.sources)
-    if not any(page.polygons for page in pages):
+    if all(all(page.ignore) for page in pages):
         raise DataError("--tune", "the pages have no labels")
     if args.split == "test":
         warn("--split test", "test pages choose the thresholds: no test score any more")

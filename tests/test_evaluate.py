@@ -127,6 +127,14 @@ def test_pages_with_nothing_but_dont_care_count_as_without_labels(work, run):
     result = json.loads(run(predictions(), *flags).out)
     assert result["pages_without_labels"] == 1 and result["hmean"] == 0.5
 
+    # there is nothing to choose thresholds by
+    for word in [word for image in images.values() for word in image["words"].values()]:
+        word["ignore"] = True
+    write_labels(work, images, "v")
+    tune = (checkpoint(), *flags[:4], "--tune", "--write", "t.json")
+    error_line(run(*tune, code=1).err, "--tune: the pages have no labels")
+    assert not Path("t.json").exists()
+
 
 def test_scores_in_sample_say_so(run):
     assert run(checkpoint()).err == ""
