@@ -57,6 +57,7 @@ from files import (
     check_writable,
     exit_code,
     guard,
+    is_stream,
     print_error,
     replace_file,
     text_aside,
@@ -763,7 +764,9 @@ def run_audit(args, overrides):
         pages = [page for part in parts for page in part]
     else:
         pages = labelled_pages(args, sources[0])
-    check_outputs([args.audit], [*args.sources, args.hparams, *page_files(pages)])
+    check_outputs(
+        [args.audit, args.to and args.to[1]], [*args.sources, args.hparams, *page_files(pages)]
+    )
     plan = audit.make_plan(pages)
     voters = choose_voters(sources, pages)
 
@@ -965,9 +968,16 @@ def files_read(args, pages=()):
     return paths + values.get("run_files", []) + page_files(pages)
 
 
-def check_outputs(outputs, inputs, derived=()):
-    """Raises UsageError as `files.guard` does; OSError where an output cannot be written."""
-    guard(outputs, inputs, derived)
+def check_outputs(outputs, inputs, derived=(), drawn=()):
+    """Raises UsageError as `files.guard` does and where two outputs are one file; OSError where an
+    output cannot be written. drawn: outputs, too, so many that only their paths are looked at."""
+    named = [path for path in (*outputs, *drawn) if path]
+    guard(named, inputs, derived)
+    counts = Counter(os.path.realpath(path) for path in named if not is_stream(path))
+    for path, count in counts.most_common(1):
+        if count > 1:
+            remedy = "name another file, or rename a picture"
+            raise UsageError(path, f"{count} outputs of this command", remedy)
     for path in filter(None, (*outputs, *derived)):
         check_writable(path)
 
@@ -1001,10 +1011,8 @@ def run(args):
     ]
     refuse_idle(args, rules)
     inputs = files_read(args, pages)
-    check_outputs([args.out, args.html], inputs)
-    if args.pictures:
-        drawn = [picture_file(page, args.pictures) for page in pages]
-        guard([args.pictures, *drawn], inputs)
+    drawn = [picture_file(page, args.pictures) for page in pages] if args.pictures else []
+    check_outputs([args.out, args.html], inputs, drawn=[args.pictures, *drawn])
     with pictures.libjpeg_lines() as lines, text_aside(args.out, args.html):
         if args.stress:
             code = run_stress(args, [source, other] if other else [source], pages)

@@ -213,6 +213,26 @@ def test_a_file_that_nobody_named_is_not_replaced(place, capsys):
 
 
 @pytest.mark.parametrize(
+    "name, words",
+    [
+        ("evaluate", "p.json --data s --out x --html ./x"),
+        ("evaluate", "p.json --data s --out x --pictures x"),
+        ("evaluate", "a.pt --data s --audit x.json --to labelme x.json"),
+        ("evaluate", "a.pt --images two --pictures x"),
+        ("ensemble", "p.json --method voting --data s --out x.csv --submission x.csv"),
+    ],
+)
+def test_no_output_replaces_another(name, words, place, capsys):
+    Path("two").mkdir()
+    for picture in ("a.png", "a.png.jpg"):  # both would be drawn as a.png.jpg
+        shutil.copy(PICTURE, Path("two", picture))
+    before = contents()
+    assert exit_code_of(name, words.split()) == 2
+    assert "2 outputs of this command; name another file" in capsys.readouterr().err
+    assert contents() == before
+
+
+@pytest.mark.parametrize(
     "words",
     [
         "evaluate.py p.json --data s --out -",
