@@ -644,25 +644,28 @@ def revive(sweep):
 
 
 def choose_bracket(sweep, busy):
-    """choose_trial for type brackets, which are filled in turn, with trials in order of number.
+    """choose_trial for type brackets, which are filled in turn, with trials in order of number, but
+    for those known from another sweep.
 
     When all runs of a bracket have reached a rung, the best 1/eta go on, the others are paused."""
     end = 0
+    ours = [trial for trial in sweep.trials if not trial.known]
+    cap = sweep.cap - len(sweep.trials) + len(ours)
     table = itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule)))
-    while end < sweep.cap:
+    while end < cap:
         rungs = next(table)
-        first, end = end, min(end + rungs[0][0], sweep.cap)
-        group = sweep.trials[first:end]
+        first, end = end, min(end + rungs[0][0], cap)
+        group = ours[first:end]
         for _, rung in rungs:
             group = [trial for trial in group if trial.state != "failed"]
             late = [trial for trial in group if len(trial.history) < rung]
             for trial in late:
                 if trial not in busy:
                     return trial, rung
-            if late or len(sweep.trials) < end or not group or rung >= sweep.epochs:
+            if late or len(ours) < end or not group or rung >= sweep.epochs:
                 break
             group = promote(sweep, group, rung)
-        if len(sweep.trials) < end:
+        if len(ours) < end:
             return NEW
     return None
 
@@ -681,7 +684,8 @@ def promote(sweep, group, rung):
                 "rank": rank,
                 "of": len(group),
                 "bar": bar,
-                "stop": rank > keep,
+                # --continue-trial may have taken it to its end
+                "stop": rank > keep and trial.state != "finished",
             }
             sweep.write("judged", trial, verdict=verdict)
     return group[:keep]

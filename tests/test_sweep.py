@@ -973,6 +973,29 @@ def test_brackets_train_no_epoch_twice(cli):
     assert max(values.values(), key=len)[0] == max(h[0] for h in values.values())
 
 
+def test_brackets_pause_no_finished_trial(cli):
+    """One that --continue-trial took to its end is judged at the rung of a bracket that is filled
+    later, and stays finished."""
+    rule = {"type": "brackets", "eta": 2}
+    assert cli("s.json", sweep_=short(early_terminate=rule, run_cap=3))[0] == 0
+    number = next(e["trial"] for e in events(cli.runs, "judged") if e["verdict"]["stop"])
+    assert cli("runs/s", "--continue-trial", number)[0] == 0
+    assert cli("s.json", sweep_=short(early_terminate=rule, run_cap=8))[0] == 0
+    state = sweep.read_sweep(cli.runs)
+    assert {t.state for t in state.trials if len(t.history) == 8} == {"finished"}
+
+
+def test_brackets_are_filled_with_new_trials_alone(cli):
+    """Known ones are results: none runs, none is judged, and brackets are as without them."""
+    (cli.folder / "h.yaml").write_text(json.dumps(history()))
+    words = ("s.json", "--enqueue", "h.yaml", "--known")
+    rule = {"type": "brackets", "eta": 2}
+    assert cli(*words, sweep_=short(early_terminate=rule, run_cap=8))[::2] == (0, "")
+    assert {e["trial"] for e in events(cli.runs, "epochs", "judged")} == {*range(7, 15)}
+    lengths = [len(t.history) for t in sweep.read_sweep(cli.runs).trials[6:]]
+    assert sorted(lengths) == [1, 1, 1, 1, 2, 2, 4, 8]
+
+
 def test_a_stopped_trial_goes_on_from_its_checkpoint(cli):
     rule = {"type": "hyperband", "min_iter": 2, "eta": 2}
     assert cli("s.json", sweep_=short(early_terminate=rule))[0] == 0
