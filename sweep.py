@@ -631,7 +631,7 @@ def revive(sweep):
     chances = {
         trial: chance_to_win(sweep.curve(trial), whole, sweep.epochs)
         for trial in sweep.trials
-        if trial.state == "stopped" and (more or trial.revived)
+        if trial.state == "stopped" and not trial.known and (more or trial.revived)
     }
     if not chances or sum(chances.values()) < CHANCE:
         return None

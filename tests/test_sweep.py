@@ -954,6 +954,17 @@ def test_known_trials_are_results_and_do_not_run(cli):
         cli.refused("s.json", "--name=u", "--enqueue", "h.yaml", "--known", words=[words])
 
 
+def test_known_paused_trials_do_not_run_either(cli):
+    """They have no checkpoint here: to go on with one would be to train it from its first epoch."""
+    past = history()
+    past["trials"][0] |= {"state": "stopped", "epoch": 5, "value": 0.99}
+    (cli.folder / "h.yaml").write_text(json.dumps(past))
+    sweep_ = short(run_cap=3, early_terminate={"type": "pause"})
+    code, out, err = cli("s.json", "--enqueue", "h.yaml", "--known", sweep_=sweep_)
+    assert (code, err) == (0, "") and "trial 1 goes on" not in out
+    assert min(e["trial"] for e in events(cli.runs, "epochs")) == 7
+
+
 def test_a_percentage_in_a_history_is_refused(tmp_path):
     data = history()
     data["trials"][1]["value"] = 96.6
