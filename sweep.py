@@ -984,6 +984,8 @@ def start_sweep(options):
         raise UsageError("--name", f"{name} is not a folder's name", "give one without /")
     cube = Cube(parse_space(spec))
     trainer_args(extra, cube.names)
+    for key in OURS & cube.names:
+        raise UsageError(f"parameters: {key}", "is the sweep's to set", "leave it out")
     hparams = resolve_space(cube, extra)
 
     # all that can be wrong is found before the folder is made

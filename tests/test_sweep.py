@@ -609,6 +609,15 @@ def test_flags_that_are_no_hyperparameters_survive_a_pause(cli):
     assert devices(cli.runs / "trial-001") == ["cpu"] * 8
 
 
+@pytest.mark.parametrize("name", ["seeds", "stop_epoch", "name"])
+def test_what_the_sweep_sets_is_no_parameter(cli, name):
+    """Trials with `seeds` would train in other folders and crash, the others have no effect."""
+    parameters = {"lr": log_range(1e-4, 1e-2), name: {"value": 2}}
+    told = f"parameters: {name}: is the sweep's to set; leave it out"
+    cli.refused("s.json", sweep_=short(parameters=parameters), words=[told])
+    assert not (cli.folder / "runs").exists()
+
+
 def test_values_that_do_not_go_together_fail_their_trial_only(cli):
     """Neither the lowest, the highest nor the middle point shows that sizes are multiples of 32."""
     sizes = {"size": {"values": [64, 100, 96, 130, 128]}, "lr": log_range(1e-4, 1e-2)}
