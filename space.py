@@ -88,8 +88,9 @@ class Dimension:
 
 
 def leaf(name):
-    """The last part of a dotted name (or of a metric such as val/hmean), which is what counts."""
-    return re.split("[./]", name)[-1]
+    """The last part of a dotted name (or of a metric such as val/hmean), which is what counts, with
+    - as _, so that weight-decay is weight_decay."""
+    return re.split("[./]", name)[-1].replace("-", "_")
 
 
 def plain(params):
@@ -316,7 +317,7 @@ class Cube:
 
 
 def maximised(spec):
-    return spec.get("metric", {}).get("goal", "minimize") == "maximize"
+    return spec.get("metric", {}).get("goal") == "maximize"
 
 
 # ---------------------------------------------------------------- sweep file
@@ -375,8 +376,8 @@ def remedy_for(key, x):
 METRIC = {"name": "hmean", "goal": "maximize"}
 NOT_WANDBS = {"seed", "replicate"}
 USED = {"method", "metric", "parameters", "early_terminate", "run_cap", *NOT_WANDBS}
-NO_EFFECT = {"program", "project", "name", "description", "entity", "apiVersion", "kind"}
-NO_EFFECT |= {"controller", "job", "image_uri", "metrics", "scheduler", "command"}
+NO_EFFECT = "program project name description entity apiVersion kind controller job image_uri"
+NO_EFFECT = {*NO_EFFECT.split(), "metrics", "scheduler", "command"}
 
 
 def check_spec(spec):

@@ -1384,6 +1384,20 @@ def test_nested_and_dotted_names_as_wandb_exports_them(cli):
     assert hparams["T_max"] == "7" and 1e-4 < float(hparams["lr"]) < 1e-2
 
 
+def test_a_name_with_hyphens_is_the_hyperparameter(cli):
+    """To train.py --weight-decay and --weight_decay are the same, so they are to a sweep."""
+    parameters = {"weight-decay": log_range(1e-5, 1e-3), "lr": log_range(1e-4, 1e-2)}
+    both = {**parameters, "weight_decay": {"value": 1e-4}}
+    cli.refused("s.json", sweep_=short(parameters=both), words=["weight_decay comes twice"])
+    (cli.folder / "h.json").write_text('{"weight_decay": 1e-4, "lr": 1e-3}')
+    sweep_ = short(parameters=parameters, run_cap=1)
+    told = ["--weight-decay: is the sweep's to set"]
+    cli.refused("s.json", "--weight-decay=0.5", sweep_=sweep_, words=told)
+    code, out, _ = cli("s.json", "--enqueue", "h.json")
+    assert code == 0 and "outside" not in out.replace("epochs = 22 outside", "")
+    assert events(cli.runs, "new")[0]["params"]["weight_decay"] == 1e-4
+
+
 @pytest.mark.parametrize("name", ["sweep_lr_wd", "sweep_narrow", "sweep_refined"])
 def test_what_wandbs_agent_calls_is_what_train_py_takes(name):
     """The agent's own code makes the command line of the sweep's middle point."""
