@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 
-from files import UsageError
 from findings import observations
 from space import Cube, entries, leaf, maximised, parse_space, plain
 
@@ -397,8 +396,6 @@ def suggest(spec, history, rng):
     repeating comes again with another `seed`. Raises UsageError."""
     cube = Cube(parse_space(spec))
     count = math.prod(len(d.levels) for d in cube.free)  # 0 where a parameter has no levels
-    if spec.get("method") == "grid" and not count:
-        raise UsageError("method: grid", "a parameter has no steps", "give values or q_*")
     sign = 1 if maximised(spec) else -1
     runs = Runs(cube, history, sign)
 

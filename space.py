@@ -278,7 +278,12 @@ def entries(parameters, before=""):
 
 def parse_space(spec):
     """W&B sweep dict -> list of Dimension. Raises UsageError."""
-    return [parse_dimension(name, entry) for name, entry in entries(spec.get("parameters"))]
+    dims = [parse_dimension(name, entry) for name, entry in entries(spec.get("parameters"))]
+    for d in dims:
+        if spec.get("method") == "grid" and not d.levels:
+            what = f"method grid needs steps, at most {MAX_LEVELS}"
+            raise UsageError(f"parameters: {d.name}", what, "give values or q_*")
+    return dims
 
 
 class Cube:

@@ -609,6 +609,16 @@ def test_flags_that_are_no_hyperparameters_survive_a_pause(cli):
     assert devices(cli.runs / "trial-001") == ["cpu"] * 8
 
 
+@pytest.mark.parametrize("given", [{"min": 1e-4, "max": 1e-2}, {"min": 1, "max": 4000}])
+def test_a_grid_without_steps_is_refused_before_the_first_trial(cli, given):
+    """Also where a configuration is enqueued, which would train first."""
+    (cli.folder / "h.json").write_text('{"lr": 1e-3}')
+    sweep_ = short(method="grid", parameters={"batch": given, "lr": {"values": [1e-4, 1e-3]}})
+    told = "s.json: parameters: batch: method grid needs steps, at most 1000; give values or q_*"
+    cli.refused("s.json", "--enqueue", "h.json", sweep_=sweep_, words=[told])
+    assert not (cli.folder / "runs").exists()
+
+
 @pytest.mark.parametrize("name", ["seeds", "stop_epoch", "name"])
 def test_what_the_sweep_sets_is_no_parameter(cli, name):
     """Trials with `seeds` would train in other folders and crash, the others have no effect."""
