@@ -66,7 +66,7 @@ for e in range(len(rows) + 1, (int(given["stop-epoch"]) or epochs) + 1):
     if fault == "always":
         raise RuntimeError("broken cable")
     v = .96 - .02 * (math.log10(lr) + 3.2) ** 2 - .3 * math.exp(-e / 1.6)
-    v = 0 if fault == "zero" else v
+    v = {"zero": 0, "nan": math.nan}.get(fault, v)
     device = given.get("device", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     rows.append({"epoch": e, "loss": 1 / e, "hmean": v, "hmean_lo": v - .002, "hmean_hi": v + .002,
                  "seconds": 36, "device": device,
@@ -1034,6 +1034,13 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint(cli):
     last = events(cli.runs, "epochs")[-1]
     assert (last["trial"], len(last["history"])) == (stopped[0], 8)
     cli.refused("runs/s", "--continue-trial", 99, words=["has no trial 99"])
+
+
+def test_a_trial_whose_values_are_not_finite_cannot_go_on(cli):
+    """Its checkpoint holds them, too: to go on would be to end at once, without a word."""
+    assert cli("s.json", sweep_=short(run_cap=1), FAULT="nan")[0] == 0
+    assert events(cli.runs, "failed")[0]["why"] == "non-finite metric"
+    cli.refused("runs/s", "--continue-trial", 1, words=["has no trial 1 that can go on; see --st"])
 
 
 def test_a_crash_is_tried_again_and_out_of_memory_is_not(cli):
