@@ -466,8 +466,9 @@ def open_sweep(draft):
 
 def essence(sweep):
     """{key: value} of all that comparable trials have in common: the metric, which parameters vary,
-    the constants, and the flags of train.py except those that change no result."""
-    same = vars(trainer_args(sweep.extra)) | dict.fromkeys(sweep.cube.names, "varying")
+    the constants, and what flags and --hparams give train.py, except what changes no result."""
+    same = vars(trainer_args(sweep.extra)) | asdict(sweep.hparams)
+    same |= dict.fromkeys(sweep.cube.names, "varying")
     same |= {"metric": sweep.metric, **sweep.cube.constants}
     return {key: x for key, x in same.items() if x is not None and key not in FREE}
 

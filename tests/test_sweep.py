@@ -1166,9 +1166,21 @@ def test_a_corrected_file_goes_on_where_trials_compare(cli):
     other = {**changed, "metric": {"name": "loss"}}
     cli.refused("s.json", sweep_=other, words=["holds trials with metric hmean"])
     (cli.folder / "s.json").write_text(json.dumps(changed))
-    told = ["holds trials with weight_decay unset, which would", "--name NEW"]
+    told = ["holds trials with weight_decay 0.0001, which would", "--name NEW"]
     cli.refused("s.json", "--weight-decay=0.5", words=told)
     assert cli("s.json")[1].startswith("runs/s/report.md")
+
+
+def test_trials_of_a_changed_hparams_file_do_not_compare(cli):
+    """The flag names the same file, and new trials would have other values than those before."""
+    given = cli.folder / "h.json"
+    given.write_text('{"size": 96, "workers": 1}')
+    assert cli("s.json", "--hparams=h.json", sweep_=short(run_cap=1))[0] == 0
+    given.write_text('{"size": 128}')
+    words = ["holds trials with size 96, which would not compare", "--name NEW"]
+    cli.refused("s.json", "--hparams=h.json", sweep_=short(run_cap=2), words=words)
+    given.write_text('{"size": 96}')
+    assert cli("s.json", "--hparams=h.json")[0] == 0 and len(events(cli.runs, "new")) == 2
 
 
 def test_flags_that_change_no_result_may_change(cli):
