@@ -470,7 +470,7 @@ class Findings:
 
     def __init__(self, sweep, fit, posterior):
         cube = Cube(parse_space(sweep.spec))
-        self.name = sweep.folder.name
+        self.name = sweep.folder.resolve().name  # "." has none
         self.method = sweep.spec["method"]
         self.metric = sweep.metric
         self.sign = sweep.sign

@@ -1302,6 +1302,14 @@ def test_report_of_the_published_sweep(cli):
     assert "it is chance" not in out and out.count(": no importance is shown.") == 4
 
 
+def test_a_report_has_the_sweeps_name_wherever_one_stands(cli, monkeypatch):
+    assert cli("s.json", sweep_=short(run_cap=1))[0] == 0
+    monkeypatch.chdir(cli.runs / "trial-001")
+    assert cli("--report", "..")[1].startswith("# Sweep s\n")
+    monkeypatch.chdir(cli.runs)
+    assert cli("--report", ".")[1].startswith("# Sweep s\n")
+
+
 def test_the_report_as_json(cli):
     code, out, _ = cli("--report", PUBLISHED, "--json")
     told = json.loads(out, parse_constant=lambda word: pytest.fail(word))
