@@ -27,6 +27,7 @@ COCO_FLAGS = "iscrowd", "ignore", "difficult"
 NO_CATEGORIES = "only COCO's labels have them; leave it out"
 COCO_IGNORED = "ignore", "ignored", "illegible", "difficult", "###"  # names of categories
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
+WHOLE = re.compile('"images"|\t\\[')  # what a file of several pages holds
 WRAPPED = re.compile(r'^\s*(?:"(.*)"|(###))\s*$')  # quotes, or spaces around the mark, go
 PRICE = re.compile(r"\d{1,3}(,\d{3})*(\.\d+)?")
 PROPOSAL = "proposal: "  # how the label of a labelme shape begins that is not yet a word
@@ -508,12 +509,20 @@ def folder_labels(folder):
     return read_icdar, [p for p, text in texts.items() if ICDAR.match(text) or not text.strip()]
 
 
+def is_of_one_page(file):
+    """Whether a label file is that of a picture of its name, such as test.jpg, and not of a split."""
+    beside = any(file.with_suffix(end).is_file() for end in PICTURES)
+    return beside and not WHOLE.search(read_text(file, other="latin-1"))
+
+
 def find_labels(data, split):
     """(reader, source) of a split's labels in DATA, or None. A single file is every split's."""
     data = Path(data)
     names = {"val": ("val", "valid"), None: ("default", ".")}.get(split, (split,))
     files = (data / pattern.format(name) for name in names for pattern in WHOLE_SPLITS)
     for file in filter(Path.is_file, (data, *files)):
+        if file != data and is_of_one_page(file):
+            continue
         if file.suffix == ".json":
             return read_competition, file
         is_icdar = re.match("gt_|res_", file.name)

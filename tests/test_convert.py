@@ -358,6 +358,21 @@ def test_splits_in_folders_of_their_own(tmp_path):
     assert all(path.read_bytes() == raw for path, raw in before.items())
 
 
+@pytest.mark.parametrize("to", ["icdar", "labelme", "paddle", "json"])
+def test_a_picture_may_have_the_name_of_a_split(tmp_path, to):
+    """test.json beside test.jpg is the label file of that picture, and the others are pages, too."""
+    entry = {"words": {"0001": {"points": QUAD}}}
+    write_json(tmp_path / "in", dict.fromkeys(["a.jpg", "test.jpg", "train.jpg", "val.jpg"], entry))
+    data.convert(tmp_path / "in" / "train.json", tmp_path / "out", to)
+    for file in (tmp_path / "out").glob("gt_*.txt"):
+        file.rename(file.with_name(file.name.removeprefix("gt_")))
+    splits = data.load_splits(tmp_path / "out")
+    assert [len(pages) for pages in splits.values()] == [4]
+    whole = tmp_path / "in" / "train.json"  # beside a picture of its name it is still a split's
+    blank(whole.with_suffix(".jpg"))
+    assert len(load_labels(whole.parent, "train")) == 4
+
+
 def test_paddle_files_are_those_that_ppocrlabel_opens(tmp_path, monkeypatch):
     """It opens a folder of pictures, shows what Label.txt in it says of FOLDER/PICTURE, keeps what
     fileState.txt names when it saves, and evaluates each line with Python's literals."""
