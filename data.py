@@ -638,6 +638,7 @@ def convert(data, out, to, image_dir=None, categories=(), link=False):
     the pictures beside them: copies, or with `link` hard links. Prints what the format could not
     hold. Raises DataError."""
     splits = load_splits(data, image_dir, categories)
+    placed = {}
     with new_folder(out) as partial:
         for split, pages in splits.items():
             for name, text in formats.FORMATS[to](pages, split, split or Path(out).name):
@@ -646,13 +647,14 @@ def convert(data, out, to, image_dir=None, categories=(), link=False):
                 replace_file(partial / name, text)
             folder = partial / ("images" if to == "json" else "") / (split or "")
             for page in pages:
+                placed[folder / page.name] = page
                 place_picture(page.path, folder / page.name, link)
         again = [page for s in splits for page in labels.load_labels(partial, s or "train")]
+        losses = formats.losses(placed, again)
 
-    pages = [page for some in splits.values() for page in some]
-    lost = ", ".join(f"{count} {kind}" for kind, count in formats.losses(pages, again).items())
-    words = sum(len(page.polygons) for page in pages)
-    print(f"{out}: {len(pages)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
+    lost = ", ".join(f"{count} {kind}" for kind, count in losses.items())
+    words = sum(len(page.polygons) for page in placed.values())
+    print(f"{out}: {len(placed)} pages, {words} words as {to}; lost: {lost or 'nothing'}")
 
 
 def place_picture(source, path, link):

@@ -3,7 +3,7 @@ labelme's files, and what such a file could not hold."""
 
 import json
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -112,17 +112,21 @@ def to_labelme(pages, split, folder):
 FORMATS = {"json": to_json, "icdar": to_icdar, "paddle": to_paddle, "labelme": to_labelme}
 
 
-def losses(pages, again):
-    """What differs between pages and what was read back of them, as counts by kind."""
+def losses(placed, again):
+    """What differs between pages {path of the picture: Page} and what was read back of them, as
+    counts by kind. Raises DataError where a label would go with another picture."""
     outlines = "outlines (their smallest rectangle is kept)"
     kinds = "ids", outlines, "texts", "ignore flags", "confidences"  # of a Word
-    by_name = {PurePosixPath(page.name): page for page in again}
+    by_path = {page.path: page for page in again}
     lost = Counter()
-    for page in pages:
-        other = by_name[PurePosixPath(page.name)]
-        lost.update(sizes=page.size != other.size, groups=page.group != other.group)
+    for path, page in placed.items():
+        if path not in by_path:
+            raise DataError(f"image {page.name}", "another would be taken for it", "rename it")
+        other = by_path[path]
+        for kind in "name", "size", "group":
+            lost[f"{kind}s"] += getattr(page, kind) != getattr(other, kind)
         for word, read in zip(page_words(page), page_words(other)):
             for kind, *values in zip(kinds, word, read):
                 a, b = (None if value in ("", "###") else value for value in values)
                 lost[kind] += a != b
-    return dict(+lost)
+    return +lost

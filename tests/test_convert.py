@@ -168,6 +168,39 @@ def test_convert_command(tmp_path, script, one_line):
     one_line(script("data.py", "convert", ".", "b", "--to", "jsn"), "jsn", "json", code=2)
 
 
+def test_splits_may_have_pictures_of_one_name(tmp_path, capsys):
+    """As those of ICDAR 2015: each page is compared with what was written of it."""
+    for split, count in (("train", 3), ("val", 2)):
+        words = {f"{i:04d}": {"points": QUAD, "transcription": split} for i in range(count)}
+        blank(tmp_path / "in" / "images" / split / "img_1.jpg")
+        sheet = json.dumps({"images": {"img_1.jpg": {"words": words, "group": split}}})
+        (tmp_path / "in" / f"{split}.json").write_text(sheet)
+    data.convert(tmp_path / "in", tmp_path / "out", "icdar")
+    assert capsys.readouterr().out.endswith("5 words as icdar; lost: 2 groups, 5 ids\n")
+
+
+@pytest.mark.parametrize("to", ["paddle", "labelme"])
+def test_a_name_that_begins_with_images_is_lost_and_said_so(tmp_path, to, capsys):
+    """The folder images/ is where pictures are looked for; their names begin behind it."""
+    write_json(tmp_path / "in", {"a.png": {"words": {}}})
+    sheet = json.dumps({"images": {"images/a.png": {"words": {}}}})
+    (tmp_path / "in" / "train.json").write_text(sheet)
+    data.convert(tmp_path / "in", tmp_path / "out", to, tmp_path / "in")
+    assert "lost: 1 names" in capsys.readouterr().out
+    assert [page.name for page in load_labels(tmp_path / "out", "train")] == ["a.png"]
+
+
+def test_a_picture_that_would_go_with_the_labels_of_another_is_refused(tmp_path):
+    write_json(tmp_path / "in", {"x.png": {"words": {}}})
+    blank(tmp_path / "in" / "images" / "train" / "x.png")
+    sheet = json.dumps({"images": {"x.png": {"words": {}}, "train/x.png": {"words": {}}}})
+    (tmp_path / "in" / "Label.json").write_text(sheet)
+    (tmp_path / "in" / "train.json").unlink()
+    with pytest.raises(DataError, match=r"image x.png: another would be taken for it; rename it"):
+        data.convert(tmp_path / "in" / "Label.json", tmp_path / "out", "json")
+    assert not (tmp_path / "out").exists()
+
+
 def test_pages_that_would_share_a_file_are_refused(tmp_path):
     write_json(tmp_path, {name: {"words": {}} for name in ("a.png", "a.jpg")})
     with pytest.raises(DataError, match="gt_a.txt would hold several pages"):
