@@ -589,18 +589,21 @@ def shown_twice(rows):
 def shared_groups(rows):
     pairs = {(page.group, split) for split, page in rows if page.group is not None}
     counts = Counter(group for group, _ in pairs)
-    for group in sorted(group for group, count in counts.items() if count > 1):
+    for group in sorted(group for group in counts if counts[group] > 1):
         yield "warning: group in more than one split", group
 
 
 def diff(old, new, image_dir=None):
     """Print how the labels of NEW differ from those of OLD, a line a page, and a total. Pages are
-    matched by name and labels by IoU > 0.5; a label is moved if a point is by over 0.1 px."""
-    before, after = (
-        {page.name: page for pages in load_splits(data, image_dir).values() for page in pages}
-        for data in (old, new)
-    )
-    names = sorted(before.keys() | after.keys())
+    matched by name and labels by IoU > 0.5; a label is moved if a point is by over 0.1 px. Raises
+    DataError where two splits have pictures of one name."""
+    before, after = {}, {}
+    for data, named in (old, before), (new, after):
+        for page in itertools.chain(*load_splits(data, image_dir).values()):
+            if named.setdefault(page.name, page) is not page:
+                problem = f"two splits have a picture {page.name}"
+                raise DataError(data, problem, "name the label file or folder of one split")
+    names = sorted({*before, *after})
     total = np.zeros(3, int)
     same = 0
     for name in names:

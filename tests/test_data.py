@@ -902,6 +902,20 @@ def test_diff_of_two_label_sets(tmp_path, script):
     assert result.stdout == "0 of 3 pages differ: 0 labels added, 0 removed, 0 moved\n"
 
 
+def test_diff_refuses_names_that_splits_share(tmp_path, script, one_line):
+    """One of the two pages would stand for both; split by split they are compared."""
+    (tmp_path / "d").mkdir()
+    for split, words in (("train", {"1": {"points": QUAD}}), ("val", {})):
+        images = write_page(tmp_path / "d", words=words)
+        (tmp_path / "d" / f"{split}.json").write_text(json.dumps({"images": images}))
+    shutil.copytree(tmp_path / "d", tmp_path / "e")
+    (tmp_path / "e" / "train.json").write_bytes((tmp_path / "d" / "val.json").read_bytes())
+    said = one_line(script("data.py", "diff", "d", "e"), code=1)
+    assert "d: two splits have a picture a.png; name the label file or folder of one split" in said
+    result = script("data.py", "diff", "d/train.json", "e/train.json")
+    assert "1 of 1 pages differ: 0 labels added, 1 removed" in result.stdout
+
+
 def test_all_broken_pictures_are_named_at_once(tmp_path, script):
     images = {}
     for name in ("a.png", "b.png", "c.png", "d.jpg"):
