@@ -502,22 +502,29 @@ def mask_doubt(pages, path, above):
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DataError(path, "not a list of suspects", "evaluate.py --audit writes one")
-    named = {page.name: page for page in pages}
+    named = {}
+    for page in pages:
+        named.setdefault(page.name, []).append(page)
     count = 0
     for number, entry in enumerate(entries, 1):
         where = f"{path}: suspect {number}"
         probability = get(entry, "probability")
         if type(probability) not in (int, float):
             raise DataError(where, "no probability")
-        page = named.get(get(entry, "page"))
-        if page is None or probability < above:
+        found = named.get(str(get(entry, "page")))
+        if not found or probability < above:
             continue
+        if len(found) > 1:
+            raise DataError(where, f"several train pages are called {found[0].name}", "rename one")
+        page = found[0]
         outline = parse_polygon(get(entry, "points"), where)
         areas = shared_areas([outline], page.polygons, None)
         inside = areas.shared[0] > 0.9 * areas.det
         page.ignore = [bool(skip or doubt) for skip, doubt in zip(page.ignore, inside)]
-        proposed = get(entry, "proposed")
-        for k, points in enumerate(get(entry, "parts") or filter(None, [proposed])):
+        outlines = get(entry, "parts") or [get(entry, "proposed")]
+        if not isinstance(outlines, list):
+            raise DataError(where, '"parts" is not a list of outlines')
+        for k, points in enumerate(filter(None, outlines)):
             page.add(f"doubt-{number}-{k}", parse_polygon(points, where), ignore=True)
         page.repaired = data.repair_words(page)
         count += 1

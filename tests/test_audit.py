@@ -489,6 +489,31 @@ def test_doubtful_labels_are_dont_care_in_training(folder):
         audit.mask_doubt(pages, "doubt.json", 0.5)
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"page": ["a.png"]}, "no suspect of a train page"),
+        ({"parts": 5}, 'suspect 1: "parts" is not a list of outlines'),
+        ({"proposed": 7}, "suspect 1: 0 points"),
+    ],
+)
+def test_suspects_of_other_types_are_an_error(folder, more, message):
+    pages = labels.load_labels("s", "train")
+    entry = suspect(pages[0], "moved", [[1, 1], [9, 1], [9, 5]], probability=0.9) | more
+    Path("doubt.json").write_text(json.dumps([entry]))
+    with pytest.raises(DataError, match=message):
+        audit.mask_doubt(pages, "doubt.json", 0.5)
+
+
+def test_a_doubted_page_of_a_name_that_two_sets_share_is_refused(folder):
+    """The suspect would be looked for on the page of the other set."""
+    pages = labels.load_labels("s", "train") + labels.load_labels("s", "train")[:1]
+    entry = suspect(pages[-1], "moved", [[1, 1], [9, 1], [9, 5]], probability=0.9)
+    Path("doubt.json").write_text(json.dumps([entry]))
+    with pytest.raises(DataError, match=f"several train pages are called {pages[-1].name}"):
+        audit.mask_doubt(pages, "doubt.json", 0.5)
+
+
 def test_a_run_knows_what_it_doubted(folder, capsys):
     page, other, *_ = labels.load_labels("s", "train")
     entries = [suspect(page, "spurious", page.polygons[0], probability=0.9)]
