@@ -321,7 +321,10 @@ class Printer:
         for (mask, unscaled), start in zip(masks, starts):
             if small < 0.9 * size:  # magnified: dots, not a blur
                 mask = cv2.threshold(mask, 90, 255, cv2.THRESH_BINARY)[1]
-            mask = cv2.resize(mask, None, fx=scale * narrow, fy=scale)
+            fy, fx = np.maximum(
+                (scale, scale * narrow), 1 / np.array(mask.shape)
+            )  # a pixel is left
+            mask = cv2.resize(mask, None, fx=fx, fy=fy)
             origin = int(left + start), top
             lay_ink(ink, mask, *origin)
 
@@ -503,9 +506,12 @@ def join_words(words):
 
 
 def tighten(word, ink):
-    """A `Word` that reaches from the highest to the lowest of its ink on the sheet [h, w]."""
+    """A `Word` that reaches from the highest to the lowest of its ink on the sheet [h, w]; as it is
+    where it is too small to have any."""
     (left, top), (right, bottom) = np.int32((word.low, word.high))
-    darkness = ink[top:bottom, left:right].max(1)
+    darkness = ink[top:bottom, left:right].max(1, initial=0)
+    if not darkness.any():
+        return word
     rows = top + np.flatnonzero(darkness >= darkness.max() / 2)
     low = np.array([left, rows[0] - 1])
     high = np.array([right, rows[-1] + 2])

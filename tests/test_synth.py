@@ -18,6 +18,15 @@ def sizes(labels):
     return np.stack([sides[:, ::2].mean(1), sides[:, 1::2].mean(1)], 1)
 
 
+@pytest.mark.parametrize("unit", ["word", "line", "competition"])
+@pytest.mark.parametrize(("size", "words"), [(32, 1), (32, 300), (96, 117), (256, 300)])
+def test_print_may_be_too_small_to_read(unit, size, words):
+    """check says so of such pages; they are drawn all the same."""
+    for seed in range(3):
+        image, labelled = synthetic_page((seed, 0), size=size, words=words, unit=unit)
+        assert max(image.shape) == size and labelled
+
+
 def test_same_seed_same_page_whatever_the_threads():
     threads, drawn = cv2.getNumThreads(), []
     for count in (1, 4):
