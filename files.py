@@ -207,8 +207,9 @@ def write_whole(path, content):
 
 @contextmanager
 def new_folder(out):
-    """A folder to fill that becomes `out`, whole or not at all. Raises UsageError if `out` is."""
-    out = Path(out).absolute()
+    """A folder to fill that becomes `out`, or the target of that link, whole or not at all. Raises
+    UsageError if `out` is."""
+    out = Path(out).resolve()
     if out.exists() and not out.is_dir() or any(out.glob("*")):
         raise UsageError(out, "exists", "choose another folder or remove it")
     partial = out.with_name(

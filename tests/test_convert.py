@@ -443,6 +443,20 @@ def test_a_tool_that_turns_a_converted_picture_leaves_the_original(tmp_path):
     assert source.read_bytes() == raw
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_new_folder_may_be_a_link(tmp_path, there):
+    """The link stays, and its target is filled."""
+    write_json(tmp_path / "in", {"a.png": {"words": {}}})
+    if there:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    data.convert(tmp_path / "in", tmp_path / "out", "json")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "train.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "disk"}
+    with pytest.raises(UsageError, match="exists; choose another folder"):
+        data.convert(tmp_path / "in", tmp_path / "out", "json")
+
+
 def test_pictures_are_linked_on_demand_and_copied_where_they_cannot_be(tmp_path, monkeypatch):
     source, linked = converted(tmp_path, "linked", "--link")
     assert linked.samefile(source)
