@@ -244,7 +244,7 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
         if not isinstance(words, dict):
             raise DataError(where, 'no "words" object', 'a page without text has "words": {}')
         page = find_page(places, [name], label_file, label_file, need_pictures)
-        page.group = get(entry, "group", get(get(meta, name), "group"))
+        page.group = get(entry, "group", get(get(meta, name), "group")) or None  # "" names none
         if not isinstance(page.group, str | None):
             raise DataError(where, f"group {shown(repr(page.group))} is not a text")
         words = competition_words(words)

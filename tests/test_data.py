@@ -880,6 +880,18 @@ def test_a_box_without_ink_has_little_contrast(tmp_path):
     assert contrast[0] > 50 and contrast[1] == contrast[2] == 0
 
 
+def test_an_empty_text_names_no_group(tmp_path):
+    """As a table leaves it where the shop is not known: such pages are not one shop."""
+    images = {}
+    for k, group in enumerate(["", "", "", "a", "a"]):
+        images |= write_page(tmp_path, f"{k}.png", noise=k, group=group)
+    write_labels(tmp_path, images)
+    pages = load_labels(tmp_path, "train")
+    assert [page.group for page in pages] == [None, None, None, "a", "a"]
+    data.inspect_pages(pages)
+    assert data.page_groups(pages).tolist() == [0, 1, 2, 3, 3]
+
+
 def test_diff_of_two_label_sets(tmp_path, script):
     moved, far = np.add(QUAD, 3).tolist(), np.add(QUAD, 80).tolist()
     old = {"1": {"points": QUAD}, "2": {"points": far}}
