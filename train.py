@@ -40,6 +40,7 @@ import statistics
 import threading
 import time
 import traceback
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -185,11 +186,26 @@ def read_pages(hp, ancestors):
         evaluate.warn_of_leaks(source, scored)
     if all(all(page.repaired.ignore) for page in train):
         raise DataError(hp.data, f"no word in {len(train)} train pages", "are all ignored?")
+    warn_of_no_labels(train, named)
     if hp.folds:
         hp = keep_split(hp, split)
     hp = dataclasses.replace(hp, text_height=data.text_height(train, hp))  # for --size auto
     record = {"train": record_pages(train), "val": record_pages(scored)}
     return RunPages(train, val, others, record), hp
+
+
+def warn_of_no_labels(train, named):
+    """Warn of folders whose train pages all lack labels, and of {part: pages} that do. A page may
+    well be without text; a folder of such pages was probably never labelled."""
+    counts = Counter()
+    for page in train:
+        counts[Path(page.source).parent] += len(page.polygons)
+    for folder in sorted(folder for folder in counts if not counts[folder]):
+        remark = "none of its train pages has a label: training takes all of it for ground"
+        sources.warn(folder, f"{remark}; leave it out, or label it")
+    for name, part in named.items():
+        if not any(page.polygons for page in part):
+            sources.warn(name, "no page has a label, so its score says nothing; label some")
 
 
 def read_pseudo_pages(hp, labelled):

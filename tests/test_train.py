@@ -259,6 +259,21 @@ def test_init_begins_a_run_that_needs_it_no_more_and_knows_its_pages(whole, work
         assert word in said and unknown in said
 
 
+def test_pages_that_were_never_labelled_are_named(work, capsys):
+    """They train as pages without text, and score 0: a set of pictures that are to be predicted."""
+    data.synth("bare", 4, 9, size=96, words=4)
+    for split in ("train", "val"):
+        sheet = json.loads(Path(f"bare/{split}.json").read_text())
+        sheet["images"] = {name: {} for name in sheet["images"]}
+        Path(f"bare/{split}.json").write_text(json.dumps(sheet))
+    assert run("--data=s,bare", "--epochs=1", "--T_max=1", "--name=bare") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "label" in line]
+    assert [line.split("; ")[0] for line in warnings] == [
+        "warning: bare: none of its train pages has a label: training takes all of it for ground",
+        "warning: val of bare: no page has a label, so its score says nothing",
+    ]
+
+
 def test_a_run_on_two_sets_is_scored_by_set_and_is_worth_what_the_first_says(work, capsys):
     """Pages of the other set have the names of the first's."""
 
