@@ -523,7 +523,7 @@ def find_labels(data, split):
     for file in filter(Path.is_file, (data, *files)):
         if file != data and is_of_one_page(file):
             continue
-        if file.suffix == ".json":
+        if file.suffix.startswith(".json"):  # and .jsonl
             return read_competition, file
         is_icdar = re.match("gt_|res_", file.name)
         if is_icdar or ICDAR.match(read_text(file, other="latin-1")):

@@ -201,6 +201,18 @@ def test_a_picture_that_would_go_with_the_labels_of_another_is_refused(tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_lines_of_predictions_are_labels_to_correct(tmp_path):
+    """What evaluate.py wrote page by page becomes files of labelme, as its JSON does."""
+    words = {"0001": {"points": QUAD, "confidence": 0.5}}
+    write_json(tmp_path, {"a.png": {"words": words}, "b.png": {"words": {}}})
+    images = json.loads((tmp_path / "train.json").read_text())["images"]
+    lines = [json.dumps({"images": {name: entry}}) + "\n" for name, entry in images.items()]
+    (tmp_path / "found.jsonl").write_text("".join(['{"images": {}, "made_of": "x"}\n', *lines]))
+    data.convert(tmp_path / "found.jsonl", tmp_path / "out", "labelme")
+    pages = load_labels(tmp_path / "out", "train")
+    assert [(page.name, page.confidences) for page in pages] == [("a.png", [0.5]), ("b.png", [])]
+
+
 def test_pages_that_would_share_a_file_are_refused(tmp_path):
     write_json(tmp_path, {name: {"words": {}} for name in ("a.png", "a.jpg")})
     with pytest.raises(DataError, match="gt_a.txt would hold several pages"):
