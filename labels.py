@@ -184,7 +184,11 @@ def find_page(places, names, where, source, need=True):
         raise DataError(where, "leads out of the data folder")
     if need and not os.path.isfile(path):
         hint = lookalike(path.name, [other.name for other in path.parent.glob("*")])
-        raise DataError(where, f"no such picture in {place}", f"see --image-dir{hint}")
+        raise DataError(
+            where,
+            f"no such picture in {place}",
+            f"see --image-dir, or put images/ beside that file{hint}",
+        )
     return Page(name, path, source=source)
 
 

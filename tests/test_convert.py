@@ -533,7 +533,7 @@ def test_names_that_look_alike_are_told_apart(tmp_path, name):
             load_labels(tmp_path / there, "train")
         alike = f"two names that look alike: {given!a} and {there!a}, rename one"
         assert f"no such picture in {tmp_path / there}" in str(error.value)
-        assert str(error.value).endswith(f"; see --image-dir; {alike}")
+        assert str(error.value).endswith(f" beside that file; {alike}")
     assert labels.lookalike(name, ["other", name + "x"]) == ""
 
 
