@@ -427,15 +427,15 @@ def pseudo_pages(hp, known):
     names = {page.name for page in known}
     pages = labels.read_competition(hp.pseudo_labels, image_dir)
     pages = [page for page in pages if page.name not in names]
-    if not pages:
-        raise DataError(hp.pseudo_labels, f"every page of it is labelled in {hp.data} already")
-
     for page in pages:
         doubtful = [confidence < hp.min_confidence for confidence in page.confidences]
         page.ignore = [*map(max, page.ignore, doubtful)]
     inspect_pages(pages, "reading pseudo-labelled pages")
-    likeness = stack_thumbnails(pages) @ stack_thumbnails(known).T
-    return [page for page, new in zip(pages, likeness.max(1) <= NEAR_DUPLICATE) if new]
+    thumbnails = stack_thumbnails(known)
+    pages = [p for p in pages if (thumbnails @ p.thumbnail).max() <= NEAR_DUPLICATE]
+    if not pages:
+        raise DataError(hp.pseudo_labels, f"every page of it is labelled in {hp.data} already")
+    return pages
 
 
 # what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn

@@ -1089,6 +1089,10 @@ def test_pseudo_pages_keep_their_flags_and_leave_out_what_is_known(tmp_path):
     (page,) = data.pseudo_pages(hp, own)
     assert page.name == "new.png"
     assert page.ignore == page.repaired.ignore == [False, True, True]
+    for name in ("known.png", "copy.png"):
+        write_labels(tmp_path / "p", {name: images[name]})
+        with pytest.raises(DataError, match="every page of it is labelled in .* already"):
+            data.pseudo_pages(hp, own)
 
 
 SLOW = ("MB", "GB", "million", "bomb")
