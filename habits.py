@@ -98,7 +98,10 @@ def count_spaced(letters):
 
 
 def page_changes(old, new):
-    """How many labels of a page were added, removed and moved."""
+    """How many labels of a page were added, removed and moved. Equal ones, which need not have an
+    area or come in the same order, are none of these."""
+    a, b = (Counter(tuple(p.round(4).flat) for p in labels) for labels in (old, new))
+    old, new = ([np.reshape(p, (-1, 2)) for p in some.elements()] for some in (a - b, b - a))
     pairs = iou_matches(old, new).pairs
     moved = sum(len(old[i]) != len(new[j]) or np.abs(old[i] - new[j]).max() > 0.1 for i, j in pairs)
     return len(new) - len(pairs), len(old) - len(pairs), moved

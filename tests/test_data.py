@@ -880,6 +880,14 @@ def test_a_box_without_ink_has_little_contrast(tmp_path):
     assert contrast[0] > 50 and contrast[1] == contrast[2] == 0
 
 
+def test_equal_labels_are_no_change_whatever_their_area_and_order():
+    """A label without area overlaps nothing, and of two that overlap either may be met first."""
+    flat, quad, near = np.full((3, 2), 5.0), np.float64(QUAD), np.float64(QUAD) + (5, 0)
+    assert habits.page_changes([flat, quad, near], [near, quad, flat]) == (0, 0, 0)
+    assert habits.page_changes([flat, flat], [flat]) == (0, 1, 0)
+    assert habits.page_changes([quad, near], [quad, quad + 3]) == (0, 0, 1)
+
+
 def test_an_empty_text_names_no_group(tmp_path):
     """As a table leaves it where the shop is not known: such pages are not one shop."""
     images = {}
