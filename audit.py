@@ -496,39 +496,46 @@ def write_audit(path, readings, kinds, folder=None):
 # ---------------------------------------------------------------- training
 
 
-def mask_doubt(pages, path, above):
+def mask_doubt(pages, path, above, held=()):
     """Make suspects of a JSON file, from a probability on, don't care on inspected pages: their
-    labels, and where text should be labelled. Returns how many. Raises DataError."""
+    labels, and where text should be labelled. Returns how many. held: names of pages of other
+    folds, whose suspects count as found. Raises DataError."""
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DataError(path, "not a list of suspects", "evaluate.py --audit writes one")
-    named = {}
+    named = defaultdict(list)  # sets may share a name
     for page in pages:
-        named.setdefault(page.name, []).append(page)
-    count = 0
+        named[page.name].append(page)
+
+    count = elsewhere = 0
     for number, entry in enumerate(entries, 1):
         where = f"{path}: suspect {number}"
         probability = get(entry, "probability")
         if type(probability) not in (int, float):
             raise DataError(where, "no probability")
-        found = named.get(str(get(entry, "page")))
-        if not found or probability < above:
+        if probability < above:
             continue
-        if len(found) > 1:
-            raise DataError(where, f"several train pages are called {found[0].name}", "rename one")
-        page = found[0]
+        name = str(get(entry, "page"))
+        elsewhere += name in held
+        if name not in named:
+            continue
+        if len(named[name]) > 1:
+            raise DataError(where, f"several train pages are called {name}", "rename one")
+
+        # labels of the place, and where text should be labelled
+        page = named[name][0]
         outline = parse_polygon(get(entry, "points"), where)
         areas = shared_areas([outline], page.polygons, None)
         inside = areas.shared[0] > 0.9 * areas.det
         page.ignore = [bool(skip or doubt) for skip, doubt in zip(page.ignore, inside)]
-        outlines = get(entry, "parts") or [get(entry, "proposed")]
-        if not isinstance(outlines, list):
-            raise DataError(where, '"parts" is not a list of outlines')
-        for k, points in enumerate(filter(None, outlines)):
+        parts = get(entry, "parts") or [get(entry, "proposed")]
+        if not isinstance(parts, list):
+            raise DataError(where, "its parts are not a list of outlines")
+        for k, points in enumerate(filter(None, parts)):
             page.add(f"doubt-{number}-{k}", parse_polygon(points, where), ignore=True)
         page.repaired = data.repair_words(page)
         count += 1
-    if not count:
+    if not count and not elsewhere:
         problem = f"no suspect of a train page has a probability of {above} or more"
         raise DataError(path, problem, "lower --doubt-above")
     return count

@@ -168,7 +168,8 @@ def read_pages(hp, ancestors):
         train = train + read_pseudo_pages(hp, train + scored)
 
     if hp.doubt:
-        count = audit.mask_doubt(train, hp.doubt, hp.doubt_above)
+        held = {page.name for page in scored} if hp.folds else ()  # the other folds' suspects
+        count = audit.mask_doubt(train, hp.doubt, hp.doubt_above, held)
         print(f"doubt {count} suspects of {hp.doubt} are don't care in training")
 
     sets = data.set_names(hp.data)

@@ -526,6 +526,12 @@ def test_a_run_knows_what_it_doubted(folder, capsys):
     out = capsys.readouterr().out
     assert "doubt 1 suspects of doubt.json" in out and "1 ignored" in out
 
+    # a fold that holds out all pages with suspects has none to mask; the others mask them
+    folds = [*flags, "--doubt=doubt.json", "--name=f", "--folds=2", "--fold=all", "--epochs=1"]
+    assert train.main([*folds, "--T_max=1"]) == 0
+    out = capsys.readouterr().out
+    assert "doubt 0 suspects" in out and "doubt 1 suspects" in out and "out of fold: " in out
+
     # other suspects change train pages, which a resumed run names; without any it stops
     resume = ["--name=d", "--resume", "--device=cpu", "--workers=0"]
     kept = Path("runs/d/last.pt").read_bytes()
