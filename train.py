@@ -160,7 +160,8 @@ NO_PAGES = RunPages([], [], {}, {})
 
 def read_pages(hp, ancestors):
     """RunPages of a run, and hp with the hash of its split; prints what they hold. ancestors: of
-    `load_ancestors`. Raises DataError for a faulty page, or if no train page has a usable word."""
+    `load_ancestors`. Raises DataError for a faulty page, or if no page of a part has a usable
+    word."""
     check_schedule(hp)
     train, val, others, split = data.run_pages(hp)
     scored = sum(others.values(), val)
@@ -179,15 +180,16 @@ def read_pages(hp, ancestors):
     named |= {f"val of {name}": theirs for name, theirs in others.items()}
     for name, part in named.items():
         print(f"{name:5s} {data.describe(part)}; {data.describe_print(part, hp)}")
+        if all(all(page.repaired.ignore) for page in part):  # of val pages all scores would be 0
+            what = f"no word in {len(part)} {name} pages"
+            raise DataError(hp.data, what, "label them; or are all words ignored?")
     if not any(page.group for page in val):
         print(data.NO_GROUPS)
 
     for path, state in ancestors.items():
         source = sources.Source(path, state, state["hparams"], None)
         evaluate.warn_of_leaks(source, scored)
-    if all(all(page.repaired.ignore) for page in train):
-        raise DataError(hp.data, f"no word in {len(train)} train pages", "are all ignored?")
-    warn_of_no_labels(train, named)
+    warn_of_no_labels(train)
     if hp.folds:
         hp = keep_split(hp, split)
     hp = dataclasses.replace(hp, text_height=data.text_height(train, hp))  # for --size auto
@@ -195,24 +197,25 @@ def read_pages(hp, ancestors):
     return RunPages(train, val, others, record), hp
 
 
-def warn_of_no_labels(train, named):
-    """Warn of folders whose train pages all lack labels, and of {part: pages} that do. A page may
-    well be without text; a folder of such pages was probably never labelled."""
+def warn_of_no_labels(train):
+    """Warn of folders whose train pages all lack labels. A page may well be without text; a folder
+    of such pages was probably never labelled."""
     counts = Counter()
     for page in train:
         counts[Path(page.source).parent] += len(page.polygons)
     for folder in sorted(folder for folder in counts if not counts[folder]):
-        remark = "none of its train pages has a label: training takes all of it for ground"
-        sources.warn(folder, f"{remark}; leave it out, or label it")
-    for name, part in named.items():
-        if not any(page.polygons for page in part):
-            sources.warn(name, "no page has a label, so its score says nothing; label some")
+        what = "none of its train pages has a label: training takes all of it for ground"
+        sources.warn(folder, f"{what}; leave it out, or label it")
 
 
 def read_pseudo_pages(hp, labelled):
-    """Pages of hp.pseudo_labels that are not among the labelled ones; prints what they hold."""
+    """Pages of hp.pseudo_labels that are not among the labelled ones; prints what they hold. Raises
+    DataError."""
     pages = data.pseudo_pages(hp, labelled)
     print(f"pseudo {data.describe(pages)}")
+    if not any(page.polygons for page in pages):  # text without a label would be background
+        what = f"no word in {len(pages)} new pages"
+        raise DataError(hp.pseudo_labels, what, "name a predictions.json of evaluate.py --out")
     ignored = [skip for page in pages for skip in page.ignore]
     if ignored and np.mean(ignored) > 0.5:  # an ensemble's votes have low confidences
         what = f"{np.mean(ignored):.0%} of its words are don't care; lower --min-confidence"
