@@ -1181,8 +1181,14 @@ def train_members(runs, args):
 
 def report_members(runs):
     """Print the last H-mean of each run, of all runs, and of all pages by the runs that scored
-    them."""
-    scores = [load_last(Path("runs", hp.name))["scores"] for hp in runs]
+    them. Raises DataError where a run has lost its checkpoint."""
+    scores = []
+    for hp in runs:
+        folder = Path("runs", hp.name)
+        state = load_last(folder)
+        if state is None:
+            raise DataError(folder, "no last.pt, so no score", "put it back, or train it anew")
+        scores.append(state["scores"])
     for hp, score in zip(runs, scores):
         print(f"{hp.name}  last {shown(score)}")
     if len(scores) < 2:

@@ -810,6 +810,10 @@ def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeyp
     (digest,) = {state["hparams"].split for state in states}
     split = files.read_json(f"runs/split-{digest}.json")["images"]
     assert all(name in held[split[name]["fold"] - 1] for name in images)
+    (work / "runs/cv-fold3/last.pt").rename("kept.pt")
+    assert run("--name=cv", *flags, "--resume") == 1
+    error_line(capsys.readouterr().err, "runs/cv-fold3: no last.pt, so no score; put it back")
+    (work / "kept.pt").rename("runs/cv-fold3/last.pt")
     assert run("--name=cv", *flags, "--resume", "--lr=0.1") == 2
     error_line(capsys.readouterr().err, "lr is 0.003 in run cv-fold1 and cannot become 0.1")
     images.popitem()
