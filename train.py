@@ -140,7 +140,7 @@ def name_run(hp, stem):
         name = f"{stem}-{number}"
     if Path("runs", name).exists():
         raise UsageError(f"runs/{name}", "exists", NEW_NAME)
-    return dataclasses.replace(hp, name=name)
+    return dataclasses.replace(hp, name=name, split="")  # the values may be another run's
 
 
 # ---------------------------------------------------------------- data
@@ -1132,7 +1132,8 @@ def member_hparams(args, stem):
                 name += f"-fold{fold}"
             if args.seeds:
                 name += f"-seed{seed}"
-            result.append(dataclasses.replace(hp, name=name, fold=fold, seed=seed))
+            member = dataclasses.replace(hp, name=name, fold=fold, seed=seed, split="")
+            result.append(member)
     return result or [hp]
 
 

@@ -820,6 +820,9 @@ def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeyp
     write_labels(work, images)
     assert resume("cv-fold1") == 1
     error_line(capsys.readouterr().err, "its pages make split")
+    # its values are good for a new run, on other pages too
+    assert train.main(["--hparams=runs/cv-fold1/hparams.json", "--name=new"]) == 0
+    assert last("new")["hparams"].split not in ("", digest)
 
 
 def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
