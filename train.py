@@ -625,12 +625,18 @@ def write_log(path, rows):
 
 
 def read_log(folder):
-    """Rows of a run's log.csv as {epoch: {column: float}}. Raises UsageError if there is none."""
+    """Rows of a run's log.csv as {epoch: {column: float}}. Raises UsageError if there is none,
+    DataError where it is another file."""
     path = Path(folder, "log.csv")
     if not path.is_file():
         raise UsageError(path, "no such file", f"is {folder} a run folder?")
-    with open(path, newline="") as file:
-        return {int(r["epoch"]): {k: float(v) for k, v in r.items()} for r in csv.DictReader(file)}
+    try:
+        with open(path, newline="") as file:
+            rows = [*csv.DictReader(file)]
+        numbers = [{key: float(text) for key, text in row.items()} for row in rows]
+        return {int(row["epoch"]): row | {"hmean": row["hmean"]} for row in numbers}
+    except (csv.Error, KeyError, OverflowError, TypeError, ValueError):
+        raise DataError(path, "not a log.csv of train.py", "name the folder of a run") from None
 
 
 def shown(scores):

@@ -686,6 +686,7 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, '{"sync_bn": true, "compile": true}', "--sync-bn: not with --compile"),
         (2, "--name=whole --rescore", "--rescore: only with --resume; leave it out"),
         (2, "--data=s --teacher=none.pt", "none.pt: cannot be read"),
+        (1, "--data=s --baseline=other", "other/log.csv: not a log.csv of train.py"),
         (2, "--weigth_decay 1", "--weigth-decay 1; did you mean --weight-decay?"),
         (2, "--data=nowhere", "nowhere: no such file or folder"),
         (2, "--data=s,train.json --image-dir=s", "--image-dir: not with several sets"),
@@ -712,6 +713,8 @@ def test_what_cannot_work_is_one_line(whole, work, code, given, line, monkeypatc
         write_picture(work, name, noise)
     write_labels(work, {"new0.png": {}, "new1.png": {}}, "listed")
     (work / "h.json").write_text(given)
+    (work / "other").mkdir()
+    (work / "other/log.csv").write_text("step,loss\n1,0.5\n")
     flags = given.split() if given.startswith("--") else ["--hparams=h.json"]
     with pytest.raises(SystemExit) as ended, files.lock(whole / "hparams.json"):
         sys.exit(train.main(flags))
