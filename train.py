@@ -1071,7 +1071,11 @@ def train_epochs(trainer, last_epoch, options, stop, mirrors):
 
 def print_gain(scores, folder):
     """The paired difference of a run's last epoch to that of a baseline, on the same pages."""
-    state = load_last(folder)
+    state = None
+    try:
+        state = load_last(folder)
+    except DataError as error:  # our own run is whole, and its last lines follow
+        print(f"warning: {error}")
     ours = scores["pages"]
     theirs = state["scores"].get("pages", {}) if state else {}
     if ours.keys() != theirs.keys():

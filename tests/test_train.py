@@ -880,6 +880,11 @@ def test_replicas_differ_by_seed_alone_and_learn_the_map_of_teachers(whole, caps
     assert f"over {score.over}" == f"{words}, epoch chosen on 2 of them"
     assert dataclasses.replace(a["hparams"], seed=1, name="r-seed1") == b["hparams"]
     assert not torch.equal(a["model"]["shrink_head.0.weight"], b["model"]["shrink_head.0.weight"])
+    # a baseline that is damaged takes nothing from a run
+    Path("runs/r-seed0/last.pt").write_bytes(b"")
+    assert run("--baseline", "runs/r-seed0", "--epochs", 1, "--name", "c") == 0
+    out = capsys.readouterr().out
+    assert "warning: runs/r-seed0/last.pt: damaged" in out and "\nbest hmean " in out
     # the same first step, plus the teacher's part
     assert a["hparams"].teacher == teachers
     assert a["rows"][0]["loss"] > last("whole")["rows"][0]["loss"]
