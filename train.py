@@ -40,7 +40,6 @@ import statistics
 import threading
 import time
 import traceback
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -200,10 +199,9 @@ def read_pages(hp, ancestors):
 def warn_of_no_labels(train):
     """Warn of folders whose train pages all lack labels. A page may well be without text; a folder
     of such pages was probably never labelled."""
-    counts = Counter()
-    for page in train:
-        counts[Path(page.source).parent] += len(page.polygons)
-    for folder in sorted(folder for folder in counts if not counts[folder]):
+    folders = {Path(page.source).parent for page in train}
+    labelled = {Path(page.source).parent for page in train if page.polygons}
+    for folder in sorted(folders - labelled):
         what = "none of its train pages has a label: training takes all of it for ground"
         sources.warn(folder, f"{what}; leave it out, or label it")
 
@@ -625,17 +623,15 @@ def write_log(path, rows):
 
 
 def read_log(folder):
-    """Rows of a run's log.csv as {epoch: {column: float}}. Raises UsageError if there is none,
-    DataError where it is another file."""
+    """{epoch: its H-mean} of a run's log.csv. Raises UsageError if there is none, DataError where it
+    is another file."""
     path = Path(folder, "log.csv")
     if not path.is_file():
         raise UsageError(path, "no such file", f"is {folder} a run folder?")
     try:
         with open(path, newline="") as file:
-            rows = [*csv.DictReader(file)]
-        numbers = [{key: float(text) for key, text in row.items()} for row in rows]
-        return {int(row["epoch"]): row | {"hmean": row["hmean"]} for row in numbers}
-    except (csv.Error, KeyError, OverflowError, TypeError, ValueError):
+            return {int(row["epoch"]): float(row["hmean"]) for row in csv.DictReader(file)}
+    except (csv.Error, KeyError, TypeError, ValueError):
         raise DataError(path, "not a log.csv of train.py", "name the folder of a run") from None
 
 
@@ -659,7 +655,7 @@ def print_row(trainer, baseline):
         "wait {wait:.0%}  peak {peak_gib:.1f} GiB"
     ).format(epochs=trainer.hp.epochs, shown=shown(trainer.scores), **row)
     if row["epoch"] in baseline:
-        line += f"  vs baseline {row['hmean'] - baseline[row['epoch']]['hmean']:+.4f}"
+        line += f"  vs baseline {row['hmean'] - baseline[row['epoch']]:+.4f}"
     print(line, flush=True)
 
 
@@ -1142,8 +1138,7 @@ def member_hparams(args, stem):
                 name += f"-fold{fold}"
             if args.seeds:
                 name += f"-seed{seed}"
-            member = dataclasses.replace(hp, name=name, fold=fold, seed=seed, split="")
-            result.append(member)
+            result.append(dataclasses.replace(hp, name=name, fold=fold, seed=seed, split=""))
     return result or [hp]
 
 
@@ -1197,11 +1192,10 @@ def report_members(runs):
     for hp in runs:
         folder = Path("runs", hp.name)
         state = load_last(folder)
-        if state is None:
+        if not state:
             raise DataError(folder, "no last.pt, so no score", "put it back, or train it anew")
         scores.append(state["scores"])
-    for hp, score in zip(runs, scores):
-        print(f"{hp.name}  last {shown(score)}")
+        print(f"{hp.name}  last {shown(scores[-1])}")
     if len(scores) < 2:
         return
 
