@@ -41,6 +41,7 @@ ORIGIN = {"trained", "chosen", "unknown"}
 
 K = 50  # steepness of the differentiable step, eq. 2
 STRIDES = (4, 8, 16, 32)
+EMA_DECAY = 0.999
 
 
 # ---------------------------------------------------------------- network
@@ -253,6 +254,20 @@ def largest_weights(values, count):
     level = bits == low[:, None]
     left = (count - above.sum(1)) / level.sum(1).clamp(min=1)
     return above + level * left.clamp(0, 1)[:, None]
+
+
+# ---------------------------------------------------------------- moving average
+
+
+def float_tensors(model):
+    """Weights and batch-norm statistics of a network, in a fixed order."""
+    return [t for t in model.state_dict(keep_vars=True).values() if t.is_floating_point()]
+
+
+@torch.no_grad()
+def update_ema(ema, model, step):
+    """Exponential moving average of lists of tensors, in place; short memory in the first steps."""
+    torch._foreach_lerp_(ema, model, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -59,12 +59,14 @@ from command import given_flags, resolve_hparams, trainer_parser
 from dbnet import (
     DBNet,
     db_loss,
+    float_tensors,
     keep_previous,
     load_checkpoint,
     load_last,
     save_checkpoint,
     teacher_loss,
     to_cpu,
+    update_ema,
 )
 from engine import amp_dtype, describe_machine
 from files import DataError, UsageError, exit_code, lock_folder, replace_file, write_json
@@ -85,7 +87,6 @@ from processes import (
 )
 from report import progress
 
-EMA_DECAY = 0.999
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is resumed
 NO_BEST = {"hmean": -1.0, "epoch": 0}
 NEW_NAME = "choose another name, or --resume to go on with it"
@@ -357,17 +358,6 @@ def learning_rate(hp, epoch, epochs_done):
     if epochs_done < hp.warmup:
         return cosine * (epochs_done / hp.warmup)
     return cosine
-
-
-def float_tensors(model):
-    """Weights and batch-norm statistics of a network, in a fixed order."""
-    return [t for t in model.state_dict(keep_vars=True).values() if t.is_floating_point()]
-
-
-@torch.no_grad()
-def update_ema(ema, model, step):
-    """Exponential moving average of lists of tensors, in place; short memory in the first steps."""
-    torch._foreach_lerp_(ema, model, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
 
 
 def start_network(hp, device, fresh, ancestors):
