@@ -56,12 +56,16 @@ class Dimension:
 
     def index(self, u):
         u = np.clip(u, 0, 1 - 1e-12)  # 1 belongs to the last level that has a share
-        return np.minimum(np.searchsorted(self.edges, u, side="right"), len(self.levels)) - 1
+        return np.minimum(np.searchsorted(self.edges, u, "right"), len(self.levels)) - 1
+
+    def middles(self):
+        """The middles of the levels' shares [levels]."""
+        return (self.edges[1:] + self.edges[:-1]) / 2
 
     def value(self, u):
         """u in 0..1 -> the parameter's value."""
         if self.levels:
-            return self.levels[int(self.index(u))]
+            return self.levels[self.index(u)]
 
         # 12 digits, so that the ends of a log range come back as they were written
         x = float(f"{quantile(self.law, u):.12g}")
@@ -81,7 +85,7 @@ class Dimension:
         """A value -> u; outside 0..1 for a value outside the range, -1 for an unknown one."""
         for j, level in enumerate(self.levels):
             if identity(level) == identity(value):
-                return float(self.edges[j] + self.edges[j + 1]) / 2
+                return float(self.middles()[j])
         if self.law and is_number(value):
             return cumulative(self.law, value)
         return -1.0
@@ -135,7 +139,7 @@ def quantile(law, u):
     kind, a, b = law
     if kind.endswith("normal"):
         inner = min(max(u, 1e-9), 1 - 1e-9)
-        x = a + b * NormalDist().inv_cdf(inner)
+        x = NormalDist(a, b).inv_cdf(inner)
     else:
         x = a + u * (b - a)
     return math.exp(x) if kind.startswith("log") else x
@@ -231,10 +235,11 @@ def parse_values(where, name, kind, spec):
             raise UsageError(where, f"probabilities are not {n} shares that add up to 1")
     edges = np.r_[0, np.cumsum(share)]
 
-    if n > 2 and all(map(is_number, values)):
-        ranks = np.argsort(np.argsort(values))
-        return Dimension(name, None, 0, tuple(values), edges, (ranks + 0.5) / n)
-    return Dimension(name, None, 0, tuple(values), edges, np.arange(float(n)), True)
+    category = n < 3 or not all(map(is_number, values))
+    coords = np.arange(float(n))
+    if not category:
+        coords = (np.argsort(np.argsort(values)) + 0.5) / n  # of their ranks
+    return Dimension(name, None, 0, tuple(values), edges, coords, category)
 
 
 def with_steps(where, name, law, q, integer):
@@ -281,8 +286,11 @@ def parse_space(spec):
     dims = [parse_dimension(name, entry) for name, entry in entries(spec.get("parameters"))]
     for d in dims:
         if spec.get("method") == "grid" and not d.levels:
-            what = f"method grid needs steps, at most {MAX_LEVELS}"
-            raise UsageError(f"parameters: {d.name}", what, "give values or q_*")
+            raise UsageError(
+                f"parameters: {d.name}",
+                f"method grid needs steps, at most {MAX_LEVELS}",
+                "give values or q_*",
+            )
     return dims
 
 
@@ -314,11 +322,7 @@ class Cube:
 
     def combinations(self):
         """Every point (of a probability above 0), if all parameters have levels."""
-        middles = []
-        for d in self.free:
-            possible = np.diff(d.edges) > 0
-            middles.append(((d.edges[1:] + d.edges[:-1]) / 2)[possible])
-        return itertools.product(*middles)
+        return itertools.product(*[d.middles()[np.diff(d.edges) > 0] for d in self.free])
 
 
 def maximised(spec):
@@ -338,8 +342,10 @@ BOUNDS = {"eta": (1.01, 1e6), "min_iter": (1, 1e6), "max_iter": (1, 1e6), "s": (
 # what train.py writes after each epoch, and what stands before it in W&B
 SHARES = ("hmean", "precision", "recall")
 LOGGED = dict.fromkeys((*SHARES, "hmean_lo", "hmean_hi"), "val/")
-LOGGED |= dict.fromkeys(("lr", "loss", "loss_shrink", "loss_thresh", "loss_binary"), "train/")
-LOGGED |= dict.fromkeys(("seconds", "images_s", "wait", "peak_gib", "val_seconds"), "train/")
+TIMED = ("seconds", "images_s", "wait", "peak_gib", "val_seconds")
+LOGGED |= dict.fromkeys(
+    ("lr", "loss", "loss_shrink", "loss_thresh", "loss_binary", *TIMED), "train/"
+)
 
 
 def check_share(where, metric, value):
@@ -381,8 +387,8 @@ def remedy_for(key, x):
 METRIC = {"name": "hmean", "goal": "maximize"}
 NOT_WANDBS = {"seed", "replicate"}
 USED = {"method", "metric", "parameters", "early_terminate", "run_cap", *NOT_WANDBS}
-NO_EFFECT = "program project name description entity apiVersion kind controller job image_uri"
-NO_EFFECT = {*NO_EFFECT.split(), "metrics", "scheduler", "command"}
+NO_EFFECT = {"program", "project", "name", "description", "entity", "apiVersion", "kind"}
+NO_EFFECT |= {"controller", "job", "image_uri", "metrics", "scheduler", "command"}
 
 
 def check_spec(spec):
@@ -434,8 +440,8 @@ def check_parameters(cube, replicate):
     varying = [d.name for d in cube.free]
     for name in names:
         if names.count(name) > 1:
-            what = f"{shown(name)} comes twice (by the last part of its name)"
-            raise UsageError("parameters", what, "remove one")
+            twice = f"{shown(name)} comes twice (by the last part of its name)"
+            raise UsageError("parameters", twice, "remove one")
     if "epochs" in varying:
         raise UsageError("parameters: epochs", "varies", "trials need one length: give a value")
     if replicate and "seed" in varying:
@@ -458,9 +464,9 @@ def wandb_form(spec):
     form["parameters"] = dict(entries(spec["parameters"]))  # nested ones reach train.py as a dict
 
     rule = form.pop("early_terminate", {})
+    kept = set()
     if rule.get("type") == "hyperband":
-        theirs = {"type", *RULE_KEYS["hyperband"]}
-        form["early_terminate"] = {k: v for k, v in rule.items() if k in theirs}
-    kept = form.get("early_terminate", {})
+        kept = {"type", *RULE_KEYS["hyperband"]}
+        form["early_terminate"] = {k: v for k, v in rule.items() if k in kept}
     dropped += [f"early_terminate.{k} = {v}" for k, v in rule.items() if k not in kept]
     return form, dropped
