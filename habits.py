@@ -97,11 +97,17 @@ def count_spaced(letters):
     return len(spaced)
 
 
+def surplus(labels, others):
+    """Outlines [P, 2] of labels, without those that the others have as well."""
+    counts = Counter(tuple(polygon.round(4).flat) for polygon in labels)
+    counts.subtract(tuple(polygon.round(4).flat) for polygon in others)
+    return [np.reshape(points, (-1, 2)) for points in counts.elements()]
+
+
 def page_changes(old, new):
     """How many labels of a page were added, removed and moved. Equal ones, which need not have an
     area or come in the same order, are none of these."""
-    a, b = (Counter(tuple(p.round(4).flat) for p in labels) for labels in (old, new))
-    old, new = ([np.reshape(p, (-1, 2)) for p in some.elements()] for some in (a - b, b - a))
+    old, new = surplus(old, new), surplus(new, old)
     pairs = iou_matches(old, new).pairs
     moved = sum(len(old[i]) != len(new[j]) or np.abs(old[i] - new[j]).max() > 0.1 for i, j in pairs)
     return len(new) - len(pairs), len(old) - len(pairs), moved
