@@ -352,12 +352,11 @@ def write_html(path, source, pages, found, rows, summary):
 # ---------------------------------------------------------------- export
 
 
-def export(source, path, overrides):
+def export(source, path):
     """Write a checkpoint to share: as .onnx, see `export_onnx`, or as a new .pt its averaged
     weights in half precision. Both hold their decoding and the pages they have seen, and no score:
     that was of other values. Raises DataError, UsageError."""
-    hp = replace(source.hp, **overrides)
-    state = source.state
+    hp, state = source.hp, source.state
     if path.endswith(".onnx"):
         about = {key: getattr(hp, key) for key in EXPORTED}
         about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
@@ -994,12 +993,12 @@ def run(args):
     source = load_source(args.source, args.engine)
     if args.mix:
         source = mix(source, load_source(args.mix))
-    if args.export:
-        check_outputs([args.export], files_read(args))
-        return export(source, args.export, overrides)
-
     if overrides:
         source.override(overrides)
+    if args.export:
+        check_outputs([args.export], files_read(args))
+        return export(source, args.export)
+
     other = load_source(args.compare, args.engine) if args.compare else None
     pages = picture_pages(args.images) if args.images else labelled_pages(args, source, other)
     first, step = args.shard or (1, 1)

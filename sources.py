@@ -21,7 +21,7 @@ from labels import lookalike
 from predict import Network
 
 # what the metadata of an ONNX model say: values, and the pages that it has seen
-EXPORTED = ("backbone", "size", "fit", "text_height", *DECODING)
+EXPORTED = ("backbone", "size", "fit", "look", "text_height", *DECODING)
 EXPORTED_SEEN = {way: SEEN.get(way, way).replace(" ", "_") for way in (*ORIGIN, "tuned")}
 
 
@@ -97,7 +97,9 @@ def read_onnx(path):
         raise UsageError(path, "needs a package", "pip install onnx")
     try:
         about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-        values = {key: parse_value(FIELDS[key].type, about[key]) for key in EXPORTED}
+        # older models lack what was not exported then
+        kept = [key for key in EXPORTED if key in about]
+        values = {key: parse_value(FIELDS[key].type, about[key]) for key in kept}
         origin = {way: about[key].split() for way, key in EXPORTED_SEEN.items()}
         tuned = ",".join(origin.pop("tuned"))
         return {"origin": origin}, saved_hparams({**values, "tuned": tuned}, path)

@@ -948,8 +948,14 @@ def test_size_auto_is_a_flag_and_a_value_of_a_detector(run):
     assert evaluate.choose_look({"size": 640}) == {"size": 640, "look": False}
     assert evaluate.choose_look({"size": "auto"}) == {"look": True}
 
+    # an exported network is read as its checkpoint is
+    run("a.pt", "--size", "auto", "--export", "m.onnx")
+    assert "size auto" in run("m.onnx", *flags[:2], "--out", "m.json").out
+    assert len(read_predictions("m.json")["far.png"][0]) == len(polygons)
+
     # an older checkpoint, which does not say how high its text was
     checkpoint("old.pt")
+    run("old.pt", "--size", "auto", "--export", "new.pt", code=2)
     assert "does not record how high text was" in run("old.pt", *flags, code=2).err
     Path("height.json").write_text('{"text_height": 20, "look": true}')
     assert "size auto" in run("old.pt", *flags, "--hparams", "height.json").out
