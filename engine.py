@@ -98,6 +98,8 @@ def choose_runtime(device, engine, amp, is_onnx):
         if device.type == "cpu" and find_package("openvino"):
             engine = "openvino"
     where = f"--engine {engine}"
+    if engine not in ENGINES:
+        raise UsageError(where, f"not one of {', '.join(ENGINES)}")
     if is_onnx and engine == "torch":
         raise UsageError(where, "does not read ONNX", "use openvino or onnxruntime")
     if engine != "torch" and device.type != "cpu":

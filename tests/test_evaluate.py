@@ -487,6 +487,10 @@ def test_a_detector_says_what_is_wrong(work):
     for words, make in (
         ("lr is not one of size, fit", lambda: evaluate.Detector("a.pt", lr=1)),
         ("thresh = 3 is not within", lambda: evaluate.Detector("a.pt", thresh=3)),
+        (
+            "--engine numpy: not one of auto, torch",
+            lambda: evaluate.Detector("a.pt", engine="numpy"),
+        ),
         ("p.json: not a checkpoint", lambda: evaluate.Detector(predictions())),
         ("gone.pt: cannot be read", lambda: evaluate.Detector("gone.pt")),
         ("gone.jpg: cannot be read", lambda: evaluate.Detector("a.pt")("gone.jpg")),
