@@ -618,7 +618,9 @@ def build(args):
 
 def validate(args):
     """Print what is wrong with a submission. Returns the exit code."""
-    sizes = {page.name: page.size for page in load_pages(args)} if args.data else {}
+    pages = load_pages(args) if args.data else []
+    data.inspect_pages([page for page in pages if not page.size])  # where no file states it
+    sizes = {page.name: page.size for page in pages}
     names = list(sizes) or args.sample and read_sample(args.sample)
     regions, problems = read_submission(args.validate, names, sizes, bool(args.sample))
     for problem in problems[:20]:

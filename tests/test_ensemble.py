@@ -614,6 +614,14 @@ def test_detectors_vote_on_pictures_without_labels_as_on_labelled_ones(run):
     assert len(plain["images"]) == 6 and plain == files.read_json("labelled.json")
 
 
+def test_a_region_off_a_page_is_found_where_only_the_picture_tells_its_size(run):
+    Path("ONE").mkdir()
+    shutil.copy("DATA/images/val0.png", "ONE")
+    files.replace_file("off.csv", "filename,polygons\nval0.png,1 1 900 1 900 9 1 9\n")
+    out, err = run("--validate", "off.csv", "--data", "ONE", code=1)
+    assert "1 errors" in out and "val0.png: region 1 leaves the page" in err
+
+
 def test_an_empty_submission_is_warned_of_and_allowed_by_a_flag(run):
     files.replace_file("blank.csv", "filename,polygons\na.jpg,\n")
     out, err = run("--validate", "blank.csv", code=1)
