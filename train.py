@@ -35,6 +35,7 @@ import importlib.util
 import io
 import json
 import math
+import shlex
 import shutil
 import statistics
 import threading
@@ -1094,9 +1095,9 @@ def print_end(trainer, stopped):
     if trainer.step:
         where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}"
     if stopped or trainer.epoch < hp.epochs:
-        word = "stopped" if stopped else "paused"
+        word, name = "stopped" if stopped else "paused", shlex.quote(hp.name)
         amp = "" if hp.amp == "auto" else f" --amp {hp.amp}"  # it may not be the one of the folder
-        print(f"{word} {where}; go on: python train.py --name {hp.name} --resume{amp}")
+        print(f"{word} {where}; go on: python train.py --name {name} --resume{amp}")
     if trainer.rows and not stopped:
         print(f"last {shown(trainer.scores)}")
         best = f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}"

@@ -999,7 +999,9 @@ def test_scores_on_val_pages_that_changed_are_not_mixed(work, inside, monkeypatc
 def test_runs_may_be_a_symbolic_link_or_hold_one(work, capsys):
     (work / "disk").mkdir()
     (work / "runs").symlink_to(work / "disk")
-    assert run("--name=a/b", "--epochs=2", "--stop-epoch=1") == 0
+    assert run("--name=a/b c", "--epochs=2", "--stop-epoch=1") == 0
+    assert "go on: python train.py --name 'a/b c' --resume\n" in capsys.readouterr().out
+    os.rename("runs/a/b c", "runs/a/b")
     assert train.main(["--resume", str(work / "disk/a/b")]) == 0
     os.rename(work / "disk/a", work / "elsewhere")
     (work / "disk/a").symlink_to(work / "elsewhere")
