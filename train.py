@@ -118,7 +118,8 @@ def resolve_run(args):
         raise UsageError("--resume", "names no run", "add --name or the run's folder")
     path = Path("runs", name, "hparams.json")
     written = path.exists() and path.stat().st_size
-    if path.parent.is_dir() and not written:  # the run was killed before it wrote them
+    killed = path.parent.is_dir() and not written  # before it wrote them
+    if killed and not any(path.parent.glob("*/")):  # else it is a folder of runs
         return resolve_hparams(args)
 
     saved = read_hparams(path)

@@ -1002,6 +1002,9 @@ def test_runs_may_be_a_symbolic_link_or_hold_one(work, capsys):
     assert run("--name=a/b c", "--epochs=2", "--stop-epoch=1") == 0
     assert "go on: python train.py --name 'a/b c' --resume\n" in capsys.readouterr().out
     os.rename("runs/a/b c", "runs/a/b")
+    for folder in ("runs/", "runs/a"):  # no runs, but folders of some
+        assert train.main(["--resume", folder]) == 2
+        error_line(capsys.readouterr().err, "hparams.json: no such file")
     assert train.main(["--resume", str(work / "disk/a/b")]) == 0
     os.rename(work / "disk/a", work / "elsewhere")
     (work / "disk/a").symlink_to(work / "elsewhere")
