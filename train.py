@@ -227,7 +227,8 @@ def read_pseudo_pages(hp, labelled):
 def load_ancestors(hp):
     """{path: its dict} of the checkpoints that a run starts from or learns from. A resumed run no
     longer needs the one it started from. Raises DataError."""
-    paths = [hp.init] if Path(hp.init).is_file() else []
+    begun = Path("runs", hp.name, "last.pt").exists()
+    paths = [hp.init] if Path(hp.init).is_file() and not begun else []
     paths += [path for path in hp.teacher.split(",") if path]
     return {path: load_checkpoint(path) for path in paths}
 
