@@ -1146,6 +1146,9 @@ def resumed_members(runs, args):
             flags = {"name": hp.name, "fold": str(hp.fold), "seed": str(hp.seed)}
             pattern = resolve_run(argparse.Namespace(**vars(args) | flags))
             kept[hp.name] = pattern
+    if args.resume and not any(Path("runs", hp.name).exists() for hp in runs):
+        names = ", ".join(hp.name for hp in runs)
+        raise UsageError("--resume", f"none of {names} has begun", "leave it out to begin")
     if not kept:
         return runs
     return [
