@@ -204,9 +204,10 @@ def held_out_pages(sources, folder=None, image_dir=None):
         for name in names:
             if name not in labels:
                 raise DataError(source.path, f"its held-out page {name} is not in the data")
-            if owner.setdefault(name, source.path) != source.path:
+            if name in owner:
                 problem = f"page {name} is held out by {owner[name]} too"
                 raise DataError(source.path, problem, "give one run a fold")
+            owner[name] = source.path
         page_lists.append([labels[name] for name in names])
     return page_lists
 

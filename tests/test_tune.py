@@ -335,6 +335,7 @@ def test_runs_of_other_splits_do_not_mix(house):
 
     change(FOLDS[0], "replica.pt", seed=1)
     fails("held out by runs/a-fold1/best.pt too", *FOLDS, "replica.pt")
+    fails("held out by runs/a-fold1/best.pt too", *FOLDS, FOLDS[0])  # each page would count twice
     for key, value in (("folds", 3), ("data", "OTHER"), ("split", "abc"), ("size", 192)):
         change(FOLDS[1], "other.pt", **{key: value})
         fails(f"other.pt: {key} is", FOLDS[0], "other.pt")
