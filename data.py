@@ -590,7 +590,7 @@ def shared_groups(rows):
     pairs = {(page.group, split) for split, page in rows if page.group is not None}
     counts = Counter(group for group, _ in pairs)
     for group in sorted(group for group in counts if counts[group] > 1):
-        yield "warning: group in more than one split", group
+        yield "warning: group in more than one split", shown(group)
 
 
 def diff(old, new, image_dir=None):

@@ -209,7 +209,7 @@ def write_whole(path, content):
 def new_folder(out):
     """A folder to fill that becomes `out`, or the target of that link, whole or not at all. Raises
     UsageError if `out` is."""
-    out = Path(out).resolve()
+    out = Path(os.path.realpath(out))
     if out.exists() and not out.is_dir() or any(out.glob("*")):
         raise UsageError(out, "exists", "choose another folder or remove it")
     partial = out.with_name(
@@ -220,7 +220,7 @@ def new_folder(out):
         yield partial
         partial.replace(out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, True)
 
 
 def text_aside(*outputs):
@@ -284,7 +284,7 @@ def lock_folder(folder, name, what):
     """The lock on folder/name, after which temporary files of killed processes are removed. Raises
     UsageError, `what` is going on, where another process has it."""
     held = lock(folder / name)
-    if held is None:
+    if not held:
         raise UsageError(folder, what, "wait for it, or stop it")
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)

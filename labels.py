@@ -514,7 +514,7 @@ def folder_labels(folder):
 
 
 def is_of_one_page(file):
-    """Whether a label file is that of a picture of its name, such as test.jpg, and not of a split."""
+    """Whether a label file is of a picture of its name, such as test.jpg, and not of a split."""
     beside = any(file.with_suffix(end).is_file() for end in PICTURES)
     return beside and not WHOLE.search(read_text(file, other="latin-1"))
 

@@ -405,7 +405,7 @@ def test_splits_in_folders_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("to", ["icdar", "labelme", "paddle", "json"])
 def test_a_picture_may_have_the_name_of_a_split(tmp_path, to):
-    """test.json beside test.jpg is the label file of that picture, and the others are pages, too."""
+    """test.json beside test.jpg is the label file of that picture; the others are pages, too."""
     entry = {"words": {"0001": {"points": QUAD}}}
     write_json(tmp_path / "in", dict.fromkeys(["a.jpg", "test.jpg", "train.jpg", "val.jpg"], entry))
     data.convert(tmp_path / "in" / "train.json", tmp_path / "out", to)
@@ -467,6 +467,12 @@ def test_a_new_folder_may_be_a_link(tmp_path, there):
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "disk"}
     with pytest.raises(UsageError, match="exists; choose another folder"):
         data.convert(tmp_path / "in", tmp_path / "out", "json")
+
+
+def test_a_link_to_itself_is_one_line(tmp_path, script, one_line):
+    write_json(tmp_path / "in", {"a.png": {"words": {}}})
+    (tmp_path / "loop").symlink_to("loop")
+    one_line(script("data.py", "convert", "in", "loop"), code=1)
 
 
 def test_pictures_are_linked_on_demand_and_copied_where_they_cannot_be(tmp_path, monkeypatch):

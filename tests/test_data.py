@@ -888,6 +888,12 @@ def test_equal_labels_are_no_change_whatever_their_area_and_order():
     assert habits.page_changes([quad, near], [quad, quad + 3]) == (0, 0, 1)
 
 
+def test_a_group_is_shown_on_one_line(tmp_path):
+    rows = [("train", labels.Page("a", None, group="a\nb")), ("val", labels.Page("b", None))]
+    rows[1][1].group = rows[0][1].group
+    assert [finding for _, finding in data.shared_groups(rows)] == [r"'a\nb'"]
+
+
 def test_an_empty_text_names_no_group(tmp_path):
     """As a table leaves it where the shop is not known: such pages are not one shop."""
     images = {}
