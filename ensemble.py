@@ -125,7 +125,7 @@ def medoid(cluster, weight, overlap, score):
     """Index with the largest weighted sum of IoUs with its cluster; ties by score, then index."""
 
     def support(n):
-        iou = [1.0 if m == n else overlap.get((min(m, n), max(m, n)), 0.0) for m in cluster]
+        iou = [1.0 if m == n else overlap.get(tuple(sorted((m, n))), 0.0) for m in cluster]
         return round(float(weight @ iou), 9)
 
     return max(cluster, key=lambda n: (support(n), score[n], -n))
@@ -232,9 +232,8 @@ def choose_members(candidates, keep, weights):
     weights = weights or [1.0] * keep
     if len(weights) != keep or not all(0 < weight < math.inf for weight in weights):
         raise UsageError("--weights", f"{keep} positive numbers are needed, one a member")
-    largest = max(weights)
-    weights = [weight / largest for weight in weights]  # their sum is finite
-    return members, [weight * keep / sum(weights) for weight in weights]
+    weights = np.array(weights) / max(weights)  # their sum is finite
+    return members, (weights / weights.mean()).tolist()
 
 
 def common_decoding(members):
@@ -333,8 +332,7 @@ def gate(ensemble, pages, seen):
         return together, result
 
     best = max(everyone, key=lambda k: (scores[k].hmean, names[k]))
-    pair = rows["page"], others[best]
-    gain = paired_difference(*pair, cleval.mean_scores, groups, seen[-1])
+    gain = paired_difference(rows["page"], others[best], cleval.mean_scores, groups, seen[-1])
     if gain.verdict != "better":  # the best member was picked on these same pages
         few = gain.verdict.partition("cannot tell")[2]
         gain = replace(gain, verdict=f"not shown to be better{few}")
@@ -372,7 +370,7 @@ def region_points(polygon, page_size):
     points = points[(points != np.roll(points, 1, 0)).any(1)]
     if len(points) == 3:
         edge = np.roll(points, -1, 0) - points
-        n = np.argmax((edge**2).sum(1))
+        n = np.hypot(*edge.T).argmax()
         points = np.insert(points, n + 1, points[n] + edge[n] // 2, 0)
     repeated = (points == np.roll(points, 1, 0)).all(1)
     return points if len(points) >= 4 and not repeated.any() and signed_area(points) else None
@@ -382,7 +380,8 @@ def submission_regions(polygons, scores, page_size):
     """Regions of one page for a submission: at most MAX_DETECTIONS, by confidence, none twice."""
     regions = {}
     for n in np.argsort(-np.asarray(scores), kind="stable"):
-        if (points := region_points(polygons[n], page_size)) is not None:
+        points = region_points(polygons[n], page_size)
+        if points is not None:
             regions.setdefault(canonical(points).tobytes(), points)
     return list(regions.values())[: cleval.MAX_DETECTIONS]
 
@@ -512,12 +511,7 @@ def parse_args(argv):
     add("--image-dir", metavar="DIR", help="where the pictures lie, if not beside the labels")
     add = parser.add_argument_group("how they vote").add_argument
     add("--method", choices=("maps", "voting"), help="(default maps)")
-    add(
-        "--votes",
-        "--threshold",
-        type=float,
-        help="voting: least sum of weights (default: more than half)",
-    )
+    add("--votes", "--threshold", type=float, help="least sum of weights (default: over half)")
     add("--weights", type=numbers, help="`scores`, as recorded on held-out pages, or one a member")
     add("--scales", type=numbers, help="page sizes to predict at instead, as 960,1120")
     add("--flip", action="store_true", help="predict the mirrored page too")
@@ -622,7 +616,7 @@ def validate(args):
     data.inspect_pages([page for page in pages if not page.size])  # where no file states it
     sizes = {page.name: page.size for page in pages}
     names = list(sizes) or args.sample and read_sample(args.sample)
-    regions, problems = read_submission(args.validate, names, sizes, bool(args.sample))
+    regions, problems = read_submission(args.validate, names, sizes, args.sample)
     for problem in problems[:20]:
         print_error(problem)
     count = sum(map(len, regions.values()))

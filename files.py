@@ -212,9 +212,8 @@ def new_folder(out):
     out = Path(os.path.realpath(out))
     if out.exists() and not out.is_dir() or any(out.glob("*")):
         raise UsageError(out, "exists", "choose another folder or remove it")
-    partial = out.with_name(
-        f".{out.name[:50]}.{os.getpid()}.partial"
-    )  # its name may fill 255 bytes
+    # the name of `out` may fill 255 bytes
+    partial = out.with_name(f".{out.name[:50]}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
         yield partial
