@@ -8,6 +8,7 @@ import threading
 import time
 from datetime import timedelta
 
+import cv2
 import torch
 import torch.distributed as dist
 
@@ -176,3 +177,21 @@ def explain_errors(work, store=None):
             remedy = "the run folder keeps the last whole epoch"
             raise DataError("a process of the group", "was lost", remedy, 137) from None
         raise
+
+
+# ---------------------------------------------------------------- loader processes
+
+
+def start_worker(_):
+    # CTRL-C goes to the whole group; the trainer saves, and needs the batches for it
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=follow_trainer, daemon=True).start()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def follow_trainer():
+    """End a loader process when its trainer is gone, which the fork server between them hides."""
+    torch.multiprocessing.parent_process().join()
+    os._exit(1)

@@ -76,7 +76,6 @@ from hparams import FIELDS, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference, read_score
 from pictures import bytes_digest, read_image
 from processes import (
-    STOP_SIGNALS,
     Stop,
     device_of_process,
     explain_errors,
@@ -84,6 +83,7 @@ from processes import (
     join_group,
     process_count,
     rank,
+    start_worker,
     total,
 )
 from report import progress
@@ -289,21 +289,6 @@ def keep_split(hp, split):
     write_json(Path("runs", f"split-{split['hash']}.json"), split, indent=1)
     print(f"fold {hp.fold} of {hp.folds}, split {split['hash']}")
     return dataclasses.replace(hp, split=split["hash"])
-
-
-def start_worker(_):
-    # CTRL-C goes to the whole group; the trainer saves, and needs the batches for it
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=follow_trainer, daemon=True).start()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
-def follow_trainer():
-    """End a loader process when its trainer is gone, which the fork server between them hides."""
-    torch.multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def canvas_step(hp, device):

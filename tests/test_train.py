@@ -779,7 +779,7 @@ def standing(hp, pages=train.NO_PAGES, epoch=0):
 def test_loader_processes_leave_the_stop_signals_to_the_trainer(work, monkeypatch):
     for owner, name in ((cv2, "setNumThreads"), (torch, "set_num_threads")):
         monkeypatch.setattr(owner, name, int)  # this process keeps its threads
-    monkeypatch.setattr(train, "follow_trainer", int)  # and has no trainer
+    monkeypatch.setattr(processes, "follow_trainer", int)  # and has no trainer
     hp = hparams.Hparams()
     train.make_loader(standing(hp, epoch=hp.epochs), CPU).worker_init_fn(0)
     assert {signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)} == {signal.SIG_IGN}
