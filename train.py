@@ -1082,7 +1082,8 @@ def print_end(trainer, stopped):
     if trainer.step:
         where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}"
     if stopped or trainer.epoch < hp.epochs:
-        word, name = "stopped" if stopped else "paused", shlex.quote(hp.name)
+        word = "stopped" if stopped else "paused"
+        name = shlex.quote(hp.name)
         amp = "" if hp.amp == "auto" else f" --amp {hp.amp}"  # it may not be the one of the folder
         print(f"{word} {where}; go on: python train.py --name {name} --resume{amp}")
     if trainer.rows and not stopped:
@@ -1132,8 +1133,7 @@ def resumed_members(runs, args):
             pattern = resolve_run(argparse.Namespace(**vars(args) | flags))
             kept[hp.name] = pattern
     if args.resume and not any(Path("runs", hp.name).exists() for hp in runs):
-        names = ", ".join(hp.name for hp in runs)
-        raise UsageError("--resume", f"none of {names} has begun", "leave it out to begin")
+        raise UsageError("--resume", f"no run like {runs[0].name} has begun", "leave it out")
     if not kept:
         return runs
     return [

@@ -43,6 +43,7 @@ import hparams
 import interval
 import labels
 import pictures
+import processes
 import report
 import sources
 import train
@@ -677,7 +678,7 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, "--fold=2 --print-hparams", "--fold: only with --folds N, in the command or its file"),
         (2, "--seeds=0", "--seeds: at least 1 is needed"),
         (2, "--fold=all", "--fold: only with --folds N, in the command or its file"),
-        (2, "--name=a --seeds=2 --resume", "--resume: none of a-seed0, a-seed1 has begun; leave"),
+        (2, "--name=a --seeds=2 --resume", "--resume: no run like a-seed0 has begun; leave it out"),
         (2, "--artifact --print-hparams", "--artifact: only with --log wandb"),
         (2, "--min-confidence=0.5", "--min-confidence: only with --pseudo-labels"),
         (2, "--teacher-weight=2", "--teacher-weight: only with --teacher"),
