@@ -33,7 +33,6 @@ import itertools
 import json
 import math
 import re
-import select
 import shlex
 import shutil
 import subprocess
@@ -319,15 +318,16 @@ class Sweep:
         for trial in self.trials:
             # a stopped run is projected from its last values and the number of its epochs
             with_curve = trial.recorded or trial.state == "stopped"
-            entry = {
-                "params": {**trial.params, "seed": trial.params.get("seed", seed)},
-                "state": trial.state,
-                "value": trial.history[-1] if trial.history else None,
-                "history": list(trial.history) if with_curve else [],
-                "epochs": self.epochs,
-                "sd": paired(trial.rows),
-            }
-            entries.append(entry)
+            entries.append(
+                {
+                    "params": {**trial.params, "seed": trial.params.get("seed", seed)},
+                    "state": trial.state,
+                    "value": trial.history[-1] if trial.history else None,
+                    "history": list(trial.history) if with_curve else [],
+                    "epochs": self.epochs,
+                    "sd": paired(trial.rows),
+                }
+            )
         return entries
 
     def curve(self, trial):
@@ -447,10 +447,9 @@ def open_sweep(draft):
 
     if sweep and sweep.curves():
         before, now = essence(sweep), essence(draft)
-        for key in before | now:
-            if before.get(key) != now.get(key):
-                value = before.get(key, "unset")
-                what = f"holds trials with {key} {value}, which would not compare"
+        for key in before:
+            if before[key] != now.get(key):
+                what = f"holds trials with {key} {before[key]}, which would not compare"
                 raise UsageError(folder, what, "give the same, or --name NEW")
         had, given = {**sweep.spec, "flags": sweep.extra}, {**draft.spec, "flags": draft.extra}
         changed = [key for key in sorted(had | given) if had.get(key) != given.get(key)]
@@ -465,12 +464,11 @@ def open_sweep(draft):
 
 
 def essence(sweep):
-    """{key: value} of all that comparable trials have in common: the metric, which parameters vary,
-    the constants, and what flags and --hparams give train.py, except what changes no result."""
-    same = vars(trainer_args(sweep.extra)) | asdict(sweep.hparams)
-    same |= dict.fromkeys(sweep.cube.names, "varying")
+    """{key: value} of all that comparable trials have in common, except what changes no result: the
+    metric, which parameters vary, and what constants, flags and --hparams give train.py."""
+    same = asdict(sweep.hparams) | dict.fromkeys(sweep.cube.names, "varying")
     same |= {"metric": sweep.metric, **sweep.cube.constants}
-    return {key: x for key, x in same.items() if x is not None and key not in FREE}
+    return {key: x for key, x in same.items() if key not in FREE}
 
 
 def trainer_args(words, ours=()):
@@ -572,15 +570,8 @@ def run_sweep(sweep, options, queue=(), only=None):
 
 def wait_for_one(processes):
     """Wait until one of these child processes has ended, whatever other children there are."""
-    with contextlib.ExitStack() as stack:
-        ends = []
-        for process in processes:
-            try:
-                ends.append(os.pidfd_open(process.pid))
-            except ProcessLookupError:  # another part of this program has waited for it
-                return
-            stack.callback(os.close, ends[-1])
-        select.select(ends, [], [])
+    while all(process.poll() is None for process in processes):
+        time.sleep(0.05)
 
 
 def next_job(sweep, queue, only=None, busy=()):
@@ -841,9 +832,8 @@ def settle(sweep, trial):
         return sweep.write("finished", trial)
 
     judging = rule["type"] not in ("", "brackets") and not trial.whole
-    if not judging or done not in bands_of(rule, sweep.epochs):
-        return
-    if done in [verdict["epoch"] for verdict in trial.judged]:
+    judged = [verdict["epoch"] for verdict in trial.judged]
+    if not judging or done not in bands_of(rule, sweep.epochs) or done in judged:
         return
     if trial.revived:
         return sweep.write("stopped", trial, why="waits for its chance against the others")
@@ -916,9 +906,7 @@ def add_arguments(parser):
     add("--enqueue", nargs="+", default=[], metavar="FILE|DIR", help="hparams, sweeps to try first")
     known = "take the enqueued sweep's trials as results instead of running them, beside run_cap"
     add("--known", action="store_true", help=known)
-    parallel = (
-        "trials side by side (default: one a device); --workers are a trial's loader processes"
-    )
+    parallel = "trials side by side (default: one a device), not a trial's loader processes"
     add("--parallel", type=int, metavar="N", help=parallel)
     add("--devices", type=lambda s: s.split(","), default=[], metavar="0,1", help="GPUs to use")
     add("--launcher", type=shlex.split, default=[], metavar="CMD", help='such as "srun --gpus=1"')

@@ -1069,7 +1069,7 @@ def draw_last_pictures(trainer, mirrors, artifact):
     pages = trainer.pages.val[:8]
     for _, (page, found) in predict.predict(network, pages, trainer.device, lambda *both: both):
         evaluate.draw_picture(page, *found, folder)
-    pictures = sorted(folder.glob("*.jpg"))
+    pictures = sorted(folder.rglob("*.jpg"))
     best = trainer.folder / "best.pt" if artifact else None
     for send in mirrors:
         send({"epoch": trainer.epoch}, pictures, best)
