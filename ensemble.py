@@ -561,8 +561,8 @@ def voting_pages(args, members):
         return load_pages(args)
     runs = [member.network.hp for member in members if member.network]
     places = {(hp.data, hp.val_data, hp.image_dir, hp.folds) for hp in runs}
-    if len(places) != 1:
-        raise UsageError("the pages", "members do not share their data", "add --data")
+    if len(places) != 1 or not runs[0].data:
+        raise UsageError("the pages", "members do not share known data", "add --data")
     if len({hp.fold for hp in runs}) == 1 or not runs[0].folds:
         return evaluate.validated_pages(args, runs[0])
     folder = data.resolve_data(data.set_names(runs[0].data)[0])
@@ -662,6 +662,7 @@ def check_voting_flags(args):
         ("allow_empty", args.validate, "only with --validate"),
         ("votes", args.method == "voting", "only with --method voting"),
         (values, networks, "only with a checkpoint"),
+        ("amp", args.engine != "onnxruntime", "onnxruntime computes in float32"),
         ("drop_worst", args.best is None, "not with --best"),
         ("split image_dir", args.data, "only with --data"),
         ("sample", args.submission or args.validate, "only with --submission"),

@@ -102,7 +102,8 @@ def read_onnx(path):
         values = {key: parse_value(FIELDS[key].type, about[key]) for key in kept}
         origin = {way: about[key].split() for way, key in EXPORTED_SEEN.items()}
         tuned = ",".join(origin.pop("tuned"))
-        return {"origin": origin}, saved_hparams({**values, "tuned": tuned}, path)
+        # it does not know the pages of its run
+        return {"origin": origin}, saved_hparams({**values, "tuned": tuned, "data": ""}, path)
     except Exception as error:  # noqa: BLE001 (what protobuf makes of any bytes)
         raise DataError(path, f"not a model of --export ({error})", "export it again") from None
 

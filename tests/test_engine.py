@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, run_python
 
 import engine
+import ensemble
 import evaluate
 import sources
 from dbnet import DBNet
@@ -268,14 +269,18 @@ def test_commands_run_on_any_engine(openvino, work, capsys):
     assert len(polygons) == len(scores)
 
 
-def test_an_onnx_model_remembers_what_its_network_has_seen(work):
+def test_an_onnx_model_remembers_what_its_network_has_seen(work, capsys):
     weights = str(ROOT / "weights/receipts-lite2.pt")
     evaluate.main([weights, "--export", "m.onnx", "--size=auto"])
     source, again = sources.load_source(weights), sources.load_source("m.onnx")
-    for key in ("fit", "text_height", "thresh", "unclip_ratio", "mode", "tuned"):
+    for key in ("fit", "look", "text_height", "thresh", "unclip_ratio", "mode", "tuned"):
         assert getattr(again.hp, key) == getattr(source.hp, key), key
     sorted_origin = {way: sorted(digests) for way, digests in source.state["origin"].items()}
     assert again.state["origin"] == sorted_origin and len(sorted_origin["trained"]) > 400
+
+    # but not the pages of its run
+    assert ensemble.main(["m.onnx"]) == 2
+    assert "the pages: members do not share known data; add --data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -663,6 +663,7 @@ BAD = [
     (2, (*DETECTORS, "--flip"), "--flip: only with a checkpoint"),
     (2, (*DETECTORS, "--box-thresh", "0"), "--box-thresh: only with a checkpoint"),
     (2, (FOLDS[0], "--split", "train"), "--split: only with --data"),
+    (2, (*MAPS, "--engine", "onnxruntime", "--amp", "bf16"), "--amp: onnxruntime computes in"),
     (2, (*MAPS, "--best", "1", "--drop-worst"), "--drop-worst: not with --best"),
     (2, ("--validate", "p0.json", "--best", "1"), "--best: not with --validate"),
     (
