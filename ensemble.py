@@ -165,16 +165,16 @@ def load_member(path, overrides, scales, flip, device, engine):
     """The Member of a network or predictions.json. Raises DataError that names the file."""
     source = sources.load_source(path, engine)
     digest = source.digest()
-    if not source.hp:
-        return Member(source, None, path, digest)
-    source.override(overrides)
-    network = source.network(device, sizes=scales)
-    if flip:
-        network = network._replace(model=predict.flipped(network.model))
-    # without the weights, which would fill the memory
-    source.state = {key: source.state.get(key) for key in ("scores", "origin")} | {
-        "runtime": str(source.runtime(device))
-    }
+    network = None
+    if source.hp:
+        source.override(overrides)
+        network = source.network(device, sizes=scales)
+        if flip:
+            network = network._replace(model=predict.flipped(network.model))
+
+        # without the weights, which would fill the memory
+        kept = {key: source.state.get(key) for key in ("scores", "origin")}
+        source.state = kept | {"runtime": str(source.runtime(device))}
     return Member(source, network, path, digest)
 
 
@@ -258,8 +258,7 @@ def predict_all(ensemble, pages, subsets):
         alone = [member.source.regions.get(page.name) for member in members]
         for k, prob in maps.items():
             alone[k] = decode_page(prob, page.size, networks[k].hp)
-        together = [combine(ensemble, page, subset, maps, alone) for subset in subsets]
-        return [*alone, *together]
+        return alone + [combine(ensemble, page, subset, maps, alone) for subset in subsets]
 
     if networks:
         stream = predict.predict_each([*networks.values()], pages, ensemble.device, job)
@@ -313,7 +312,7 @@ def gate(ensemble, pages, seen):
     """What the ensemble finds on labelled pages, and its Judgement. seen: as of warn_of_leaks, for
     each member and for all."""
     names = [member.name for member in ensemble.members]
-    everyone = list(range(len(names)))
+    everyone = range(len(names))
     left_out = ([m for m in everyone if m != k] for k in everyone if len(everyone) > 2)
     alone, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
     groups = bootstrap_groups(pages)
@@ -432,7 +431,7 @@ def parse_region(text, page_size=None):
     """`x y x y ...` -> int array [P, 2]. Raises ValueError that says what is wrong with it."""
     if not re.fullmatch("-?[0-9]{1,7}( -?[0-9]{1,7})*", text):
         raise ValueError(f"is {text[:40]!r}; whole numbers with one space between are needed")
-    numbers = np.array(text.split(" "), int)
+    numbers = np.array(text.split(), int)
     if len(numbers) < 8 or len(numbers) % 2:
         raise ValueError(f"has {len(numbers)} numbers; x y of at least 4 points are needed")
     points = numbers.reshape(-1, 2)
@@ -474,7 +473,7 @@ def read_submission(path, names=None, sizes=None, ordered=False):
         if name in first:
             problems.append(f"{where}: {name}: is there already in line {first[name]}")
             continue
-        if names is not None and name not in names:
+        if names and name not in names:
             problems.append(f"{where}: {name}: not a page that is asked for")
         first[name] = line
         regions[name], wrong = parse_field(field, f"{where}: {name}", sizes and sizes.get(name))
@@ -648,8 +647,9 @@ def run_gate(args, ensemble, pages):
         print_gate(ensemble.method, judgement)
         if decision:
             print(f"decision by the ensemble's score alone: {decision}")
-    closed = judgement.gain and judgement.gain.verdict != "better"
-    return found, EXIT_NOT_BETTER if closed else 0
+    if judgement.gain and judgement.gain.verdict != "better":
+        return found, EXIT_NOT_BETTER
+    return found, 0
 
 
 def check_voting_flags(args):
@@ -691,8 +691,7 @@ def run(args):
             sources.check_pages(member.source, pages, labelled)
     beside = args.submission and Path(args.submission).with_suffix(".json")
     derived = [] if args.out else [beside]
-    inputs = evaluate.files_read(args, pages)
-    evaluate.check_outputs([args.out, args.submission], inputs, derived)
+    evaluate.check_outputs([args.out, args.submission], evaluate.files_read(args, pages), derived)
     out = args.out or beside
 
     code = 0

@@ -601,8 +601,8 @@ def write_log(path, rows):
 
 
 def read_log(folder):
-    """{epoch: its H-mean} of a run's log.csv. Raises UsageError if there is none, DataError where it
-    is another file."""
+    """{epoch: its H-mean} of a run's log.csv. Raises UsageError if there is none, DataError where
+    it is another file."""
     path = Path(folder, "log.csv")
     if not path.is_file():
         raise UsageError(path, "no such file", f"is {folder} a run folder?")
