@@ -497,7 +497,7 @@ def test_doubtful_labels_are_dont_care_in_training(folder):
     ("more", "message"),
     [
         ({"page": ["a.png"]}, "no suspect of a train page"),
-        ({"parts": 5}, 'suspect 1: "parts" is not a list of outlines'),
+        ({"parts": 5}, "suspect 1: its parts are not a list of outlines"),
         ({"proposed": 7}, "suspect 1: 0 points"),
     ],
 )

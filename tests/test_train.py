@@ -1,6 +1,7 @@
 """Training: values in, exact resume, kills at bad moments, one line for whatever goes wrong."""
 
 import copy
+import csv
 import dataclasses
 import io
 import itertools
@@ -65,6 +66,13 @@ def run(*flags):
 
 def resume(name, *flags):
     return train.main(["--name", name, "--resume", *flags])
+
+
+def logged(folder):
+    """Rows of a run's log.csv as {epoch: {column: float}}."""
+    with open(f"{folder}/log.csv", newline="") as file:
+        rows = [{key: float(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    return {int(row["epoch"]): row for row in rows}
 
 
 def last(name, file="last.pt"):
@@ -211,7 +219,7 @@ def test_what_a_run_prints_and_evaluate_says_are_the_digits_of_the_log(work, cap
     flags = ("--epochs=10", "--T_max=10", *LEARNS, "--baseline=.")
     (work / "learned.json").write_text("{}")
     assert run("--hparams", "learned.json", *flags) == 0
-    rows, out = train.read_log("runs/learned"), capsys.readouterr().out
+    rows, out = logged("runs/learned"), capsys.readouterr().out
     best = last("learned")["best"]
     row = rows[best["epoch"]]
     assert row["hmean"] == best["hmean"] == max(r["hmean"] for r in rows.values()) > 0.1
@@ -303,7 +311,7 @@ def test_a_run_on_two_sets_is_scored_by_set_and_is_worth_what_the_first_says(wor
     error_line(capsys.readouterr().err, what)
     assert resume("two") == 0
     lines = capsys.readouterr().out.splitlines()
-    state, rows = last("two"), train.read_log("runs/two")
+    state, rows = last("two"), logged("runs/two")
     assert (
         rows[8]["hmean"] == state["scores"]["hmean"] == evaluated() == evaluated("--data=s") > 0.1
     )
@@ -404,7 +412,7 @@ def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch, capsys):
     board = events.EventAccumulator("runs/run7/tensorboard").Reload()
     assert len(board.Tags()["images"]) == 2
     for tag in ("val/hmean", "val/hmean_lo", "train/loss", "train/lr", "train/seconds"):
-        column = [row[tag.split("/")[1]] for row in train.read_log("runs/run7").values()]
+        column = [row[tag.split("/")[1]] for row in logged("runs/run7").values()]
         assert [row[tag] for row in rows] == column
         shown = [(e.step, e.value) for e in board.Scalars(tag)]
         assert shown == [(k, pytest.approx(x, rel=1e-6)) for k, x in enumerate(column, 1)]
@@ -605,7 +613,7 @@ def test_a_run_goes_on_in_another_number_type(work, first, then, monkeypatch):
     assert bool(last("types")["scaler"]) == (first == "fp16")
     assert resume("types", f"--amp={then}") == 0
     assert bool(last("types")["scaler"]) == (then == "fp16")
-    rows = train.read_log("runs/types")
+    rows = logged("runs/types")
     assert rows.keys() == {1, 2} and 0 < rows[2]["loss"] < rows[1]["loss"]
 
 
@@ -938,7 +946,7 @@ def test_an_epoch_whose_pages_were_removed_starts_again(work, recorded, monkeypa
     assert "warning: epoch 2 starts again with the pages there are now" in out
     what = f"own/images/{first} removed, own/images/{second} removed, own/images/{third} removed"
     assert (f"warning: runs/s2: train pages have changed since: {what}\n" in out) == recorded
-    assert train.read_log("runs/s2").keys() == {1, 2, 3, 4}
+    assert logged("runs/s2").keys() == {1, 2, 3, 4}
     assert len(last("s2")["pages"]["train"]) == 3
 
 
@@ -985,7 +993,7 @@ def test_scores_on_val_pages_that_changed_are_not_mixed(work, inside, monkeypatc
     assert f"{name} labels changed; add --rescore, or start a new run with --init runs/s2" in line
     assert (work / "runs/s2/last.pt").read_bytes() == kept
     assert resume("s2", "--rescore") == 0
-    out, rows, state = capsys.readouterr().out, train.read_log("runs/s2"), last("s2")
+    out, rows, state = capsys.readouterr().out, logged("runs/s2"), last("s2")
     assert [k for k, row in rows.items() if row["hmean"] == row["hmean"]] == [9]
     assert state["best"] == {"hmean": rows[9]["hmean"], "epoch": 9}
     assert (f"epoch 9 scored anew: {train.shown(state['scores'])}\n" in out) != inside
