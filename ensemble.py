@@ -473,7 +473,7 @@ def read_submission(path, names=None, sizes=None, ordered=False):
         if name in first:
             problems.append(f"{where}: {name}: is there already in line {first[name]}")
             continue
-        if names and name not in names:
+        if names is not None and name not in names:
             problems.append(f"{where}: {name}: not a page that is asked for")
         first[name] = line
         regions[name], wrong = parse_field(field, f"{where}: {name}", sizes and sizes.get(name))

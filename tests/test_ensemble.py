@@ -622,6 +622,13 @@ def test_a_region_off_a_page_is_found_where_only_the_picture_tells_its_size(run)
     assert "1 errors" in out and "val0.png: region 1 leaves the page" in err
 
 
+def test_a_sample_without_pages_asks_for_none(run):
+    files.replace_file("none.csv", "filename,polygons\n")
+    files.replace_file("one.csv", "filename,polygons\na.jpg,1 1 9 1 9 9 1 9\n")
+    err = run("--validate", "one.csv", "--sample", "none.csv", code=1).err
+    assert "one.csv: line 2: a.jpg: not a page that is asked for" in err
+
+
 def test_an_empty_submission_is_warned_of_and_allowed_by_a_flag(run):
     files.replace_file("blank.csv", "filename,polygons\na.jpg,\n")
     out, err = run("--validate", "blank.csv", code=1)
