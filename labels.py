@@ -248,9 +248,10 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
         if not isinstance(words, dict):
             raise DataError(where, 'no "words" object', 'a page without text has "words": {}')
         page = find_page(places, [name], label_file, label_file, need_pictures)
-        page.group = get(entry, "group", get(get(meta, name), "group")) or None  # "" names none
-        if not isinstance(page.group, str | None):
-            raise DataError(where, f"group {shown(repr(page.group))} is not a text")
+        group = get(entry, "group", get(get(meta, name), "group"))
+        if not isinstance(group, str | None):
+            raise DataError(where, f"group {shown(repr(group))} is not a text")
+        page.group = group or None  # "" names none
         words = competition_words(words)
         pages.append(fill_page(page, where, words, get(entry, "img_w"), get(entry, "img_h")))
     return pages

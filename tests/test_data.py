@@ -904,6 +904,10 @@ def test_an_empty_text_names_no_group(tmp_path):
     assert [page.group for page in pages] == [None, None, None, "a", "a"]
     data.inspect_pages(pages)
     assert data.page_groups(pages).tolist() == [0, 1, 2, 3, 3]
+    images["0.png"]["group"] = 0  # a number is no text, this one neither
+    write_labels(tmp_path, images)
+    with pytest.raises(DataError, match="group 0 is not a text"):
+        load_labels(tmp_path, "train")
 
 
 def test_diff_of_two_label_sets(tmp_path, script):
