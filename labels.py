@@ -2,12 +2,12 @@
 ICDAR's, PaddleOCR's, labelme's and COCO's files. Polygons are [P, 2] in page pixels, EXIF
 orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1)."""
 
-import contextlib
 import os
 import re
 import sys
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path, PurePosixPath
@@ -100,7 +100,7 @@ def parse_polygon(points, where):
         raise DataError(where, f"{count} points", f"3 to {MAX_POINTS} are needed")
 
     polygon = np.zeros(0)
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
+    with suppress(TypeError, ValueError, OverflowError):
         polygon = np.array(points, np.float64)
     if polygon.shape != (count, 2) or not (np.abs(polygon) <= MAX_COORDINATE).all():
         raise DataError(where, f"its points are not [x, y] of numbers within {MAX_COORDINATE:g}")
@@ -367,7 +367,7 @@ def as_points(flat):
 
 def rectangle(points):
     """Corners of the upright rectangle between two points; any others are left as they are."""
-    with contextlib.suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError):
         (left, top), (right, bottom) = points
         return [[left, top], [right, top], [right, bottom], [left, bottom]]
     return points
@@ -427,7 +427,7 @@ def parse_icdar_line(line, usual=None):
     comma = "," if "," in line.split('"')[0] else None
     fields = line.split(comma, 2 * MAX_POINTS + 2)
     numbers = []
-    with contextlib.suppress(ValueError):
+    with suppress(ValueError):
         for text in fields:
             numbers.append(float(text))
 
@@ -516,7 +516,7 @@ def folder_labels(folder):
 
 def is_of_one_page(file):
     """Whether a label file is of a picture of its name, such as test.jpg, and not of a split."""
-    beside = any(file.with_suffix(end).is_file() for end in PICTURES)
+    beside = any(p.suffix.lower() in PICTURES for p in file.parent.glob(f"{file.stem}.*"))
     return beside and not WHOLE.search(read_text(file, other="latin-1"))
 
 
@@ -530,8 +530,7 @@ def find_labels(data, split):
             continue
         if file.suffix.startswith(".json"):  # and .jsonl
             return read_competition, file
-        is_icdar = re.match("gt_|res_", file.name)
-        if is_icdar or ICDAR.match(read_text(file, other="latin-1")):
+        if re.match("gt_|res_", file.name) or ICDAR.match(read_text(file, other="latin-1")):
             return read_icdar, [file]
         return read_paddle, file
     return next(filter(None, (folder_labels(data / name) for name in names)), None)

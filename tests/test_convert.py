@@ -418,6 +418,15 @@ def test_a_picture_may_have_the_name_of_a_split(tmp_path, to):
     assert len(load_labels(whole.parent, "train")) == 4
 
 
+def test_a_picture_of_a_splits_name_may_end_in_capitals(tmp_path):
+    """As those of cameras do."""
+    for stem in ("a", "test"):
+        blank(tmp_path / f"{stem}.JPG")
+        sheet = {"shapes": [], "imagePath": f"{stem}.JPG"}
+        (tmp_path / f"{stem}.json").write_text(json.dumps(sheet))
+    assert [len(pages) for pages in data.load_splits(tmp_path).values()] == [2]
+
+
 def test_paddle_files_are_those_that_ppocrlabel_opens(tmp_path, monkeypatch):
     """It opens a folder of pictures, shows what Label.txt in it says of FOLDER/PICTURE, keeps what
     fileState.txt names when it saves, and evaluates each line with Python's literals."""
