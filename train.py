@@ -183,8 +183,11 @@ def read_pages(hp, ancestors):
     for name, part in named.items():
         print(f"{name:5s} {data.describe(part)}; {data.describe_print(part, hp)}")
         if all(all(page.repaired.ignore) for page in part):  # of val pages all scores would be 0
-            what = f"no word in {len(part)} {name} pages"
-            raise DataError(hp.data, what, "label them; or are all words ignored?")
+            raise DataError(
+                part[0].source,
+                f"no word in {len(part)} {name} pages",
+                "label them; or are all words ignored?",
+            )
     if not any(page.group for page in val):
         print(data.NO_GROUPS)
 

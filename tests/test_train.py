@@ -704,7 +704,7 @@ def test_shipped_hparams_are_valid(name, capsys):
         (1, "--data=s", "no download (no route to host); use --pretrained PATH (a state dict"),
         (1, "--data=s --pseudo-labels=ignored.json", "labelled in s already"),
         (1, "--data=ignored.json --val-data=s/train.json", "no word in 2 train pages"),
-        (1, "--data=s --val-data=listed.json", "s: no word in 2 val pages; label them"),
+        (1, "--data=s --val-data=listed.json", "listed.json: no word in 2 val pages; label them"),
         (1, "--data=s --pseudo-labels=listed.json", "listed.json: no word in 2 new pages; name a"),
     ],
 )
