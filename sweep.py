@@ -447,9 +447,9 @@ def open_sweep(draft):
 
     if sweep and sweep.curves():
         before, now = essence(sweep), essence(draft)
-        for key in before:
-            if before[key] != now.get(key):
-                what = f"holds trials with {key} {before[key]}, which would not compare"
+        for key, value in before.items():
+            if value != now.get(key):
+                what = f"holds trials with {key} {str(value) or 'unset'}, which would not compare"
                 raise UsageError(folder, what, "give the same, or --name NEW")
         had, given = {**sweep.spec, "flags": sweep.extra}, {**draft.spec, "flags": draft.extra}
         changed = [key for key in sorted(had | given) if had.get(key) != given.get(key)]

@@ -1169,6 +1169,7 @@ def test_a_corrected_file_goes_on_where_trials_compare(cli):
     (cli.folder / "s.json").write_text(json.dumps(changed))
     told = ["holds trials with weight_decay 0.0001, which would", "--name NEW"]
     cli.refused("s.json", "--weight-decay=0.5", words=told)
+    cli.refused("s.json", "--teacher=t.pt", words=["holds trials with teacher unset, which"])
     assert cli("s.json")[1].startswith("runs/s/report.md")
 
 
