@@ -5,6 +5,7 @@ report.py draws what is computed here. The Gaussian process is bayes.py's, one f
 `fit_gp` and `Posterior` are handed in."""
 
 import math
+import os
 import shlex
 from dataclasses import dataclass
 from itertools import pairwise
@@ -470,7 +471,8 @@ class Findings:
 
     def __init__(self, sweep, fit, posterior):
         cube = Cube(parse_space(sweep.spec))
-        self.name = sweep.folder.resolve().name  # "." has none
+        # "." has none, and a link keeps its own
+        self.name = os.path.basename(os.path.abspath(sweep.folder))
         self.method = sweep.spec["method"]
         self.metric = sweep.metric
         self.sign = sweep.sign

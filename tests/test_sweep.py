@@ -1308,6 +1308,8 @@ def test_a_report_has_the_sweeps_name_wherever_one_stands(cli, monkeypatch):
     assert cli("s.json", sweep_=short(run_cap=1))[0] == 0
     monkeypatch.chdir(cli.runs / "trial-001")
     assert cli("--report", "..")[1].startswith("# Sweep s\n")
+    (cli.folder / "t").symlink_to(cli.runs)
+    assert cli("--report", str(cli.folder / "t"))[1].startswith("# Sweep t\n")
     monkeypatch.chdir(cli.runs)
     assert cli("--report", ".")[1].startswith("# Sweep s\n")
 
