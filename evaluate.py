@@ -846,9 +846,9 @@ def picture_pages(path):
     folder, files = path.parent, [path]
     if path.is_dir():
         folder = path
+        named = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
         # a link that leads nowhere is one that cannot be read
-        found = sorted(p for p in path.rglob("*") if not p.is_dir())
-        files = [p for p in found if p.suffix.lower() in PICTURES]
+        files = [p for p in named if not p.is_dir()]
     if not files:
         raise DataError(path, f"no picture in it ({' '.join(PICTURES)})")
     # a name whose bytes are not UTF-8 could not be written into a JSON file; escapes keep two apart
