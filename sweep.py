@@ -1132,7 +1132,7 @@ def continue_trial(options):
     sweep, held = open_locked(folder)
     number = options.continue_trial
     trial = next((trial for trial in sweep.trials if trial.number == number), None)
-    if trial is None or trial.state == "finished" or not finite(trial.history):
+    if trial is None or trial.known or trial.state == "finished" or not finite(trial.history):
         raise UsageError(folder, f"has no trial {number} that can go on", "see --status")
     with held:
         sweep.write("continued", trial, whole=True, why="--continue-trial")

@@ -983,6 +983,7 @@ def test_known_paused_trials_do_not_run_either(cli):
     code, out, err = cli("s.json", "--enqueue", "h.yaml", "--known", sweep_=sweep_)
     assert (code, err) == (0, "") and "trial 1 goes on" not in out
     assert min(e["trial"] for e in events(cli.runs, "epochs")) == 7
+    cli.refused("runs/s", "--continue-trial", 1, words=["has no trial 1 that can go on"])
 
 
 def test_a_percentage_in_a_history_is_refused(tmp_path):
