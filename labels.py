@@ -143,9 +143,23 @@ def fill_page(page, where, words, width=None, height=None):
         check_word(word, place)
         page.add(*word)
 
-    if len(set(page.ids)) < len(page.ids):  # JSON's keys cannot, labelme's shapes may
-        raise DataError(where, "a word's id comes twice", "give each an id of its own")
+    page.ids = tell_apart(page.ids)
     return page
+
+
+def tell_apart(ids):
+    """The ids, each once: labelme copies a shape with its id, and the number of a new shape may be
+    the id of another. The first keeps it, the next becomes ID-2."""
+    given = set(ids)
+    apart = {}  # in their order
+    for word_id in ids:
+        name = word_id
+        number = 2
+        while name in apart or (name != word_id and name in given):
+            name = f"{word_id}-{number}"
+            number += 1
+        apart[name] = word_id
+    return list(apart)
 
 
 # ---------------------------------------------------------------- pictures

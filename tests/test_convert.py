@@ -484,6 +484,22 @@ def test_a_link_to_itself_is_one_line(tmp_path, script, one_line):
     one_line(script("data.py", "convert", "in", "loop"), code=1)
 
 
+def test_shapes_that_labelme_copied_or_added_have_ids_of_their_own(tmp_path):
+    """A copy brings its id along, and the number of a new shape may be that of another's id."""
+    words = {f"{n:04d}": {"points": QUAD} for n in (1, 2, 3)}
+    write_json(tmp_path / "in", {"a.png": {"words": words}})
+    data.convert(tmp_path / "in", tmp_path / "out", "labelme")
+    file = next((tmp_path / "out").rglob("*.json"))
+    sheet = json.loads(file.read_text())
+    first, _, third = sheet["shapes"]
+    new = {key: value for key, value in first.items() if key != "id"}
+    sheet["shapes"] = [first, third, new, first, first]
+    file.write_text(json.dumps(sheet))
+    (page,) = load_labels(file.parent, "train")
+    assert page.ids == ["0001", "0003", "0003-2", "0001-2", "0001-3"]
+    assert labels.tell_apart(["a", "a", "a-2"]) == ["a", "a-3", "a-2"]
+
+
 def test_pictures_are_linked_on_demand_and_copied_where_they_cannot_be(tmp_path, monkeypatch):
     source, linked = converted(tmp_path, "linked", "--link")
     assert linked.samefile(source)

@@ -244,7 +244,6 @@ CHECK = {  # data.py check on a folder
     "labelme points are texts": labelme(SHAPE | {"points": "ab"}),
     "Label.txt, picture twice": paddle("a.png\t[]\nx/a.png\t[]"),
     "labelme without a picture": labelme(SHAPE, imagePath=None),
-    "labelme id twice": labelme(SHAPE | {"id": 1}, SHAPE | {"id": "1"}),
     "labelme rectangle, ragged": labelme({"shape_type": "rectangle", "points": [[], [None]]}),
     "labelme rectangle of texts": labelme({"shape_type": "rectangle", "points": ["ab", "cd"]}),
     "labelme imagePath is a list": labelme(imagePath=[1]),
