@@ -223,12 +223,17 @@ def check_target(path, sources):
 
 
 def write_setting(path, source, values):
-    """Put values into a copy of the checkpoint (.pt) or an hparams file (.json), new or not."""
+    """Put values into a copy of the checkpoint (.pt) or an hparams file (.json), new or not. What
+    differs in a file that exists stays, with a warning."""
     hp = {**asdict(source.state["hparams"]), **values}
     if path.endswith(".pt"):
         return save_checkpoint(path, {**source.state, "hparams": hp})
     if Path(path).exists():
-        hp = {**read_hparams(path), **values}
+        kept = {**read_hparams(path), **values}
+        others = ", ".join(key for key in kept if kept[key] != hp[key])
+        if others:
+            warn(path, f"keeps its own {others}; for those of the run write a new file")
+        hp = kept
     else:
         for key in ("name", "folds", "fold", "split", "stop_epoch", "workers", "init"):
             del hp[key]  # of this run alone

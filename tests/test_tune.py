@@ -344,7 +344,7 @@ def test_runs_of_other_splits_do_not_mix(house):
     fails("held-out page x.png is not in the data", FOLDS[0], "other.pt")
 
 
-def test_written_values_go_into_a_copy(house):
+def test_written_values_go_into_a_copy(house, capsys):
     values = {"thresh": 0.2, "box_thresh": 0.7, "unclip_ratio": 0.0, "mode": "box", "min_size": 6.0}
     before = load_checkpoint(FOLDS[0])
     write_setting("tuned.pt", load_source(FOLDS[0]), values)
@@ -354,6 +354,7 @@ def test_written_values_go_into_a_copy(house):
     files.write_json("mine.json", {"lr": 1e-3, "thresh": 0.3})
     write_setting("mine.json", load_source(FOLDS[0]), values)
     assert files.read_json("mine.json") == {"lr": 1e-3, **values}
+    assert "mine.json: keeps its own lr; for those of the run write" in capsys.readouterr().err
     write_setting("new.json", load_source(FOLDS[0]), values)
     new = files.read_json("new.json")
     assert not {"name", "fold"} & new.keys() and new["mode"] == "box" and new["lr"] == HP.lr
