@@ -319,10 +319,10 @@ def make_folds(pages, groups, folds, seed=0):
     """Fold 1..folds of each page [N]: whole groups, balanced in pages, words and small words.
     Greedy: groups from the largest to the smallest (ties in random order), each into the fold that
     leaves the sums of the three quantities most even. Small words are shorter than the median over
-    all pages. Raises DataError when there are fewer groups than folds."""
+    all pages. Raises UsageError when there are fewer groups than folds."""
     names, member = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise DataError("folds", f"{folds} of {len(names)} groups", "2 to that many are possible")
+        raise UsageError("folds", f"{folds} of {len(names)} groups", "2 to that many are possible")
 
     # what each page brings [N, 3], as shares of the whole
     heights = [word_heights(p) / max(p.size) for p in pages]

@@ -469,7 +469,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.hp.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema is not None:
+        if self.ema:
             update_ema(*self.averaged, number)
         return torch.cat([loss.detach()[None], parts]) * share
 
@@ -573,7 +573,7 @@ class Trainer:
 
     def wait(self):
         """Wait for the save in flight. Raises OSError when it failed."""
-        if self.writer is not None:
+        if self.writer:
             self.writer.join()
         if self.failed:
             raise self.failed[0]
@@ -581,7 +581,7 @@ class Trainer:
 
 def write_checkpoints(folder, last, best, failed):
     try:
-        if best is not None:
+        if best:
             save_checkpoint(folder / "best.pt", best)
         if (folder / "last.pt").exists():
             keep_previous(folder)
@@ -791,7 +791,7 @@ class Pace:
 
     def look(self, step):
         now = time.perf_counter()
-        if self.begun is None:
+        if not self.begun:
             self.begun = now, step
         began, first = self.begun
         if not self.steps_left or step - first < 5:
@@ -1158,7 +1158,10 @@ def train_members(runs, args):
             continue
         work = partial(train_one, hp, folder.exists(), args, stop)
         code = exit_code(partial(explain_errors, work))
+        if code == 2:  # the command is wrong, for all runs
+            return code
         if code > 128 or stop.signal:
+            print("for all of these runs: the same command and --resume")
             return code or 128 + stop.signal
         if code:
             failed.append(hp.name)

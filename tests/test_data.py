@@ -763,7 +763,7 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
         ("check oops", 1, "oops/train.json: not a JSON file"),
         ("check gone", 1, "gone/train.json: image a.bmp: no such picture in gone; see --image-dir"),
         ("check images", 1, "images: no labels of split"),
-        ("split . --folds 5", 1, "folds: 5 of 1 groups; 2 to that many are possible"),
+        ("split . --folds 5", 2, "folds: 5 of 1 groups; 2 to that many are possible"),
         ("check nowhere", 2, "nowhere: no such file or folder"),
         ("check cut,gone", 2, "cut,gone: several sets; name one; train.py alone takes more"),
         ("check . --image-dir nowhere", 2, "--image-dir nowhere: no such folder"),

@@ -794,6 +794,14 @@ def test_loader_processes_leave_the_stop_signals_to_the_trainer(work, monkeypatc
     assert {signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)} == {signal.SIG_IGN}
 
 
+def test_what_is_wrong_for_all_folds_is_said_once(work, capsys):
+    write_labels(work, files.read_json("s/train.json")["images"])
+    flags = "--data=train.json", "--image-dir=s/images", "--folds=50", "--fold=all", "--name=many"
+    assert run(*flags) == 2
+    out, err = capsys.readouterr()
+    assert err.count("error: folds: 50 of") == err.count("error: ") == 1 and "failed" not in out
+
+
 def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeypatch, capsys):
     def curse(hp):
         if hp.fold == 2:
