@@ -194,6 +194,9 @@ def held_out_pages(sources, folder=None, image_dir=None):
         if not hp.folds or not source.state.get("scores", {}).get("pages"):
             problem = "not a fold run with a finished epoch"
             raise DataError(source.path, problem, "tune one run, or all its folds")
+    if len(sources) < first.folds:
+        count = f"{len(sources)} of its {first.folds} folds"
+        warn(sources[0].path, f"{count} are given: pages of the others are left out")
 
     folder = data.resolve_data(folder or data.set_names(first.data)[0])
     labels = load_labels(folder, "train", image_dir or first.image_dir or None)

@@ -321,11 +321,13 @@ def test_a_run_folder_that_cannot_be_written_is_tuned_without_a_cache(house, tmp
     assert "maps are not kept" in err and "tune.png: not drawn" in err and err.count("\n") == 2
 
 
-def test_each_page_is_predicted_by_the_run_that_held_it_out(house):
+def test_each_page_is_predicted_by_the_run_that_held_it_out(house, capsys):
     names = [[page.name for page in part] for part in held_out_pages(load_all(FOLDS))]
     assert names == [["0.png", "1.png", "4.png", "5.png"], ["2.png", "3.png"]]
+    assert not capsys.readouterr().err
     (moved,) = held_out_pages(load_all(FOLDS[1:]), "DATA")
     assert [p.name for p in moved] == ["2.png", "3.png"]
+    assert "1 of its 2 folds are given: pages of the others" in capsys.readouterr().err
 
 
 def test_runs_of_other_splits_do_not_mix(house):
