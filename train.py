@@ -510,7 +510,7 @@ class Trainer:
     def averaged_model(self):
         """The network to validate and to share, in eval mode. It is process 0's: without sync_bn
         the others have batch-norm statistics of their own."""
-        model = (self.model if self.ema is None else self.ema).eval()
+        model = (self.ema or self.model).eval()
         if dist.is_initialized():
             for tensor in float_tensors(model):
                 dist.broadcast(tensor.data, 0)
@@ -930,7 +930,7 @@ def load_run(folder, record, rescored):
     """The state that a run goes on from, or None; log.csv is cut to its rows. record: of its pages
     as they are now. rescored: the val pages may have changed. Raises DataError."""
     state = load_last(folder)
-    if state is None:
+    if not state:
         print(f"{folder} has no checkpoint yet: starting at epoch 1")
         return None
     compare_pages(state, record, folder, rescored)
@@ -1158,7 +1158,7 @@ def train_members(runs, args):
             continue
         work = partial(train_one, hp, folder.exists(), args, stop)
         code = exit_code(partial(explain_errors, work))
-        if code == 2:  # the command is wrong, for all runs
+        if code == 2 and not folder.exists():  # the command is wrong, for all runs
             return code
         if code > 128 or stop.signal:
             print("for all of these runs: the same command and --resume")

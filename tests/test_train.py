@@ -802,6 +802,18 @@ def test_what_is_wrong_for_all_folds_is_said_once(work, capsys):
     assert err.count("error: folds: 50 of") == err.count("error: ") == 1 and "failed" not in out
 
 
+def test_a_fold_that_another_process_trains_does_not_stop_the_others(work, capsys):
+    write_labels(work, files.read_json("s/train.json")["images"])
+    flags = "--data=train.json", "--image-dir=s/images", "--folds=2", "--fold=all", "--epochs=2"
+    flags = *flags, "--name=busy"
+    assert run(*flags, "--stop-epoch=1") == 0
+    with files.lock_folder(Path("runs/busy-fold1"), "hparams.json", train.BUSY):
+        assert run(*flags, "--resume") == 1
+    out, err = capsys.readouterr()
+    assert "another process is training there" in err and "failed: busy-fold1" in out
+    assert last("busy-fold1")["epoch"] == 1 and last("busy-fold2")["epoch"] == 2
+
+
 def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeypatch, capsys):
     def curse(hp):
         if hp.fold == 2:
