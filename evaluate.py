@@ -537,8 +537,9 @@ def score_labelled(args, source, other, pages):
         _, other_rows, other_seen, _ = judge_source(args, other, pages)
         groups = bootstrap_groups(pages)
         for metric, to_scores in cleval.METRICS.items():
-            pair = rows[metric], other_rows[metric]
-            differences[metric] = paired_difference(*pair, to_scores, groups, other_seen | seen)
+            differences[metric] = paired_difference(
+                rows[metric], other_rows[metric], to_scores, groups, other_seen | seen
+            )
 
     if args.json:
         result = summary.to_json()
@@ -637,6 +638,7 @@ def run_stress(args, sources, pages):
     """evaluate.py --stress: H-means of one or two Sources on pages changed by each kind and level
     of augment.STRESS. Returns the exit code."""
     networks = [source.network(args.device) for source in sources]
+    seen = [warn_of_leaks(source, pages) for source in sources]  # changed or not
     groups = bootstrap_groups(pages)
     results = []
     if not args.json:
@@ -644,10 +646,10 @@ def run_stress(args, sources, pages):
     for kind, levels in STRESS.items():
         for level in levels:
             rows = stress_rows(networks, pages, kind, level, args.device)
-            scores = [make_score(own, cleval.mean_scores, groups) for own in rows]
+            scores = [make_score(own, cleval.mean_scores, groups, s) for own, s in zip(rows, seen)]
             difference = None
             if len(rows) == 2:
-                difference = paired_difference(*rows, cleval.mean_scores, groups)
+                difference = paired_difference(*rows, cleval.mean_scores, groups, seen[0] | seen[1])
             results.append(Stressed(kind, level, scores, difference))
             if not args.json:
                 print_stressed(results[-1])
@@ -655,7 +657,7 @@ def run_stress(args, sources, pages):
     if args.json:
         print(json.dumps([stressed_json(result) for result in results]))
     if args.html:
-        names = [source.path for source in sources]
+        names = [f"{source.path}, over {s.over}" for source, s in zip(sources, scores)]
         replace_file(args.html, report.page("Stress", stress_blocks(names, results)))
 
 
@@ -681,8 +683,8 @@ def print_stressed(result):
 
 
 def stressed_json(result):
-    entry = {"kind": result.kind, "level": result.level}
-    entry["scores"] = [score.to_json() for score in result.scores]
+    scores = [score.to_json() for score in result.scores]
+    entry = {"kind": result.kind, "level": result.level, "scores": scores}
     if result.difference:
         entry["difference"] = result.difference.to_json()
     return entry
@@ -772,8 +774,9 @@ def run_audit(args, overrides):
         pages = [page for part in parts for page in part]
     else:
         pages = labelled_pages(args, sources[0])
-    outputs = [args.audit, args.to and args.to[1]]
-    check_outputs(outputs, [*args.sources, args.hparams, *page_files(pages)])
+    check_outputs(
+        [args.audit, args.to and args.to[1]], [*args.sources, args.hparams, *page_files(pages)]
+    )
     plan = audit.make_plan(pages)
     voters = choose_voters(sources, pages)
 

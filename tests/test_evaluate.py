@@ -982,6 +982,25 @@ def test_stress_scores_each_kind_and_level(run):
     assert Path("s.html").read_text().count("<svg") == len(augment.STRESS)
 
 
+def test_stress_marks_pages_that_a_network_was_trained_on(run, monkeypatch):
+    """On each line, in --json and in --html, as a score of the pages as they are."""
+    monkeypatch.setattr(evaluate, "STRESS", {"darkened": (1, 0.5)})
+    checkpoint("a.pt")
+    checkpoint("b.pt", chosen=True)
+    flags = "--data", "s", "--stress", "--compare", "b.pt"
+    trained = "in sample: trained on 6 of them"
+    said = run("a.pt", *flags, "--split", "train")
+    lines = [line for line in said.out.splitlines() if line.startswith("darkened")]
+    assert [line.count(trained) for line in lines] == [2, 2]  # the score and the difference
+    assert said.err.count("trained on 6 of these 6 pages") == 2
+    results = json.loads(run("a.pt", *flags, "--json", "--html", "s.html").out)
+    for result in results:  # of val pages the second one alone has seen some
+        own, other = (score["over"] for score in result["scores"])
+        assert "in sample" not in own and "in sample: epoch chosen on 2 of them" in other
+        assert "in sample: epoch chosen on 2 of them" in result["difference"]["over"]
+    assert "b.pt, over 2 pages, too narrow, in sample: epoch chosen" in Path("s.html").read_text()
+
+
 @pytest.mark.parametrize("flags", ["--out=p.json", "--tune", "--export=x.pt", "--pictures=p"])
 def test_stress_refuses_flags_without_effect(run, flags):
     checkpoint("a.pt")
