@@ -310,7 +310,7 @@ def page_details(page, polygons):
 def decoding_line(hp):
     values = {key: getattr(hp, key) for key in ("size", "fit", *DECODING)}
     if hp.look:
-        values["size"] = "auto"
+        values["size"] = f"auto (text {hp.text_height:g} px high)"
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
@@ -557,11 +557,11 @@ def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
     file = None
     if args.out and args.out.endswith(".jsonl") and source.hp:
-        made_of = f"{source.digest()}, {decoding_line(source.hp)}, tile {args.tile}"
+        made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}, {source.hp.amp}"
         file, names = predictions.resume_lines(args.out, made_of)
         pages = [page for page in pages if page.name not in names]
         if names:
-            print(f"{args.out}: goes on after {len(names)} pages")
+            print(f"{args.out}: goes on after {len(names)} pages, not listed or drawn again")
 
     def job(page, found):
         least = np.quantile(found[1], 0.1) if len(found[1]) else 0.0

@@ -107,12 +107,24 @@ def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noq
     flags = ("--images", "images", "--out", "x.jsonl")
     torch.manual_seed(1)
     checkpoint("wider.pt", neck=32, thresh=0.1, box_thresh=0.0)
-    for other in (["wider.pt"], ["a.pt", "--thresh", 0.2], ["a.pt", "--tile", 64]):
+    others = ["wider.pt"], ["a.pt", "--thresh", 0.2], ["a.pt", "--tile", 64], ["a.pt", "--amp=off"]
+    for other in others:
         error = run(*other, *flags, code=2).err
         error_line(error, "x.jsonl: is there, and its pages were predicted otherwise; name another")
     Path("notes.jsonl").write_text("mine")
     error_line(run("a.pt", *flags[:3], "notes.jsonl", code=2).err, "notes.jsonl: is there")
     assert Path("x.jsonl").read_bytes() == content and Path("notes.jsonl").read_text() == "mine"
+
+
+def test_a_stream_does_not_mix_heights_of_text(photos, run):  # noqa: F811
+    """--size auto is the same word for all heights that text may be read at."""
+    checkpoint(text_height=12.0)
+    flags = ("a.pt", "--images", "images", "--size", "auto", "--out", "x.jsonl")
+    assert "size auto (text 12 px high)" in run(*flags).out
+    Path("higher.json").write_text('{"text_height": 24}')
+    error = run(*flags, "--hparams", "higher.json", code=2).err
+    error_line(error, "x.jsonl: is there, and its pages were predicted otherwise")
+    assert "goes on after 12 pages, not listed or drawn again" in run(*flags).out
 
 
 def test_two_commands_do_not_write_one_stream(tmp_path):
