@@ -58,9 +58,10 @@ class Score:
     def full_line(self):
         return f"precision {self.precision:.4f}  recall {self.recall:.4f}  {self}"
 
-    def in_sample(self):
-        """Whether the network is known to have seen some of the pages before."""
-        return isinstance(self.over, Sample) and bool(self.over.seen)
+    @property
+    def seen(self):
+        """As of a Sample; checkpoints of older versions do not tell."""
+        return self.over.seen if isinstance(self.over, Sample) else {}
 
     def to_json(self):
         return asdict(self) | {"over": str(self.over)}

@@ -812,9 +812,9 @@ def duration(seconds):
     return f"{seconds:.0f} s"
 
 
-def score_pages(trainer, val, seen=None):
-    """Rows of the page metric [N, 4] of val pages, and their Score; each process predicts its share
-    of them."""
+def score_pages(trainer, val):
+    """Rows of the page metric [N, 4] of val pages, and their Score, which knows how the network or
+    its ancestors have seen them before; each process predicts its share of them."""
 
     def judge(page, found):  # in threads beside the network
         return page_row("page", page, found[0])
@@ -825,21 +825,23 @@ def score_pages(trainer, val, seen=None):
     for k, row in predict.predict(network, [val[i] for i in mine], trainer.device, judge):
         rows[mine[k]] = row
     total(torch.from_numpy(rows))
+    digests = {page.digest for page in val}
+    known = sources.seen_digests(trainer.origin, trainer.hp)
+    seen = {how: len(theirs & digests) for how, theirs in known.items()}
     return rows, make_score(rows, mean_scores, bootstrap_groups(val), seen)
 
 
 def score_run(trainer):
     """The Score of the network on the run's val pages. The trainer keeps it for the checkpoints,
     with those of the later sets and the H-mean of each page."""
-    digests = {*trainer.val_digests}
-    known = sources.seen_digests(trainer.origin, trainer.hp)
-    seen = {how: len(theirs & digests) for how, theirs in known.items()}
     val = trainer.pages.val
-    rows, score = score_pages(trainer, val, seen)
-    others = {name: score_pages(trainer, part)[1] for name, part in trainer.pages.others.items()}
+    rows, score = score_pages(trainer, val)
     trainer.scores = {
         **dataclasses.asdict(score),
-        "others": {name: dataclasses.asdict(other) for name, other in others.items()},
+        "others": {
+            name: dataclasses.asdict(score_pages(trainer, part)[1])
+            for name, part in trainer.pages.others.items()
+        },
         "groups": bootstrap_groups(val),
         "digests": trainer.val_digests,
         "pages": {page.name: float(hmean) for page, (_, _, hmean, _) in zip(val, rows)},
@@ -1059,7 +1061,8 @@ def print_gain(scores, folder):
         print(f"baseline {folder}: no last epoch on these pages, so no paired difference")
         return
     rows = [np.array([[hmeans[name]] * 3 + [1] for name in ours]) for hmeans in (ours, theirs)]
-    difference = paired_difference(*rows, mean_scores, scores["groups"])
+    seen = read_score(state["scores"]).seen | read_score(scores).seen
+    difference = paired_difference(*rows, mean_scores, scores["groups"], seen)
     print(f"{difference}, vs {folder}")
 
 
@@ -1202,7 +1205,7 @@ def report_members(runs):
     rows = np.array([[statistics.mean(hmeans)] * 3 + [1] for hmeans in pages.values()])
     score = make_score(rows, mean_scores, [group for _, group in pages])
     name = "out of fold" if len(folds) > 1 else "mean of replicas"
-    remark = ", in sample" if any(read_score(one).in_sample() for one in scores) else ""
+    remark = ", in sample" if any(read_score(one).seen for one in scores) else ""
     print(f"{name}: {score}{remark}")
 
 

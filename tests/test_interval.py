@@ -175,13 +175,13 @@ def test_a_score_and_a_difference_print_themselves():
     assert str(score) == f"hmean 0.9000 [{low:.4f}, {high:.4f}] over 20 pages"
     assert score.line("micro").startswith("micro 0.9000 [")
     assert score.full_line() == f"precision 0.9000  recall 0.9000  {score}"
-    assert not score.in_sample()
+    assert not score.seen
 
     seen = {"trained": 0, "chosen": 3, "tuned": 20}
     again = make_score(rows, mean_scores, [n % 4 for n in range(20)], seen)
     words = "epoch chosen on 3 of them, thresholds chosen on 20 of them"
     assert str(again).endswith(f" over 4 groups, too narrow, in sample: {words}")
-    assert again.in_sample() and again.over.seen == {"chosen": 3, "tuned": 20}
+    assert again.seen == {"chosen": 3, "tuned": 20}
 
     gain = paired_difference(rows, rows - (0, 0, 0.01, 0), mean_scores, range(20), {"scored": 2})
     words = f"over 20 pages, in sample: {SEEN['scored']} 2 of them"
@@ -199,7 +199,7 @@ def test_a_stored_score_is_read_back_and_an_older_one_too():
     older = read_score({"hmean": 0.5, "interval": [0.4, 0.6], "over": "2 pages, too narrow"})
     assert str(older) == "hmean 0.5000 [0.4000, 0.6000] over 2 pages, too narrow"
     assert str(read_score({"hmean": 0.5})) == "hmean 0.5000 [nan, nan] over pages"
-    assert not older.in_sample() and Score(1, 1, 1, [1, 1], Sample("pages", 1, True)).to_json()
+    assert older.seen == {} and Score(1, 1, 1, [1, 1], Sample("pages", 1, True)).to_json()
 
 
 def test_the_quantile_of_student_is_near_the_published_ones():

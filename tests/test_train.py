@@ -214,6 +214,24 @@ def test_workers_and_cache_do_not_change_the_run(whole, work, monkeypatch):
 # ---------------------------------------------------------------- what a run leaves
 
 
+def test_scores_of_later_sets_and_differences_are_marked_as_in_sample(work, capsys):
+    """A set whose val pages are the train pages of the first, and the other way round."""
+    shutil.copytree("s", "swapped")
+    os.rename("swapped/train.json", "swapped/part.json")
+    os.rename("swapped/val.json", "swapped/train.json")
+    os.rename("swapped/part.json", "swapped/val.json")
+    flags = "--data=s,swapped", "--epochs=1", "--T_max=1"
+    assert run(*flags, "--name=a") == 0
+    scores = last("a")["scores"]
+    assert scores["over"]["seen"] == {"trained": 2}
+    assert scores["others"]["swapped"]["over"]["seen"] == {"trained": 6}
+    capsys.readouterr()
+    assert run(*flags, "--name=b", "--baseline=runs/a") == 0
+    *_, gain, shown, _ = capsys.readouterr().out.splitlines()
+    assert "too narrow, in sample: trained on 2 of them  cannot tell" in gain
+    assert shown.endswith("over 6 pages, too narrow, in sample: trained on 6 of them")
+
+
 def test_what_a_run_prints_and_evaluate_says_are_the_digits_of_the_log(work, capsys):
     (work / "log.csv").write_text("epoch,hmean\n10,0.25\n")
     flags = ("--epochs=10", "--T_max=10", *LEARNS, "--baseline=.")
