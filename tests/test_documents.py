@@ -305,6 +305,7 @@ def test_git_leaves_out_what_the_commands_write():
         pytest.skip("no checkout")
     written = "runs/x/last.pt data/synth/train.json wandb/run predictions.json look/a.jpg"
     written += " weights/maps/a.npz weights/tune.png weights/best.onnx report.html out.csv"
+    written += " suspects.json mended/a.jpg found.jsonl weights.pt mean.pt"
     assert [path for path in written.split() if not is_ignored(path)] == []
     kept = "weights/receipts-lite2.pt tests/data/cleval.json hparams/best.json train.py"
     assert [path for path in kept.split() if is_ignored(path)] == []
