@@ -112,21 +112,15 @@ class Pose(NamedTuple):
 
 def draw_pose(rng, hp, shape):
     """Draw the Pose of a page on a canvas (h, w): quarter turns, ground and bend, within hp's
-    strengths. Strengths of 0 leave the page as it is."""
-    turned = rng.random() < hp.aug_turn
-    grounded = rng.random() < hp.aug_ground
-    quarters = rng.integers(1, 4)
+    strengths. Strengths of 0 leave the page as it is, and so does an aug_strength of 0."""
+    turned = rng.random() < hp.aug_turn * hp.aug_strength
+    grounded = rng.random() < hp.aug_ground * hp.aug_strength
+    quarters = rng.integers(1, 4) * turned
     bend_rng, ground_rng = rng.spawn(2)
 
-    bend = ground = centre = None
-    if hp.aug_bend:
-        bend = Bend(bend_rng, hp, shape)
-    if grounded:
-        ground = draw_ground(ground_rng, shape)
-    if hp.aug_turn or hp.aug_ground:
-        centre = np.array(shape[::-1]) / 2
-    if not turned:
-        quarters = 0
+    bend = Bend(bend_rng, hp, shape) if hp.aug_bend else None
+    ground = draw_ground(ground_rng, shape) if grounded else None
+    centre = np.array(shape[::-1]) / 2 if hp.aug_turn or hp.aug_ground else None
     return Pose(centre, quarters, bend, ground)
 
 

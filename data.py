@@ -247,7 +247,7 @@ def epoch_batches(pages, hp, epoch, step=32):
     batches = rng.permutation(order.reshape(-1, hp.batch))
 
     canvases = sides[batches].max(1)  # [B, 2]
-    for k in np.flatnonzero(rng.random(len(canvases)) < hp.aug_ground):
+    for k in np.flatnonzero(rng.random(len(canvases)) < hp.aug_ground * hp.aug_strength):
         canvases[k] = draw_canvas(rng, hp)
     coarse = -(-canvases // step) * step
     cheap = coarse.prod(1) < 1.05 * canvases.prod(1)

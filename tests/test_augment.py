@@ -158,3 +158,12 @@ def test_a_canvas_of_another_shape_keeps_the_size():
             assert width % 32 == height % 32 == 0 and 0.6 < width / height < 1.6
             size = (width * height) ** 0.5 if fit == "area" else max(width, height)
             assert abs(size - 640) <= 40
+
+
+def test_the_strength_scales_how_many_pages_are_turned_or_on_another_ground():
+    hp = replace(HP, aug_turn=0.5, aug_ground=0.5)
+    for strength, low, high in ((0, 0, 0), (0.2, 5, 40), (1, 70, 130)):
+        some = replace(hp, aug_strength=float(strength))
+        poses = [augment.draw_pose(np.random.default_rng(k), some, (64, 64)) for k in range(200)]
+        assert low <= sum(pose.quarters > 0 for pose in poses) <= high
+        assert low <= sum(pose.ground is not None for pose in poses) <= high

@@ -245,6 +245,15 @@ def test_epochs_visit_every_page_and_fill_the_last_batch():
     assert [len(b) for b in data.epoch_batches(pages[:3], hp, 0)] == [4]
 
 
+def test_the_strength_scales_how_many_canvases_are_those_of_another_ground():
+    hp = replace(HP, batch=1, aug_ground=0.5)
+    pages = [labels.Page(str(i), None, size=(100, 100)) for i in range(200)]
+    for strength, low, high in ((0, 0, 0), (0.2, 5, 40), (1, 60, 130)):
+        batches = data.epoch_batches(pages, replace(hp, aug_strength=float(strength)), 0)
+        other = [h != w for ((_, _, h, w),) in batches]
+        assert low <= sum(other) <= high
+
+
 def test_a_batch_is_the_smallest_canvas_that_holds_its_pages():
     rng = np.random.default_rng(0)
     hp = replace(HP, batch=4, size=640)
