@@ -231,7 +231,7 @@ def tune(maps, pages, parts, grid, hp, name="hmean", seen=None):
 
     fitted_best, fitted = crossfit(rows, to_scores, parts, groups, grid)  # [n, k] each
     before = judged["before"][metric][:, : rows.shape[2]]
-    result["crossfitted_best"] = make_score(fitted_best, to_scores, groups)
+    result["crossfitted_best"] = make_score(fitted_best, to_scores, groups, seen)
     result["crossfitted"] = make_score(fitted, to_scores, groups, seen)
     result["gain"] = paired_difference(fitted, before, to_scores, groups, seen)
     return result, to_scores(table.sum(0))[..., 2]

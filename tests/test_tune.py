@@ -411,7 +411,7 @@ def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
     state["origin"]["chosen"] = sorted(tuned)
     save_checkpoint(FOLDS[0], state)
     result = json.loads(run(capsys, *FOLDS, "--tune", "--json")[1])
-    for part in ("crossfitted", "gain"):
+    for part in ("crossfitted", "crossfitted_best", "gain"):
         assert result[part]["over"].endswith("too narrow, in sample: epoch chosen on 4 of them")
 
 
