@@ -1055,13 +1055,15 @@ def print_gain(scores, folder):
         state = load_last(folder)
     except DataError as error:  # our own run is whole, and its last lines follow
         print(f"warning: {error}")
-    ours = scores["pages"]
-    theirs = state["scores"].get("pages", {}) if state else {}
-    if ours.keys() != theirs.keys():
+    theirs = state["scores"] if state else {}
+    if theirs.get("digests") != scores["digests"]:  # pictures of other sets may have their names
         print(f"baseline {folder}: no last epoch on these pages, so no paired difference")
         return
-    rows = [np.array([[hmeans[name]] * 3 + [1] for name in ours]) for hmeans in (ours, theirs)]
-    seen = read_score(state["scores"]).seen | read_score(scores).seen
+    rows = [
+        np.array([[hmean] * 3 + [1] for hmean in part["pages"].values()])
+        for part in (scores, theirs)
+    ]
+    seen = read_score(theirs).seen | read_score(scores).seen
     difference = paired_difference(*rows, mean_scores, scores["groups"], seen)
     print(f"{difference}, vs {folder}")
 

@@ -232,6 +232,17 @@ def test_scores_of_later_sets_and_differences_are_marked_as_in_sample(work, caps
     assert shown.endswith("over 6 pages, too narrow, in sample: trained on 6 of them")
 
 
+def test_a_baseline_on_other_pages_of_the_same_names_has_no_paired_difference(work, capsys):
+    data.synth("other", 8, 9, size=96, words=4)
+    flags = "--epochs=1", "--T_max=1"
+    assert run(*flags, "--name=a") == 0
+    assert run(*flags, "--data=other", "--name=b", "--baseline=runs/a") == 0
+    assert last("a")["scores"]["pages"].keys() == last("b")["scores"]["pages"].keys()
+    out = capsys.readouterr().out
+    assert "baseline runs/a: no last epoch on these pages, so no paired difference" in out
+    assert ", vs runs/a" not in out
+
+
 def test_what_a_run_prints_and_evaluate_says_are_the_digits_of_the_log(work, capsys):
     (work / "log.csv").write_text("epoch,hmean\n10,0.25\n")
     flags = ("--epochs=10", "--T_max=10", *LEARNS, "--baseline=.")
