@@ -258,7 +258,11 @@ class Sweep:
         """Change the state as an event says -> its trial."""
         kind = event["event"]
         if kind == "new":
-            trial = Trial(event["number"], event["params"], **event.get("known", {}))
+            # a constant that the file has got since is what the trial had by default, see `essence`
+            # (a replica has a seed of its own)
+            own = event["params"]
+            params = own | self.cube.constants | {key: own[key] for key in own.keys() & {"seed"}}
+            trial = Trial(event["number"], params, **event.get("known", {}))
             self.trials.append(trial)
             self.cap += trial.known
             return trial
@@ -445,10 +449,17 @@ def open_sweep(draft):
     folder.mkdir(parents=True, exist_ok=True)
     sweep, held = open_locked(folder)
 
-    if sweep and sweep.curves():
+    if sweep and sweep.trials:
         before, now = essence(sweep), essence(draft)
-        for key, value in before.items():
-            if value != now.get(key):
+        begun = any(
+            trial.history or (folder / trial.name / "hparams.json").exists()
+            for trial in sweep.trials
+            if trial.state != "failed"
+        )
+        for key in before | now:
+            value, new = before.get(key), now.get(key)
+            # one that has not begun takes another constant, but lacks what varies now
+            if value != new and (begun or new == "varying"):
                 what = f"holds trials with {key} {str(value) or 'unset'}, which would not compare"
                 raise UsageError(folder, what, "give the same, or --name NEW")
         had, given = {**sweep.spec, "flags": sweep.extra}, {**draft.spec, "flags": draft.extra}
@@ -456,11 +467,9 @@ def open_sweep(draft):
         if changed:
             print(f"{folder} goes on with another {', '.join(changed)}")
 
-    if sweep is None or (sweep.spec, sweep.extra) != (draft.spec, draft.extra):
-        made = {"sweep": draft.spec, "extra": draft.extra, "hparams": asdict(draft.hparams)}
-        files.replace_file(folder / "sweep.json", json.dumps(made, indent=1))
-        sweep = read_sweep(folder)
-    return sweep, held
+    made = {"sweep": draft.spec, "extra": draft.extra, "hparams": asdict(draft.hparams)}
+    files.replace_file(folder / "sweep.json", json.dumps(made, indent=1))
+    return read_sweep(folder), held
 
 
 def essence(sweep):
@@ -468,7 +477,7 @@ def essence(sweep):
     metric, which parameters vary, and what constants, flags and --hparams give train.py."""
     same = asdict(sweep.hparams) | dict.fromkeys(sweep.cube.names, "varying")
     same |= {"metric": sweep.metric, **sweep.cube.constants}
-    return {key: x for key, x in same.items() if key not in FREE}
+    return {key: x for key, x in same.items() if x == "varying" or key not in FREE}
 
 
 def trainer_args(words, ours=()):

@@ -1186,6 +1186,58 @@ def test_trials_of_a_changed_hparams_file_do_not_compare(cli):
     assert cli("s.json", "--hparams=h.json")[0] == 0 and len(events(cli.runs, "new")) == 2
 
 
+def test_a_constant_that_changes_nothing_may_be_added(cli):
+    """The trials before have it as the default, a flag, or of no consequence."""
+    assert cli("s.json", "--size=96", sweep_=short(run_cap=1))[0] == 0
+    more = short(run_cap=2)
+    more["parameters"] |= {"size": {"value": 96}, "clip": {"value": 5}, "workers": {"value": 1}}
+    code, out, err = cli("s.json", sweep_=more)
+    assert (code, err) == (0, "") and "goes on with another flags, parameters, run_cap" in out
+    assert "2 trials of 2" in cli("--status", "runs/s")[1]
+    state = sweep.Sweep(None, short(parameters={"seed": {"value": 5}}), 8, [])
+    for number, params in enumerate(({"seed": 6}, {}), 1):  # a replica keeps its own seed
+        trial = state.apply({"event": "new", "number": number, "params": params})
+        assert trial.params["seed"] == 7 - number
+    more["parameters"]["workers"] = {"values": [1, 2]}
+    cli.refused("s.json", sweep_=more, words=["holds trials with workers None, which would"])
+    assert cli("--status", "runs/s")[0] == 0
+
+
+def test_a_trial_without_an_epoch_takes_the_corrected_file_or_is_one_that_does_not_compare(cli):
+    trial = cli.runs / "trial-001"
+    other = short(run_cap=1)
+    other["parameters"] |= {"epochs": {"value": 4}}
+    wider = short(run_cap=1)
+    wider["parameters"] |= {"clip": {"values": [1, 5]}}
+    cli.refused("s.json", code=1, sweep_=short(run_cap=1), FAULT="1")
+    cli.refused("s.json", sweep_=wider, words=["holds trials with clip 5.0, which would"])
+
+    # it has begun: its folder has the values of then
+    trial.mkdir()
+    (trial / "hparams.json").write_text("{}")
+    cli.refused("s.json", sweep_=other, words=["holds trials with epochs 8, which would"])
+    (trial / "hparams.json").unlink()
+    assert cli("s.json", sweep_=other)[::2] == (0, "")
+    assert [len(e["history"]) for e in events(cli.runs, "epochs")] == [4]
+
+
+def test_failed_trials_do_not_hold_a_sweep_to_their_values(cli):
+    """Those that ran out of memory are followed by others of a smaller batch."""
+    rates = short(parameters={"lr": {"min": 2e-3, "max": 9e-3}})
+    code, _, err = cli("s.json", sweep_=rates, FAULT="oom")
+    assert code == 1 and "three trials failed in a row" in err and "out of memory" in err
+    assert cli("s.json", "--batch=2")[::2] == (0, "")
+    assert len(events(cli.runs, "finished")) == 3
+
+
+def test_a_corrected_hparams_file_is_that_of_the_trials_that_follow(cli):
+    (cli.folder / "h.json").write_text('{"size": 96}')
+    cli.refused("s.json", "--hparams=h.json", code=1, sweep_=short(run_cap=1), FAULT="1")
+    (cli.folder / "h.json").write_text('{"size": 128}')
+    assert cli("s.json", "--hparams=h.json")[::2] == (0, "")
+    assert cli("s.json", "--hparams=h.json")[::2] == (0, "")
+
+
 def test_flags_that_change_no_result_may_change(cli):
     assert cli("s.json", "--workers=8", sweep_=short(run_cap=1))[0] == 0
     out = cli("s.json", "--workers=2", "--cache", sweep_=short(run_cap=2))[1]
