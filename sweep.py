@@ -1071,15 +1071,19 @@ def read_past(path, sign):
     return past, sorted(trials, key=lambda trial: -sign * trial.history[-1])
 
 
-def place(cube, values, skip=""):
-    """Dict of values -> (params of the space, words such as `lr = 3` for those outside of it)."""
-    params = {d.name: values.get(d.name) for d in cube.dims}
-    words = [
-        f"{d.name} = {params[d.name]}"
-        for d in cube.dims
-        if d.name != skip and not 0 <= d.encode(params[d.name]) <= 1
-    ]
-    return params, ", ".join(words)
+def place(sweep, base, past, trial):
+    """A trial of a past sweep, or of None -> (params of the space, words such as `lr = 3` for those
+    outside of it, and for other values of the trial that the sweep's trials do not have). What it
+    does not say, its sweep does, or else the base. Its seed is never outside."""
+    rest = asdict(past.hparams) if past and past.hparams else {}
+    values = base | rest | trial.params
+    own, dims = vars(sweep.hparams), sweep.cube.dims
+    params = {d.name: values.get(d.name) for d in dims}
+
+    outside = [d.name for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
+    others = (trial.params.keys() & own.keys()) - params.keys() - FREE - OURS - {"split"}
+    outside += sorted(key for key in others if own[key] != values[key])
+    return params, ", ".join(f"{key} = {values.get(key)}" for key in outside if key != "seed")
 
 
 def read_queue(sweep, paths):
@@ -1091,7 +1095,7 @@ def read_queue(sweep, paths):
         past, trials = read_past(path, sweep.sign)
         for trial in trials:
             source = f"{path}: trial {trial.number}" if past else path
-            params, outside = place(sweep.cube, asdict(sweep.hparams) | trial.params)
+            params, outside = place(sweep, asdict(sweep.hparams), past, trial)
             if outside:
                 remark = "constants stay the sweep's, the others are tried"
                 print(f"{source}: {outside} outside the space: {remark}")
@@ -1111,10 +1115,8 @@ def read_known(sweep, paths):
             words = " ".join(past.extra) or "none"
             print(f"warning: {path}: its trials had other flags: {words}")
 
-        rest = asdict(past.hparams) if past.hparams else {}
         for trial in trials:
-            values = sweep.cube.constants | rest | trial.params
-            params, outside = place(sweep.cube, values, "seed")
+            params, outside = place(sweep, sweep.cube.constants, past, trial)
             if "seed" in trial.params:  # a replica
                 params["seed"] = trial.params["seed"]
             if outside:

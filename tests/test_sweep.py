@@ -974,6 +974,30 @@ def test_known_trials_are_results_and_do_not_run(cli):
         cli.refused("s.json", "--name=u", "--enqueue", "h.yaml", "--known", words=[words])
 
 
+def test_trials_are_known_only_where_they_had_the_values_that_the_sweeps_trials_have(cli):
+    """Also those that the sweep's file does not name."""
+    past = history()
+    for trial, more in zip(past["trials"], ({"clip": 1}, {"clip": 5.0}, {"size": 64}, {"odd": 1})):
+        trial["params"] |= more
+    (cli.folder / "h.yaml").write_text(json.dumps(past))
+    code, out, err = cli("s.json", "--enqueue", "h.yaml", "--known", sweep_=short(run_cap=1))
+    assert (code, err) == (0, "") and "4 trials are known" in out
+    for words in ("trial 1: clip = 1 outside the space", "trial 3: size = 64 outside the space"):
+        assert f"h.yaml: {words}: left out" in out
+
+
+def test_enqueued_trials_have_the_values_of_their_sweeps_flags(cli):
+    """And what the sweep cannot take over from them is named."""
+    assert cli("s.json", "--name=p", "--clip=2", "--neck=64", sweep_=short(run_cap=1))[0] == 0
+    wider = short(run_cap=1)
+    wider["parameters"]["clip"] = {"min": 1.0, "max": 9.0}
+    assert cli("s.json", "--enqueue", "runs/p", sweep_=wider)[::2] == (0, "")
+    assert events(cli.runs, "new")[0]["params"]["clip"] == 2
+    (cli.folder / "known.json").write_text('{"lr": 0.0005, "size": 64, "name": "x"}')
+    out = cli("s.json", "--name=t", "--enqueue", "known.json", sweep_=wider)[1]
+    assert "known.json: size = 64 outside the space: constants stay the sweep's" in out
+
+
 def test_known_paused_trials_do_not_run_either(cli):
     """They have no checkpoint here: to go on with one would be to train it from its first epoch."""
     past = history()
