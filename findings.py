@@ -551,9 +551,10 @@ class Findings:
 
     def project_stopped(self, limits):
         """Where stopped runs would have ended."""
-        curves = [self.sign * np.array(row.history) for row in self.finished if row.history]
+        curves = [self.sign * np.array(row.history or [row.last]) for row in self.finished]
+        some = any(row.history for row in self.finished)
         for row in self.stopped:
-            if curves and row.history:
+            if some and row.history:
                 known = self.sign * np.array(row.history), curves, self.epochs
                 mean, sd = project(*known)
                 row.final = estimate(self.sign * mean, sd, limits)

@@ -335,18 +335,19 @@ class Sweep:
         return entries
 
     def curve(self, trial):
-        """A trial's values, larger being better."""
-        return [self.sign * value for value in trial.history]
+        """A trial's values, larger being better; the last alone where they are not recorded."""
+        return [self.sign * x for x in trial.history[0 if trial.recorded else -1 :]]
 
-    def curves(self, least=1, without=None):
-        """Curves of the trials that have at least so many epochs and did not fail."""
+    def finished(self):
+        """Curves of the finished trials, also of those that are known by their last value."""
+        return [self.curve(trial) for trial in self.trials if trial.state == "finished"]
+
+    def others(self, judged):
+        """Curves of the other trials that did not fail and whose curve is known."""
         return [
             self.curve(trial)
             for trial in self.trials
-            if trial is not without
-            and trial.state != "failed"
-            and trial.recorded
-            and len(trial.history) >= least
+            if trial is not judged and trial.state != "failed" and trial.recorded
         ]
 
 
@@ -589,7 +590,7 @@ def next_job(sweep, queue, only=None, busy=()):
     if only:
         return (only, sweep.epochs) if only.state == "pending" and not busy else None
     goal = sweep.spec["metric"].get("target", math.inf * sweep.sign)
-    if any(curve[-1] >= sweep.sign * goal for curve in sweep.curves(sweep.epochs)):
+    if any(curve[-1] >= sweep.sign * goal for curve in sweep.finished()):
         return None
 
     choose = choose_bracket if sweep.rule["type"] == "brackets" else choose_trial
@@ -628,9 +629,9 @@ def revive(sweep):
     run may continue, or if even all of them together are unlikely to win."""
     limit = sweep.rule.get("revive", math.inf if sweep.rule["type"] == "pause" else 0)
     more = sum(t.revived for t in sweep.trials if t.state != "failed") < limit
-    whole = sweep.curves(sweep.epochs)
+    finished = sweep.finished()
     chances = {
-        trial: chance_to_win(sweep.curve(trial), whole, sweep.epochs)
+        trial: chance_to_win(sweep.curve(trial), finished, sweep.epochs)
         for trial in sweep.trials
         if trial.state == "stopped" and not trial.known and (more or trial.revived)
     }
@@ -847,7 +848,7 @@ def settle(sweep, trial):
     if trial.revived:
         return sweep.write("stopped", trial, why="waits for its chance against the others")
 
-    verdict = judge(sweep.curve(trial), sweep.curves(without=trial), rule, sweep.epochs)
+    verdict = judge(sweep.curve(trial), sweep.others(trial), rule, sweep.epochs)
     for key in ("value", "bar"):
         verdict[key] *= sweep.sign
     sweep.write("judged", trial, verdict=verdict)
@@ -1215,11 +1216,10 @@ def print_replay(options):
 def whole_curves(sweep, trials):
     """Curves of the trials to the last epoch, larger is better. Prints how many are completed by an
     assumed value."""
-    finished = [sweep.curve(trial) for trial in trials if trial.state == "finished"]
     curves = []
     for trial in trials:
         curve = sweep.curve(trial)
-        end = project(curve, finished, sweep.epochs)[0] if trial.recorded else curve[-1]
+        end = project(curve, sweep.finished(), sweep.epochs)[0] if trial.recorded else curve[-1]
         curves.append((curve + [end] * sweep.epochs)[: sweep.epochs])
 
     n = len(trials)

@@ -1010,6 +1010,23 @@ def test_known_paused_trials_do_not_run_either(cli):
     cli.refused("runs/s", "--continue-trial", 1, words=["has no trial 1 that can go on"])
 
 
+def test_trials_known_by_their_last_value_are_the_ones_to_beat_but_have_no_curve():
+    """A history has no curves: no gain is learnt from it, and its best value still counts."""
+    params = {"lr": 1e-3, "T_max": 22, "epochs": 8}
+    known = [sweep.Trial(5, params, "finished", [0.98] * 8, recorded=False)]
+    whole = [[0.8, 0.86, 0.9, 0.92, 0.93, 0.94, 0.95, 0.95 + 0.001 * k] for k in range(3)]
+    own = [sweep.Trial(k, params, "finished", curve) for k, curve in enumerate(whole, 1)]
+    paused = sweep.Trial(4, params, "stopped", [0.8, 0.86])
+    state = sweep.Sweep(Path("s"), short(early_terminate={"type": "pause"}), 8, [*own, paused])
+    curves = sweep.whole_curves(state, state.trials)
+    chance = findings.Findings(state, bayes.fit_gp, bayes.Posterior).trials[3].chance
+    state.trials += known
+    assert sweep.whole_curves(state, state.trials)[:4] == curves
+    found = findings.Findings(state, bayes.fit_gp, bayes.Posterior)
+    assert found.trials[3].chance < 0.01 and chance > 0.2
+    assert sweep.revive(state) is None
+
+
 def test_a_percentage_in_a_history_is_refused(tmp_path):
     data = history()
     data["trials"][1]["value"] = 96.6

@@ -166,7 +166,7 @@ def project_before(history, curves, epochs):
 def revive_before(state):
     """While one paused run has a chance of 3 % by itself, not while all of them have 7 %."""
     stopped = [state.curve(t) for t in state.trials if t.state == "stopped"]
-    known = state.curves(state.epochs), state.epochs
+    known = state.finished(), state.epochs
     chances = [findings.chance_to_win(curve, *known) for curve in stopped]
     return revive_after(state) if max(chances, default=0) >= 0.03 else None
 
