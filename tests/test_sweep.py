@@ -234,6 +234,7 @@ BAD_SWEEPS = [
     ({"early_terminate": {"type": "envelope"}}, "type"),
     ({"seed": -1}, "seed"),
     ({"early_terminate": {"type": "hyperband", "eta": 2}}, "min_iter"),
+    ({"early_terminate": {"type": "hyperband", "min_iter": 3, "max_iter": 27}}, "max_iter and s"),
     ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "min_iter"),
     ({"early_terminate": {"type": "hyperband", "min_iter": 2, "eta": 1}}, "eta"),
     ({"early_terminate": {"type": "hyperband", "max_iter": 27, "s": 2000}}, "s is 2000"),
