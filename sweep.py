@@ -97,7 +97,9 @@ def brackets(max_iter, eta):
     for s in range(deepest, -1, -1):
         runs = (deepest + 1) // (s + 1) * eta**s
         rungs = [(runs / eta**i, max_iter / eta ** (s - i)) for i in range(s + 1)]
-        yield [tuple(max(1, int(x + 1e-9)) for x in rung) for rung in rungs]
+        whole = [[max(1, int(x + 1e-9)) for x in rung] for rung in rungs[::-1]]
+        # an eta under 2 may have two rungs at one epoch, where runs are judged once: the earlier
+        yield [(runs, rung) for rung, runs in sorted({rung: runs for runs, rung in whole}.items())]
 
 
 def judge(values, others, rule, epochs):

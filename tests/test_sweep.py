@@ -280,6 +280,20 @@ def test_hyperbands_table():
     assert list(sweep.brackets(243, 3)) == [*table, [(6, 243)]]
 
 
+def test_brackets_judge_a_run_once_at_an_epoch():
+    """With an eta under 2 several rungs round to one; a run that left there between them stayed
+    pending for ever."""
+    assert next(sweep.brackets(6, 1.5)) == [(5, 1), (2, 2), (1, 4), (1, 6)]
+    rule = {"type": "brackets", "eta": 1.5}
+    state = sweep.Sweep(None, short(early_terminate=rule, run_cap=5), 6, [])
+    queue = [("", {"lr": 1e-3 * k, "T_max": 22, "epochs": 8}) for k in range(1, 6)]
+    while job := sweep.next_job(state, queue):
+        trial, target = job
+        state.write("epochs", trial, history=[0.1 * trial.number] * target, rows=[])
+        sweep.settle(state, trial)
+    assert [t.state for t in state.trials] == ["stopped"] * 4 + ["finished"]
+
+
 BANDS = [
     ({"min_iter": 10, "eta": 2, "s": 2}, [10, 20]),
     ({"min_iter": 15, "eta": 3}, [15]),
