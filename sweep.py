@@ -523,8 +523,9 @@ def resolve_space(cube, extra):
         try:
             hparams = resolve(extra + flags(params))
         except UsageError as error:
-            _, what, remedy, _ = error.args
+            where, what, remedy, _ = error.args
             remedy = remedy or "change the parameters or flags"
+            what = what if where == "flags" else f"{where}: {what}"
             raise UsageError("a trial of this sweep", what, remedy) from None
     return hparams
 

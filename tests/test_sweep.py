@@ -681,6 +681,14 @@ def test_rates_that_cross_are_refused_before_the_first_trial(cli, parameters, fl
     assert not (cli.folder / "runs").exists()
 
 
+def test_what_no_trial_can_take_is_named_with_its_file(cli):
+    told = "error: a trial of this sweep: none.json: no such file; change the parameters or flags"
+    cli.refused("s.json", "--hparams=none.json", sweep_=short(), words=[told])
+    (cli.folder / "h.json").write_text('{"sizee": 96}')
+    told = "h.json: unknown key 'sizee'; did you mean size?"
+    cli.refused("s.json", "--hparams=h.json", words=[told])
+
+
 def test_rates_that_do_not_cross_are_taken(cli):
     """Also where the flag alone would be above the default lr."""
     sweep_ = short(parameters={"lr": log_range(1e-3, 1e-2), "epochs": {"value": 8}}, run_cap=1)
