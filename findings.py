@@ -69,9 +69,10 @@ def mean_estimate(values, limits):
 
 
 def ruined(values):
-    """values to maximise [n] -> which of them are failures by any measure: far below the rest."""
+    """values to maximise [n] -> which of them are failures by any measure: far below the rest, that
+    is 10 spreads, or 2 % where values that are equal, as rounded ones are, have none."""
     middle = np.median(values)
-    spread = max(np.median(np.abs(values - middle)) * 1.4826, 1e-9)
+    spread = max(np.median(np.abs(values - middle)) * 1.4826, 2e-3 * abs(middle), 1e-9)
     return values < middle - 10 * spread
 
 
