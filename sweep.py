@@ -414,11 +414,12 @@ def read_history(path):
         what = "is a sweep file, or another file without trials"
         remedy = "give runs/NAME of a sweep that ran, or a history (see --help)"
         raise UsageError(path, what, remedy)
-    check_like(data, {"sweep": {}, "epochs": 0, "trials": [{}]}, path)
+    words = {"extra": [""], "notes": [""]}
+    data = {key: [] for key in words} | data
+    check_like(data, {"sweep": {}, "epochs": 0, "trials": [{}], **words}, path)
     spec = checked_spec(data["sweep"], path)
     epochs = data["epochs"]
-    extra, notes = ([str(word) for word in data.get(key, [])] for key in ("extra", "notes"))
-    sweep = Sweep(Path("runs") / path.stem, spec, epochs, [], extra, None, notes)
+    sweep = Sweep(Path("runs") / path.stem, spec, epochs, [], data["extra"], None, data["notes"])
     for number, record in enumerate(data["trials"], 1):
         where = f"{path}: trial {number}"
         check_like(record, RECORD, where)

@@ -1458,6 +1458,14 @@ def test_a_history_that_is_none_is_refused(tmp_path, key, value):
         sweep.read_sweep(tmp_path / "h.json")
 
 
+@pytest.mark.parametrize("key", ["extra", "notes"])
+@pytest.mark.parametrize("value", [None, "one text", [1]])
+def test_the_words_of_a_history_are_lists_of_texts(tmp_path, key, value):
+    (tmp_path / "h.json").write_text(json.dumps(history() | {key: value}))
+    with pytest.raises(files.DataError, match=f"h.json: {key} is "):
+        sweep.read_sweep(tmp_path / "h.json")
+
+
 def test_wandb_form(cli):
     ours = spec(early_terminate={"type": "pause"}, seed=3)
     code, out, err = cli("s.json", "--wandb", sweep_=ours)
