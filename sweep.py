@@ -1142,7 +1142,8 @@ def add_known(sweep, known):
 
 def continue_trial(options):
     folder = Path(options.sweep or "")
-    if not (folder / "sweep.json").exists() or folder.resolve().parent != Path("runs").resolve():
+    home = folder.absolute().parent  # the folder may be a link
+    if not (folder / "sweep.json").exists() or home.resolve() != Path("runs").resolve():
         raise UsageError(folder, "is not a sweep's folder in ./runs", "give runs/NAME")
     check_devices(options)
     sweep, held = open_locked(folder)

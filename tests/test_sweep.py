@@ -1096,6 +1096,9 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint(cli):
     rule = {"type": "hyperband", "min_iter": 2, "eta": 2}
     assert cli("s.json", sweep_=short(early_terminate=rule))[0] == 0
     stopped = [e["trial"] for e in events(cli.runs, "judged") if e["verdict"]["stop"]]
+    cli.runs.rename(cli.folder / "elsewhere")
+    cli.runs.symlink_to(cli.folder / "elsewhere")
+    cli.refused("elsewhere", "--continue-trial", 1, words=["is not a sweep's folder in ./runs"])
     assert cli("runs/s", "--continue-trial", stopped[0])[0] == 0
     last = events(cli.runs, "epochs")[-1]
     assert (last["trial"], len(last["history"])) == (stopped[0], 8)
