@@ -1169,7 +1169,8 @@ def print_report(options):
     """Print the report, or with --json the numbers behind it, where null stands for unknown."""
     sweep = read_sweep(options.report)
     source = options.report
-    files.guard([options.html], [source, *Path(source).glob("*.json*")])
+    report = sweep.folder / "report.md"  # which this command writes, too
+    files.guard([options.html], [source, report, *Path(source).glob("*.json*")])
     found, blocks = write_report(sweep)
     text = markdown(blocks)
     if options.html:
@@ -1182,7 +1183,7 @@ def print_report(options):
         text = json.dumps(numbers, indent=1) + "\n"
     with files.text_aside(options.html):
         print(text, end="")
-    print(f"written: {sweep.folder}/report.md", file=sys.stderr)
+    print(f"written: {report}", file=sys.stderr)
 
 
 def print_wandb(options):

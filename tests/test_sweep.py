@@ -1434,6 +1434,14 @@ def test_a_report_has_the_sweeps_name_wherever_one_stands(cli, monkeypatch):
     assert cli("--report", ".")[1].startswith("# Sweep s\n")
 
 
+def test_the_page_does_not_replace_the_report_that_is_written_with_it(cli):
+    assert cli("s.json", sweep_=short(run_cap=1))[0] == 0
+    told = (cli.runs / "report.md").read_text()
+    words = ["report.md: is read by this command; write to another file"]
+    cli.refused("--report", "runs/s", "--html", "runs/../runs/s/report.md", words=words)
+    assert (cli.runs / "report.md").read_text() == told
+
+
 def test_the_report_as_json(cli):
     code, out, _ = cli("--report", PUBLISHED, "--json")
     told = json.loads(out, parse_constant=lambda word: pytest.fail(word))
