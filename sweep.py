@@ -1028,9 +1028,10 @@ def print_idle(sweep):
     spec, rule = sweep.spec, sweep.spec.get("early_terminate") or {}
     keys = sorted(space.NO_EFFECT & set(spec))
     keys += [f"metric.{key}" for key in spec["metric"] if "impute" in key]
-    idle = "min_iter" if "max_iter" in rule else "s"  # W&B ignores it, too
-    if idle in rule:
-        keys.append(f"early_terminate.{idle}")
+    idle = {"epochs", "min_iter" if "max_iter" in rule else "s"}  # W&B ignores the second, too
+    if sweep.rule["type"] == "brackets":
+        idle |= {"preserve_threshold", "revive"}
+    keys += [f"early_terminate.{key}" for key in sorted(idle & rule.keys())]
     if rule and min(bands_of(rule, sweep.epochs), default=sweep.epochs) >= sweep.epochs:
         keys.append(f"early_terminate (no band before epoch {sweep.epochs})")
     if keys:
@@ -1260,7 +1261,10 @@ def read_rule(sweep, given):
 def print_status(options):
     sweep = read_sweep(options.status)
     path = sweep.folder / "lock"
-    running = "a" if path.exists() and lock(path) is None else "no"
+    try:
+        running = "a" if path.exists() and lock(path) is None else "no"
+    except OSError:  # a folder that can only be read does not tell
+        running = "perhaps a"
     states = [trial.state for trial in sweep.trials]
     cap = "no cap" if sweep.cap == math.inf else sweep.cap
     counts = [f"{len(states)} trials of {cap}"]

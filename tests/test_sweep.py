@@ -794,6 +794,17 @@ def test_without_locks_there_is_no_other_sweep(tmp_path, monkeypatch):
     assert files.lock(tmp_path / "lock") is not None
 
 
+def test_the_status_of_a_folder_that_can_only_be_read_is_shown(cli, monkeypatch):
+    assert cli("s.json", sweep_=short(run_cap=1))[0] == 0
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(sweep, "lock", refuse)
+    code, out, err = cli("--status", "runs/s")
+    assert (code, err) == (0, "") and "1 finished" in out and "perhaps a sweep is running" in out
+
+
 def test_the_state_is_not_read_wrongly_when_a_line_is_missing(cli):
     assert cli("s.json", sweep_=short(run_cap=2))[0] == 0
     path = cli.runs / "state.jsonl"
@@ -1643,6 +1654,10 @@ def test_what_has_no_effect_is_named(cli):
     rule = {"type": "hyperband", "min_iter": 30}
     out = cli("s.json", "--name=b", sweep_=short(run_cap=1, early_terminate=rule))[1]
     assert "without effect here: early_terminate (no band before epoch 8)" in out
+    rule = {"type": "brackets", "eta": 2, "epochs": 3, "preserve_threshold": 0.9, "revive": 1}
+    out = cli("s.json", "--name=c", sweep_=short(run_cap=1, early_terminate=rule))[1]
+    told = [f"early_terminate.{key}" for key in ("epochs", "preserve_threshold", "revive")]
+    assert f"without effect here: {', '.join(told)}\n" in out
     out = cli("s.json", "--name=m", sweep_=short(run_cap=1, metric={"name": "hmean"}))[1]
     assert "metric hmean is minimised" in out
 
