@@ -357,9 +357,11 @@ def at_edge(dimension, best):
     if not bounded or not (at_low or at_high):
         return ""
     end, shift = ("upper", 0.5) if at_high else ("lower", -0.5)
-    low, high = (max(space.quantile(dimension.law, u + shift), 0) for u in (0, 1))
+    ends = (max(space.quantile(dimension.law, u + shift), 0) for u in (0, 1))
+    whole = dimension.q and isinstance(dimension.q, int)
+    low, high = (space.rounded(x, dimension.q) if whole else f"{x:.3g}" for x in ends)
     where = f"the best three runs lie at the {end} end of its range"
-    return f"{dimension.name}: {where}; try {low:.3g} to {high:.3g}"
+    return f"{dimension.name}: {where}; try {low} to {high}"
 
 
 # ---------------------------------------------------------------- findings

@@ -142,6 +142,11 @@ def test_a_range_whose_best_runs_lie_at_its_end_is_named():
     assert findings.at_edge(dim, [9e-3, 8e-3, 9.5e-3]).endswith("try 0.001 to 0.1")
     assert findings.at_edge(dim, [1.1e-4, 1.2e-4, 0.9e-4]).endswith("try 1e-05 to 0.001")
     assert findings.at_edge(dim, [9e-3, 8e-3, 1e-3]) == ""
+    dim = space.parse_dimension("size", {"min": 256, "max": 1024})  # takes two integers again
+    assert findings.at_edge(dim, [1024, 1024, 1023]).endswith("try 640 to 1409")
+    steps = {"distribution": "q_log_uniform_values", "q": 1e-4}
+    dim = space.parse_dimension("lr", log_range(1e-4, 1e-2) | steps)
+    assert findings.at_edge(dim, [1e-4, 1e-4, 1e-4]).endswith("try 1e-05 to 0.001")
 
 
 def test_intervals_stay_within_0_and_100():
