@@ -374,6 +374,7 @@ class Row:
         self.number = trial.number
         self.state = trial.state
         self.why = trial.why
+        self.known = trial.known  # it ran elsewhere and cannot go on here
         self.verdict = next((v for v in reversed(trial.judged) if v["stop"]), None)
 
         self.params = trial.params
@@ -568,7 +569,7 @@ class Findings:
         self.top = sound(self.finished or self.stopped)
         self.first = max(self.top, key=self.rank_value, default=None)
         self.params = self.first.params if self.first else {}
-        self.rivals = [row.number for row in self.stopped if row.chance > 0.2]
+        self.rivals = [r.number for r in self.stopped if r.chance > 0.2 and not r.known]
 
         ranking = configurations(self.finished, self.names)
         self.ranking = sorted(ranking, key=lambda c: -self.sign * c.value)

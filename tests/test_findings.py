@@ -269,6 +269,19 @@ def test_thirds_share_their_ends():
 # ---------------------------------------------------------------- the published sweep
 
 
+def test_a_known_paused_run_is_not_to_be_continued_here():
+    state = sweep.Sweep(Path("s"), spec(), 4, [])
+    for n, lr in enumerate((1e-3, 2e-3, 3e-3, 4e-3), 1):
+        curve = [0.8, 0.85, 0.88, 0.9 + 0.001 * n]
+        params = {"lr": lr, "T_max": 22}
+        state.trials.append(sweep.Trial(n, params, "finished", curve, []))
+    for n, known in ((5, True), (6, False)):
+        params = {"lr": 5e-3, "T_max": 20}
+        state.trials.append(sweep.Trial(n, params, "stopped", [0.8, 0.86], known=known))
+    found = find(state)
+    assert found.trials[4].chance == found.trials[5].chance > 0.2 and found.rivals == [6]
+
+
 def test_curves_that_were_not_recorded_are_not_projected():
     state = sweep.read_sweep(PUBLISHED)
     found = find(state)
