@@ -88,7 +88,11 @@ class Dimension:
                 return float(self.middles()[j])
         if self.law and is_number(value):
             return cumulative(self.law, value)
-        return -1.0
+
+        # beyond the ends of a list that is a scale: each on its side, and no two alike
+        scale = self.levels and not self.category and is_number(value)
+        u = (value - min(self.levels)) / np.ptp(self.levels) if scale else -1.0
+        return -1.0 if 0 <= u <= 1 else u
 
 
 def leaf(name):

@@ -121,6 +121,16 @@ def finished(values, interval=0.0, **more):
     return find(state)
 
 
+def test_runs_at_two_values_that_a_list_has_lost_are_no_replicas():
+    values = {"values": [24, 26, 28]}
+    state = sweep.Sweep(Path("s"), spec(parameters={"T_max": values}, method="grid"), 1, [])
+    for n, (x, y) in enumerate(((20, 0.95), (22, 0.97), (24, 0.96), (26, 0.96)), 1):
+        state.trials.append(sweep.Trial(n, {"T_max": x}, "finished", [y], []))
+    found = find(state)
+    assert not found.replicas
+    assert found.trials[0].expected.mean < found.trials[1].expected.mean
+
+
 def test_importance_stands_beside_what_permuted_scores_give():
     (share, by_chance), *_ = finished(0.9 + 0.05 * np.arange(12) / 12).importance
     assert share > 0.9 and by_chance <= 0.05
