@@ -281,7 +281,7 @@ def measure_luck(rows, sign):
         expected_maximum(n),
         found,
         outlier_limit(n),
-        rows[int(np.argmax(values))],
+        rows[np.argmax(values)],
     )
 
 
@@ -352,14 +352,13 @@ def at_edge(dimension, best):
     """The remark that the best runs' values lie at one end of a Dimension's range, with the range
     to try; empty if they do not."""
     u = [dimension.encode(value) for value in best]
+    law = dimension.law
     at_low, at_high = max(u) < 0.1, min(u) > 0.9
-    bounded = dimension.law and "normal" not in dimension.law[0]
-    if not bounded or not (at_low or at_high):
+    if not law or "normal" in law[0] or not (at_low or at_high):
         return ""
     end, shift = ("upper", 0.5) if at_high else ("lower", -0.5)
-    ends = (max(space.quantile(dimension.law, u + shift), 0) for u in (0, 1))
-    whole = dimension.q and isinstance(dimension.q, int)
-    low, high = (space.rounded(x, dimension.q) if whole else f"{x:.3g}" for x in ends)
+    ends = (max(space.quantile(law, u + shift), 0) for u in (0, 1))
+    low, high = (f"{x:.0f}" if type(best[0]) is int else f"{x:.3g}" for x in ends)
     where = f"the best three runs lie at the {end} end of its range"
     return f"{dimension.name}: {where}; try {low} to {high}"
 
@@ -464,7 +463,7 @@ def configurations(rows, names):
         yield Configuration(
             runs,
             value=last(runs).mean(),
-            pages=np.mean([run.pages for run in runs], axis=0),
+            pages=np.mean([run.pages for run in runs], 0),
             expected=(sound(runs) or runs)[0].expected,
         )
 
@@ -517,14 +516,14 @@ class Findings:
                 row.ruined = bool(lost)
         self.sound = sound(self.rows) or self.rows
 
-        ranked = sorted(self.rows, key=lambda row: (-self.sign * row.last, row.number))
+        ranked = sorted(self.rows, key=lambda row: -self.sign * row.last)  # equal ones by number
         self.finished = of_state(ranked, "finished")
         self.stopped = of_state(ranked, "stopped")
         self.failed = of_state(self.trials, "failed")
 
         # final and early values are pooled, and said to be, only where there are few final ones
         self.pooled = len(self.finished) < 6 and bool(self.stopped)
-        pool = self.rows if self.pooled else self.finished
+        pool = ranked if self.pooled else self.finished
         self.fair = sound(pool)
         self.out = [row for row in pool if row.ruined]
 
@@ -586,7 +585,7 @@ class Findings:
         """Sentences about the sweep: a history's own, and what follows from its runs."""
         self.edges = []
         if len(self.fair) > 5:
-            best = sorted(self.fair, key=lambda row: -self.sign * row.last)[:3]
+            best = self.fair[:3]
             remarks = [at_edge(d, [row.params[d.name] for row in best]) for d in cube.free]
             self.edges += filter(None, remarks)
 

@@ -90,8 +90,9 @@ class Dimension:
             return cumulative(self.law, value)
 
         # beyond the ends of a list that is a scale: each on its side, and no two alike
-        scale = self.levels and not self.category and is_number(value)
-        u = (value - min(self.levels)) / np.ptp(self.levels) if scale else -1.0
+        if self.category or not is_number(value):
+            return -1.0
+        u = (value - min(self.levels)) / np.ptp(self.levels)
         return -1.0 if 0 <= u <= 1 else u
 
 
@@ -106,7 +107,7 @@ def plain(params):
 
 
 def is_number(x):
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e300
+    return type(x) in (int, float) and abs(x) < 1e300
 
 
 def identity(value):
@@ -123,7 +124,7 @@ def rounded(x, q):
 
 
 def normal_cdf(z):
-    return 0.5 * math.erfc(-z / math.sqrt(2))
+    return NormalDist().cdf(z)
 
 
 def cumulative(law, x):
@@ -346,10 +347,8 @@ BOUNDS = {"eta": (1.01, 1e6), "min_iter": (1, 1e6), "max_iter": (1, 1e6), "s": (
 # what train.py writes after each epoch, and what stands before it in W&B
 SHARES = ("hmean", "precision", "recall")
 LOGGED = dict.fromkeys((*SHARES, "hmean_lo", "hmean_hi"), "val/")
-TIMED = ("seconds", "images_s", "wait", "peak_gib", "val_seconds")
-LOGGED |= dict.fromkeys(
-    ("lr", "loss", "loss_shrink", "loss_thresh", "loss_binary", *TIMED), "train/"
-)
+TRAINED = "lr loss loss_shrink loss_thresh loss_binary seconds images_s wait peak_gib val_seconds"
+LOGGED |= dict.fromkeys(TRAINED.split(), "train/")
 
 
 def check_share(where, metric, value):
@@ -409,7 +408,7 @@ def check_spec(spec):
     if spec.get("early_terminate") is not None:
         check_rule(spec["early_terminate"], metric["name"])
     check_parameters(Cube(parse_space(spec)), spec.get("replicate"))
-    return {**spec, "metric": metric}
+    return spec | {"metric": metric}
 
 
 def check_values(spec, metric):
@@ -463,14 +462,14 @@ def wandb_form(spec):
     dropped = sorted(NOT_WANDBS & spec.keys())
     metric = spec["metric"]
     name = leaf(metric["name"])
-    form["metric"] = {**metric, "name": LOGGED[name] + name}
+    form["metric"] = metric | {"name": LOGGED[name] + name}
     form["program"] = "train.py"
     form["parameters"] = dict(entries(spec["parameters"]))  # nested ones reach train.py as a dict
 
     rule = form.pop("early_terminate", {})
     kept = set()
     if rule.get("type") == "hyperband":
-        kept = {"type", *RULE_KEYS["hyperband"]}
+        kept = RULE_KEYS["hyperband"] | {"type"}
         form["early_terminate"] = {k: v for k, v in rule.items() if k in kept}
     dropped += [f"early_terminate.{k} = {v}" for k, v in rule.items() if k not in kept]
     return form, dropped
