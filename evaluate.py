@@ -148,7 +148,7 @@ def maps_path(source, pages, device):
     path, hp = Path(source.path), source.hp
     look = hp.look and hp.text_height
     kind = source.runtime(device)[1:]
-    made_of = [pictures.picture_digest(path), hp.size, hp.fit, look, kind, 5]
+    made_of = [pictures.picture_digest(path), hp.size, hp.fit, look, kind, 6]
     made_of += [(page.name, page_digest(page)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     return path.parent / "maps" / f"{path.stem}-{key}.npz"

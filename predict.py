@@ -24,6 +24,7 @@ from hparams import Hparams
 from labels import Page
 
 FIRST_LOOK = 512  # px, root of the page's area, at the first look of --size auto
+LOOK_HP = Hparams(fit="area", thresh=0.25, box_thresh=0.45, unclip_ratio=0.0)  # it decodes so
 LOOK_SCORE = 0.6  # mean score of words that a look can be trusted with
 LOOK_SIDES = (320, 1600)  # map px, least and most root of the text box's area
 LOOK_ENLARGED = 2  # map px per page px, at most
@@ -94,7 +95,10 @@ def take_looks(network, pages, device):
     """Yields pages. LOOK_PAGES of them at a time are predicted at FIRST_LOOK px before, which sets
     page.look; None where no text is found, or where a page cannot be read. Where words score low,
     the page is predicted at twice that size: lines of small print run together into words that are
-    several lines high, and the scores of such words are low."""
+    several lines high, and the scores of such words are low.
+
+    Looks are decoded by LOOK_HP, whatever the thresholds of the network: with looks of their own,
+    other thresholds would be other maps, and --tune tries thresholds on the same maps."""
 
     def job(page, found):
         page.look = look_at(page, *found)
@@ -102,7 +106,9 @@ def take_looks(network, pages, device):
     for start in range(0, len(pages), LOOK_PAGES):
         portion = looking = pages[start : start + LOOK_PAGES]
         for size in (FIRST_LOOK, 2 * FIRST_LOOK):
-            quick = replace(network.hp, size=size, fit="area", look=False)
+            quick = replace(
+                LOOK_HP, size=size, amp=network.hp.amp, shrink_ratio=network.hp.shrink_ratio
+            )
             for _ in predict(Network(network.model, quick), looking, device, job, {}):
                 pass
             looking = [p for p in looking if not p.look or p.look.score < LOOK_SCORE]
@@ -123,7 +129,7 @@ def look_at(page, polygons, scores):
     low = (points.min(0) - margin).clip(0, page.size)
     high = (points.max(0) + margin).clip(0, page.size)
     box = (*low.tolist(), *high.tolist())
-    return Look(box, max(line, 1.0), float(np.mean(scores)), bool(sideways))
+    return Look(box, max(line, 1.0), np.mean(scores), sideways)
 
 
 def reading_hp(page, hp):

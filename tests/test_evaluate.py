@@ -859,6 +859,14 @@ def small_print(path, left=1300, top=1100, height=12, ink=255):
     return np.array(boxes, float)
 
 
+@pytest.fixture
+def whole_words(monkeypatch):
+    """First looks take the words of `Ink` as they are: it draws them whole, and not shrunk."""
+    hp = replace(predict.LOOK_HP, unclip_ratio=1e-9, mode="box", min_size=0, box_thresh=0.1)
+    monkeypatch.setattr(predict, "LOOK_HP", hp)
+
+
+@pytest.mark.usefixtures("whole_words")
 def test_a_first_look_reads_the_text_alone_at_the_height_of_training(work):
     boxes = small_print("far.png", ink=136)
     hp = replace(TINY, size=960, fit="area", look=True, text_height=24.0)
@@ -879,6 +887,7 @@ def test_a_first_look_reads_the_text_alone_at_the_height_of_training(work):
     np.testing.assert_allclose(found, boxes, atol=1.5)
 
 
+@pytest.mark.usefixtures("whole_words")
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3])
 def test_text_that_lies_on_its_side_is_read_as_lines(work, quarters):
     boxes = small_print("page.png", left=300, top=100, height=60)
@@ -915,15 +924,28 @@ def test_a_page_without_text_is_read_as_it_would_be_without_a_look(work):
     assert predict.page_factor(page, hp) == pictures.fit_factor((200, 300), hp)
 
 
+@pytest.mark.usefixtures("whole_words")
 @pytest.mark.parametrize("ink, looks", [(255, 1), (137, 1), (136, 2)])
 def test_a_look_is_taken_again_where_words_score_low(work, ink, looks):
     """`Ink` gives these words scores of 1, .62 and .56."""
     small_print("page.png", left=300, top=100, height=60, ink=ink)
-    hp = replace(TINY, size=960, fit="area", look=True, text_height=24.0, box_thresh=0.1)
-    hp = replace(hp, unclip_ratio=1e-9, mode="box", min_size=0)
+    hp = replace(TINY, size=960, fit="area", look=True, text_height=24.0)
     model = Recorded(Ink(1, 1))
     (page,) = predict.take_looks(Network(model, hp), evaluate.picture_pages("page.png"), CPU)
     assert len(model.shapes) == looks and page.look
+
+
+def test_a_look_does_not_depend_on_thresholds(work):
+    """--tune tries thresholds on the maps of one look, and keeps these maps for later tunings."""
+    small_print("page.png", left=300, top=100, height=60)
+    hp = replace(TINY, size=960, fit="area", look=True, text_height=24.0)
+    others = {"thresh": 0.9, "box_thresh": 1.0, "unclip_ratio": 3.0, "mode": "box"}
+    looks = []
+    for values in ({}, others | {"min_size": 900.0, "max_candidates": 1}):
+        network = Network(Ink(1, 1), replace(hp, **values))
+        (page,) = predict.take_looks(network, evaluate.picture_pages("page.png"), CPU)
+        looks.append(page.look)
+    assert looks[0] and looks[0] == looks[1]
 
 
 def test_what_a_look_reads_is_bounded():
