@@ -289,7 +289,8 @@ def run_tune(args, overrides):
             print(data.NO_GROUPS)
     if args.write:
         tuned = ",".join(page_digest(page) for page in pages)
-        write_setting(args.write, first, {**chosen, "tuned": tuned})
+        # flags, too: the thresholds belong to this size
+        write_setting(args.write, first, {**overrides, **chosen, "tuned": tuned})
     try:
         draw_landscape(picture, table, grid, chosen, result["metric"])
     except OSError as error:
