@@ -3,6 +3,7 @@ and which pages it has seen before."""
 
 import hashlib
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob
@@ -150,7 +151,7 @@ def seen_digests(origin, hp):
 
 def warn_of_leaks(source, pages):
     """Warn on stderr of pages that a Source has seen before, by the digests in it, or that these
-    are not known. Returns {way, of SEEN: number of pages}."""
+    are not known. Returns {way, of SEEN: number of pages}, a Counter: | of two takes the larger."""
     origin = source.state.get("origin") or {"unknown": [source.path]}
     if origin["unknown"]:
         names = ", ".join(origin["unknown"])
@@ -158,7 +159,7 @@ def warn_of_leaks(source, pages):
         warn(source.path, remark)
 
     digests = [page_digest(page) for page in pages]
-    counts = {}
+    counts = Counter()
     for way, seen in seen_digests(origin, source.hp).items():
         names = [page.name for page, digest in zip(pages, digests) if digest in seen]
         if names:

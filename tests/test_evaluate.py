@@ -214,6 +214,15 @@ def test_runs_are_compared_where_they_validated_and_pages_that_one_trained_on_sa
     assert out.splitlines()[-1].count("in sample: trained on 3 of them  cannot tell") == 1
 
 
+def test_a_difference_says_the_larger_number_of_pages_that_one_of_both_saw(run):
+    state = torch.load(checkpoint("all.pt"), weights_only=True)
+    state["origin"]["trained"] = state["origin"]["trained"][:1]
+    save_checkpoint("one.pt", state)
+    for pair in (("all.pt", "one.pt"), ("one.pt", "all.pt")):
+        out = run(pair[0], "--compare", pair[1], "--data", "s", "--split", "train").out
+        assert "in sample: trained on 6 of them" in out.splitlines()[-1]
+
+
 def test_a_cpu_computes_in_bf16_only_when_told(run):
     kinds = [engine.amp_dtype(amp, CPU) for amp in ("auto", "off", "fp16", "bf16")]
     assert kinds == [None, None, None, torch.bfloat16]
