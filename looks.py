@@ -186,8 +186,8 @@ def close_pairs(view, chosen):
 def text_outside(view, hp):
     """Outlines of text that no label covers, and features [K, 5]: score, area, gaps to labels."""
     rest = view.prob.copy()
-    labels = [np.round(polygon).astype(np.int32) for polygon in view.polygons]
-    cv2.fillPoly(rest, labels, 0)
+    for polygon in view.polygons:  # all at once would leave what two of them share
+        cv2.fillPoly(rest, [np.round(polygon).astype(np.int32)], 0)
     outlines, scores = look(rest, hp)
     area = areas_of(outlines).clip(1)
     larger = np.log(area / view.height**2)
