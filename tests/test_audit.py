@@ -17,6 +17,7 @@ import data
 import dbnet
 import evaluate
 import labels
+import looks
 import mistakes
 import train
 import trees
@@ -386,6 +387,18 @@ def test_a_report_shows_crops_and_counts(found, tmp_path, monkeypatch):
 def test_flags_without_effect_are_refused(folder, capsys, flags, words):
     assert run(*flags.split()) == 2
     error_line(capsys.readouterr().err, words)
+
+
+def test_text_on_two_labels_is_not_outside_them():
+    """All labels drawn at once, OpenCV leaves what an even number of them share."""
+    box = np.array([[10, 10], [90, 10], [90, 90], [10, 90]], float)
+    inner = box / 4 + 30
+    prob = np.zeros((100, 100), np.uint8)
+    prob[40:50, 40:50] = 255
+    view = looks.View(prob, [], [], [box, inner], 10)
+    outlines, features = looks.text_outside(view, HP)
+    assert outlines == [] and features.shape == (0, 5)
+    assert len(looks.text_outside(view._replace(polygons=[]), HP)[0]) == 1
 
 
 def test_pages_are_audited_by_the_networks_that_did_not_see_them(folder, capsys):
