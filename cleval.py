@@ -237,6 +237,14 @@ def min_area_sides(polygons):
     return sides
 
 
+def rectangle_around(polygon):
+    """Corners [4, 2] of the smallest rectangle around a polygon [P, 2], clockwise from the one that
+    is nearest to its first vertex, where its top begins, see `char_centres`."""
+    corners = cv2.boxPoints(cv2.minAreaRect(np.float32(polygon)))
+    first = np.abs(corners - polygon[0]).sum(1).argmin()
+    return np.roll(corners, -first, 0)
+
+
 def pseudo_chars(polygons):
     """N polygons -> [N] characters by shape: min(round(0.5 + long side / short side), 100). Halves
     round to even, but ratios 3, 4, ... do not: the reference's rounding errors keep them below."""

@@ -5,9 +5,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from cleval import rectangle_around
 from db_postprocess import DECIMALS
 from files import DataError
 from labels import LINE_END, Word, parse_icdar_line
@@ -72,7 +72,7 @@ def icdar_line(word):
     quotes where it would be read as something else."""
     points = word.points
     if len(points) != 4:
-        points = cv2.boxPoints(cv2.minAreaRect(np.float32(points))).tolist()
+        points = rectangle_around(points).tolist()
     numbers = [f"{round(v, DECIMALS):.12g}" for point in points for v in point]
     text = "###" if word.ignore else LINE_END.sub(" ", word.text or "")
     if parse_icdar_line(",".join([*numbers, text]))[1] != (text or None):

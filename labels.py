@@ -13,11 +13,10 @@ from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import shapely
 
-from db_postprocess import MAX_CROSSING, MAX_PAGE_POINTS, MAX_POINTS
+from db_postprocess import MAX_CROSSING, MAX_PAGE_POINTS, MAX_POINTS, rect_corners
 from files import CONTROL, DataError, UsageError, read_json, read_text, shown
 
 SPLITS = "train", "val", "test"
@@ -370,7 +369,8 @@ def coco_outlines(annotation, where):
     pairs = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
     (x, y), (w, h), (angle, _) = parse_polygon(pairs, f"{where}: bbox")
     if angle:
-        return [cv2.boxPoints(((x + w / 2, y + h / 2), (w, h), angle)).tolist()]
+        turned = x + w / 2, y + h / 2, w, h, np.deg2rad(angle)
+        return rect_corners(np.array([turned])).tolist()  # OpenCV's begin anywhere
     return [rectangle([[x, y], [x + w, y + h]])]
 
 

@@ -639,6 +639,28 @@ def test_coco_annotations(tmp_path):
     assert corners == [[12, -9], [12, 20], [19, -9], [19, 20]]
 
 
+@pytest.mark.parametrize("degrees", [0, 0.5, -3, 40, 95, 180, -120])
+def test_a_turned_box_begins_where_its_text_does(tmp_path, degrees):
+    """Metrics take the first half of its corners for the top of the word."""
+    blank(tmp_path / "a.jpg", 30, 40)
+    turned = {**BOX, "attributes": {"rotation": degrees}}
+    (tmp_path / "c.json").write_text(coco(turned))
+    (page,) = load_labels(tmp_path / "c.json")
+    turn = np.exp(1j * np.deg2rad(degrees))
+    expected = (np.array(QUAD) @ (1, 1j) - (15.5 + 5.5j)) * turn + (15.5 + 5.5j)
+    np.testing.assert_allclose(page.polygons[0] @ (1, 1j), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("corner", range(4))
+def test_the_rectangle_that_icdar_keeps_begins_where_the_outline_does(tmp_path, corner):
+    quad = QUAD[corner:] + QUAD[:corner]
+    middle = np.mean(quad[2:], 0).tolist()
+    write_json(tmp_path, {"a.png": {"words": {"1": {"points": [*quad[:3], middle, quad[3]]}}}})
+    data.convert(tmp_path, tmp_path / "out", "icdar")
+    (again,) = load_labels(tmp_path / "out", "train")
+    np.testing.assert_allclose(again.polygons, [quad], atol=1e-3)
+
+
 KINDS = [{"id": k, "name": name} for k, name in enumerate(("text", "logo", "Illegible"), 1)]
 
 
