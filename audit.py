@@ -16,7 +16,7 @@ import numpy as np
 
 import data
 import report
-from cleval import shared_areas
+from cleval import from_top_left, shared_areas
 from db_postprocess import polygon_area, to_page
 from drawing import COLOURS, embedded_picture
 from files import DataError, read_json, replace_file, write_json
@@ -378,7 +378,8 @@ def labelme_files(suspects):
             for suspect in some:
                 title = f"{PROPOSAL}{suspect.kind} {suspect.probability:.2f}"
                 for outline in suspect.proposals or [suspect.points]:
-                    shape = {"label": title, "points": outline.tolist(), "group_id": 1}
+                    points = from_top_left(outline).tolist()
+                    shape = {"label": title, "points": points, "group_id": 1}
                     sheet["shapes"].append(shape | {"shape_type": "polygon", "flags": {}})
             yield name, some[0].page, json.dumps(sheet, ensure_ascii=False)
 

@@ -245,6 +245,11 @@ def rectangle_around(polygon):
     return np.roll(corners, -first, 0)
 
 
+def from_top_left(polygon):
+    """A polygon [P, 2] from its upper left vertex on, so that `char_centres` finds its top."""
+    return np.roll(polygon, -polygon.sum(1).argmin(), 0)
+
+
 def pseudo_chars(polygons):
     """N polygons -> [N] characters by shape: min(round(0.5 + long side / short side), 100). Halves
     round to even, but ratios 3, 4, ... do not: the reference's rounding errors keep them below."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cleval import from_top_left
 from files import UsageError, lock, read_json, replace_file
 from formats import pages_to_json
 from labels import Page, read_competition
@@ -21,10 +22,11 @@ def read_predictions(path):
 
 
 def page_line(page, polygons, scores):
-    """A page and its words as a line of a .jsonl file, in the competition's form."""
+    """A page and its words as a line of a .jsonl file, in the competition's form. Outlines begin at
+    the upper left: corrected, they are labels, whose first half is the top of a word."""
     words = Page(page.name, page.path, size=page.size)
     for number, (polygon, score) in enumerate(zip(polygons, scores), 1):
-        words.add(f"{number:04d}", polygon, confidence=score)
+        words.add(f"{number:04d}", from_top_left(polygon), confidence=score)
     return json.dumps(pages_to_json([words]), ensure_ascii=False) + "\n"
 
 

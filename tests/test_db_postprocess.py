@@ -13,6 +13,7 @@ from conftest import write_predictions
 
 import db_postprocess as db
 import tune
+from cleval import from_top_left
 from db_postprocess import MODES, offset_polygon, polygon_area, polygons_from_map, rect_corners
 from hparams import Hparams
 from labels import Page
@@ -362,7 +363,7 @@ def test_any_map_is_decoded_and_what_is_written_is_read_back(tmp_path, monkeypat
     for page, (polygons, scores) in zip(pages, found):
         read, confidences = again[page.name]
         assert len(read) == len(polygons) and (np.array(confidences) == scores.round(6)).all()
-        for a, b in zip(polygons, read):
+        for a, b in zip(map(from_top_left, polygons), read):
             assert np.abs(a - b).max() <= 0.51e-4 and (b >= 0).all() and (b <= page.size).all()
 
 

@@ -45,6 +45,16 @@ def launched(monkeypatch):
     return shapes
 
 
+def test_outlines_begin_at_the_upper_left_as_those_of_labels_do(work):
+    """Else, once they are labels, the characters of a word lie along its right edge."""
+    box = np.array([[10.0, 5], [60, 8], [59, 20], [9, 17]])
+    page = labels.Page("a.png", Path("a.png"), size=(90, 70))
+    for first in range(4):
+        line = predictions.page_line(page, [np.roll(box, -first, 0)], [1.0])
+        (word,) = json.loads(line)["images"]["a.png"]["words"].values()
+        assert word["points"] == box.tolist()
+
+
 def lines_of(path):
     return Path(path).read_text().splitlines(keepends=True)
 
