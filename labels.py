@@ -340,7 +340,7 @@ def coco_words(label_file, sheet, categories):
         if categories and not is_ignored and name not in categories:
             continue
         text = next(filter(None, map(annotation.get, COCO_TEXTS)), None)
-        ignore = is_ignored or any(map(annotation.get, COCO_FLAGS))
+        ignore = is_ignored or next(filter(None, map(annotation.get, COCO_FLAGS)), False)
         of_page = words.setdefault(repr(annotation.get("image_id")), [])
         for k, points in enumerate(coco_outlines(annotation, where)):
             word_id = annotation.get("id", number)
@@ -368,10 +368,8 @@ def coco_outlines(annotation, where):
     box, angle = annotation.get("bbox"), annotation.get("rotation", 0)
     pairs = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
     (x, y), (w, h), (angle, _) = parse_polygon(pairs, f"{where}: bbox")
-    if angle:
-        turned = x + w / 2, y + h / 2, w, h, np.deg2rad(angle)
-        return rect_corners(np.array([turned])).tolist()  # OpenCV's begin anywhere
-    return [rectangle([[x, y], [x + w, y + h]])]
+    turned = x + w / 2, y + h / 2, w, h, np.deg2rad(angle)
+    return rect_corners(np.array([turned])).tolist()  # OpenCV's begin anywhere
 
 
 def as_points(flat):

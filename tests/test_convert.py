@@ -753,6 +753,7 @@ def test_coco_without_its_lists_is_one_line(tmp_path, lists):
         ({"bbox": [1, 2, "a", 4]}, "annotation 1: bbox: its points are not"),
         ({"bbox": [1, 2, 3]}, "annotation 1: bbox: its points are not"),
         ({**BOX, "attributes": {"rotation": "x"}}, "annotation 1: bbox: its points are not"),
+        ({**BOX, "attributes": {"difficult": "false"}}, "word 1: ignore flag 'false' is not true"),
         ({**BOX, "image_id": [8]}, r"c.json: annotations of picture \[8\], which it lacks"),
         ({**BOX, "text": 7}, "word 1: transcription is not a text"),
     ],
