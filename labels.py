@@ -276,7 +276,9 @@ def read_sheet(label_file):
     if Path(label_file).suffix != ".jsonl":
         return read_json(label_file)
     images = {}
-    for file in sorted(glob(str(label_file))) or [label_file]:
+    # a name may hold brackets itself
+    files = [label_file] if os.path.exists(label_file) else sorted(glob(str(label_file)))
+    for file in files or [label_file]:
         for number, line in text_lines(file):
             where = f"{file}: line {number}"
             pages = get(read_json(where, line), "images")

@@ -175,6 +175,14 @@ def test_predictions_of_shards_are_scored_and_taken_as_pseudo_labels(work, run):
     assert len(pages) == 8 and all(page.path.is_file() for page in pages)
 
 
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
+    for name in ("p1", "p[1]"):
+        page = {"images": {f"{name}.png": {"words": {}}}}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(page))
+    assert list(read_predictions(tmp_path / "p[1].jsonl")) == ["p[1].png"]
+    assert list(read_predictions(tmp_path / "p[1-9].jsonl")) == ["p1.png"]
+
+
 def test_files_that_a_pattern_names_are_not_replaced(work, run, capsys):  # noqa: F811
     words = {page.name: {"words": {}} for page in labels.load_labels("s", "val")}
     for number, (name, entry) in enumerate(words.items()):
