@@ -228,7 +228,7 @@ def check_target(path, sources):
 def write_setting(path, source, values):
     """Put values into a copy of the checkpoint (.pt) or an hparams file (.json), new or not. What
     differs in a file that exists stays, with a warning."""
-    hp = {**asdict(source.state["hparams"]), **values}
+    hp = {**asdict(source.hp), **values}
     if path.endswith(".pt"):
         return save_checkpoint(path, {**source.state, "hparams": hp})
     if Path(path).exists():
