@@ -418,15 +418,13 @@ def warn_of_shared_groups(hp, pages, groups, held):
 def pseudo_pages(hp, known):
     """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
     Pictures lie beside the file or with the first set of hp.data. Pages that `known`, the run's own
-    inspected train and val pages, hold already, by name or near-duplicate, are left out. Raises
-    DataError."""
+    inspected train and val pages, show already are left out, by their pictures: other pages may
+    have their names. Raises DataError."""
     image_dir = None
     if not (Path(hp.pseudo_labels).parent / "images").is_dir():
         first = resolve_data(set_names(hp.data)[0])
         image_dir = hp.image_dir or (first.parent if first.is_file() else first)
-    names = {page.name for page in known}
     pages = labels.read_competition(hp.pseudo_labels, image_dir)
-    pages = [page for page in pages if page.name not in names]
     for page in pages:
         doubtful = [confidence < hp.min_confidence for confidence in page.confidences]
         page.ignore = [*map(max, page.ignore, doubtful)]
