@@ -230,8 +230,8 @@ def read_pseudo_pages(hp, labelled):
 def load_ancestors(hp):
     """{path: its dict} of the checkpoints that a run starts from or learns from. A resumed run no
     longer needs the one it started from. Raises DataError."""
-    begun = Path("runs", hp.name, "last.pt").exists()
-    paths = [hp.init] if Path(hp.init).is_file() and not begun else []
+    begun = any(Path("runs", hp.name).glob("[lp]*.pt"))  # last.pt, or the one before
+    paths = [hp.init] if hp.init and not begun else []
     paths += [path for path in hp.teacher.split(",") if path]
     return {path: load_checkpoint(path) for path in paths}
 
@@ -361,7 +361,7 @@ def start_network(hp, device, fresh, ancestors):
     model = DBNet(hp.backbone, hp.neck, pretrained)
 
     if hp.init and fresh:
-        state = ancestors.get(hp.init) or load_checkpoint(hp.init)
+        state = ancestors[hp.init]
         try:
             model.load_state_dict(state.get("ema") or state["model"])
         except RuntimeError:
@@ -951,12 +951,16 @@ def load_run(folder, record, rescored):
 
 def compare_pages(state, pages, folder, rescored):
     """Name the pages that have changed since a state was saved. An epoch that has begun with other
-    train pages starts again. Raises UsageError for val pages, unless the run is rescored."""
+    train pages starts again. Raises UsageError for val pages, unless the run is rescored; where
+    they are as they were, it keeps its scores."""
     recorded = state.get("pages") or pages  # older checkpoints have no record
     changes = list_changes(recorded["val"], pages["val"])
     if changes and not rescored:
         remedy = f"add --rescore, or start a new run with --init {folder}/last.pt"
         raise UsageError(folder, f"val pages have changed since: {changes}", remedy)
+    state["rescored"] = rescored and (changes or recorded is pages)
+    if rescored and not state["rescored"]:
+        print(f"{folder}: its val pages are as they were, and so are its scores")
 
     changes = list_changes(recorded["train"], pages["train"])
     if changes:
@@ -986,7 +990,7 @@ def train_one(hp, resume, options, stop):
         ancestors.clear()  # they would fill memory while the run lasts
         if state:
             trainer.load(state)
-            if options.rescore:
+            if state["rescored"]:
                 rescore(trainer)
         return train_run(trainer, options, stop)
 
@@ -1218,12 +1222,12 @@ def choose_run(args, stem):
     """Hparams of a single run, and whether it exists already; nothing is made yet. A run that
     torchrun started again goes on by itself. Raises UsageError."""
     hp = resolve_run(args)
-    if not hp.name and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+    if not hp.name and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         raise UsageError("--max-restarts", "a restarted group has to find its run", "add --name")
     if hp.batch < process_count():
         raise UsageError(f"batch = {hp.batch}", f"{process_count()} processes need a page each")
 
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if again and not args.resume and Path("runs", hp.name).exists():
         args.resume = True
         hp = resolve_run(args)
