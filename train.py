@@ -678,7 +678,7 @@ def to_wandb(hp, folder):
     tracked = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "receipts"),
         name=hp.name,
-        id=past[-1].name.rpartition("-")[2] if past else None,
+        id=past[-1].name.removeprefix("offline-").split("-", 2)[2] if past else None,
         resume="allow",
         config=dataclasses.asdict(hp),
         dir=folder,

@@ -427,21 +427,21 @@ def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch, capsys):
     """As a W&B agent starts it, paused and resumed: each epoch once, under the same id."""
     wandb = pytest.importorskip("wandb")
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for key, text in (("MODE", "offline"), ("SWEEP_ID", "s1"), ("RUN_ID", "run7")):
+    for key, text in (("MODE", "offline"), ("SWEEP_ID", "s1"), ("RUN_ID", "run-7")):
         monkeypatch.setenv(f"WANDB_{key}", text)
     assert run("--log=tensorboard", "--ema=True", "--stop-epoch=1") == 0
-    assert resume("run7", "--artifact") == 0
+    assert resume("run-7", "--artifact") == 0
     wandb.finish()
-    (folder,) = (work / "runs/run7").glob("wandb/offline-run-*")
+    (folder,) = (work / "runs/run-7").glob("wandb/offline-run-*")
     kept = folder.relative_to(work)
     assert f"wandb: {kept}; to send it: wandb sync {kept}\n" in capsys.readouterr().out
-    (path,) = (work / "runs/run7").glob("wandb/offline-run-*/run-run7.wandb")
+    (path,) = (work / "runs/run-7").glob("wandb/offline-run-*/run-run-7.wandb")
     rows = wait_for("W&B's last record", lambda: wandb_rows(path))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
-    board = events.EventAccumulator("runs/run7/tensorboard").Reload()
+    board = events.EventAccumulator("runs/run-7/tensorboard").Reload()
     assert len(board.Tags()["images"]) == 2
     for tag in ("val/hmean", "val/hmean_lo", "train/loss", "train/lr", "train/seconds"):
-        column = [row[tag.split("/")[1]] for row in logged("runs/run7").values()]
+        column = [row[tag.split("/")[1]] for row in logged("runs/run-7").values()]
         assert [row[tag] for row in rows] == column
         shown = [(e.step, e.value) for e in board.Scalars(tag)]
         assert shown == [(k, pytest.approx(x, rel=1e-6)) for k, x in enumerate(column, 1)]
