@@ -1094,14 +1094,14 @@ def print_end(trainer, stopped):
     if trainer.step:
         where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}"
     if stopped or trainer.epoch < hp.epochs:
-        word = "stopped" if stopped else "paused"
-        name = shlex.quote(hp.name)
         amp = "" if hp.amp == "auto" else f" --amp {hp.amp}"  # it may not be the one of the folder
-        print(f"{word} {where}; go on: python train.py --name {name} --resume{amp}")
+        command = f"python train.py --name {shlex.quote(hp.name)} --resume{amp}"
+        print(f"{'stopped' if stopped else 'paused'} {where}; go on: {command}")
     if trainer.rows and not stopped:
         print(f"last {shown(trainer.scores)}")
         best = f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}"
-        print(f"{best} (chosen on these same pages, so optimistic)")
+        if trainer.best["epoch"]:  # else best.pt was lost
+            print(f"{best} (chosen on these same pages, so optimistic)")
 
 
 # ---------------------------------------------------------------- folds and replicas

@@ -1061,6 +1061,13 @@ def test_a_run_whose_val_pages_have_not_changed_keeps_its_scores(whole, capsys):
     assert all(row["hmean"] == row["hmean"] for row in logged("runs/whole").values())
 
 
+def test_a_finished_run_that_lost_best_pt_has_no_best_epoch(whole, capsys):
+    (whole / "best.pt").unlink()
+    assert resume("whole") == 0
+    out = capsys.readouterr().out
+    assert "runs/whole/best.pt: cannot be read" in out and out.splitlines()[-1].startswith("last ")
+
+
 # ---------------------------------------------------------------- folders and signals
 
 
