@@ -44,7 +44,8 @@ def draw_homography(rng, hp, width, height, fit, centre=None, quarters=0):
     # perspective
     tilt = np.eye(3)
     depth = np.array([tilt_x, tilt_y]) * hp.aug_perspective
-    tilt[2, :2] = depth / (fit * max(width, height))
+    most = 0.8 * fit / zoom  # from 1 on, a corner of the page may be behind the camera
+    tilt[2, :2] = depth.clip(-most, most) / (fit * max(width, height))
 
     # move the page to its place
     if centre is None:
@@ -64,11 +65,14 @@ def move(by):
 def rotation(degrees):
     """3 x 3 matrix that rotates about the origin, clockwise on the screen."""
     turn = np.deg2rad(degrees)
-    matrix = np.eye(3)
     cos, sin = np.cos(turn), np.sin(turn)
-    matrix[0, :2] = cos, -sin
-    matrix[1, :2] = sin, cos
-    return matrix
+    return np.array(
+        [
+            (cos, -sin, 0),
+            (sin, cos, 0),
+            (0, 0, 1),
+        ]
+    )
 
 
 class Bend:
@@ -90,8 +94,7 @@ class Bend:
     def displacement(self, points):
         """Bent-canvas points [..., 2] -> offsets [..., 2] to the flat canvas."""
         yx = points[..., ::-1]  # the shift of x depends on y, and the shift of y on x
-        wave = np.sin(self.frequency * yx + self.phase)
-        return self.amplitude * wave
+        return self.amplitude * np.sin(self.frequency * yx + self.phase)
 
     def apply(self, points):
         """Points [P, 2] of the flat canvas -> the same points [P, 2] on the bent canvas."""
@@ -158,9 +161,9 @@ def warp_page(image, polygons, matrix, shape, page_size=None, bend=None, ground=
     picture_size = image.shape[1::-1]
     shrunk = np.divide(page_size or picture_size, picture_size)
     to_page = np.diag([*shrunk, 1])
-    to_centres = move([-0.5, -0.5])  # OpenCV counts from pixel centres
-    to_edges = move([0.5, 0.5])
-    place = to_centres @ matrix @ to_page @ to_edges
+    place = (
+        move([-0.5, -0.5]) @ matrix @ to_page @ move([0.5, 0.5])
+    )  # from pixel centres, as OpenCV
 
     options = {"borderValue": PAD_COLOUR}
     if ground is not None:
@@ -190,8 +193,7 @@ def bent_sources(bend, place, shape):
     flat = grid + bend.displacement(grid + 0.5)
     flat = flat.reshape(1, -1, 2)
     source = cv2.perspectiveTransform(flat, np.linalg.inv(place))
-    source = source.reshape(rows, columns, 2)
-    source = np.float32(source)
+    source = np.float32(source.reshape(rows, columns, 2))
 
     source = cv2.resize(source, (columns * GRID, rows * GRID))
     return cv2.split(source[GRID : GRID + height, GRID : GRID + width])
@@ -323,10 +325,8 @@ def bleed(image, rng, amount):
     """Add print that shows through from the back: the page's own print, mirrored, blurred,
     at most `amount` strong. It has no labels."""
     ink = cv2.subtract(paper_of(image), image)
-    axis = int(rng.integers(2))
-    ink = cv2.flip(ink, axis)
-    offset = rng.integers(len(ink))
-    ink = np.roll(ink, offset, 0)
+    ink = cv2.flip(ink, int(rng.integers(2)))
+    ink = np.roll(ink, rng.integers(len(ink)), 0)
     sigma = rng.uniform(0.5, 2)
     ink = cv2.GaussianBlur(ink, (0, 0), sigma)
     share = min(amount, 1.0) * smooth_field(rng, *image.shape[:2], 3)
@@ -376,10 +376,8 @@ def glare(image, rng, amount):
     spread = rng.uniform(0.05, 0.3, 2)
     x = (np.linspace(0, 1, width) - middle[0]) / spread[0]
     y = (np.linspace(0, 1, height) - middle[1]) / spread[1]
-    distance = x**2 + y[:, None] ** 2
-    spot = np.exp(-distance)
-    depth = min(amount, 0.9)
-    return whiten(image, 255 * depth * spot)
+    spot = np.exp(-(x**2) - y[:, None] ** 2)
+    return whiten(image, 255 * min(amount, 0.9) * spot)
 
 
 def blur_motion(image, rng, amount):

@@ -85,6 +85,16 @@ def test_labels_stay_within_a_pixel_of_their_ink(kinds):
     assert moved
 
 
+def test_at_the_bounds_of_all_strengths_no_corner_is_behind_the_camera():
+    """What crosses the horizon has no outline: its label would lie on other places."""
+    hp = replace(HP, aug_strength=4.0, aug_scale=2.0, aug_perspective=0.5, aug_rotate=45.0)
+    corners = np.array([(0, 0, 1), (400, 0, 1), (400, 600, 1), (0, 600, 1)])
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        matrix = augment.draw_homography(rng, hp, 400, 600, 384 / 600)
+        assert (corners @ matrix[2] > 0.1).all()
+
+
 def test_a_bend_is_undone_by_its_displacement():
     """apply() gives the points whose displacement leads back: seen + d(seen) = flat."""
     hp = replace(HP, aug_bend=0.1)
