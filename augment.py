@@ -273,7 +273,7 @@ def augment_colours(image, rng, hp):
 
 def whiten(image, veil):
     """Blend an image uint8 [H, W, 3] with white by an opacity `veil` [H, W], 0 to 255."""
-    veil = cv2.merge([veil.astype(np.uint8)] * 3)
+    veil = cv2.merge([np.minimum(veil, 255).astype(np.uint8)] * 3)
     under = cv2.multiply(image, 255 - veil, scale=1 / 255)
     return cv2.add(under, veil)
 

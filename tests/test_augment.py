@@ -95,6 +95,12 @@ def test_at_the_bounds_of_all_strengths_no_corner_is_behind_the_camera():
         assert (corners @ matrix[2] > 0.1).all()
 
 
+def test_a_veil_above_the_full_range_is_white():
+    veil = np.array([[0, 100, 255, 256, 400]], np.float32)
+    image = augment.whiten(np.zeros((1, 5, 3), np.uint8), veil)
+    assert image[0, :, 0].tolist() == [0, 100, 255, 255, 255]
+
+
 def test_a_bend_is_undone_by_its_displacement():
     """apply() gives the points whose displacement leads back: seen + d(seen) = flat."""
     hp = replace(HP, aug_bend=0.1)
