@@ -306,7 +306,7 @@ def read_saved(path, where, wrong, remedy="", legacy=False):
     will do too. Raises DataError(where, wrong, remedy), UsageError where nothing can be read."""
     try:
         if Path(path).stat().st_size > MAX_BYTES or not Path(path).is_file():
-            raise DataError(where, f"not a file of at most {MAX_BYTES >> 30} GiB")
+            raise DataError(where, f"not a file of at most {MAX_BYTES >> 30} GiB", remedy)
         content = Path(path).read_bytes()
     except OSError as error:
         raise UsageError(where, f"cannot be read ({error.strerror})") from None
