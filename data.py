@@ -68,6 +68,7 @@ NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of on
 SAME_TEXTS = 0.95  # shared transcriptions; one receipt: 0.97 and more, of one shop: up to 0.92
 NO_GROUPS = "each page is a group: if one shop has several, name it, or intervals are too narrow"
 FICLONE = 0x40049409  # ioctl: share the blocks of another file (btrfs, XFS)
+RESERVE = 2**32  # bytes of the disk that --cache leaves for checkpoints
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 
 # ---------------------------------------------------------------- inspected pages
@@ -186,7 +187,7 @@ class Receipts:
 
     The random draws of sample i in epoch e come from default_rng((seed, e, i)): they are the same
     in any process and in any order. cache: a folder that keeps decoded pages for all processes, as
-    many as fit on the disk."""
+    many as fit on the disk beside RESERVE."""
 
     def __init__(self, pages, hp, cache=None):
         self.hp, self.cache, self.pages = hp, cache, []
@@ -207,9 +208,9 @@ class Receipts:
         factor = fit_factor(size, self.hp)
         if factor < 0.5:
             image = cv2.resize(image, scaled(size, factor), interpolation=cv2.INTER_AREA)
-        if self.cache:
+        if self.cache and shutil.disk_usage(self.cache.parent).free > RESERVE:
             np.save(buffer := io.BytesIO(), image)
-            with contextlib.suppress(OSError):  # no room for it
+            with contextlib.suppress(OSError):  # others may have taken the room
                 replace_file(file, buffer.getbuffer())
         return image
 

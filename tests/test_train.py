@@ -204,11 +204,23 @@ def test_workers_and_cache_do_not_change_the_run(whole, work, monkeypatch):
     assert_same_as_whole("workers")
     reads = Counter()
     before(monkeypatch, pictures, "read_bytes", lambda path, *_: reads.update([path.name]))
+    monkeypatch.setattr(data, "RESERVE", 0)
     assert run("--name", "cache", "--cache") == 0
     assert_same_as_whole("cache")
     for page in labels.load_labels("s", "train"):  # inspected, read once; not once in each epoch
         assert reads[page.name] == 2, reads
     assert not (work / "runs/cache/cache").exists()
+
+
+def test_a_cache_leaves_room_for_checkpoints(work, monkeypatch):
+    pages = labels.load_labels("s", "train")
+    data.inspect_pages(pages)
+    kept = []
+    for i, reserve in enumerate((0, 2**62)):
+        monkeypatch.setattr(data, "RESERVE", reserve)
+        data.Receipts(pages, hparams.Hparams(size=96), work / "cache").page(i)
+        kept.append(sorted(path.name for path in (work / "cache").iterdir()))
+    assert kept == [["0.npy"]] * 2
 
 
 # ---------------------------------------------------------------- what a run leaves
