@@ -23,7 +23,7 @@ GRACE = 8  # seconds that a process may stand still after a signal
 
 def join_group():
     """Join the processes that torchrun started. Returns their store; None for a single process."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return None
 
     # torchrun's store keeps what processes wrote before it started them again

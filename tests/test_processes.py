@@ -35,7 +35,7 @@ def test_each_process_has_its_own_gpu_and_touches_no_other(monkeypatch):
 @pytest.mark.parametrize("gpus", [False, True])
 def test_processes_wait_ten_minutes_for_each_other_in_either_backend(gpus, monkeypatch):
     joined, threads = [], []
-    for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+    for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(key, "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
     monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(dist.HashStore(), 1, 2)]))
@@ -130,3 +130,11 @@ def test_errors_of_pytorch_have_words(error, what, code):
     assert str(told.value).startswith(what) and told.value.code == code
     with pytest.raises(RuntimeError, match="NCCL"):
         processes.explain_errors(lambda: (_ for _ in ()).throw(RuntimeError("NCCL")))
+
+
+def test_an_environment_that_names_no_port_is_none_of_torchrun_s(monkeypatch):
+    """As clusters set it for other programs."""
+    for key, text in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(key, text)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    assert processes.join_group() is None
