@@ -231,9 +231,9 @@ def load_ancestors(hp):
     """{path: its dict} of the checkpoints that a run starts from or learns from. A resumed run no
     longer needs the one it started from. Raises DataError."""
     begun = any(Path("runs", hp.name).glob("[lp]*.pt"))  # last.pt, or the one before
-    paths = [hp.init] if hp.init and not begun else []
-    paths += [path for path in hp.teacher.split(",") if path]
-    return {path: load_checkpoint(path) for path in paths}
+    start = "" if begun else hp.init
+    paths = [start, *hp.teacher.split(",")]
+    return {path: load_checkpoint(path) for path in paths if path}
 
 
 def trace_origin(hp, train, ancestors):
@@ -719,7 +719,9 @@ def start_mirrors(kinds, trainer):
         kinds = [kind for kind in MIRRORS if kind in kinds or (trainer.folder / kind).is_dir()]
         mirrors = [MIRRORS[kind](trainer.hp, trainer.folder) for kind in kinds]
     except Exception as error:  # noqa: BLE001 (W&B has many of its own)
-        raise UsageError("--log", (str(error).splitlines() or [repr(error)])[0]) from None
+        what = (str(error).splitlines() or [repr(error)])[0]
+        remedy = "to go on without, leave --log out and remove the mirror's folder there"
+        raise UsageError(f"--log, {trainer.folder}", what, remedy) from None
     for row in trainer.rows:
         for send in mirrors:
             send(row)

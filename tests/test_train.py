@@ -459,6 +459,16 @@ def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch, capsys):
         assert shown == [(k, pytest.approx(x, rel=1e-6)) for k, x in enumerate(column, 1)]
 
 
+def test_a_mirror_whose_package_is_gone_is_named_with_the_way_to_go_on(whole, monkeypatch, capsys):
+    """A run that has one, on another machine; the command itself has no --log."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    (whole / "tensorboard").mkdir()
+    assert resume("whole") == 2
+    error_line(capsys.readouterr().err, "--log, runs/whole: ", "remove the mirror's folder there")
+    (whole / "tensorboard").rmdir()
+    assert resume("whole") == 0
+
+
 # ---------------------------------------------------------------- parts of a step
 
 
