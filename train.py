@@ -118,8 +118,9 @@ def resolve_run(args):
         raise UsageError("--resume", "names no run", "add --name or the run's folder")
     path = Path("runs", name, "hparams.json")
     written = path.exists() and path.stat().st_size
-    killed = path.parent.is_dir() and not written  # before it wrote them
-    if killed and not any(path.parent.glob("*/")):  # else it is a folder of runs
+    # killed before it wrote them; without other values than a name the default ones would be taken
+    again = path.parent.is_dir() and not written and len(given) > 1
+    if again and not any(path.parent.glob("*/")):  # else it is a folder of runs
         return resolve_hparams(args)
 
     saved = read_hparams(path)
@@ -239,8 +240,11 @@ def load_ancestors(hp):
 def trace_origin(hp, train, ancestors):
     """What a checkpoint records of the pages behind it, as sets of digests: pages trained on, by
     its ancestors too, and pages that chose an ancestor's epoch; and files that record neither."""
-    trained = {page.digest for page in train}
-    origin = {"trained": trained, "chosen": set(), "unknown": {hp.pseudo_labels} - {""}}
+    origin = {
+        "trained": {page.digest for page in train},
+        "chosen": set(),
+        "unknown": {hp.pseudo_labels} - {""},
+    }
     for path, state in ancestors.items():
         recorded = state.get("origin") or {"unknown": [path]}
         for key, values in recorded.items():
@@ -1101,9 +1105,11 @@ def print_end(trainer, stopped):
         print(f"{'stopped' if stopped else 'paused'} {where}; go on: {command}")
     if trainer.rows and not stopped:
         print(f"last {shown(trainer.scores)}")
-        best = f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']}"
         if trainer.best["epoch"]:  # else best.pt was lost
-            print(f"{best} (chosen on these same pages, so optimistic)")
+            print(
+                f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']} "
+                "(chosen on these same pages, so optimistic)"
+            )
 
 
 # ---------------------------------------------------------------- folds and replicas

@@ -1134,6 +1134,15 @@ def test_of_two_that_make_one_run_one_is_refused(work, monkeypatch, capsys):
     train.open_folder(hp, folder, True).close()
 
 
+def test_a_run_that_was_killed_before_it_wrote_its_values_needs_them_again(work, capsys):
+    """Its name alone began a run of default values."""
+    Path("runs/k").mkdir(parents=True)
+    Path("runs/k/hparams.json").touch()
+    assert resume("k", "--print-hparams") == 1
+    error_line(capsys.readouterr().err, "runs/k/hparams.json: not a JSON file")
+    assert run("--name=k", "--resume", "--print-hparams") == 0
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_before_the_first_step_ends_the_process_at_once(
     work, number, code, monkeypatch, capsys
