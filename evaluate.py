@@ -775,9 +775,8 @@ def run_audit(args, overrides):
         pages = [page for part in parts for page in part]
     else:
         pages = labelled_pages(args, sources[0])
-    check_outputs(
-        [args.audit, args.to and args.to[1]], [*args.sources, args.hparams, *page_files(pages)]
-    )
+    outputs = [args.audit, args.to and args.to[1]]
+    check_outputs(outputs, files_read(args, pages))
     plan = audit.make_plan(pages)
     voters = choose_voters(sources, pages)
 

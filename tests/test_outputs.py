@@ -130,6 +130,7 @@ CASES = (  # command, the words but for the output, what may write, the inputs
     ("evaluate", "a.pt --tune --data s", "write", f"a.pt s/val.json {PICTURE}"),
     ("evaluate", "a.pt --tune", "write", f"s/train.json {TRAINED}"),
     ("evaluate", "a.pt --data s --hparams h.json", "audit", f"a.pt h.json s/val.json {PICTURE}"),
+    ("evaluate", "a.pt", "audit", "s/train.json"),
     ("evaluate", "a.pt --data s --audit new.json", "to", f"s s/images s/val.json {PICTURE}"),
     (
         "ensemble",
