@@ -957,7 +957,7 @@ def read_overrides(args):
     if args.size == "auto":
         args.size = None
         return choose_look(values | given_flags(args, OVERRIDES) | {"size": "auto"})
-    return choose_look(values | given_flags(args, OVERRIDES))
+    return choose_look(values | choose_look(given_flags(args, OVERRIDES)))
 
 
 def choose_look(values):

@@ -995,6 +995,13 @@ def test_size_auto_is_a_flag_and_a_value_of_a_detector(run):
     Path("height.json").write_text('{"text_height": 20, "look": true}')
     assert "size auto" in run("old.pt", *flags, "--hparams", "height.json").out
 
+    # the size of a flag comes before the look of a file
+    Path("tuned.json").write_text('{"text_height": 20, "look": true, "size": 96}')
+    tuned = "a.pt", *flags[:2], "--out", "t.json", "--hparams", "tuned.json"
+    for size in ((), ("--size", "auto")):
+        assert "size auto, " in run(*tuned, *size).out
+    assert "size 64, " in run(*tuned, "--size", 64).out
+
 
 # ---------------------------------------------------------------- stress
 
