@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -134,15 +134,15 @@ def load_engine(runtime, digest, make, onnx=None):
     if runtime.engine == "torch":
         return make()
     if runtime.engine == "openvino":
-        run = compile_openvino(runtime, digest, make, onnx)
+        run = Compiled(compile_openvino(runtime, digest, make, onnx))
         if not onnx:
-            return Compiled(run)
+            return run
     else:
         run = onnx_function(onnx or onnx_graph(make()))
 
     def logits(pages):
         pages = pages.permute(0, 3, 1, 2) / 255
-        return torch.logit(torch.from_numpy(run({"pages": pages.numpy()})[0]), eps=1e-6)
+        return torch.logit(run(pages), eps=1e-6)
 
     return logits
 
@@ -192,8 +192,9 @@ def openvino_core():
 
 
 class Compiled:
-    """A DBNet that OpenVINO has compiled: pages uint8 [B, H, W, 3] -> logits [B, 1, H, W]. Several
-    threads may call it: to predict two pages at once is faster than each on all cores."""
+    """A network that OpenVINO has compiled: of a DBNet, pages uint8 [B, H, W, 3] -> logits [B, 1,
+    H, W]. Several threads may call it, and each gets its own maps: to predict two pages at once is
+    faster than each on all cores."""
 
     def __init__(self, compiled):
         self.submit = ThreadPoolExecutor(lanes()).submit
@@ -277,11 +278,11 @@ def onnx_graph(model):
 
 
 def onnx_function(graph):
-    """onnxruntime's function {input: array} -> [output] of an ONNX model, a path or bytes."""
+    """onnxruntime's function, pages -> map, of an ONNX model of Probability, a path or bytes."""
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return partial(session.run, None)
+    return lambda pages: torch.from_numpy(session.run(None, {"pages": pages.numpy()})[0])

@@ -1,6 +1,7 @@
 """On what a network runs: devices and engines. GPUs are emulated."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from unittest.mock import Mock
 
@@ -174,6 +175,19 @@ def test_engines_agree(name, backbone, openvino, tmp_path, monkeypatch):
                 assert expected.float().std() > 10
     assert len(made) == 2  # OpenVINO's in either number type, then from its cache
     assert sys.modules["openvino_telemetry"] is None
+
+
+def test_threads_that_share_an_onnx_model_get_their_own_maps(openvino, tmp_path):
+    """Of one shape, too, where a mix-up is no error."""
+    file = tmp_path / "m.onnx"
+    file.write_bytes(engine.onnx_graph(random_network(BACKBONES[0])))
+    run = engine.load_engine(Runtime(CPU, "openvino", "off"), "", None, str(file))
+    shapes = [(1, 96, 64, 3), (1, 64, 224, 3), (1, 64, 224, 3)] * 8
+    pages = [torch.randint(256, shape).byte() for shape in shapes]
+    alone = [run(page) for page in pages]
+    with ThreadPoolExecutor(4) as threads:
+        together = [*threads.map(run, pages)]
+    assert all(map(torch.equal, together, alone))
 
 
 def test_the_cache_keeps_eight_and_mistrusts_what_is_damaged(openvino, tmp_path, monkeypatch):
