@@ -387,6 +387,8 @@ def labelme_files(suspects):
 def write_labelme(folder, suspects):
     with data.new_folder(folder) as partial:
         for name, page, text in labelme_files(suspects):
+            if (partial / name).exists():  # of another page: x/1.jpg and y/1.jpg, 1.jpg and 1.png
+                name = f"{page.name.replace('/', '_')}.json"
             replace_file(partial / name, text)
             data.place_picture(page.path, partial / page.name, False)
 

@@ -359,6 +359,21 @@ def test_suspects_as_json_as_a_report_and_for_labelme_and_back(folder, capsys):
     assert len(page.polygons) > len(old[page.name].polygons)
 
 
+def test_no_page_for_labelme_replaces_another_of_like_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outline = np.array([[10, 10], [30, 10], [30, 20.0]])
+    suspects = []
+    for name in ("x/1.png", "y/1.png", "1.png", "1.jpg", "2.png"):
+        write_picture(tmp_path, name, np.zeros((40, 60, 3), np.uint8))
+        page = labels.Page(name, tmp_path / "images" / name, size=(60, 40))
+        page.add("1", outline)
+        suspects.append(audit.Suspect(page, "spurious", (0,), outline, [], 0.9, 0.0))
+    audit.write_labelme("lm", suspects)
+    names = {page.name for page in labels.load_labels("lm", "train")}
+    assert names == {suspect.page.name for suspect in suspects}
+    assert Path("lm/2.json").exists()
+
+
 def test_a_report_shows_crops_and_counts(found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     suspects, summary, _ = found
