@@ -487,12 +487,14 @@ def write_audit(path, readings, kinds, folder=None):
     verdicts = judge(readings, kinds)
     suspects = find_suspects(readings, verdicts)
     summary = summarise(readings, verdicts, suspects)
-    if path.endswith(".json"):
-        write_json(path, [suspect.to_json() for suspect in suspects], indent=1)
-    else:
-        write_report(path, suspects, summary)
-    if folder:
-        write_labelme(folder, suspects)
+    try:
+        if folder:  # first, since it is new, and path may lie in it
+            write_labelme(folder, suspects)
+    finally:
+        if path.endswith(".json"):
+            write_json(path, [suspect.to_json() for suspect in suspects], indent=1)
+        else:
+            write_report(path, suspects, summary)
     summary.print()
 
 

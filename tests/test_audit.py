@@ -359,6 +359,14 @@ def test_suspects_as_json_as_a_report_and_for_labelme_and_back(folder, capsys):
     assert len(page.polygons) > len(old[page.name].polygons)
 
 
+def test_a_file_of_suspects_may_lie_in_labelmes_folder(folder):
+    assert run("--audit", "lm/s.json", "--to", "labelme", "lm") == 0
+    suspects = json.loads(Path("lm/s.json").read_text())
+    assert data.main(["convert", "lm", "back"]) == 0
+    back = {page.name for page in labels.load_labels("back", "train")}
+    assert back == {suspect["page"] for suspect in suspects}
+
+
 def test_no_page_for_labelme_replaces_another_of_like_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outline = np.array([[10, 10], [30, 10], [30, 20.0]])
