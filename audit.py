@@ -18,7 +18,7 @@ import data
 import report
 from cleval import from_top_left, shared_areas
 from db_postprocess import polygon_area, to_page
-from drawing import COLOURS, embedded_picture
+from drawing import COLOURS, embedded_picture, resize
 from files import DataError, read_json, replace_file, write_json
 from formats import to_labelme
 from habits import LOOKED_AT, label_habits
@@ -402,7 +402,7 @@ def crop(suspect, image):
     high = (points.max(0) + margin).clip(1).astype(int)
     part = image[low[1] : high[1], low[0] : high[0]]
     zoom = 520 / max(*part.shape[:2], 1)
-    part = cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    part = resize(part, zoom, cv2.INTER_CUBIC)
     for kind, outlines in (("label", [suspect.points]), ("found", suspect.proposals)):
         moved = [np.round(zoom * (outline - low)).astype(np.int32) for outline in outlines]
         cv2.polylines(part, moved, True, COLOURS[kind], 2, cv2.LINE_AA)

@@ -26,6 +26,7 @@ WHITE = 255, 255, 255
 INK = 0, 60, 160  # of confidences
 FOUND = ("hit", "found", "false alarm")  # outlines of detections, the others are of labels
 SIDE = 1400  # px of a drawn page's longer side, at least; its lines are 1 px wide there
+LONGEST = 60_000  # and at most: with the strip above it, a JPEG can be no longer
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 # ---------------------------------------------------------------- what to draw
@@ -58,9 +59,10 @@ def sort_outlines(page, polygons):
 def draw_page(image, page, polygons, scores=()):
     """A page's picture, uint8 RGB, with the outlines of `sort_outlines` and the scores of what was
     found, under a strip that names and counts the COLOURS: uint8 RGB [H, W, 3], the page's longer
-    side at least SIDE. Lines and letters grow with it."""
-    zoom = max(1.0, SIDE / max(image.shape[:2]))
-    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    side within SIDE and LONGEST. Lines and letters grow with it."""
+    longer = max(image.shape[:2])
+    zoom = np.clip(1.0, SIDE / longer, LONGEST / longer)
+    image = resize(image, zoom, cv2.INTER_CUBIC)
     image = cv2.addWeighted(image, 0.75, np.full_like(image, 255), 0.25, 0)
     unit = max(image.shape[:2]) / SIDE  # px of a line
     kinds = sort_outlines(page, polygons)
@@ -83,6 +85,12 @@ def draw_page(image, page, polygons, scores=()):
         name = kind if kind == "label" else f"{len(outlines)} {kind}"
         names[name] = COLOURS[kind]
     return np.concatenate([draw_legend(names, image), image])
+
+
+def resize(image, zoom, method):
+    """A picture scaled by a factor. A side has a pixel at least, even of a strip of paper."""
+    size = [max(1, round(zoom * side)) for side in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=method)
 
 
 def draw_legend(colours, image):
@@ -135,6 +143,6 @@ def write_picture(file, image):
 def embedded_picture(image):
     """uint8 RGB [H, W, 3] as a small JPEG in a data URL."""
     zoom = min(520 / image.shape[1], 2000 / image.shape[0])
-    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    image = resize(image, zoom, cv2.INTER_AREA)
     code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])[1]
     return "data:image/jpeg;base64," + base64.b64encode(code).decode()

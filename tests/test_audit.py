@@ -395,6 +395,13 @@ def test_a_report_shows_crops_and_counts(found, tmp_path, monkeypatch):
     assert "in all" in text and "habits" in text
 
 
+def test_a_crop_of_a_strip_of_paper_is_drawn():
+    outline = np.array([[0, 0], [1, 0], [1, 2000.0]])
+    page = labels.Page("a.png", None, [outline], size=(1, 3000))
+    suspect = audit.Suspect(page, "spurious", (0,), outline, [], 0.9, 0.0)
+    assert "data:image" in audit.crop(suspect, np.zeros((3000, 1, 3), np.uint8))
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

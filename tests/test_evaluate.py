@@ -823,13 +823,16 @@ def test_a_report_shows_the_numbers_of_the_scores(work, run):
     check_report(browse(work / "r.html"), result, read_json(path)["images"])
 
 
-def test_a_page_of_any_shape_is_in_the_report(work):
-    cv2.imwrite("long.png", np.full((9000, 30, 3), 200, np.uint8))
+@pytest.mark.parametrize("shape", [(9000, 30), (9000, 1), (1, 9000), (66_000, 30), (30, 66_000)])
+def test_a_page_of_any_shape_is_in_the_report_and_drawn(work, shape):
+    cv2.imwrite("long.png", np.full((*shape, 3), 200, np.uint8))
     page = Page("long.png", work / "long.png")
     drawn = drawing.draw_page(
         pictures.read_image(page.path), page, [np.array([(1, 1), (20, 1), (20, 9)])]
     )
-    assert len(drawing.embedded_picture(drawn)) > 1000
+    assert len(drawing.embedded_picture(drawn)) > 500
+    drawing.write_picture(Path("long.jpg"), drawn)
+    assert pictures.read_image("long.jpg").shape == drawn.shape
 
 
 def test_a_predictions_file_has_the_scores_of_its_checkpoint(run, monkeypatch):
