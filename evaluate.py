@@ -556,17 +556,17 @@ def score_labelled(args, source, other, pages):
 
 def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
-    file = None
+    file, done = None, {}
     if args.out and args.out.endswith(".jsonl") and source.hp:
         made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}, {source.hp.amp}"
-        file, names = predictions.resume_lines(args.out, made_of)
-        pages = [page for page in pages if page.name not in names]
-        if names:
-            print(f"{args.out}: goes on after {len(names)} pages, not listed or drawn again")
+        file, done = predictions.resume_lines(args.out, made_of)
+        if done:
+            print(f"{args.out}: goes on after {len(done)} pages, not drawn again")
+    before = [done[page.name] for page in pages if page.name in done]
+    pages = [page for page in pages if page.name not in done]
 
     def job(page, found):
-        least = np.quantile(found[1], 0.1) if len(found[1]) else 0.0
-        row = least, len(found[1]), page.name
+        row = predictions.sureness(page.name, found[1])
         return row, predictions.page_line(page, *found), try_drawing(page, found, args.pictures)
 
     begin = time.perf_counter()
@@ -584,14 +584,13 @@ def find_words(args, source, pages):
         predictions.write_lines(args.out, lines)
     words = [count for _, count, _ in rows]
     print_speed(args, source, begin, words, " without labels, nothing to score")
-    list_pages(args, rows)
+    list_pages(args, before + rows)
     return print_problems([*failed.values(), *problems])
 
 
 def list_pages(args, rows):
-    """Print pages without labels, rows of (the confidence that 90 % of their words reach, words,
-    name): with --rank all, those to label next first (Lewis and Gale 1994); else the first 20, if
-    no file keeps them."""
+    """Print pages without labels, rows of predictions.sureness: with --rank all, those to label
+    next first; else the first 20, if no file keeps them."""
     kept = args.out or args.pictures
     shown = sorted(rows) if args.rank else rows[: 0 if kept else 20]
     for least, words, name in shown:
@@ -913,7 +912,7 @@ def check_scoring_flags(args):
     networks = not suffixes & {*predictions.SUFFIXES}
     checkpoints = networks and ".onnx" not in suffixes
     to_a_network = not str(args.compare).endswith(predictions.SUFFIXES)
-    values = " ".join(("hparams", *OVERRIDES))
+    values = f"hparams {' '.join(OVERRIDES)}"
     several = len(args.sources) > 1
     rules = [
         ("metric write", args.tune, "only with --tune"),

@@ -21,12 +21,18 @@ def read_predictions(path):
     return {page.name: (page.polygons, np.array(page.confidences)) for page in pages}
 
 
+def sureness(name, scores):
+    """(the confidence that 90 % of a page's words reach, how many there are, the page's name): in
+    this order pages are to be labelled (Lewis and Gale 1994)."""
+    return np.quantile(scores, 0.1) if len(scores) else 0.0, len(scores), name
+
+
 def page_line(page, polygons, scores):
     """A page and its words as a line of a .jsonl file, in the competition's form. Outlines begin at
     the upper left: corrected, they are labels, whose first half is the top of a word."""
     words = Page(page.name, page.path, size=page.size)
-    for number, (polygon, score) in enumerate(zip(polygons, scores), 1):
-        words.add(f"{number:04d}", from_top_left(polygon), confidence=score)
+    for polygon, score in zip(polygons, scores):
+        words.add(f"{len(words.ids) + 1:04d}", from_top_left(polygon), confidence=score)
     return json.dumps(pages_to_json([words]), ensure_ascii=False) + "\n"
 
 
@@ -45,16 +51,16 @@ def write_lines(path, lines):
 
 
 def resume_lines(path, made_of):
-    """Open a .jsonl file to append the lines of pages, and cut off half a line: (file, names of the
-    pages in it). made_of: all that its pages depend on, its first line. Raises UsageError where
-    that is something else."""
+    """Open a .jsonl file to append the lines of pages, and cut off half a line: (file, {name of a
+    page in it: its `sureness`}). made_of: all that its pages depend on, its first line. Raises
+    UsageError where that is something else."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = lock(path)
     if file is None:
         raise UsageError(path, "another command writes it", "wait for it, or name another file")
     file = file.detach()  # in bytes
-    header = json.dumps({"images": {}, "made_of": made_of}) + "\n"
-    header = header.encode()
+    sheet = {"images": {}, "made_of": made_of}
+    header = f"{json.dumps(sheet)}\n".encode()
     file.seek(0)
     first = file.readline()
     if first != header:
@@ -64,9 +70,11 @@ def resume_lines(path, made_of):
         file.truncate(0)
         file.write(header)
 
-    names, end = set(), len(header)
+    done, end = {}, len(header)
     while (line := file.readline()).endswith(b"\n"):
-        names.update(read_json(path, line.decode())["images"])
+        for name, entry in read_json(path, line.decode())["images"].items():
+            scores = [word.get("confidence", 1.0) for word in entry["words"].values()]
+            done[name] = sureness(name, scores)
         end += len(line)
     file.truncate(end)
-    return file, names
+    return file, done

@@ -134,13 +134,28 @@ def test_a_stream_does_not_mix_heights_of_text(photos, run):  # noqa: F811
     Path("higher.json").write_text('{"text_height": 24}')
     error = run(*flags, "--hparams", "higher.json", code=2).err
     error_line(error, "x.jsonl: is there, and its pages were predicted otherwise")
-    assert "goes on after 12 pages, not listed or drawn again" in run(*flags).out
+    assert "goes on after 12 pages, not drawn again" in run(*flags).out
+
+
+def test_a_stream_that_goes_on_ranks_all_pages_that_were_asked_for(photos, run):  # noqa: F811
+    checkpoint(thresh=0.1, box_thresh=0.0)
+    flags = "--images", "images", "--rank", "--out"
+
+    def ranked(*more):
+        lines = run("a.pt", *flags, *more).out.splitlines()
+        return [line for line in lines if "90 % of them" in line]
+
+    whole = ranked("whole.jsonl")
+    assert len(whole) == 12
+    parts = [ranked("x.jsonl", "--shard", part) for part in ("1/3", "2/3")]
+    assert [*map(len, parts)] == [4, 4]  # a shard ranks its own
+    assert ranked("x.jsonl") == ranked("x.jsonl") == whole
 
 
 def test_two_commands_do_not_write_one_stream(tmp_path):
     path = tmp_path / "new/x.jsonl"
-    file, names = resume_lines(path, "a")
-    assert names == set()
+    file, done = resume_lines(path, "a")
+    assert done == {}
     with pytest.raises(UsageError, match="another command writes it"):
         resume_lines(path, "a")
     file.close()
