@@ -673,6 +673,22 @@ def test_tiles_find_small_print_and_leave_large_print_to_the_whole_page(work):
     assert heights(whole._replace(tile=400)) == [8, 8, *[60] * 5, 320]
 
 
+def test_a_jpeg_is_decoded_as_large_as_its_tiles_need_even_if_a_look_reads_it_small(work):
+    image = np.random.default_rng(0).integers(0, 255, (1600, 1200, 3), np.uint8)
+    cv2.imwrite("a.jpg", image)
+    cv2.imwrite("a.png", cv2.imread("a.jpg"))
+    hp = Hparams(size=832, fit="area", look=True, text_height=20.0)
+    networks = [predict.Network(None, hp), predict.Network(None, hp, tile=1040)]
+    tiles = []
+    for name in ("a.jpg", "a.png"):
+        page = Page(name, work / name, size=(1200, 1600))
+        page.look = predict.Look((0, 0, 1200, 1600), 200.0, 0.9, False)
+        whole, *rest = predict.load_page(0, page, networks, None)
+        assert whole.sheet.network == 0 and {tile.sheet.network for tile in rest} == {1}
+        tiles.append([tile.picture for tile in rest])
+    assert all(map(np.array_equal, *tiles))
+
+
 def test_predictions_are_in_the_order_of_pages_and_whole_or_absent(work):
     pages, network = evaluate.picture_pages("s/images"), Network(Ink(1, 1), TINY)
     stream = predict.predict_each([network], pages, CPU, lambda page, maps: page)
