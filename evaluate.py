@@ -557,7 +557,7 @@ def score_labelled(args, source, other, pages):
 def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
     file, done = None, {}
-    if args.out and args.out.endswith(".jsonl") and source.hp:
+    if args.out and args.out.endswith(".jsonl") and source.hp and not is_stream(args.out):
         made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}, {source.hp.amp}"
         file, done = predictions.resume_lines(args.out, made_of)
         if done:

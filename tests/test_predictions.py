@@ -2,8 +2,10 @@
 
 import gc
 import json
+import os
 import random
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,17 @@ def test_a_stream_that_goes_on_ranks_all_pages_that_were_asked_for(photos, run):
     parts = [ranked("x.jsonl", "--shard", part) for part in ("1/3", "2/3")]
     assert [*map(len, parts)] == [4, 4]  # a shard ranks its own
     assert ranked("x.jsonl") == ranked("x.jsonl") == whole
+
+
+def test_a_fifo_gets_the_lines_of_all_pages(photos, run):  # noqa: F811
+    """It cannot go on, and is written into as by every other command."""
+    whole = found_by(run, "whole.json")
+    os.mkfifo("x.jsonl")
+    with ThreadPoolExecutor(1) as thread:
+        content = thread.submit(Path("x.jsonl").read_bytes)
+        run("a.pt", "--images", "images", "--out", "x.jsonl")
+    Path("read.jsonl").write_bytes(content.result())
+    same(read_predictions("read.jsonl"), whole)
 
 
 def test_two_commands_do_not_write_one_stream(tmp_path):
