@@ -228,11 +228,11 @@ def check_target(path, sources):
 def write_setting(path, source, values):
     """Put values into a copy of the checkpoint (.pt) or an hparams file (.json), new or not. What
     differs in a file that exists stays, with a warning."""
-    hp = {**asdict(source.hp), **values}
+    hp = asdict(source.hp) | values  # with the size of flags, at which they were tuned
     if path.endswith(".pt"):
-        return save_checkpoint(path, {**source.state, "hparams": hp})
+        return save_checkpoint(path, source.state | {"hparams": hp})
     if Path(path).exists():
-        kept = {**read_hparams(path), **values}
+        kept = read_hparams(path) | values
         others = ", ".join(key for key in kept if kept[key] != hp[key])
         if others:
             warn(path, f"keeps its own {others}; for those of the run write a new file")
@@ -290,7 +290,7 @@ def run_tune(args, overrides):
     if args.write:
         tuned = ",".join(page_digest(page) for page in pages)
         # flags, too: the thresholds belong to this size
-        write_setting(args.write, first, {**overrides, **chosen, "tuned": tuned})
+        write_setting(args.write, first, overrides | chosen | {"tuned": tuned})
     try:
         draw_landscape(picture, table, grid, chosen, result["metric"])
     except OSError as error:
@@ -383,7 +383,7 @@ def export(source, path):
     if not all(value.isfinite().all() for value in weights.values()):
         raise DataError(source.path, "weights beyond half precision", "give an .onnx file")
     shared = {key: state[key] for key in ("epoch", "origin") if key in state}
-    save_checkpoint(path, {"model": weights, "hparams": asdict(hp), **shared})
+    save_checkpoint(path, shared | {"model": weights, "hparams": asdict(hp)})
     print(f"{path}: {Path(path).stat().st_size / 2**20:.1f} MiB")
 
 
@@ -886,10 +886,10 @@ def labelled_pages(args, source, other=None):
 
 
 def validated_pages(args, hp):
-    """The val pages of a run. args.run_files become the files that tell which these are. Raises
-    DataError."""
-    train, val, *_ = data.run_pages(hp)
-    args.run_files = page_files(train)
+    """The val pages of a run. args.run_files become all other files that are read to know which
+    these are. Raises DataError."""
+    train, val, others, _ = data.run_pages(hp)
+    args.run_files = page_files(sum(others.values(), train))
     return val
 
 

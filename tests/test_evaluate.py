@@ -569,6 +569,16 @@ def test_two_runs_are_compared_on_the_set_that_both_have(work, run):
         assert "pages: those" not in run(first, "--compare", second).err
 
 
+def test_no_output_replaces_labels_of_another_set_of_the_run(work, run):
+    data.synth("other", 8, 9, size=96, words=4)
+    checkpoint("a.pt", data="s,other")
+    labels = Path("other/val.json").read_bytes()
+    for flag in ("--out", "--html", "--audit"):
+        err = run("a.pt", flag, "other/val.json", code=2).err
+        assert "error: other/val.json: is read by this command" in err
+    assert Path("other/val.json").read_bytes() == labels
+
+
 class Ink(torch.nn.Module):
     """Finds dark places and what is near, so that pipelines can be tested without training."""
 
