@@ -558,7 +558,9 @@ def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
     file, done = None, {}
     if args.out and args.out.endswith(".jsonl") and source.hp and not is_stream(args.out):
-        made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}, {source.hp.amp}"
+        folder = os.path.realpath(args.images or args.data or "")  # names are relative to it
+        made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}"
+        made_of += f", {source.hp.amp}, {folder}"
         file, done = predictions.resume_lines(args.out, made_of)
         if done:
             print(f"{args.out}: goes on after {len(done)} pages, not drawn again")

@@ -65,7 +65,7 @@ def resume_lines(path, made_of):
     first = file.readline()
     if first != header:
         if not header.startswith(first):
-            problem = "is there, and its pages were predicted otherwise"
+            problem = "is there, and its pages are others, or were predicted otherwise"
             raise UsageError(path, problem, "name another file, or repeat its command")
         file.truncate(0)
         file.write(header)

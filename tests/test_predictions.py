@@ -122,7 +122,7 @@ def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noq
     others = ["wider.pt"], ["a.pt", "--thresh", 0.2], ["a.pt", "--tile", 64], ["a.pt", "--amp=off"]
     for other in others:
         error = run(*other, *flags, code=2).err
-        error_line(error, "x.jsonl: is there, and its pages were predicted otherwise; name another")
+        error_line(error, "x.jsonl: is there, and its pages are others, or were predicted otherwise")
     Path("notes.jsonl").write_text("mine")
     error_line(run("a.pt", *flags[:3], "notes.jsonl", code=2).err, "notes.jsonl: is there")
     assert Path("x.jsonl").read_bytes() == content and Path("notes.jsonl").read_text() == "mine"
@@ -163,6 +163,18 @@ def test_a_fifo_gets_the_lines_of_all_pages(photos, run):  # noqa: F811
         run("a.pt", "--images", "images", "--out", "x.jsonl")
     Path("read.jsonl").write_bytes(content.result())
     same(read_predictions("read.jsonl"), whole)
+
+
+def test_a_stream_does_not_mix_pages_of_like_names(photos, run):  # noqa: F811
+    """Those of another folder would count as predicted."""
+    found_by(run, "x.jsonl")
+    content = Path("x.jsonl").read_bytes()
+    photos.rename("others")
+    error = run("a.pt", "--images", "others", "--out", "x.jsonl", code=2).err
+    error_line(error, "x.jsonl: is there, and its pages are others", "name another file")
+    Path("others").rename("images")
+    assert "goes on after 12 pages" in run("a.pt", "--images", "./images/", "--out", "x.jsonl").out
+    assert Path("x.jsonl").read_bytes() == content
 
 
 def test_two_commands_do_not_write_one_stream(tmp_path):
