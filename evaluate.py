@@ -830,7 +830,7 @@ def parse_args(argv):
     add("--flip", action="store_true", help="with --audit: the mirrored page votes, too")
     add("--rank", action="store_true", help="pages without labels, the ones to label next first")
     add = parser.add_argument_group("files to write").add_argument
-    add("--out", metavar="JSON", help="predictions; x.jsonl: as they come, repeat to go on")
+    add("--out", metavar="JSON", help="predictions; x.jsonl: unlabelled as they come, repeatable")
     wrong = "labels that are probably wrong, as .json or .html; reads text larger without --size"
     add("--audit", metavar="FILE", help=wrong)
     add("--to", nargs=2, metavar=("labelme", "DIR"), help="with --audit: pages to correct")

@@ -122,7 +122,9 @@ def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noq
     others = ["wider.pt"], ["a.pt", "--thresh", 0.2], ["a.pt", "--tile", 64], ["a.pt", "--amp=off"]
     for other in others:
         error = run(*other, *flags, code=2).err
-        error_line(error, "x.jsonl: is there, and its pages are others, or were predicted otherwise")
+        error_line(
+            error, "x.jsonl: is there, and its pages are others, or were predicted otherwise"
+        )
     Path("notes.jsonl").write_text("mine")
     error_line(run("a.pt", *flags[:3], "notes.jsonl", code=2).err, "notes.jsonl: is there")
     assert Path("x.jsonl").read_bytes() == content and Path("notes.jsonl").read_text() == "mine"
