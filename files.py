@@ -178,7 +178,7 @@ def replace_file(path, content):
     """Write bytes or text whole or not at all (temporary name, fsync, rename), and the folder. A
     link stays and its target is replaced; a FIFO or device is written into; STDOUT is printed."""
     if isinstance(content, str):
-        content = content.encode()
+        content = content.encode(errors="backslashreplace")  # a path's bytes may be no UTF-8
     try:
         if str(path) in STDOUT:
             sys.__stdout__.flush()
@@ -225,8 +225,7 @@ def new_folder(out):
 def text_aside(*outputs):
     """A context in which text is printed on stderr if one of the outputs is printed on stdout: what
     reads that gets the output alone."""
-    printed = STDOUT & {*map(str, outputs)}
-    return redirect_stdout(sys.stderr if printed else sys.stdout)
+    return redirect_stdout(sys.stderr if STDOUT & {*map(str, outputs)} else sys.stdout)
 
 
 def check_writable(path):

@@ -275,6 +275,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == '{"b": "가"}\n'
 
 
+def test_a_path_that_is_not_utf8_is_written_with_escapes_and_read_back(tmp_path):
+    path = "caf\udce9.pt"  # as Python has the bytes of an old disk
+    files.replace_file(tmp_path / "a.html", f"<h1>{path}</h1>")
+    assert (tmp_path / "a.html").read_bytes() == rb"<h1>caf\udce9.pt</h1>"
+    files.write_json(tmp_path / "a.json", {"init": path})
+    assert files.read_json(tmp_path / "a.json") == {"init": path}
+
+
 def test_a_name_that_fills_255_bytes_is_written(tmp_path):
     path = tmp_path / ("가" * 84 + "abc")
     files.check_writable(path)
