@@ -9,6 +9,7 @@ import html
 import json
 import zlib
 from collections import Counter, defaultdict
+from os.path import realpath
 from typing import NamedTuple
 
 import cv2
@@ -384,10 +385,14 @@ def labelme_files(suspects):
             yield name, some[0].page, json.dumps(sheet, ensure_ascii=False)
 
 
-def write_labelme(folder, suspects):
+def write_labelme(folder, suspects, other=""):
+    """Write pages with suspects for labelme to a new folder, where no file replaces another, nor
+    is later replaced by the file `other`."""
     with data.new_folder(folder) as partial:
         for name, page, text in labelme_files(suspects):
-            if (partial / name).exists():  # of another page: x/1.jpg and y/1.jpg, 1.jpg and 1.png
+            # x/1.jpg and y/1.jpg, or 1.jpg and 1.png
+            is_taken = (partial / name).exists() or realpath(f"{folder}/{name}") == realpath(other)
+            if is_taken:
                 name = f"{page.name.replace('/', '_')}.json"
             replace_file(partial / name, text)
             data.place_picture(page.path, partial / page.name, False)
@@ -489,7 +494,7 @@ def write_audit(path, readings, kinds, folder=None):
     summary = summarise(readings, verdicts, suspects)
     try:
         if folder:  # first, since it is new, and path may lie in it
-            write_labelme(folder, suspects)
+            write_labelme(folder, suspects, path)
     finally:
         if path.endswith(".json"):
             write_json(path, [suspect.to_json() for suspect in suspects], indent=1)

@@ -360,11 +360,14 @@ def test_suspects_as_json_as_a_report_and_for_labelme_and_back(folder, capsys):
 
 
 def test_a_file_of_suspects_may_lie_in_labelmes_folder(folder):
-    assert run("--audit", "lm/s.json", "--to", "labelme", "lm") == 0
-    suspects = json.loads(Path("lm/s.json").read_text())
+    """Even under the name that labelme's file of a page would have."""
+    assert run("--audit", "first.json", "--to", "labelme", "first") == 0
+    names = sorted(path.name for path in Path("first").glob("*.json"))
+    assert run("--audit", f"lm/{names[0]}", "--to", "labelme", "./lm") == 0
+    suspects = json.loads(Path("lm", names[0]).read_text())
     assert data.main(["convert", "lm", "back"]) == 0
     back = {page.name for page in labels.load_labels("back", "train")}
-    assert back == {suspect["page"] for suspect in suspects}
+    assert back == {suspect["page"] for suspect in suspects} and len(back) == len(names)
 
 
 def test_no_page_for_labelme_replaces_another_of_like_name(tmp_path, monkeypatch):
