@@ -6,6 +6,8 @@ import pytest
 from conftest import error_line
 
 import command
+import ensemble
+import evaluate
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,21 @@ def test_a_value_without_dashes_is_no_file(tmp_path, monkeypatch, capsys):
         assert line.startswith(f"error: {word}: no such file; for a flag write --{flag}")
     Path("lr=1").write_text("")
     assert parser.parse_args(["lr=1", "runs/lr=2/a.pt", "--name", "lr=3"]).name == "lr=3"
+
+
+@pytest.mark.parametrize("words", ["a.pt --out=", "a.pt --hparams=", "a.pt --data d --images="])
+def test_an_empty_value_is_no_flag_that_was_left_out(words, capsys):
+    """As of a variable that is not set: what `--out "$FILE"` was to keep was lost."""
+    for room in (evaluate, ensemble):
+        if "images" in words and room is ensemble:
+            continue
+        with pytest.raises(SystemExit, match="2"):
+            room.parse_args(words.split())
+        flag = words.split()[-1].rstrip("=")
+        assert f"error: {flag} is empty" in error_line(capsys.readouterr().err)
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.parse_args(["a.pt", ""])
+    assert "error: sources is empty" in error_line(capsys.readouterr().err)
+
+    # a hyperparameter may be empty, against that of a preset
+    assert command.given_flags(command.trainer_parser().parse_args(["--init", ""])) == {"init": ""}
