@@ -40,25 +40,18 @@ class Parser(argparse.ArgumentParser):
     """argparse that takes flags as `plain_flag` does; an error is one line with the closest one."""
 
     def __init__(self, **options):
-        super().__init__(
-            formatter_class=partial(
-                argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100
-            ),
-            allow_abbrev=False,
-            **options,
-        )
+        layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100)
+        super().__init__(formatter_class=layout, allow_abbrev=False, **options)
 
     def parse_known_args(self, args=None, namespace=None):
-        return super().parse_known_args(
-            map(plain_flag, sys.argv[1:] if args is None else args), namespace
-        )
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(map(plain_flag, words), namespace)
 
     def _check_value(self, action, value):
         super()._check_value(action, value)
         if value == "" and action.metavar != "''":  # a value that may be empty
-            self.error(
-                f"{'/'.join(action.option_strings) or action.dest} is empty; fill it or leave it out"
-            )
+            name = "/".join(action.option_strings) or action.dest
+            self.error(f"{name} is empty; fill it or leave it out")
         hydra = re.fullmatch(HYDRA, str(value))
         if hydra and not action.option_strings and not os.path.exists(value):
             self.error(f"{value}: no such file; for a flag write --{hydra[1]}")

@@ -558,9 +558,9 @@ def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
     file, done = None, {}
     if args.out and args.out.endswith(".jsonl") and source.hp and not is_stream(args.out):
-        folder = os.path.realpath(args.images or args.data or "")  # names are relative to it
         made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}"
-        made_of += f", {source.hp.amp}, {folder}"
+        # names are relative to the folder
+        made_of += f", {source.hp.amp}, {os.path.realpath(args.images or args.data or '')}"
         file, done = predictions.resume_lines(args.out, made_of)
         if done:
             print(f"{args.out}: goes on after {len(done)} pages, not drawn again")
@@ -776,8 +776,7 @@ def run_audit(args, overrides):
         pages = [page for part in parts for page in part]
     else:
         pages = labelled_pages(args, sources[0])
-    outputs = [args.audit, args.to and args.to[1]]
-    check_outputs(outputs, files_read(args, pages))
+    check_outputs([args.audit, args.to and args.to[1]], files_read(args, pages))
     plan = audit.make_plan(pages)
     voters = choose_voters(sources, pages)
 

@@ -106,9 +106,8 @@ def take_looks(network, pages, device):
     for start in range(0, len(pages), LOOK_PAGES):
         portion = looking = pages[start : start + LOOK_PAGES]
         for size in (FIRST_LOOK, 2 * FIRST_LOOK):
-            quick = replace(
-                LOOK_HP, size=size, amp=network.hp.amp, shrink_ratio=network.hp.shrink_ratio
-            )
+            own = {key: getattr(network.hp, key) for key in ("amp", "shrink_ratio")}
+            quick = replace(LOOK_HP, size=size, **own)
             for _ in predict(Network(network.model, quick), looking, device, job, {}):
                 pass
             looking = [p for p in looking if not p.look or p.look.score < LOOK_SCORE]
