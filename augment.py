@@ -151,7 +151,15 @@ def add_points(polygon):
     return np.concatenate(parts)
 
 
-def warp_page(image, polygons, matrix, shape, page_size=None, bend=None, ground=None):
+def warp_page(
+    image,
+    polygons,
+    matrix,
+    shape,
+    page_size=None,
+    bend=None,
+    ground=None,
+):
     """Warp a page and its polygons by a homography and a Bend onto a canvas of `shape` (h, w). The
     canvas does not clip polygons.
 
@@ -161,9 +169,8 @@ def warp_page(image, polygons, matrix, shape, page_size=None, bend=None, ground=
     picture_size = image.shape[1::-1]
     shrunk = np.divide(page_size or picture_size, picture_size)
     to_page = np.diag([*shrunk, 1])
-    place = (
-        move([-0.5, -0.5]) @ matrix @ to_page @ move([0.5, 0.5])
-    )  # from pixel centres, as OpenCV
+    to_edges = move([0.5, 0.5])  # OpenCV counts from pixel centres
+    place = np.linalg.inv(to_edges) @ matrix @ to_page @ to_edges
 
     options = {"borderValue": PAD_COLOUR}
     if ground is not None:
