@@ -4,6 +4,7 @@ A score, or the difference of two, is a dataclass that prints itself and says wh
 
 import functools
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 
@@ -60,8 +61,9 @@ class Score:
 
     @property
     def seen(self):
-        """As of a Sample; checkpoints of older versions do not tell."""
-        return self.over.seen if isinstance(self.over, Sample) else {}
+        """As of a Sample, a Counter: | of two takes the larger. Checkpoints of older versions do not
+        tell."""
+        return Counter(self.over.seen if isinstance(self.over, Sample) else {})
 
     def to_json(self):
         return asdict(self) | {"over": str(self.over)}
