@@ -275,6 +275,8 @@ def combine(ensemble, page, subset, maps, alone):
     w]} of networks; alone: (polygons, scores) of each member, or None."""
     if ensemble.method == "voting":
         voters = [found if k in subset else None for k, found in enumerate(alone)]
+        if not any(voters):  # it would seem to be a page without text
+            raise DataError(page.name, "no member has seen it", "add predictions of it")
         return vote(voters, ensemble.weights, ensemble.votes)
     shape = max(predict.map_shape(page, m.network.hp) for m in ensemble.members)
     weights = [ensemble.weights[k] for k in subset]
@@ -591,9 +593,11 @@ def build(args):
     members, weights = choose_members(candidates, keep, args.weights)
     shares = {member.name: f"weight {w:.4f}" for member, w in zip(members, weights)}
     for member in candidates:
-        share = shares.get(member.name, "left out")
         hmean = f"{member.scores['hmean']:.4f}" if "hmean" in member.scores else "none"
-        print(f"member {member.name}: {share}, recorded hmean {hmean}", file=sys.stderr)
+        print(
+            f"member {member.name}: {shares.get(member.name, 'left out')}, recorded hmean {hmean}",
+            file=sys.stderr,
+        )
 
     for runtime in {m.source.state["runtime"] for m in members if m.network}:
         print(f"member networks: {runtime}", file=sys.stderr)
@@ -654,7 +658,7 @@ def run_gate(args, ensemble, pages):
 
 def check_voting_flags(args):
     """Raises UsageError on flags that have no effect, or not together."""
-    values = " ".join(("engine flip scales hparams", *evaluate.OVERRIDES))
+    values = f"engine flip scales hparams {' '.join(evaluate.OVERRIDES)}"
     networks = not all(path.endswith(predictions.SUFFIXES) for path in args.sources or [""])
     others = f"json method votes weights best drop_worst decide submission out {values}"
     rules = [

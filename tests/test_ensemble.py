@@ -603,6 +603,15 @@ def test_a_detector_without_some_pages_abstains_or_is_refused(run):
     assert {name: len(polygons) for name, (polygons, _) in both.items()} == dict.fromkeys(found, 1)
 
 
+def test_a_page_that_no_detector_has_seen_is_not_one_without_text(run):
+    write_found("t0.json", {f"test{n}.png": saw(box(9, 9, 30, 9)) for n in range(2)})
+    write_found("t1.json", {"test0.png": saw(box(9, 9, 30, 9))})
+    flags = *VOTING, "--split", "test", "--out", "unseen.json", "--submission", "unseen.csv"
+    err = run("t0.json", "t1.json", *flags, code=1).err
+    assert err.splitlines()[-1] == "error: test2.png: no member has seen it; add predictions of it"
+    assert not Path("unseen.json").exists() and not Path("unseen.csv").exists()
+
+
 def test_detectors_vote_on_pictures_without_labels_as_on_labelled_ones(run):
     Path("PICTURES").mkdir()
     for picture in Path("DATA/images").glob("val*"):
