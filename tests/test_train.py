@@ -747,6 +747,7 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, '{"sync_bn": true, "compile": true}', "--sync-bn: not with --compile"),
         (2, "--name=whole --rescore", "--rescore: only with --resume; leave it out"),
         (2, "--data=s --teacher=none.pt", "none.pt: cannot be read"),
+        (1, "--data=s --init=runs/whole", "GiB; name a best.pt or last.pt of train.py"),
         (1, "--data=s --baseline=other", "other/log.csv: not a log.csv of train.py"),
         (2, "--weigth_decay 1", "--weigth-decay 1; did you mean --weight-decay?"),
         (2, "--data=nowhere", "nowhere: no such file or folder"),
