@@ -61,8 +61,7 @@ class Score:
 
     @property
     def seen(self):
-        """As of a Sample, a Counter: | of two takes the larger. Checkpoints of older versions do not
-        tell."""
+        """As of a Sample, a Counter: | of two takes the larger. Older checkpoints do not tell."""
         return Counter(self.over.seen if isinstance(self.over, Sample) else {})
 
     def to_json(self):

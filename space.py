@@ -85,7 +85,7 @@ class Dimension:
         """A value -> u; outside 0..1 for a value outside the range, -1 for an unknown one."""
         for j, level in enumerate(self.levels):
             if identity(level) == identity(value):
-                return float(self.middles()[j])
+                return self.middles()[j]
         if self.law and is_number(value):
             return cumulative(self.law, value)
 
@@ -107,7 +107,7 @@ def plain(params):
 
 
 def is_number(x):
-    return type(x) in (int, float) and abs(x) < 1e300
+    return (isinstance(x, float) or type(x) is int) and abs(x) < 1e300
 
 
 def identity(value):
@@ -143,8 +143,7 @@ def quantile(law, u):
     """u in 0..1 -> value under a law; normal tails are cut at a share of 1e-9."""
     kind, a, b = law
     if kind.endswith("normal"):
-        inner = min(max(u, 1e-9), 1 - 1e-9)
-        x = NormalDist(a, b).inv_cdf(inner)
+        x = NormalDist(a, b).inv_cdf(min(max(u, 1e-9), 1 - 1e-9))
     else:
         x = a + u * (b - a)
     return math.exp(x) if kind.startswith("log") else x

@@ -137,7 +137,7 @@ def test_a_stream_does_not_mix_heights_of_text(photos, run):  # noqa: F811
     assert "size auto (text 12 px high)" in run(*flags).out
     Path("higher.json").write_text('{"text_height": 24}')
     error = run(*flags, "--hparams", "higher.json", code=2).err
-    error_line(error, "x.jsonl: is there, and its pages were predicted otherwise")
+    error_line(error, "x.jsonl: is there, and its pages are others, or were predicted otherwise")
     assert "goes on after 12 pages, not drawn again" in run(*flags).out
 
 
