@@ -576,7 +576,8 @@ def load_labels(data, split=None, image_dir=None, categories=()):
 
 def page_files(pages):
     """Paths of all files that pages were read from, pictures and labels; some are None."""
-    return [path for page in pages for path in (page.path, page.source)]
+    files = [path for page in pages for path in (page.path, page.source)]
+    return files + [Path(page.source).with_name("meta.json") for page in pages if page.source]
 
 
 def has_split(data, split):

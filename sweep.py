@@ -364,6 +364,9 @@ def checked_spec(spec, path):
 
 def load_spec(path):
     """Sweep file -> its dict, with defaults. Raises DataError, UsageError naming file and key."""
+    if Path(path).is_dir():
+        remedy = "give its sweep file, or add --continue-trial; see --report, --status"
+        raise UsageError(path, "is a folder", remedy)
     spec = read_json(path)
     if isinstance(spec, dict) and not {"method", "parameters"} & set(spec):
         raise UsageError(path, "has no method", f"one run is: train.py --hparams {path}")

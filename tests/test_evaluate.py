@@ -251,6 +251,7 @@ REFUSED = [
     (2, "p.json --data s --device abacus", "not a device"),
     (1, "p.json --data s --out p.json/o.json", "error: p.json/o.json: Not a directory; what was"),
     (2, "p.json --data s --out p.json", "p.json: is read by this command; write to another file"),
+    (2, "p.json --data s --out s/meta.json", "s/meta.json: is read by this command"),
     (1, "junk.pt --data s", "junk.pt: damaged, or not a checkpoint"),
     (2, "none.pt --data s", "none.pt: cannot be read"),
     (1, "brace.json --data s", "brace.json: not a JSON file"),

@@ -1185,6 +1185,7 @@ def test_bad_input_is_one_line_before_the_first_run(cli):
         (["--image_dir", "s.json"], "--image-dir: expected one"),
         (["/tmp", "--continue-trial=1"], "/tmp"),
         (["s.yaml"], "s.yaml: no such file"),
+        (["runs/taken"], "runs/taken: is a folder; give its sweep file, or add --continue-trial"),
     ):
         cli.refused(*words, words=[word])
         assert [p.name for p in (cli.folder / "runs").iterdir()] == ["taken"]
