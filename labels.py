@@ -72,7 +72,7 @@ class Page:
     def add(self, word_id, points, text=None, ignore=False, confidence=1.0):
         self.ids.append(str(word_id))
         self.polygons.append(points)
-        self.texts.append(text or None)  # of none, metrics guess the characters
+        self.texts.append(text)
         self.ignore.append(bool(ignore) or text == "###")
         self.confidences.append(float(confidence))
 

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 
-import cleval
 import data
 import formats
 import labels
@@ -104,19 +103,6 @@ def test_there_and_back(tmp_path, to, back, seed, capsys):
     if LOST[back] <= LOST[to]:
         assert "lost: nothing" in capsys.readouterr().out
     assert sorted(p.name for p in again) == sorted(p.name for p in pages)
-
-
-def test_an_empty_text_is_none_in_every_format(tmp_path):
-    """Official CLEval would count no character of such labels, and a perfect page as 0."""
-    words = {"1": {"points": QUAD, "transcription": ""}}
-    write_json(tmp_path, {"a.png": {"words": words}})
-    for to in formats.FORMATS:
-        data.convert(tmp_path, tmp_path / to, to)
-        for folder in (tmp_path, tmp_path / to):
-            (page,) = load_labels(folder, "train")
-            assert page.texts == [None]
-            row = cleval.page_row("micro", page, page.polygons)
-            assert cleval.micro_scores(row).tolist() == [1, 1, 1]
 
 
 def test_icdar_keeps_quads_and_texts_of_words_that_count(tmp_path):
