@@ -12,6 +12,7 @@ import pytest
 import cleval as metric
 import evaluate
 from cleval import METRICS, OUTCOMES, cleval, iou50, iou_matches
+from labels import Page
 
 DATA = Path(__file__).parent / "data" / "cleval"
 both_variants = pytest.mark.parametrize("variant", ["page", "official"])
@@ -145,6 +146,17 @@ def test_miss_double_and_false_alarm():
     for wrong, cost in ((alarm, 1), (upright, 6), (box(300, 300, 10, 955), 10)):
         counts = cleval(words[:1], [words[0], wrong], texts=["abcd"], variant="official")
         assert counts["num_char_fp"] == cost and counts["precision"] == 4 / (4 + cost)
+
+
+def test_an_empty_transcription_has_no_characters_as_in_the_official_package():
+    """It is not a missing one, whose characters are guessed: WildReceipt's 541 would change micro."""
+    words = [box(0, 0, 40, 10), box(100, 0, 60, 10)]
+    for text, total in (("", 4), (None, 4 + 6)):
+        counts = cleval(words, words, texts=["abcd", text], variant="official")
+        assert counts["num_char_gt"] == total and counts["recall"] == 1
+        page = Page("a.png")
+        page.add("1", words[0], text)
+        assert page.texts == [text]
 
 
 @both_variants
