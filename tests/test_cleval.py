@@ -154,7 +154,7 @@ def test_an_empty_transcription_has_no_characters_as_in_the_official_package():
     for text, total in (("", 4), (None, 4 + 6)):
         counts = cleval(words, words, texts=["abcd", text], variant="official")
         assert counts["num_char_gt"] == total and counts["recall"] == 1
-        page = Page("a.png")
+        page = Page("a.png", Path("a.png"))
         page.add("1", words[0], text)
         assert page.texts == [text]
 
