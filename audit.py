@@ -386,11 +386,12 @@ def labelme_files(suspects):
 
 
 def write_labelme(folder, suspects, other=""):
-    """Write pages with suspects for labelme to a new folder, where no file replaces another, nor
-    is later replaced by the file `other`."""
+    """Write the pages with suspects, with labelme's files, to a new folder. Each page has a file of
+    its own, and none of them is the file `other`, which is written afterwards. Raises UsageError
+    where the folder holds something."""
     with data.new_folder(folder) as partial:
         for name, page, text in labelme_files(suspects):
-            # x/1.jpg and y/1.jpg, or 1.jpg and 1.png
+            # two pages may ask for one name: x/1.jpg and y/1.jpg, or 1.jpg and 1.png
             is_taken = (partial / name).exists() or realpath(f"{folder}/{name}") == realpath(other)
             if is_taken:
                 name = f"{page.name.replace('/', '_')}.json"
@@ -493,9 +494,9 @@ def write_audit(path, readings, kinds, folder=None):
     suspects = find_suspects(readings, verdicts)
     summary = summarise(readings, verdicts, suspects)
     try:
-        if folder:  # first, since it is new, and path may lie in it
+        if folder:  # first: path may lie in this folder, which has to be empty before
             write_labelme(folder, suspects, path)
-    finally:
+    finally:  # what was found after a long time is kept even if the folder cannot be written
         if path.endswith(".json"):
             write_json(path, [suspect.to_json() for suspect in suspects], indent=1)
         else:

@@ -44,7 +44,7 @@ def draw_homography(rng, hp, width, height, fit, centre=None, quarters=0):
     # perspective
     tilt = np.eye(3)
     depth = np.array([tilt_x, tilt_y]) * hp.aug_perspective
-    most = 0.8 * fit / zoom  # from 1 on, a corner of the page may be behind the camera
+    most = 0.8 * fit / zoom  # with 1 for 0.8, a corner of the page could lie behind the camera
     tilt[2, :2] = depth.clip(-most, most) / (fit * max(width, height))
 
     # move the page to its place
@@ -169,7 +169,7 @@ def warp_page(
     picture_size = image.shape[1::-1]
     shrunk = np.divide(page_size or picture_size, picture_size)
     to_page = np.diag([*shrunk, 1])
-    to_edges = move([0.5, 0.5])  # OpenCV counts from pixel centres
+    to_edges = move([0.5, 0.5])  # OpenCV has 0 in a pixel's centre, we at its edge
     place = np.linalg.inv(to_edges) @ matrix @ to_page @ to_edges
 
     options = {"borderValue": PAD_COLOUR}
@@ -279,7 +279,8 @@ def augment_colours(image, rng, hp):
 
 
 def whiten(image, veil):
-    """Blend an image uint8 [H, W, 3] with white by an opacity `veil` [H, W], 0 to 255."""
+    """Blend an image uint8 [H, W, 3] with white by an opacity `veil` [H, W]: 0 leaves it as it is,
+    255 and more is white."""
     veil = cv2.merge([np.minimum(veil, 255).astype(np.uint8)] * 3)
     under = cv2.multiply(image, 255 - veil, scale=1 / 255)
     return cv2.add(under, veil)

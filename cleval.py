@@ -238,15 +238,16 @@ def min_area_sides(polygons):
 
 
 def rectangle_around(polygon):
-    """Corners [4, 2] of the smallest rectangle around a polygon [P, 2], clockwise from the one that
-    is nearest to its first vertex, where its top begins, see `char_centres`."""
+    """Corners [4, 2] of the smallest rectangle around a polygon [P, 2], clockwise. The first one is
+    the nearest to the polygon's first vertex, where the top of a word begins (`char_centres`)."""
     corners = cv2.boxPoints(cv2.minAreaRect(np.float32(polygon)))
     first = np.abs(corners - polygon[0]).sum(1).argmin()
     return np.roll(corners, -first, 0)
 
 
 def from_top_left(polygon):
-    """A polygon [P, 2] from its upper left vertex on, so that `char_centres` finds its top."""
+    """The same polygon [P, 2], begun at its upper left vertex, the one with the least x + y: there
+    `char_centres` expects the top of a word to begin."""
     return np.roll(polygon, -polygon.sum(1).argmin(), 0)
 
 

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action, value):
         super()._check_value(action, value)
-        if value == "" and action.metavar != "''":  # a value that may be empty
+        if value == "" and action.metavar != "''":  # the metavar of flags that are '' by default
             name = "/".join(action.option_strings) or action.dest
             self.error(f"{name} is empty; fill it or leave it out")
         hydra = re.fullmatch(HYDRA, str(value))

@@ -187,7 +187,7 @@ class Receipts:
 
     The random draws of sample i in epoch e come from default_rng((seed, e, i)): they are the same
     in any process and in any order. cache: a folder that keeps decoded pages for all processes, as
-    many as fit on the disk beside RESERVE."""
+    many as leave RESERVE of the disk free."""
 
     def __init__(self, pages, hp, cache=None):
         self.hp, self.cache, self.pages = hp, cache, []
@@ -210,7 +210,7 @@ class Receipts:
             image = cv2.resize(image, scaled(size, factor), interpolation=cv2.INTER_AREA)
         if self.cache and shutil.disk_usage(self.cache.parent).free > RESERVE:
             np.save(buffer := io.BytesIO(), image)
-            with contextlib.suppress(OSError):  # others may have taken the room
+            with contextlib.suppress(OSError):  # another process may have filled the disk
                 replace_file(file, buffer.getbuffer())
         return image
 
@@ -418,9 +418,9 @@ def warn_of_shared_groups(hp, pages, groups, held):
 
 def pseudo_pages(hp, known):
     """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
-    Pictures lie beside the file or with the first set of hp.data. Pages that `known`, the run's own
-    inspected train and val pages, show already are left out, by their pictures: other pages may
-    have their names. Raises DataError."""
+    Pictures lie beside the file or with the first set of hp.data. Pages whose picture is
+    a near-duplicate of one of `known`, the run's own inspected train and val pages, are left out.
+    Names do not matter here, since other pages may have the same. Raises DataError."""
     image_dir = None
     if not (Path(hp.pseudo_labels).parent / "images").is_dir():
         first = resolve_data(set_names(hp.data)[0])

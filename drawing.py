@@ -26,7 +26,7 @@ WHITE = 255, 255, 255
 INK = 0, 60, 160  # of confidences
 FOUND = ("hit", "found", "false alarm")  # outlines of detections, the others are of labels
 SIDE = 1400  # px of a drawn page's longer side, at least; its lines are 1 px wide there
-LONGEST = 60_000  # and at most: with the strip above it, a JPEG can be no longer
+LONGEST = 60_000  # and at most: a JPEG has up to 65,535 px, and the strip above comes on top
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 # ---------------------------------------------------------------- what to draw
@@ -59,7 +59,7 @@ def sort_outlines(page, polygons):
 def draw_page(image, page, polygons, scores=()):
     """A page's picture, uint8 RGB, with the outlines of `sort_outlines` and the scores of what was
     found, under a strip that names and counts the COLOURS: uint8 RGB [H, W, 3], the page's longer
-    side within SIDE and LONGEST. Lines and letters grow with it."""
+    side SIDE to LONGEST px long. Lines and letters grow with it."""
     longer = max(image.shape[:2])
     zoom = np.clip(1.0, SIDE / longer, LONGEST / longer)
     image = resize(image, zoom, cv2.INTER_CUBIC)
@@ -88,7 +88,8 @@ def draw_page(image, page, polygons, scores=()):
 
 
 def resize(image, zoom, method):
-    """A picture scaled by a factor. A side has a pixel at least, even of a strip of paper."""
+    """A picture uint8 [H, W, 3] scaled by the factor `zoom`, by a method cv2.INTER_*. Each side
+    keeps at least one pixel, also of a narrow strip that is scaled down."""
     size = [max(1, round(zoom * side)) for side in image.shape[1::-1]]
     return cv2.resize(image, size, interpolation=method)
 

@@ -192,9 +192,10 @@ def openvino_core():
 
 
 class Compiled:
-    """A network that OpenVINO has compiled: of a DBNet, pages uint8 [B, H, W, 3] -> logits [B, 1,
-    H, W]. Several threads may call it, and each gets its own maps: to predict two pages at once is
-    faster than each on all cores."""
+    """A network that OpenVINO has compiled, as a function. A DBNet: pages uint8 [B, H, W, 3] ->
+    logits [B, 1, H, W]; an ONNX model of Probability: pages float32 [B, 3, H, W] -> probabilities
+    [B, 1, H, W]. Several threads may call it, and each gets its own maps: two pages at once are
+    faster than one after the other on all cores."""
 
     def __init__(self, compiled):
         self.submit = ThreadPoolExecutor(lanes()).submit
@@ -278,7 +279,8 @@ def onnx_graph(model):
 
 
 def onnx_function(graph):
-    """onnxruntime's function, pages -> map, of an ONNX model of Probability, a path or bytes."""
+    """onnxruntime's function of an ONNX model of Probability, a path or bytes: pages float32 [B, 3,
+    H, W] -> probabilities [B, 1, H, W]."""
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()

@@ -272,10 +272,11 @@ def predict_all(ensemble, pages, subsets):
 
 def combine(ensemble, page, subset, maps, alone):
     """(polygons, scores) of the members in a subset (indices) on one page. maps: {index: uint8 [h,
-    w]} of networks; alone: (polygons, scores) of each member, or None."""
+    w]} of networks; alone: (polygons, scores) of each member, or None. Raises DataError for a page
+    that no voter has predicted."""
     if ensemble.method == "voting":
         voters = [found if k in subset else None for k, found in enumerate(alone)]
-        if not any(voters):  # it would seem to be a page without text
+        if not any(voters):  # the result would look like that of a page without text
             raise DataError(page.name, "no member has seen it", "add predictions of it")
         return vote(voters, ensemble.weights, ensemble.votes)
     shape = max(predict.map_shape(page, m.network.hp) for m in ensemble.members)

@@ -148,6 +148,7 @@ def maps_path(source, pages, device):
     path, hp = Path(source.path), source.hp
     look = hp.look and hp.text_height
     kind = source.runtime(device)[1:]
+    # the last number is raised when the same values begin to give other maps
     made_of = [pictures.picture_digest(path), hp.size, hp.fit, look, kind, 6]
     made_of += [(page.name, page_digest(page)) for page in pages]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
@@ -228,7 +229,7 @@ def check_target(path, sources):
 def write_setting(path, source, values):
     """Put values into a copy of the checkpoint (.pt) or an hparams file (.json), new or not. What
     differs in a file that exists stays, with a warning."""
-    hp = asdict(source.hp) | values  # with the size of flags, at which they were tuned
+    hp = asdict(source.hp) | values  # with a flag's size, at which they were tuned
     if path.endswith(".pt"):
         return save_checkpoint(path, source.state | {"hparams": hp})
     if Path(path).exists():
@@ -289,7 +290,7 @@ def run_tune(args, overrides):
             print(data.NO_GROUPS)
     if args.write:
         tuned = ",".join(page_digest(page) for page in pages)
-        # flags, too: the thresholds belong to this size
+        # values of flags as well: the thresholds were chosen for this size
         write_setting(args.write, first, overrides | chosen | {"tuned": tuned})
     try:
         draw_landscape(picture, table, grid, chosen, result["metric"])
@@ -559,7 +560,7 @@ def find_words(args, source, pages):
     file, done = None, {}
     if args.out and args.out.endswith(".jsonl") and source.hp and not is_stream(args.out):
         made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}"
-        # names are relative to the folder
+        # pages are known by their names, which are relative to this folder
         made_of += f", {source.hp.amp}, {os.path.realpath(args.images or args.data or '')}"
         file, done = predictions.resume_lines(args.out, made_of)
         if done:
@@ -591,8 +592,8 @@ def find_words(args, source, pages):
 
 
 def list_pages(args, rows):
-    """Print pages without labels, rows of predictions.sureness: with --rank all, those to label
-    next first; else the first 20, if no file keeps them."""
+    """Print pages without labels, rows of predictions.sureness. With --rank these are all pages,
+    the ones to label next first; else the first 20, if no file keeps them."""
     kept = args.out or args.pictures
     shown = sorted(rows) if args.rank else rows[: 0 if kept else 20]
     for least, words, name in shown:
@@ -640,7 +641,7 @@ def run_stress(args, sources, pages):
     """evaluate.py --stress: H-means of one or two Sources on pages changed by each kind and level
     of augment.STRESS. Returns the exit code."""
     networks = [source.network(args.device) for source in sources]
-    seen = [warn_of_leaks(source, pages) for source in sources]  # changed or not
+    seen = [warn_of_leaks(source, pages) for source in sources]  # a changed page counts, too
     groups = bootstrap_groups(pages)
     results = []
     if not args.json:
@@ -887,8 +888,8 @@ def labelled_pages(args, source, other=None):
 
 
 def validated_pages(args, hp):
-    """The val pages of a run. args.run_files become all other files that are read to know which
-    these are. Raises DataError."""
+    """The val pages of a run. args.run_files become the files of its other pages, which are read to
+    find these: train pages, and val pages of later sets. Raises DataError."""
     train, val, others, _ = data.run_pages(hp)
     args.run_files = page_files(sum(others.values(), train))
     return val

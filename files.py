@@ -178,7 +178,7 @@ def replace_file(path, content):
     """Write bytes or text whole or not at all (temporary name, fsync, rename), and the folder. A
     link stays and its target is replaced; a FIFO or device is written into; STDOUT is printed."""
     if isinstance(content, str):
-        content = content.encode(errors="backslashreplace")  # a path's bytes may be no UTF-8
+        content = content.encode(errors="backslashreplace")  # a path may not be UTF-8
     try:
         if str(path) in STDOUT:
             sys.__stdout__.flush()

@@ -69,8 +69,9 @@ def mean_estimate(values, limits):
 
 
 def ruined(values):
-    """values to maximise [n] -> which of them are failures by any measure: far below the rest, that
-    is 10 spreads, or 2 % where values that are equal, as rounded ones are, have none."""
+    """values to maximise [n] -> bool [n], which of them are failures by any measure: 10 spreads
+    below the median. A spread is at least 0.2 % of it, since most values may be equal when they are
+    rounded."""
     middle = np.median(values)
     spread = max(np.median(np.abs(values - middle)) * 1.4826, 2e-3 * abs(middle), 1e-9)
     return values < middle - 10 * spread
@@ -553,7 +554,8 @@ class Findings:
             row.repeated = estimate(mean, again, limits, width)
 
     def project_stopped(self, limits):
-        """Where stopped runs would have ended."""
+        """Where stopped runs would have ended. A finished run without a curve is known by its last
+        value alone: it can be the one to beat, but no other run is projected by it."""
         curves = [self.sign * np.array(row.history or [row.last]) for row in self.finished]
         some = any(row.history for row in self.finished)
         for row in self.stopped:

@@ -61,7 +61,8 @@ class Score:
 
     @property
     def seen(self):
-        """As of a Sample, a Counter: | of two takes the larger. Older checkpoints do not tell."""
+        """A Sample's `seen` as a Counter, so that | of two takes the larger number of each way;
+        empty for scores of older checkpoints, which do not say it."""
         return Counter(self.over.seen if isinstance(self.over, Sample) else {})
 
     def to_json(self):

@@ -276,7 +276,7 @@ def read_sheet(label_file):
     if Path(label_file).suffix != ".jsonl":
         return read_json(label_file)
     images = {}
-    # a name may hold brackets itself
+    # the name of a file may hold brackets, and look like a pattern
     files = [label_file] if os.path.exists(label_file) else sorted(glob(str(label_file)))
     for file in files or [label_file]:
         for number, line in text_lines(file):
@@ -342,6 +342,7 @@ def coco_words(label_file, sheet, categories):
         if categories and not is_ignored and name not in categories:
             continue
         text = next(filter(None, map(annotation.get, COCO_TEXTS)), None)
+        # the flag as it stands there, since one such as "false" is refused later
         ignore = is_ignored or next(filter(None, map(annotation.get, COCO_FLAGS)), False)
         of_page = words.setdefault(repr(annotation.get("image_id")), [])
         for k, points in enumerate(coco_outlines(annotation, where)):
@@ -371,7 +372,7 @@ def coco_outlines(annotation, where):
     pairs = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
     (x, y), (w, h), (angle, _) = parse_polygon(pairs, f"{where}: bbox")
     turned = x + w / 2, y + h / 2, w, h, np.deg2rad(angle)
-    return rect_corners(np.array([turned])).tolist()  # OpenCV's begin anywhere
+    return rect_corners(np.array([turned])).tolist()  # from the upper left, unlike OpenCV's
 
 
 def as_points(flat):
@@ -575,7 +576,8 @@ def load_labels(data, split=None, image_dir=None, categories=()):
 
 
 def page_files(pages):
-    """Paths of all files that pages were read from, pictures and labels; some are None."""
+    """Paths of all files that pages are read from: pictures, labels, and the meta.json beside each
+    file of labels. Some are None, or do not exist."""
     files = [path for page in pages for path in (page.path, page.source)]
     return files + [Path(page.source).with_name("meta.json") for page in pages if page.source]
 

@@ -186,7 +186,7 @@ def close_pairs(view, chosen):
 def text_outside(view, hp):
     """Outlines of text that no label covers, and features [K, 5]: score, area, gaps to labels."""
     rest = view.prob.copy()
-    for polygon in view.polygons:  # all at once would leave what two of them share
+    for polygon in view.polygons:  # filled at once, what two share would stay
         cv2.fillPoly(rest, [np.round(polygon).astype(np.int32)], 0)
     outlines, scores = look(rest, hp)
     area = areas_of(outlines).clip(1)

@@ -24,7 +24,7 @@ from hparams import Hparams
 from labels import Page
 
 FIRST_LOOK = 512  # px, root of the page's area, at the first look of --size auto
-LOOK_HP = Hparams(fit="area", thresh=0.25, box_thresh=0.45, unclip_ratio=0.0)  # it decodes so
+LOOK_HP = Hparams(fit="area", thresh=0.25, box_thresh=0.45, unclip_ratio=0.0)  # for decoding it
 LOOK_SCORE = 0.6  # mean score of words that a look can be trusted with
 LOOK_SIDES = (320, 1600)  # map px, least and most root of the text box's area
 LOOK_ENLARGED = 2  # map px per page px, at most
@@ -97,8 +97,9 @@ def take_looks(network, pages, device):
     the page is predicted at twice that size: lines of small print run together into words that are
     several lines high, and the scores of such words are low.
 
-    Looks are decoded by LOOK_HP, whatever the thresholds of the network: with looks of their own,
-    other thresholds would be other maps, and --tune tries thresholds on the same maps."""
+    Looks are decoded with the thresholds of LOOK_HP, not with the network's own. A look decides at
+    which size the map is made, so a map would depend on thresholds, and --tune could not try all of
+    them on the same maps."""
 
     def job(page, found):
         page.look = look_at(page, *found)

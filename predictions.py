@@ -22,14 +22,15 @@ def read_predictions(path):
 
 
 def sureness(name, scores):
-    """(the confidence that 90 % of a page's words reach, how many there are, the page's name): in
-    this order pages are to be labelled (Lewis and Gale 1994)."""
+    """(the confidence that 90 % of a page's words reach, the number of words, the page's name) of
+    scores [N]. Sorted, the pages to label next come first (Lewis and Gale 1994)."""
     return np.quantile(scores, 0.1) if len(scores) else 0.0, len(scores), name
 
 
 def page_line(page, polygons, scores):
     """A page and its words as a line of a .jsonl file, in the competition's form. Outlines begin at
-    the upper left: corrected, they are labels, whose first half is the top of a word."""
+    the upper left: once corrected they are labels, and metrics take the first half of a label's
+    points for the top of the word."""
     words = Page(page.name, page.path, size=page.size)
     for polygon, score in zip(polygons, scores):
         words.add(f"{len(words.ids) + 1:04d}", from_top_left(polygon), confidence=score)
@@ -52,8 +53,9 @@ def write_lines(path, lines):
 
 def resume_lines(path, made_of):
     """Open a .jsonl file to append the lines of pages, and cut off half a line: (file, {name of a
-    page in it: its `sureness`}). made_of: all that its pages depend on, its first line. Raises
-    UsageError where that is something else."""
+    page in it: its `sureness`}). made_of: words for all that its pages depend on, kept in its first
+    line. Raises UsageError where that line is another one, or another command writes the file, and
+    DataError for a line that is not JSON."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = lock(path)
     if file is None:

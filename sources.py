@@ -151,7 +151,8 @@ def seen_digests(origin, hp):
 
 def warn_of_leaks(source, pages):
     """Warn on stderr of pages that a Source has seen before, by the digests in it, or that these
-    are not known. Returns {way, of SEEN: number of pages}, a Counter: | of two takes the larger."""
+    are not known. Returns {way, of SEEN: number of pages} as a Counter, whose | takes the
+    larger number of each."""
     origin = source.state.get("origin") or {"unknown": [source.path]}
     if origin["unknown"]:
         names = ", ".join(origin["unknown"])

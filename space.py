@@ -89,7 +89,7 @@ class Dimension:
         if self.law and is_number(value):
             return cumulative(self.law, value)
 
-        # beyond the ends of a list that is a scale: each on its side, and no two alike
+        # a number that a list of numbers lacks: beyond its ends below 0 or above 1, no two alike
         if self.category or not is_number(value):
             return -1.0
         u = (value - min(self.levels)) / np.ptp(self.levels)
@@ -107,6 +107,7 @@ def plain(params):
 
 
 def is_number(x):
+    """Whether x is a finite int or float. A bool is not, though Python takes it for an int."""
     return (isinstance(x, float) or type(x) is int) and abs(x) < 1e300
 
 

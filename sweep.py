@@ -98,7 +98,8 @@ def brackets(max_iter, eta):
         runs = (deepest + 1) // (s + 1) * eta**s
         rungs = [(runs / eta**i, max_iter / eta ** (s - i)) for i in range(s + 1)]
         whole = [[max(1, int(x + 1e-9)) for x in rung] for rung in rungs[::-1]]
-        # an eta under 2 may have two rungs at one epoch, where runs are judged once: the earlier
+        # with an eta under 2 several rungs may round to one epoch; runs are judged there once, at
+        # the first of these rungs
         yield [(runs, rung) for rung, runs in sorted({rung: runs for runs, rung in whole}.items())]
 
 
@@ -260,8 +261,8 @@ class Sweep:
         """Change the state as an event says -> its trial."""
         kind = event["event"]
         if kind == "new":
-            # a constant that the file has got since is what the trial had by default, see `essence`
-            # (a replica has a seed of its own)
+            # a constant that was added to the file since is what the trial had by default, or
+            # `open_sweep` would have refused it; a replica keeps its own seed
             own = event["params"]
             params = own | self.cube.constants | {key: own[key] for key in own.keys() & {"seed"}}
             trial = Trial(event["number"], params, **event.get("known", {}))
@@ -337,15 +338,15 @@ class Sweep:
         return entries
 
     def curve(self, trial):
-        """A trial's values, larger being better; the last alone where they are not recorded."""
+        """A trial's values, larger being better; only the last one where its curve is not known."""
         return [self.sign * x for x in trial.history[0 if trial.recorded else -1 :]]
 
     def finished(self):
-        """Curves of the finished trials, also of those that are known by their last value."""
+        """Curves of the finished trials, also of those of which only the last value is known."""
         return [self.curve(trial) for trial in self.trials if trial.state == "finished"]
 
     def others(self, judged):
-        """Curves of the other trials that did not fail and whose curve is known."""
+        """Curves of all trials but `judged` that did not fail and whose curve is known."""
         return [
             self.curve(trial)
             for trial in self.trials
@@ -465,7 +466,7 @@ def open_sweep(draft):
         )
         for key in before | now:
             value, new = before.get(key), now.get(key)
-            # one that has not begun takes another constant, but lacks what varies now
+            # a trial that has not begun takes a new constant, but has no value of what varies now
             if value != new and (begun or new == "varying"):
                 what = f"holds trials with {key} {str(value) or 'unset'}, which would not compare"
                 raise UsageError(folder, what, "give the same, or --name NEW")
@@ -480,8 +481,8 @@ def open_sweep(draft):
 
 
 def essence(sweep):
-    """{key: value} of all that comparable trials have in common, except what changes no result: the
-    metric, which parameters vary, and what constants, flags and --hparams give train.py."""
+    """{key: value} of all that comparable trials have in common: the metric, which parameters vary,
+    and what constants, flags and --hparams give train.py, except values that change no result."""
     same = asdict(sweep.hparams) | dict.fromkeys(sweep.cube.names, "varying")
     same |= {"metric": sweep.metric, **sweep.cube.constants}
     return {key: x for key, x in same.items() if x == "varying" or key not in FREE}
@@ -1081,9 +1082,10 @@ def read_past(path, sign):
 
 
 def place(sweep, base, past, trial):
-    """A trial of a past sweep, or of None -> (params of the space, words such as `lr = 3` for those
-    outside of it, and for other values of the trial that the sweep's trials do not have). What it
-    does not say, its sweep does, or else the base. Its seed is never outside."""
+    """Bring a trial of the sweep `past`, None for an hparams file, into the space of `sweep`:
+    (params, words such as `lr = 3` for all that does not fit). Values do not fit that lie outside
+    the space, or that no parameter sets and the sweep's own trials have otherwise; a seed always
+    fits. A value that the trial lacks comes from its own sweep, else from the dict `base`."""
     rest = asdict(past.hparams) if past and past.hparams else {}
     values = base | rest | trial.params
     own, dims = vars(sweep.hparams), sweep.cube.dims
@@ -1146,7 +1148,7 @@ def add_known(sweep, known):
 
 def continue_trial(options):
     folder = Path(options.sweep or "")
-    home = folder.absolute().parent  # the folder may be a link
+    home = folder.absolute().parent  # not resolved: the folder may be a link
     if not (folder / "sweep.json").exists() or home.resolve() != Path("runs").resolve():
         raise UsageError(folder, "is not a sweep's folder in ./runs", "give runs/NAME")
     check_devices(options)
@@ -1266,7 +1268,7 @@ def print_status(options):
     path = sweep.folder / "lock"
     try:
         running = "a" if path.exists() and lock(path) is None else "no"
-    except OSError:  # a folder that can only be read does not tell
+    except OSError:  # nobody can lock a file in a folder that is read-only
         running = "perhaps a"
     states = [trial.state for trial in sweep.trials]
     cap = "no cap" if sweep.cap == math.inf else sweep.cap

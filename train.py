@@ -118,7 +118,8 @@ def resolve_run(args):
         raise UsageError("--resume", "names no run", "add --name or the run's folder")
     path = Path("runs", name, "hparams.json")
     written = path.exists() and path.stat().st_size
-    # killed before it wrote them; without other values than a name the default ones would be taken
+    # a run that was killed before it wrote its values starts again, if they are given again: with
+    # a name alone it would take the default values
     again = path.parent.is_dir() and not written and len(given) > 1
     if again and not any(path.parent.glob("*/")):  # else it is a folder of runs
         return resolve_hparams(args)
@@ -231,7 +232,7 @@ def read_pseudo_pages(hp, labelled):
 def load_ancestors(hp):
     """{path: its dict} of the checkpoints that a run starts from or learns from. A resumed run no
     longer needs the one it started from. Raises DataError."""
-    begun = any(Path("runs", hp.name).glob("[lp]*.pt"))  # last.pt, or the one before
+    begun = any(Path("runs", hp.name).glob("[lp]*.pt"))  # last.pt or prev.pt
     start = "" if begun else hp.init
     paths = [start, *hp.teacher.split(",")]
     return {path: load_checkpoint(path) for path in paths if path}
@@ -674,7 +675,8 @@ def to_wandb(hp, folder):
 
     wandb.finish()  # the run before in this process
 
-    # what was written offline is sent again, under the same id
+    # what was written offline is sent again, under the same id: folders are called run-DATE-ID or
+    # offline-run-DATE-ID, and an ID may hold hyphens
     past = sorted(folder.glob("wandb/*run-*-*"))
     for path in folder.glob("wandb/offline-run-*"):
         shutil.rmtree(path)
@@ -819,8 +821,8 @@ def duration(seconds):
 
 
 def score_pages(trainer, val):
-    """Rows of the page metric [N, 4] of val pages, and their Score, which knows how the network or
-    its ancestors have seen them before; each process predicts its share of them."""
+    """Rows of the page metric [N, 4] of val pages, and their Score, which says if the network or an
+    ancestor has seen them before. Each process predicts its share of the pages."""
 
     def judge(page, found):  # in threads beside the network
         return page_row("page", page, found[0])
@@ -957,8 +959,9 @@ def load_run(folder, record, rescored):
 
 def compare_pages(state, pages, folder, rescored):
     """Name the pages that have changed since a state was saved. An epoch that has begun with other
-    train pages starts again. Raises UsageError for val pages, unless the run is rescored; where
-    they are as they were, it keeps its scores."""
+    train pages starts again. state["rescored"] says whether val pages are scored again: with
+    --rescore, unless all are known to be as they were. Raises UsageError if val pages have changed
+    and --rescore is missing."""
     recorded = state.get("pages") or pages  # older checkpoints have no record
     changes = list_changes(recorded["val"], pages["val"])
     if changes and not rescored:
@@ -1066,7 +1069,7 @@ def print_gain(scores, folder):
     except DataError as error:  # our own run is whole, and its last lines follow
         print(f"warning: {error}")
     theirs = state["scores"] if state else {}
-    if theirs.get("digests") != scores["digests"]:  # pictures of other sets may have their names
+    if theirs.get("digests") != scores["digests"]:  # names may be those of other pictures
         print(f"baseline {folder}: no last epoch on these pages, so no paired difference")
         return
     rows = [
@@ -1105,7 +1108,7 @@ def print_end(trainer, stopped):
         print(f"{'stopped' if stopped else 'paused'} {where}; go on: {command}")
     if trainer.rows and not stopped:
         print(f"last {shown(trainer.scores)}")
-        if trainer.best["epoch"]:  # else best.pt was lost
+        if trainer.best["epoch"]:  # 0 where best.pt was lost
             print(
                 f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']} "
                 "(chosen on these same pages, so optimistic)"
