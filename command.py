@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
         if value == "" and action.metavar != "''":  # the metavar of flags that are '' by default
             name = "/".join(action.option_strings) or action.dest
-            self.error(f"{name} is empty; fill it or leave it out")
+            self.error(f"{name} is empty; give it a value or leave it out")
         hydra = re.fullmatch(HYDRA, str(value))
         if hydra and not action.option_strings and not os.path.exists(value):
             self.error(f"{value}: no such file; for a flag write --{hydra[1]}")

@@ -277,7 +277,7 @@ def combine(ensemble, page, subset, maps, alone):
     if ensemble.method == "voting":
         voters = [found if k in subset else None for k, found in enumerate(alone)]
         if not any(voters):  # the result would look like that of a page without text
-            raise DataError(page.name, "no member has seen it", "add predictions of it")
+            raise DataError(page.name, "no member has predicted it", "add predictions of it")
         return vote(voters, ensemble.weights, ensemble.votes)
     shape = max(predict.map_shape(page, m.network.hp) for m in ensemble.members)
     weights = [ensemble.weights[k] for k in subset]

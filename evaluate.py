@@ -564,7 +564,7 @@ def find_words(args, source, pages):
         made_of += f", {source.hp.amp}, {os.path.realpath(args.images or args.data or '')}"
         file, done = predictions.resume_lines(args.out, made_of)
         if done:
-            print(f"{args.out}: goes on after {len(done)} pages, not drawn again")
+            print(f"{args.out}: goes on after {len(done)} pages, which are not drawn again")
     before = [done[page.name] for page in pages if page.name in done]
     pages = [page for page in pages if page.name not in done]
 
@@ -830,7 +830,7 @@ def parse_args(argv):
     add("--flip", action="store_true", help="with --audit: the mirrored page votes, too")
     add("--rank", action="store_true", help="pages without labels, the ones to label next first")
     add = parser.add_argument_group("files to write").add_argument
-    add("--out", metavar="JSON", help="predictions; x.jsonl: unlabelled as they come, repeatable")
+    add("--out", metavar="JSON", help="predictions; x.jsonl of unlabelled pages: can be continued")
     wrong = "labels that are probably wrong, as .json or .html; reads text larger without --size"
     add("--audit", metavar="FILE", help=wrong)
     add("--to", nargs=2, metavar=("labelme", "DIR"), help="with --audit: pages to correct")

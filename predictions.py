@@ -67,7 +67,7 @@ def resume_lines(path, made_of):
     first = file.readline()
     if first != header:
         if not header.startswith(first):
-            problem = "is there, and its pages are others, or were predicted otherwise"
+            problem = "exists, and was not written for this folder with these weights and values"
             raise UsageError(path, problem, "name another file, or repeat its command")
         file.truncate(0)
         file.write(header)

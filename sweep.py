@@ -366,7 +366,7 @@ def checked_spec(spec, path):
 def load_spec(path):
     """Sweep file -> its dict, with defaults. Raises DataError, UsageError naming file and key."""
     if Path(path).is_dir():
-        remedy = "give its sweep file, or add --continue-trial; see --report, --status"
+        remedy = "give its sweep file, or add --continue-trial; --report and --status take folders"
         raise UsageError(path, "is a folder", remedy)
     spec = read_json(path)
     if isinstance(spec, dict) and not {"method", "parameters"} & set(spec):
@@ -468,7 +468,8 @@ def open_sweep(draft):
             value, new = before.get(key), now.get(key)
             # a trial that has not begun takes a new constant, but has no value of what varies now
             if value != new and (begun or new == "varying"):
-                what = f"holds trials with {key} {str(value) or 'unset'}, which would not compare"
+                said = "unset" if value in (None, "") else value
+                what = f"holds trials with {key} {said}, which would not compare"
                 raise UsageError(folder, what, "give the same, or --name NEW")
         had, given = {**sweep.spec, "flags": sweep.extra}, {**draft.spec, "flags": draft.extra}
         changed = [key for key in sorted(had | given) if had.get(key) != given.get(key)]

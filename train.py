@@ -726,7 +726,7 @@ def start_mirrors(kinds, trainer):
         mirrors = [MIRRORS[kind](trainer.hp, trainer.folder) for kind in kinds]
     except Exception as error:  # noqa: BLE001 (W&B has many of its own)
         what = (str(error).splitlines() or [repr(error)])[0]
-        remedy = "to go on without, leave --log out and remove the mirror's folder there"
+        remedy = "to go on without it, leave --log out and remove the mirror's folder there"
         raise UsageError(f"--log, {trainer.folder}", what, remedy) from None
     for row in trainer.rows:
         for send in mirrors:
@@ -969,7 +969,7 @@ def compare_pages(state, pages, folder, rescored):
         raise UsageError(folder, f"val pages have changed since: {changes}", remedy)
     state["rescored"] = rescored and (changes or recorded is pages)
     if rescored and not state["rescored"]:
-        print(f"{folder}: its val pages are as they were, and so are its scores")
+        print(f"{folder}: its val pages have not changed, so it keeps its scores")
 
     changes = list_changes(recorded["train"], pages["train"])
     if changes:

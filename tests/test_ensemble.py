@@ -608,7 +608,8 @@ def test_a_page_that_no_detector_has_seen_is_not_one_without_text(run):
     write_found("t1.json", {"test0.png": saw(box(9, 9, 30, 9))})
     flags = *VOTING, "--split", "test", "--out", "unseen.json", "--submission", "unseen.csv"
     err = run("t0.json", "t1.json", *flags, code=1).err
-    assert err.splitlines()[-1] == "error: test2.png: no member has seen it; add predictions of it"
+    last = err.splitlines()[-1]
+    assert last == "error: test2.png: no member has predicted it; add predictions of it"
     assert not Path("unseen.json").exists() and not Path("unseen.csv").exists()
 
 

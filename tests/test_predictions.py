@@ -122,11 +122,11 @@ def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noq
     others = ["wider.pt"], ["a.pt", "--thresh", 0.2], ["a.pt", "--tile", 64], ["a.pt", "--amp=off"]
     for other in others:
         error = run(*other, *flags, code=2).err
-        error_line(
-            error, "x.jsonl: is there, and its pages are others, or were predicted otherwise"
-        )
+        error_line(error, "x.jsonl: exists, and was not written for this folder with these weights")
     Path("notes.jsonl").write_text("mine")
-    error_line(run("a.pt", *flags[:3], "notes.jsonl", code=2).err, "notes.jsonl: is there")
+    error_line(
+        run("a.pt", *flags[:3], "notes.jsonl", code=2).err, "notes.jsonl: exists, and was not"
+    )
     assert Path("x.jsonl").read_bytes() == content and Path("notes.jsonl").read_text() == "mine"
 
 
@@ -137,8 +137,8 @@ def test_a_stream_does_not_mix_heights_of_text(photos, run):  # noqa: F811
     assert "size auto (text 12 px high)" in run(*flags).out
     Path("higher.json").write_text('{"text_height": 24}')
     error = run(*flags, "--hparams", "higher.json", code=2).err
-    error_line(error, "x.jsonl: is there, and its pages are others, or were predicted otherwise")
-    assert "goes on after 12 pages, not drawn again" in run(*flags).out
+    error_line(error, "x.jsonl: exists, and was not written for this folder with these weights")
+    assert "goes on after 12 pages, which are not drawn again" in run(*flags).out
 
 
 def test_a_stream_that_goes_on_ranks_all_pages_that_were_asked_for(photos, run):  # noqa: F811
@@ -173,7 +173,7 @@ def test_a_stream_does_not_mix_pages_of_like_names(photos, run):  # noqa: F811
     content = Path("x.jsonl").read_bytes()
     photos.rename("others")
     error = run("a.pt", "--images", "others", "--out", "x.jsonl", code=2).err
-    error_line(error, "x.jsonl: is there, and its pages are others", "name another file")
+    error_line(error, "x.jsonl: exists, and was not written for this folder", "name another file")
     Path("others").rename("images")
     assert "goes on after 12 pages" in run("a.pt", "--images", "./images/", "--out", "x.jsonl").out
     assert Path("x.jsonl").read_bytes() == content

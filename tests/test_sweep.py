@@ -1280,7 +1280,7 @@ def test_a_constant_that_changes_nothing_may_be_added(cli):
         trial = state.apply({"event": "new", "number": number, "params": params})
         assert trial.params["seed"] == 7 - number
     more["parameters"]["workers"] = {"values": [1, 2]}
-    cli.refused("s.json", sweep_=more, words=["holds trials with workers None, which would"])
+    cli.refused("s.json", sweep_=more, words=["holds trials with workers unset, which would"])
     assert cli("--status", "runs/s")[0] == 0
 
 

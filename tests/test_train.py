@@ -1079,7 +1079,7 @@ def test_a_run_whose_val_pages_have_not_changed_keeps_its_scores(whole, capsys):
     """As all folds but one, where --rescore is meant for that."""
     best = (whole / "best.pt").read_bytes()
     assert resume("whole", "--rescore") == 0
-    assert "its val pages are as they were, and so are its scores" in capsys.readouterr().out
+    assert "its val pages have not changed, so it keeps its scores" in capsys.readouterr().out
     assert (whole / "best.pt").read_bytes() == best
     assert all(row["hmean"] == row["hmean"] for row in logged("runs/whole").values())
 
