@@ -423,7 +423,7 @@ def test_flags_without_effect_are_refused(folder, capsys, flags, words):
 
 
 def test_text_on_two_labels_is_not_outside_them():
-    """All labels drawn at once, OpenCV leaves what an even number of them share."""
+    """If all labels are filled at once, OpenCV leaves out what an even number of them share."""
     box = np.array([[10, 10], [90, 10], [90, 90], [10, 90]], float)
     inner = box / 4 + 30
     prob = np.zeros((100, 100), np.uint8)

@@ -64,7 +64,7 @@ def test_a_value_without_dashes_is_no_file(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("words", ["a.pt --out=", "a.pt --hparams=", "a.pt --data d --images="])
 def test_an_empty_value_is_no_flag_that_was_left_out(words, capsys):
-    """As of a variable that is not set: what `--out "$FILE"` was to keep was lost."""
+    """`--out "$FILE"` has one if the shell's variable is not set; the predictions were lost."""
     for room in (evaluate, ensemble):
         if "images" in words and room is ensemble:
             continue
@@ -76,5 +76,5 @@ def test_an_empty_value_is_no_flag_that_was_left_out(words, capsys):
         evaluate.parse_args(["a.pt", ""])
     assert "error: sources is empty" in error_line(capsys.readouterr().err)
 
-    # a hyperparameter may be empty, against that of a preset
+    # a hyperparameter may be empty, to replace the value of a preset
     assert command.given_flags(command.trainer_parser().parse_args(["--init", ""])) == {"init": ""}

@@ -1120,7 +1120,7 @@ def test_pseudo_pages_keep_their_flags_and_leave_out_what_is_known(tmp_path):
         write_labels(tmp_path / "p", {name: images[name]})
         with pytest.raises(DataError, match="every page of it is labelled in .* already"):
             data.pseudo_pages(hp, own)
-    # another picture of the name, beside its own label file
+    # another picture that has the same name, beside its own label file
     (tmp_path / "q").mkdir()
     write_labels(
         tmp_path / "q", write_page(tmp_path / "q", "known.png", (60, 80, 3), words, noise=9)

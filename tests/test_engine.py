@@ -178,7 +178,7 @@ def test_engines_agree(name, backbone, openvino, tmp_path, monkeypatch):
 
 
 def test_threads_that_share_an_onnx_model_get_their_own_maps(openvino, tmp_path):
-    """Of one shape, too, where a mix-up is no error."""
+    """Also for pages of one shape, where a mix-up raises no error."""
     file = tmp_path / "m.onnx"
     file.write_bytes(engine.onnx_graph(random_network(BACKBONES[0])))
     run = engine.load_engine(Runtime(CPU, "openvino", "off"), "", None, str(file))

@@ -484,7 +484,7 @@ def test_a_detector_takes_paths_and_pictures_and_lists_of_them(work, capsys):
     for one in (path, str(path), picture, flipped):
         polygons, scores = detector(one)
         assert len(polygons) == len(expected) > 0 and np.allclose(scores, expected_scores)
-        outlines = map(cleval.from_top_left, polygons)  # as files have them
+        outlines = map(cleval.from_top_left, polygons)  # where those of files begin
         assert all(map(np.allclose, outlines, expected)) and (np.diff(scores) <= 0).all()
     several = detector([path, picture])
     assert len(several) == 2 and np.array_equal(several[0][1], several[1][1])
@@ -901,7 +901,7 @@ def small_print(path, left=1300, top=1100, height=12, ink=255):
 
 @pytest.fixture
 def whole_words(monkeypatch):
-    """First looks take the words of `Ink` as they are: it draws them whole, and not shrunk."""
+    """First looks take the words of `Ink` as they are, since it draws them whole, not shrunk."""
     hp = replace(predict.LOOK_HP, unclip_ratio=1e-9, mode="box", min_size=0, box_thresh=0.1)
     monkeypatch.setattr(predict, "LOOK_HP", hp)
 
@@ -1026,7 +1026,7 @@ def test_size_auto_is_a_flag_and_a_value_of_a_detector(run):
     Path("height.json").write_text('{"text_height": 20, "look": true}')
     assert "size auto" in run("old.pt", *flags, "--hparams", "height.json").out
 
-    # the size of a flag comes before the look of a file
+    # a size on the command line replaces the look of a file
     Path("tuned.json").write_text('{"text_height": 20, "look": true, "size": 96}')
     tuned = "a.pt", *flags[:2], "--out", "t.json", "--hparams", "tuned.json"
     for size in ((), ("--size", "auto")):
@@ -1052,7 +1052,7 @@ def test_stress_scores_each_kind_and_level(run):
 
 
 def test_stress_marks_pages_that_a_network_was_trained_on(run, monkeypatch):
-    """On each line, in --json and in --html, as a score of the pages as they are."""
+    """On each line, in --json and in --html, as for a score of unchanged pages."""
     monkeypatch.setattr(evaluate, "STRESS", {"darkened": (1, 0.5)})
     checkpoint("a.pt")
     checkpoint("b.pt", chosen=True)
@@ -1063,7 +1063,7 @@ def test_stress_marks_pages_that_a_network_was_trained_on(run, monkeypatch):
     assert [line.count(trained) for line in lines] == [2, 2]  # the score and the difference
     assert said.err.count("trained on 6 of these 6 pages") == 2
     results = json.loads(run("a.pt", *flags, "--json", "--html", "s.html").out)
-    for result in results:  # of val pages the second one alone has seen some
+    for result in results:  # only the second network has seen some of the val pages
         own, other = (score["over"] for score in result["scores"])
         assert "in sample" not in own and "in sample: epoch chosen on 2 of them" in other
         assert "in sample: epoch chosen on 2 of them" in result["difference"]["over"]

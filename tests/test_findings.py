@@ -178,7 +178,7 @@ def test_ruined_runs_stay_out_of_means_by_parameter():
 
 
 def test_a_run_a_point_below_equal_ones_is_no_failure():
-    """Values that are rounded, or that a parameter does not change, are equal: no spread."""
+    """Rounded values, or those that no parameter changes, are equal and have no spread."""
     assert not findings.ruined(np.array([0.966, 0.965, 0.965, 0.965, 0.964])).any()
     for values in ([0.96, 0.96, 0.96, 0.959, 0.93], [-0.2, -0.2, -0.2, -0.201, -0.9]):
         assert findings.ruined(np.array(values)).tolist() == [False] * 4 + [True]

@@ -48,7 +48,7 @@ def launched(monkeypatch):
 
 
 def test_outlines_begin_at_the_upper_left_as_those_of_labels_do(work):
-    """Else, once they are labels, the characters of a word lie along its right edge."""
+    """Otherwise, once they are labels, the characters of a word lie along its right edge."""
     box = np.array([[10.0, 5], [60, 8], [59, 20], [9, 17]])
     page = labels.Page("a.png", Path("a.png"), size=(90, 70))
     for first in range(4):
@@ -131,7 +131,7 @@ def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noq
 
 
 def test_a_stream_does_not_mix_heights_of_text(photos, run):  # noqa: F811
-    """--size auto is the same word for all heights that text may be read at."""
+    """`--size auto` is the same flag at whatever height text is read."""
     checkpoint(text_height=12.0)
     flags = ("a.pt", "--images", "images", "--size", "auto", "--out", "x.jsonl")
     assert "size auto (text 12 px high)" in run(*flags).out
@@ -157,7 +157,7 @@ def test_a_stream_that_goes_on_ranks_all_pages_that_were_asked_for(photos, run):
 
 
 def test_a_fifo_gets_the_lines_of_all_pages(photos, run):  # noqa: F811
-    """It cannot go on, and is written into as by every other command."""
+    """A FIFO holds nothing to go on from, and is written into, as by every other command."""
     whole = found_by(run, "whole.json")
     os.mkfifo("x.jsonl")
     with ThreadPoolExecutor(1) as thread:
@@ -168,7 +168,7 @@ def test_a_fifo_gets_the_lines_of_all_pages(photos, run):  # noqa: F811
 
 
 def test_a_stream_does_not_mix_pages_of_like_names(photos, run):  # noqa: F811
-    """Those of another folder would count as predicted."""
+    """Pages of another folder with the same names would count as predicted."""
     found_by(run, "x.jsonl")
     content = Path("x.jsonl").read_bytes()
     photos.rename("others")

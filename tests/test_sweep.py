@@ -283,8 +283,8 @@ def test_hyperbands_table():
 
 
 def test_brackets_judge_a_run_once_at_an_epoch():
-    """With an eta under 2 several rungs round to one; a run that left there between them stayed
-    pending for ever."""
+    """With an eta under 2 several rungs round to one epoch; a run that was stopped there, between
+    two of them, stayed pending for ever."""
     assert next(sweep.brackets(6, 1.5)) == [(5, 1), (2, 2), (1, 4), (1, 6)]
     rule = {"type": "brackets", "eta": 1.5}
     state = sweep.Sweep(None, short(early_terminate=rule, run_cap=5), 6, [])
@@ -1268,7 +1268,7 @@ def test_trials_of_a_changed_hparams_file_do_not_compare(cli):
 
 
 def test_a_constant_that_changes_nothing_may_be_added(cli):
-    """The trials before have it as the default, a flag, or of no consequence."""
+    """Earlier trials had the same value by default or by a flag, or it changes no result."""
     assert cli("s.json", "--size=96", sweep_=short(run_cap=1))[0] == 0
     more = short(run_cap=2)
     more["parameters"] |= {"size": {"value": 96}, "clip": {"value": 5}, "workers": {"value": 1}}
@@ -1293,7 +1293,7 @@ def test_a_trial_without_an_epoch_takes_the_corrected_file_or_is_one_that_does_n
     cli.refused("s.json", code=1, sweep_=short(run_cap=1), FAULT="1")
     cli.refused("s.json", sweep_=wider, words=["holds trials with clip 5.0, which would"])
 
-    # it has begun: its folder has the values of then
+    # a trial whose folder has its values has begun with them
     trial.mkdir()
     (trial / "hparams.json").write_text("{}")
     cli.refused("s.json", sweep_=other, words=["holds trials with epochs 8, which would"])
@@ -1303,7 +1303,7 @@ def test_a_trial_without_an_epoch_takes_the_corrected_file_or_is_one_that_does_n
 
 
 def test_failed_trials_do_not_hold_a_sweep_to_their_values(cli):
-    """Those that ran out of memory are followed by others of a smaller batch."""
+    """After some ran out of memory, others with a smaller batch follow."""
     rates = short(parameters={"lr": {"min": 2e-3, "max": 9e-3}})
     code, _, err = cli("s.json", sweep_=rates, FAULT="oom")
     assert code == 1 and "three trials failed in a row" in err and "out of memory" in err

@@ -227,7 +227,7 @@ def test_a_cache_leaves_room_for_checkpoints(work, monkeypatch):
 
 
 def test_scores_of_later_sets_and_differences_are_marked_as_in_sample(work, capsys):
-    """A set whose val pages are the train pages of the first, and the other way round."""
+    """The second set has the first one's train pages as val pages, and the other way round."""
     shutil.copytree("s", "swapped")
     os.rename("swapped/train.json", "swapped/part.json")
     os.rename("swapped/val.json", "swapped/train.json")
@@ -460,7 +460,7 @@ def test_mirrors_hold_the_numbers_of_log_csv(work, monkeypatch, capsys):
 
 
 def test_a_mirror_whose_package_is_gone_is_named_with_the_way_to_go_on(whole, monkeypatch, capsys):
-    """A run that has one, on another machine; the command itself has no --log."""
+    """The run has a mirror and continues on another machine, without --log."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     (whole / "tensorboard").mkdir()
     assert resume("whole") == 2
@@ -1076,7 +1076,7 @@ def test_scores_on_val_pages_that_changed_are_not_mixed(work, inside, monkeypatc
 
 
 def test_a_run_whose_val_pages_have_not_changed_keeps_its_scores(whole, capsys):
-    """As all folds but one, where --rescore is meant for that."""
+    """Such as all folds but one, where --rescore is meant for that one."""
     best = (whole / "best.pt").read_bytes()
     assert resume("whole", "--rescore") == 0
     assert "its val pages have not changed, so it keeps its scores" in capsys.readouterr().out
@@ -1136,7 +1136,7 @@ def test_of_two_that_make_one_run_one_is_refused(work, monkeypatch, capsys):
 
 
 def test_a_run_that_was_killed_before_it_wrote_its_values_needs_them_again(work, capsys):
-    """Its name alone began a run of default values."""
+    """With its name alone, a run of default values began."""
     Path("runs/k").mkdir(parents=True)
     Path("runs/k/hparams.json").touch()
     assert resume("k", "--print-hparams") == 1
