@@ -63,7 +63,7 @@ def test_a_value_without_dashes_is_no_file(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words", ["a.pt --out=", "a.pt --hparams=", "a.pt --data d --images="])
-def test_an_empty_value_is_no_flag_that_was_left_out(words, capsys):
+def test_an_empty_value_is_refused_and_not_taken_for_a_missing_flag(words, capsys):
     """`--out "$FILE"` has one if the shell's variable is not set; the predictions were lost."""
     for room in (evaluate, ensemble):
         if "images" in words and room is ensemble:

@@ -214,7 +214,7 @@ def test_runs_are_compared_where_they_validated_and_pages_that_one_trained_on_sa
     assert out.splitlines()[-1].count("in sample: trained on 3 of them  cannot tell") == 1
 
 
-def test_a_difference_says_the_larger_number_of_pages_that_one_of_both_saw(run):
+def test_a_difference_says_how_many_pages_were_seen_by_the_network_that_saw_more(run):
     state = torch.load(checkpoint("all.pt"), weights_only=True)
     state["origin"]["trained"] = state["origin"]["trained"][:1]
     save_checkpoint("one.pt", state)

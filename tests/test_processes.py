@@ -132,7 +132,7 @@ def test_errors_of_pytorch_have_words(error, what, code):
         processes.explain_errors(lambda: (_ for _ in ()).throw(RuntimeError("NCCL")))
 
 
-def test_an_environment_that_names_no_port_is_none_of_torchrun_s(monkeypatch):
+def test_an_environment_without_a_port_is_not_that_of_torchrun(monkeypatch):
     """As clusters set it for other programs."""
     for key, text in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(key, text)
