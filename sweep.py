@@ -97,10 +97,14 @@ def brackets(max_iter, eta):
     for s in range(deepest, -1, -1):
         runs = (deepest + 1) // (s + 1) * eta**s
         rungs = [(runs / eta**i, max_iter / eta ** (s - i)) for i in range(s + 1)]
-        whole = [[max(1, int(x + 1e-9)) for x in rung] for rung in rungs[::-1]]
+
         # with an eta under 2 several rungs may round to one epoch; runs are judged there once, at
         # the first of these rungs
-        yield [(runs, rung) for rung, runs in sorted({rung: runs for runs, rung in whole}.items())]
+        runs_at = {}
+        for rung in rungs:
+            count, epochs = (max(1, int(x + 1e-9)) for x in rung)
+            runs_at.setdefault(epochs, count)
+        yield [(count, epochs) for epochs, count in runs_at.items()]
 
 
 def judge(values, others, rule, epochs):
@@ -263,8 +267,9 @@ class Sweep:
         if kind == "new":
             # a constant that was added to the file since is what the trial had by default, or
             # `open_sweep` would have refused it; a replica keeps its own seed
-            own = event["params"]
-            params = own | self.cube.constants | {key: own[key] for key in own.keys() & {"seed"}}
+            params = event["params"] | self.cube.constants
+            if "seed" in event["params"]:
+                params["seed"] = event["params"]["seed"]
             trial = Trial(event["number"], params, **event.get("known", {}))
             self.trials.append(trial)
             self.cap += trial.known
@@ -339,7 +344,8 @@ class Sweep:
 
     def curve(self, trial):
         """A trial's values, larger being better; only the last one where its curve is not known."""
-        return [self.sign * x for x in trial.history[0 if trial.recorded else -1 :]]
+        values = trial.history if trial.recorded else trial.history[-1:]
+        return [self.sign * value for value in values]
 
     def finished(self):
         """Curves of the finished trials, also of those of which only the last value is known."""
@@ -418,9 +424,9 @@ def read_history(path):
         what = "is a sweep file, or another file without trials"
         remedy = "give runs/NAME of a sweep that ran, or a history (see --help)"
         raise UsageError(path, what, remedy)
-    words = {"extra": [""], "notes": [""]}
-    data = {key: [] for key in words} | data
-    check_like(data, {"sweep": {}, "epochs": 0, "trials": [{}], **words}, path)
+    optional = {"extra": [""], "notes": [""]}
+    data = {key: [] for key in optional} | data
+    check_like(data, {"sweep": {}, "epochs": 0, "trials": [{}], **optional}, path)
     spec = checked_spec(data["sweep"], path)
     epochs = data["epochs"]
     sweep = Sweep(Path("runs") / path.stem, spec, epochs, [], data["extra"], None, data["notes"])
@@ -531,7 +537,8 @@ def resolve_space(cube, extra):
         except UsageError as error:
             where, what, remedy, _ = error.args
             remedy = remedy or "change the parameters or flags"
-            what = what if where == "flags" else f"{where}: {what}"
+            if where != "flags":
+                what = f"{where}: {what}"
             raise UsageError("a trial of this sweep", what, remedy) from None
     return hparams
 
@@ -1033,7 +1040,8 @@ def print_idle(sweep):
     spec, rule = sweep.spec, sweep.spec.get("early_terminate") or {}
     keys = sorted(space.NO_EFFECT & set(spec))
     keys += [f"metric.{key}" for key in spec["metric"] if "impute" in key]
-    idle = {"epochs", "min_iter" if "max_iter" in rule else "s"}  # W&B ignores the second, too
+    idle = {"epochs"}
+    idle.add("min_iter" if "max_iter" in rule else "s")  # W&B ignores it, too
     if sweep.rule["type"] == "brackets":
         idle |= {"preserve_threshold", "revive"}
     keys += [f"early_terminate.{key}" for key in sorted(idle & rule.keys())]
@@ -1089,13 +1097,15 @@ def place(sweep, base, past, trial):
     fits. A value that the trial lacks comes from its own sweep, else from the dict `base`."""
     rest = asdict(past.hparams) if past and past.hparams else {}
     values = base | rest | trial.params
-    own, dims = vars(sweep.hparams), sweep.cube.dims
+    dims = sweep.cube.dims
     params = {d.name: values.get(d.name) for d in dims}
+    unfit = [d.name for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
 
-    outside = [d.name for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
+    # values of the trial that no parameter sets, but that change its result
+    own = vars(sweep.hparams)
     others = (trial.params.keys() & own.keys()) - params.keys() - FREE - OURS - {"split"}
-    outside += sorted(key for key in others if own[key] != values[key])
-    return params, ", ".join(f"{key} = {values.get(key)}" for key in outside if key != "seed")
+    unfit += sorted(key for key in others if own[key] != values[key])
+    return params, ", ".join(f"{key} = {values.get(key)}" for key in unfit if key != "seed")
 
 
 def read_queue(sweep, paths):
