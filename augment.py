@@ -44,8 +44,8 @@ def draw_homography(rng, hp, width, height, fit, centre=None, quarters=0):
     # perspective
     tilt = np.eye(3)
     depth = np.array([tilt_x, tilt_y]) * hp.aug_perspective
-    most = 0.8 * fit / zoom  # with 1 for 0.8, a corner of the page could lie behind the camera
-    tilt[2, :2] = depth.clip(-most, most) / (fit * max(width, height))
+    limit = 0.8 * fit / zoom  # with 1 for 0.8, a corner of the page could lie behind the camera
+    tilt[2, :2] = depth.clip(-limit, limit) / (fit * max(width, height))
 
     # move the page to its place
     if centre is None:

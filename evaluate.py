@@ -649,7 +649,10 @@ def run_stress(args, sources, pages):
     for kind, levels in STRESS.items():
         for level in levels:
             rows = stress_rows(networks, pages, kind, level, args.device)
-            scores = [make_score(own, cleval.mean_scores, groups, s) for own, s in zip(rows, seen)]
+            scores = [
+                make_score(own, cleval.mean_scores, groups, seen_pages)
+                for own, seen_pages in zip(rows, seen)
+            ]
             difference = None
             if len(rows) == 2:
                 difference = paired_difference(*rows, cleval.mean_scores, groups, seen[0] | seen[1])
@@ -660,7 +663,8 @@ def run_stress(args, sources, pages):
     if args.json:
         print(json.dumps([stressed_json(result) for result in results]))
     if args.html:
-        names = [f"{source.path}, over {s.over}" for source, s in zip(sources, scores)]
+        # the last scores, since those of all levels are over the same pages
+        names = [f"{source.path}, over {score.over}" for source, score in zip(sources, scores)]
         replace_file(args.html, report.page("Stress", stress_blocks(names, results)))
 
 
@@ -958,7 +962,8 @@ def read_overrides(args):
     if args.size == "auto":
         args.size = None
         return choose_look(values | given_flags(args, OVERRIDES) | {"size": "auto"})
-    return choose_look(values | choose_look(given_flags(args, OVERRIDES)))
+    flags = choose_look(given_flags(args, OVERRIDES))  # their size ends the look of a file
+    return choose_look(values | flags)
 
 
 def choose_look(values):

@@ -359,7 +359,8 @@ def at_edge(dimension, best):
         return ""
     end, shift = ("upper", 0.5) if at_high else ("lower", -0.5)
     ends = (max(space.quantile(law, u + shift), 0) for u in (0, 1))
-    low, high = (f"{x:.0f}" if type(best[0]) is int else f"{x:.3g}" for x in ends)
+    form = ".0f" if type(best[0]) is int else ".3g"
+    low, high = (f"{x:{form}}" for x in ends)
     where = f"the best three runs lie at the {end} end of its range"
     return f"{dimension.name}: {where}; try {low} to {high}"
 
@@ -557,9 +558,9 @@ class Findings:
         """Where stopped runs would have ended. A finished run without a curve is known by its last
         value alone: it can be the one to beat, but no other run is projected by it."""
         curves = [self.sign * np.array(row.history or [row.last]) for row in self.finished]
-        some = any(row.history for row in self.finished)
+        has_curves = any(row.history for row in self.finished)
         for row in self.stopped:
-            if some and row.history:
+            if has_curves and row.history:
                 known = self.sign * np.array(row.history), curves, self.epochs
                 mean, sd = project(*known)
                 row.final = estimate(self.sign * mean, sd, limits)
@@ -570,7 +571,7 @@ class Findings:
         self.top = sound(self.finished or self.stopped)
         self.first = max(self.top, key=self.rank_value, default=None)
         self.params = self.first.params if self.first else {}
-        self.rivals = [r.number for r in self.stopped if r.chance > 0.2 and not r.known]
+        self.rivals = [row.number for row in self.stopped if row.chance > 0.2 and not row.known]
 
         ranking = configurations(self.finished, self.names)
         self.ranking = sorted(ranking, key=lambda c: -self.sign * c.value)

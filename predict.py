@@ -242,7 +242,8 @@ def load_page(index, page, networks, failed):
             image, page.size = page.path, page.path.shape[1::-1]
         else:
             hps = [reading_hp(page, hp) for _, hp in views]
-            hps += [hp for _, hp in views if smallest_tile]  # tiles are scaled by hp.size
+            if smallest_tile:  # tiles are scaled by hp.size, whatever a look says
+                hps += [hp for _, hp in views]
             image = data.open_page(page, hps, smallest_tile)
         for k, hp in views:
             tiles += cut_page(image, page, hp, k, networks[k].tile, under_way)

@@ -32,8 +32,8 @@ def page_line(page, polygons, scores):
     the upper left: once corrected they are labels, and metrics take the first half of a label's
     points for the top of the word."""
     words = Page(page.name, page.path, size=page.size)
-    for polygon, score in zip(polygons, scores):
-        words.add(f"{len(words.ids) + 1:04d}", from_top_left(polygon), confidence=score)
+    for number, (polygon, score) in enumerate(zip(polygons, scores), 1):
+        words.add(f"{number:04d}", from_top_left(polygon), confidence=score)
     return json.dumps(pages_to_json([words]), ensure_ascii=False) + "\n"
 
 

@@ -370,7 +370,8 @@ def check_rule(rule, metric=""):
         if remedy:
             raise UsageError(where, f"{key} is {x!r:.80}", remedy)
     check_share(f"{where}: preserve_threshold", metric, rule.get("preserve_threshold", 0))
-    if kind == "hyperband" and ("s" if "max_iter" in rule else "min_iter") not in rule:
+    needed = "s" if "max_iter" in rule else "min_iter"
+    if kind == "hyperband" and needed not in rule:
         raise UsageError(where, "hyperband has no bands", "give min_iter, or max_iter and s")
 
 

@@ -120,8 +120,8 @@ def resolve_run(args):
     written = path.exists() and path.stat().st_size
     # a run that was killed before it wrote its values starts again, if they are given again: with
     # a name alone it would take the default values
-    again = path.parent.is_dir() and not written and len(given) > 1
-    if again and not any(path.parent.glob("*/")):  # else it is a folder of runs
+    begins_again = path.parent.is_dir() and not written and len(given) > 1
+    if begins_again and not any(path.parent.glob("*/")):  # else it is a folder of runs
         return resolve_hparams(args)
 
     saved = read_hparams(path)
@@ -1073,8 +1073,8 @@ def print_gain(scores, folder):
         print(f"baseline {folder}: no last epoch on these pages, so no paired difference")
         return
     rows = [
-        np.array([[hmean] * 3 + [1] for hmean in part["pages"].values()])
-        for part in (scores, theirs)
+        np.array([[hmean] * 3 + [1] for hmean in run_scores["pages"].values()])
+        for run_scores in (scores, theirs)
     ]
     seen = read_score(theirs).seen | read_score(scores).seen
     difference = paired_difference(*rows, mean_scores, scores["groups"], seen)
