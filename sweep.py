@@ -265,8 +265,8 @@ class Sweep:
         """Change the state as an event says -> its trial."""
         kind = event["event"]
         if kind == "new":
-            # a constant that was added to the file since is what the trial had by default, or
-            # `open_sweep` would have refused it; a replica keeps its own seed
+            # the constants of today: `open_sweep` lets them change only where no result of the
+            # trial does; a replica keeps its own seed
             params = event["params"] | self.cube.constants
             if "seed" in event["params"]:
                 params["seed"] = event["params"]["seed"]
@@ -1092,9 +1092,10 @@ def read_past(path, sign):
 
 def place(sweep, base, past, trial):
     """Bring a trial of the sweep `past`, None for an hparams file, into the space of `sweep`:
-    (params, words such as `lr = 3` for all that does not fit). Values do not fit that lie outside
-    the space, or that no parameter sets and the sweep's own trials have otherwise; a seed always
-    fits. A value that the trial lacks comes from its own sweep, else from the dict `base`."""
+    (params, words such as `lr = 3` for all that does not fit). A value does not fit if it lies
+    outside the space, or if no parameter sets it and the sweep's own trials have another one; a
+    seed always fits. A value that the trial lacks comes from its own sweep, else from the dict
+    `base`."""
     rest = asdict(past.hparams) if past and past.hparams else {}
     values = base | rest | trial.params
     dims = sweep.cube.dims
