@@ -359,8 +359,7 @@ def at_edge(dimension, best):
         return ""
     end, shift = ("upper", 0.5) if at_high else ("lower", -0.5)
     ends = (max(space.quantile(law, u + shift), 0) for u in (0, 1))
-    form = ".0f" if type(best[0]) is int else ".3g"
-    low, high = (f"{x:{form}}" for x in ends)
+    low, high = (math.ceil(x) if type(best[0]) is int else f"{x:.3g}" for x in ends)
     where = f"the best three runs lie at the {end} end of its range"
     return f"{dimension.name}: {where}; try {low} to {high}"
 

@@ -154,6 +154,8 @@ def test_a_range_whose_best_runs_lie_at_its_end_is_named():
     assert findings.at_edge(dim, [9e-3, 8e-3, 1e-3]) == ""
     dim = space.parse_dimension("size", {"min": 256, "max": 1024})  # takes two integers again
     assert findings.at_edge(dim, [1024, 1024, 1023]).endswith("try 640 to 1409")
+    dim = space.parse_dimension("batch", log_range(1, 8) | {"distribution": "q_log_uniform_values"})
+    assert findings.at_edge(dim, [1, 1, 1]).endswith("try 1 to 3")  # 0 has no logarithm
     steps = {"distribution": "q_log_uniform_values", "q": 1e-4}
     dim = space.parse_dimension("lr", log_range(1e-4, 1e-2) | steps)
     assert findings.at_edge(dim, [1e-4, 1e-4, 1e-4]).endswith("try 1e-05 to 0.001")
