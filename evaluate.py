@@ -558,11 +558,9 @@ def score_labelled(args, source, other, pages):
 def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
     file, done = None, {}
-    if args.out and args.out.endswith(".jsonl") and source.hp and not is_stream(args.out):
-        made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}"
-        # pages are known by their names, which are relative to this folder
-        made_of += f", {source.hp.amp}, {os.path.realpath(args.images or args.data or '')}"
-        file, done = predictions.resume_lines(args.out, made_of)
+    if str(args.out).endswith(".jsonl") and source.hp and not is_stream(args.out):
+        made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}, {source.hp.amp}"
+        file, done = predictions.resume_lines(args.out, made_of, args.images or args.data)
         if done:
             print(f"{args.out}: goes on after {len(done)} pages, which are not drawn again")
     before = [done[page.name] for page in pages if page.name in done]

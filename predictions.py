@@ -51,16 +51,20 @@ def write_lines(path, lines):
     replace_file(path, "".join(lines))
 
 
-def resume_lines(path, made_of):
+def resume_lines(path, made_of, place=None):
     """Open a .jsonl file to append the lines of pages, and cut off half a line: (file, {name of a
-    page in it: its `sureness`}). made_of: words for all that its pages depend on, kept in its first
-    line. Raises UsageError where that line is another one, or another command writes the file, and
-    DataError for a line that is not JSON."""
+    page in it: its `sureness`}). made_of: words for all that its pages depend on; place: the folder
+    that they come from, a picture in it or a label file. Both are kept in its first line. Raises
+    UsageError where that line is another one, or another command writes the file, and DataError for
+    a line that is not JSON."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = lock(path)
     if file is None:
         raise UsageError(path, "another command writes it", "wait for it, or name another file")
     file = file.detach()  # in bytes
+    at = Path(place or "")
+    # names are relative to the folder, and so is that of a single picture
+    made_of += f", {(at.parent if at.is_file() and at.suffix not in SUFFIXES else at).resolve()}"
     sheet = {"images": {}, "made_of": made_of}
     header = f"{json.dumps(sheet)}\n".encode()
     file.seek(0)

@@ -179,6 +179,15 @@ def test_a_stream_does_not_mix_pages_of_like_names(photos, run):  # noqa: F811
     assert Path("x.jsonl").read_bytes() == content
 
 
+def test_single_pictures_of_a_folder_share_a_file(photos, run):  # noqa: F811
+    checkpoint()
+    first, second, *_ = sorted(photos.glob("*.png"))
+    for picture in (first, second):
+        run("a.pt", "--images", str(picture), "--out", "x.jsonl")
+    assert read_predictions("x.jsonl").keys() == {first.name, second.name}
+    assert "goes on after 2 pages" in run("a.pt", "--images", "images", "--out", "x.jsonl").out
+
+
 def test_two_commands_do_not_write_one_stream(tmp_path):
     path = tmp_path / "new/x.jsonl"
     file, done = resume_lines(path, "a")
