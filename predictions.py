@@ -62,9 +62,10 @@ def resume_lines(path, made_of, place=None):
     if file is None:
         raise UsageError(path, "another command writes it", "wait for it, or name another file")
     file = file.detach()  # in bytes
-    at = Path(place or "")
-    # names are relative to the folder, and so is that of a single picture
-    made_of += f", {(at.parent if at.is_file() and at.suffix not in SUFFIXES else at).resolve()}"
+    folder = Path(place or "")  # names of pages are relative to it
+    if folder.is_file() and folder.suffix not in SUFFIXES:  # a picture
+        folder = folder.parent
+    made_of += f", {folder.resolve()}"
     sheet = {"images": {}, "made_of": made_of}
     header = f"{json.dumps(sheet)}\n".encode()
     file.seek(0)

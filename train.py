@@ -118,9 +118,9 @@ def resolve_run(args):
         raise UsageError("--resume", "names no run", "add --name or the run's folder")
     path = Path("runs", name, "hparams.json")
     written = path.exists() and path.stat().st_size
-    # a run that was killed before it wrote its values starts again, if they are given again: with
-    # a name alone it would take the default values
-    begins_again = path.parent.is_dir() and not written and len(given) > 1
+    # a run that was killed before it wrote its values starts again, if they are given again:
+    # without, it would take the default values
+    begins_again = path.parent.is_dir() and not written and given.keys() - MAY_CHANGE
     if begins_again and not any(path.parent.glob("*/")):  # else it is a folder of runs
         return resolve_hparams(args)
 
@@ -233,8 +233,7 @@ def load_ancestors(hp):
     """{path: its dict} of the checkpoints that a run starts from or learns from. A resumed run no
     longer needs the one it started from. Raises DataError."""
     begun = any(Path("runs", hp.name).glob("[lp]*.pt"))  # last.pt or prev.pt
-    start = "" if begun else hp.init
-    paths = [start, *hp.teacher.split(",")]
+    paths = ["" if begun else hp.init, *hp.teacher.split(",")]
     return {path: load_checkpoint(path) for path in paths if path}
 
 

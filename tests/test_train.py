@@ -1141,6 +1141,8 @@ def test_a_run_that_was_killed_before_it_wrote_its_values_needs_them_again(work,
     Path("runs/k/hparams.json").touch()
     assert resume("k", "--print-hparams") == 1
     error_line(capsys.readouterr().err, "runs/k/hparams.json: not a JSON file")
+    # values that change no result are none of its own
+    assert resume("k", "--workers=0", "--amp=off", "--print-hparams") == 1
     assert run("--name=k", "--resume", "--print-hparams") == 0
 
 
