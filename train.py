@@ -833,8 +833,10 @@ def score_pages(trainer, val):
         rows[mine[k]] = row
     total(torch.from_numpy(rows))
     digests = {page.digest for page in val}
-    known = sources.seen_digests(trainer.origin, trainer.hp)
-    seen = {how: len(theirs & digests) for how, theirs in known.items()}
+    seen = {
+        how: len(theirs & digests)
+        for how, theirs in sources.seen_digests(trainer.origin, trainer.hp).items()
+    }
     return rows, make_score(rows, mean_scores, bootstrap_groups(val), seen)
 
 
@@ -949,7 +951,9 @@ def load_run(folder, record, rescored):
             load_checkpoint(folder / "best.pt")
     except DataError as error:
         print(f"warning: {error}; the next epoch's becomes best.pt")
-        state["best"] = NO_BEST
+        state |= {"best": NO_BEST, "rescored": rescored}
+    if rescored and not state["rescored"]:
+        print(f"{folder}: its val pages are as they were, and so are its scores")
     write_log(folder / "log.csv", state["rows"])
     inside = f", step {state['step']}" if state["step"] else ""
     print(f"resuming {folder} after epoch {state['epoch']}{inside}")
@@ -967,8 +971,6 @@ def compare_pages(state, pages, folder, rescored):
         remedy = f"add --rescore, or start a new run with --init {folder}/last.pt"
         raise UsageError(folder, f"val pages have changed since: {changes}", remedy)
     state["rescored"] = rescored and (changes or recorded is pages)
-    if rescored and not state["rescored"]:
-        print(f"{folder}: its val pages have not changed, so it keeps its scores")
 
     changes = list_changes(recorded["train"], pages["train"])
     if changes:

@@ -1089,6 +1089,8 @@ def test_a_finished_run_that_lost_best_pt_has_no_best_epoch(whole, capsys):
     assert resume("whole") == 0
     out = capsys.readouterr().out
     assert "runs/whole/best.pt: cannot be read" in out and out.splitlines()[-1].startswith("last ")
+    assert resume("whole", "--rescore") == 0  # on the same pages, too
+    assert "scored anew" in capsys.readouterr().out and (whole / "best.pt").exists()
 
 
 # ---------------------------------------------------------------- folders and signals
