@@ -270,15 +270,18 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
     return pages
 
 
+def sheet_files(path):
+    """The files that a path names, which may be a pattern, or itself hold brackets."""
+    return [path] if os.path.exists(path) else sorted(glob(str(path))) or [path]
+
+
 def read_sheet(label_file):
     """The JSON of a label file. A .jsonl file has such a sheet, of other pages, on each line: all
     lines are one sheet, and those of several files that a pattern names, too. Raises DataError."""
     if Path(label_file).suffix != ".jsonl":
         return read_json(label_file)
     images = {}
-    # the name of a file may hold brackets, and look like a pattern
-    files = [label_file] if os.path.exists(label_file) else sorted(glob(str(label_file)))
-    for file in files or [label_file]:
+    for file in sheet_files(label_file):
         for number, line in text_lines(file):
             where = f"{file}: line {number}"
             pages = get(read_json(where, line), "images")

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
-from glob import glob
 
 import pictures
 import predictions
@@ -18,7 +17,7 @@ from files import DataError, UsageError
 from folding import network_of
 from hparams import FIELDS, Hparams, saved_hparams
 from interval import SEEN
-from labels import lookalike
+from labels import lookalike, sheet_files
 from predict import Network
 
 # what the metadata of an ONNX model say: values, and the pages that it has seen
@@ -61,7 +60,7 @@ class Source:
     def digest(self):
         """Of the weights in half precision, which --export may have left of them; or the file's."""
         if not self.weights():
-            return " ".join(map(pictures.picture_digest, glob(self.path) or [self.path]))
+            return " ".join(map(pictures.picture_digest, sheet_files(self.path)))
         content = b"".join(tensor.half().numpy().tobytes() for tensor in self.weights().values())
         return hashlib.sha256(content).hexdigest()[:16]
 

@@ -21,6 +21,7 @@ import predict
 import predictions
 from files import DataError, UsageError
 from predictions import read_predictions, resume_lines
+from sources import load_source
 
 
 @pytest.fixture
@@ -232,6 +233,8 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(page))
     assert list(read_predictions(tmp_path / "p[1].jsonl")) == ["p[1].png"]
     assert list(read_predictions(tmp_path / "p[1-9].jsonl")) == ["p1.png"]
+    one, other = (load_source(str(tmp_path / f"{name}.jsonl")) for name in ("p1", "p[1]"))
+    assert one.digest() != other.digest()  # else an ensemble takes them for one member
 
 
 def test_files_that_a_pattern_names_are_not_replaced(work, run, capsys):  # noqa: F811
