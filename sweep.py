@@ -903,6 +903,7 @@ extra: [flags of every trial], notes: [sentences]; JSON or YAML"""
 FREE = {"workers", "cache"}  # flags that change no result
 # flags that a sweep gives itself
 OURS = {"stop_epoch", "resume", "rescore", "name", "seeds", "print_hparams"}
+RECORDED = {"split", "tuned", "text_height"}  # what a run or --tune has written, no choices
 # the options that each mode takes besides its own
 TRAIN = "sweep parallel devices launcher"
 MODES = {
@@ -1104,7 +1105,7 @@ def place(sweep, base, past, trial):
 
     # values of the trial that no parameter sets, but that change its result
     own = vars(sweep.hparams)
-    others = (trial.params.keys() & own.keys()) - params.keys() - FREE - OURS - {"split"}
+    others = (trial.params.keys() & own.keys()) - params.keys() - FREE - OURS - RECORDED
     unfit += sorted(key for key in others if own[key] != values[key])
     return params, ", ".join(f"{key} = {values.get(key)}" for key in unfit if key != "seed")
 

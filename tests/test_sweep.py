@@ -1032,6 +1032,9 @@ def test_enqueued_trials_have_the_values_of_their_sweeps_flags(cli):
     (cli.folder / "known.json").write_text('{"lr": 0.0005, "size": 64, "name": "x"}')
     out = cli("s.json", "--name=t", "--enqueue", "known.json", sweep_=wider)[1]
     assert "known.json: size = 64 outside the space: constants stay the sweep's" in out
+    (cli.folder / "tuned.json").write_text('{"lr": 0.0005, "tuned": "0a,0b", "text_height": 9}')
+    out = cli("s.json", "--name=u", "--enqueue", "tuned.json", sweep_=wider)[1]
+    assert "outside the space" not in out  # of what a run has written nothing is chosen
 
 
 def test_known_paused_trials_do_not_run_either(cli):
