@@ -265,11 +265,13 @@ class Sweep:
         """Change the state as an event says -> its trial."""
         kind = event["event"]
         if kind == "new":
-            # the constants of today: `open_sweep` lets them change only where no result of the
-            # trial does; a replica keeps its own seed
-            params = event["params"] | self.cube.constants
-            if "seed" in event["params"]:
-                params["seed"] = event["params"]["seed"]
+            # the parameters and constants of today: `open_sweep` lets them change only where no
+            # result of the trial does; a replica keeps its own seed
+            kept = self.cube.names | {"seed"}
+            own = {key: x for key, x in plain(event["params"]).items() if key in kept}
+            params = own | self.cube.constants
+            if "seed" in own:
+                params["seed"] = own["seed"]
             trial = Trial(event["number"], params, **event.get("known", {}))
             self.trials.append(trial)
             self.cap += trial.known

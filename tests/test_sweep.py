@@ -512,6 +512,15 @@ def test_flags_are_corrected_before_the_first_epoch(cli):
     cli.refused("s.json", "--data=other", words=["holds trials with data right, which would"])
 
 
+def test_a_parameter_taken_out_before_the_first_epoch_is_none_of_the_trials(cli):
+    wide = short(run_cap=1)
+    wide["parameters"]["clip"] = {"values": [3.0, 4.0, 5.0]}
+    cli.refused("s.json", "--data=wrong", code=1, sweep_=wide, FAULT="1")
+    assert "clip" in events(cli.runs, "new")[0]["params"]
+    assert cli("s.json", "--data=right", sweep_=short(run_cap=1))[::2] == (0, "")
+    assert "clip" not in cli("--status", "runs/s")[1]
+
+
 def test_a_sweep_repeats_itself_and_another_learns_from_its_replicas(cli):
     values = {"optim.lr": {"values": [1e-4, 1e-3, 1e-2]}, "epochs": {"value": 8}}
     sweep_ = {**spec(replicate=True, parameters=values), "early_terminate": {"type": "pause"}}
