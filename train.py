@@ -169,13 +169,12 @@ def read_pages(hp, ancestors):
     check_schedule(hp)
     train, val, others, split = data.run_pages(hp)
     scored = sum(others.values(), val)
-    if hp.pseudo_labels:
-        train = train + read_pseudo_pages(hp, train + scored)
-
     if hp.doubt:
         held = {page.name for page in scored} if hp.folds else ()  # the other folds' suspects
         count = audit.mask_doubt(train, hp.doubt, hp.doubt_above, held)
         print(f"doubt {count} suspects of {hp.doubt} are don't care in training")
+    if hp.pseudo_labels:  # after that: other pages may have the names of those with suspects
+        train = train + read_pseudo_pages(hp, train + scored)
 
     sets = data.set_names(hp.data)
     if len(sets) > 1:

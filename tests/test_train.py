@@ -935,6 +935,22 @@ def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
     assert line.endswith(" 100% of its words are don't care; lower --min-confidence 0.95")
 
 
+def test_suspects_are_of_labelled_pages_not_of_pseudo_labelled_ones_of_their_names(work, capsys):
+    """Such a run was refused, or a page of its own lost the labels where a val page is doubted."""
+    data.synth("extra", 4, 7, size=96, words=4)
+    page, other = labels.load_labels("s", "train")[0], labels.load_labels("extra", "train")[0]
+    words = {"1": {"points": other.polygons[0].tolist(), "confidence": 0.9}}
+    os.rename(other.path, f"extra/images/{page.name}")
+    write_labels(work / "extra", {page.name: {"words": words}}, "p")
+    points = page.polygons[0].tolist()
+    suspect = {"page": page.name, "probability": 0.9, "points": points, "proposed": None}
+    Path("suspects.json").write_text(json.dumps([suspect]))
+    flags = "--pseudo-labels=extra/p.json", "--doubt=suspects.json", "--epochs=1", "--T_max=1"
+    assert run(*flags, "--name=d") == 0
+    out = capsys.readouterr().out
+    assert "pseudo 1 pages" in out and "doubt 1 suspects of suspects.json" in out
+
+
 def test_replicas_differ_by_seed_alone_and_learn_the_map_of_teachers(whole, capsys):
     logits, target = torch.randn(2, 2, 8, 8), torch.rand(2, 8, 8)
     p = logits[:, 0].sigmoid()
