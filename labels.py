@@ -374,6 +374,8 @@ def coco_outlines(annotation, where):
     box, angle = annotation.get("bbox"), annotation.get("rotation", 0)
     pairs = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
     (x, y), (w, h), (angle, _) = parse_polygon(pairs, f"{where}: bbox")
+    if not angle:  # as it is, to the last digit: a run's pages are compared with those of before
+        return [rectangle([[x, y], [x + w, y + h]])]
     turned = x + w / 2, y + h / 2, w, h, np.deg2rad(angle)
     return rect_corners(np.array([turned])).tolist()  # from the upper left, unlike OpenCV's
 

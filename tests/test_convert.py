@@ -651,6 +651,14 @@ def test_a_turned_box_begins_where_its_text_does(tmp_path, degrees):
     np.testing.assert_allclose(page.polygons[0] @ (1, 1j), expected, atol=1e-9)
 
 
+def test_an_upright_box_keeps_every_digit(tmp_path):
+    """The last one differed, and a run of an earlier version was told that its pages changed."""
+    blank(tmp_path / "a.jpg", 30, 40)
+    (tmp_path / "c.json").write_text(coco({**BOX, "bbox": [10.1, 20.3, 30.7, 5.9]}))
+    (page,) = load_labels(tmp_path / "c.json")
+    assert page.polygons[0][[0, 2]].tolist() == [[10.1, 20.3], [10.1 + 30.7, 20.3 + 5.9]]
+
+
 @pytest.mark.parametrize("corner", range(4))
 def test_the_rectangle_that_icdar_keeps_begins_where_the_outline_does(tmp_path, corner):
     quad = QUAD[corner:] + QUAD[:corner]
