@@ -378,9 +378,9 @@ def labelme_files(suspects):
             sheet = json.loads(text)
             for suspect in some:
                 title = f"{PROPOSAL}{suspect.kind} {suspect.probability:.2f}"
-                for outline in suspect.proposals or [suspect.points]:
-                    points = from_top_left(outline).tolist()
-                    shape = {"label": title, "points": points, "group_id": 1}
+                # a label begins where its text does, which may be turned
+                for outline in [*map(from_top_left, suspect.proposals)] or [suspect.points]:
+                    shape = {"label": title, "points": outline.tolist(), "group_id": 1}
                     sheet["shapes"].append(shape | {"shape_type": "polygon", "flags": {}})
             yield name, some[0].page, json.dumps(sheet, ensure_ascii=False)
 

@@ -385,6 +385,19 @@ def test_no_page_for_labelme_replaces_another_of_like_name(tmp_path, monkeypatch
     assert Path("lm/2.json").exists()
 
 
+def test_a_suspected_label_for_labelme_begins_where_the_label_does(tmp_path, monkeypatch):
+    """Its text may be turned; an outline that was found begins at its upper left."""
+    monkeypatch.chdir(tmp_path)
+    write_picture(tmp_path, "1.png", np.zeros((40, 60, 3), np.uint8))
+    page = labels.Page("1.png", tmp_path / "images/1.png", size=(60, 40))
+    down = np.array([[20, 5], [20, 35], [10, 35], [10, 5.0]])
+    page.add("1", down)
+    for proposals, first in (([], [20, 5]), ([down], [10, 5])):
+        suspect = audit.Suspect(page, "spurious", (0,), down, proposals, 0.9, 0.0)
+        ((_, _, text),) = audit.labelme_files([suspect])
+        assert json.loads(text)["shapes"][-1]["points"][0] == first
+
+
 def test_a_report_shows_crops_and_counts(found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     suspects, summary, _ = found
