@@ -339,7 +339,7 @@ def write_html(path, source, pages, found, rows, summary):
     hmeans = rows["page"][:, 2]
 
     worst = []
-    for n in np.argsort(hmeans, kind="stable")[:WORST].tolist():
+    for n in np.argsort(hmeans, kind="stable")[:WORST]:
         caption = f"{pages[n].name}: hmean {hmeans[n]:.4f}, {words[n]} words, {hits[n].sum()} hit"
         image = draw_page(pictures.read_image(pages[n].path), pages[n], found[n][0])
         worst.append((caption, embedded_picture(image)))

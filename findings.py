@@ -587,8 +587,7 @@ class Findings:
         """Sentences about the sweep: a history's own, and what follows from its runs."""
         self.edges = []
         if len(self.fair) > 5:
-            best = self.fair[:3]
-            remarks = [at_edge(d, [row.params[d.name] for row in best]) for d in cube.free]
+            remarks = [at_edge(d, [row.params[d.name] for row in self.fair[:3]]) for d in cube.free]
             self.edges += filter(None, remarks)
 
         elsewhere = [str(trial.number) for trial in sweep.trials if trial.known]
