@@ -952,7 +952,7 @@ def load_run(folder, record, rescored):
         print(f"warning: {error}; the next epoch's becomes best.pt")
         state |= {"best": NO_BEST, "rescored": rescored}
     if rescored and not state["rescored"]:
-        print(f"{folder}: its val pages are as they were, and so are its scores")
+        print(f"{folder}: its val pages have not changed, so it keeps its scores")
     write_log(folder / "log.csv", state["rows"])
     inside = f", step {state['step']}" if state["step"] else ""
     print(f"resuming {folder} after epoch {state['epoch']}{inside}")

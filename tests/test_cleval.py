@@ -149,7 +149,8 @@ def test_miss_double_and_false_alarm():
 
 
 def test_an_empty_transcription_has_no_characters_as_in_the_official_package():
-    """It is not a missing one, whose characters are guessed: WildReceipt's 541 would change micro."""
+    """It is not a missing one, whose characters are guessed: WildReceipt has 541, which would
+    change micro."""
     words = [box(0, 0, 40, 10), box(100, 0, 60, 10)]
     for text, total in (("", 4), (None, 4 + 6)):
         counts = cleval(words, words, texts=["abcd", text], variant="official")
