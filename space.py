@@ -292,7 +292,7 @@ def parse_space(spec):
     for d in dims:
         if spec.get("method") == "grid" and not d.levels:
             raise UsageError(
-                f"parameters: {d.name}",
+                f"parameters: {shown(d.name)}",
                 f"method grid needs steps, at most {MAX_LEVELS}",
                 "give values or q_*",
             )

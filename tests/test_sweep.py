@@ -251,6 +251,8 @@ BAD_SWEEPS = [
     ({"metric": {"name": "val/hmean", "target": 97}}, "a percentage; write 0.97"),
 ]
 BAD_SWEEPS += [({"parameters": parameters}, word) for parameters, word in BAD_PARAMETERS]
+STEPLESS = {"a\2": {"min": 0.0, "max": 1.0}}  # a name that would break the line of an error
+BAD_SWEEPS += [({"method": "grid", "parameters": STEPLESS}, r"'a\\x02': method grid needs steps")]
 REPLICAS = {"optim.lr": {"value": 1e-3}, "seed": {"values": [0, 1]}}
 BAD_SWEEPS += [({"replicate": True, "parameters": REPLICAS}, "replicate sets it")]
 
