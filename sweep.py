@@ -1243,10 +1243,11 @@ def print_replay(options):
 def whole_curves(sweep, trials):
     """Curves of the trials to the last epoch, larger is better. Prints how many are completed by an
     assumed value."""
+    finished = sweep.finished()
     curves = []
     for trial in trials:
         curve = sweep.curve(trial)
-        end = project(curve, sweep.finished(), sweep.epochs)[0] if trial.recorded else curve[-1]
+        end = project(curve, finished, sweep.epochs)[0] if trial.recorded else curve[-1]
         curves.append((curve + [end] * sweep.epochs)[: sweep.epochs])
 
     n = len(trials)
