@@ -187,7 +187,7 @@ def load_backbone(model, path):
 
 def db_loss(logits, maps):
     """Logits [B, 2, H, W] (shrink, threshold) of any float type and maps uint8 [B, 4, H, W] of
-    data.make_targets -> loss, a scalar, and its parts [3] (BCE, L1, Dice).
+    targets.make_targets -> loss, a scalar, and its parts [3] (BCE, L1, Dice).
 
     loss = 5 BCE (shrink map, hardest negatives) + 10 L1 (threshold map) + Dice (binary map),
     arXiv 1911.08947, eq. 2, 6, 7, 8; for the negatives see `balanced_bce`. Each page has its own

@@ -63,7 +63,7 @@ class Page:
     confidences: list = field(default_factory=list)
     group: str | None = None
     size: tuple | None = None
-    look: tuple | None = None  # evaluate.Look of a first look
+    look: tuple | None = None  # predict.Look of a first look
     digest: str | None = None
     thumbnail: np.ndarray | None = None
     repaired: tuple | None = None

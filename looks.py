@@ -22,7 +22,7 @@ class View(NamedTuple):
 
     prob: np.ndarray  # uint8 [h, w]
     words: list  # outlines found
-    parts: list  # outlines found at the threshold SURE
+    parts: list  # outlines found at the threshold audit.SURE
     polygons: list  # labels
     height: float  # the usual one of a label
     loads: tuple = ()  # areas of words [M], and of parts, that lie on labels
