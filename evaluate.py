@@ -637,7 +637,7 @@ def stressed_page(page, kind, level):
 
 def run_stress(args, sources, pages):
     """evaluate.py --stress: H-means of one or two Sources on pages changed by each kind and level
-    of augment.STRESS. Returns the exit code."""
+    of augment.STRESS."""
     networks = [source.network(args.device) for source in sources]
     seen = [warn_of_leaks(source, pages) for source in sources]  # a changed page counts, too
     groups = bootstrap_groups(pages)
@@ -1027,9 +1027,10 @@ def run(args):
     inputs = files_read(args, pages)
     drawn = [picture_file(page, args.pictures) for page in pages] if args.pictures else []
     check_outputs([args.out, args.html], inputs, drawn=[args.pictures, *drawn])
+    code = 0
     with pictures.libjpeg_lines() as lines, text_aside(args.out, args.html):
         if args.stress:
-            code = run_stress(args, [source, other] if other else [source], pages)
+            run_stress(args, [source, other] if other else [source], pages)
         elif labelled:
             code = score_labelled(args, source, other, pages)
         else:
