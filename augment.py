@@ -115,7 +115,8 @@ class Pose(NamedTuple):
 
 def draw_pose(rng, hp, shape):
     """Draw the Pose of a page on a canvas (h, w): quarter turns, ground and bend, within hp's
-    strengths. Strengths of 0 leave the page as it is, and so does an aug_strength of 0."""
+    strengths. Strengths of 0 leave the page at the top left. With aug_turn or aug_ground it lies in
+    the middle, even at an aug_strength of 0, which neither turns nor bends it."""
     turned = rng.random() < hp.aug_turn * hp.aug_strength
     grounded = rng.random() < hp.aug_ground * hp.aug_strength
     quarters = rng.integers(1, 4) * turned

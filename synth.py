@@ -93,10 +93,10 @@ HANGUL = {
 
 
 class Line(NamedTuple):
-    """A line of a receipt. kind: "text", which is labelled, "rule" or "mark" (a bar code), which
-    are not, or "gap". height: in text sizes. weight: of its letters, beyond the face's. cells:
-    pairs (x, text), x in 0..1 of the line. A text begins at an x below 0.5, is centred on 0.5, and
-    ends at an x above it."""
+    """A line of a receipt. kind: "text", which is labelled; "rule", which only the receipt
+    competition labels; "mark", a bar code without a label; or "gap". height: in text sizes. weight:
+    of its letters, beyond the face's. cells: pairs (x, text), x in 0..1 of the line. A text begins
+    at an x below 0.5, is centred on 0.5, and ends at an x above it."""
 
     kind: str
     height: float
