@@ -159,9 +159,6 @@ class RunPages(NamedTuple):
     record: dict  # {"train", "val" (of all sets): of `record_pages`}
 
 
-NO_PAGES = RunPages([], [], {}, {})
-
-
 def read_pages(hp, ancestors):
     """RunPages of a run, and hp with the hash of its split; prints what they hold. ancestors: of
     `load_ancestors`. Raises DataError for a faulty page, or if no page of a part has a usable
@@ -388,7 +385,7 @@ class Trainer:
     """The state of a run: network, EMA, optimizer, scaler, position, best epoch and log rows; and
     its pages, with what the checkpoints record of them."""
 
-    def __init__(self, hp, device, pages=NO_PAGES, ancestors=None, fresh=True):
+    def __init__(self, hp, device, pages, ancestors, fresh=True):
         """fresh: no state will be loaded. ancestors: of `load_ancestors`."""
         self.hp = hp
         self.device = device
@@ -397,7 +394,6 @@ class Trainer:
         self.steps = -(-len(pages.train) // hp.batch)  # of an epoch
 
         # the network, and what is called instead of it in training
-        ancestors = ancestors or {}
         self.model = start_network(hp, device, fresh, ancestors)
         self.forward = self.model
         if hp.compile:

@@ -93,7 +93,7 @@ def test_a_step_sends_gradients_only(monkeypatch):
     monkeypatch.setattr(dist, "_broadcast_coalesced", lambda *_: sent.append(1))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        trainer = train.Trainer(hp, torch.device("cpu"))
+        trainer = train.Trainer(hp, torch.device("cpu"), train.RunPages([], [], {}, {}), {})
         assert sent  # once, to begin with the same
         sent.clear()
         maps = torch.ones(2, 4, 64, 64, dtype=torch.uint8)

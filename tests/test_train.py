@@ -57,6 +57,7 @@ PRESET = json.loads((ROOT / "hparams/photographs.json").read_text())
 AUGMENTED = [f"--{key}={value}" for key, value in PRESET.items() if key.startswith("aug_")]
 TINY += (*AUGMENTED, "--aug-mirror=0.5")
 LEARNS = ("--aug-strength=0", "--aug-turn=0", "--aug-ground=0", "--lr=0.006")
+NO_PAGES = train.RunPages([], [], {}, {})
 MAY_DIFFER = CLOCKS | {"timing", "name", "stop_epoch", "workers", "cache"}
 
 
@@ -505,7 +506,7 @@ def test_schedules_that_do_not_end_with_the_run_are_named(t_max, word, capsys):
 
 def small_trainer(**values):
     network = {"backbone": "test_efficientnet", "pretrained": "none", "neck": 16}
-    return train.Trainer(hparams.Hparams(**(network | values)), CPU)
+    return train.Trainer(hparams.Hparams(**(network | values)), CPU, NO_PAGES, {})
 
 
 class TinyBackbone(torch.nn.Module):
@@ -832,7 +833,7 @@ def test_epoch_2_ends_in_one_line_and_1_is_kept(work, place, act, code, line, mo
     assert last("ended")["epoch"] == 1
 
 
-def standing(hp, pages=train.NO_PAGES, epoch=0):
+def standing(hp, pages=NO_PAGES, epoch=0):
     """What `make_loader` asks of a Trainer at the start of an epoch."""
     return SimpleNamespace(hp=hp, pages=pages, epoch=epoch, step=0, folder=Path("runs/x"))
 

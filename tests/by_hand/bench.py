@@ -462,7 +462,7 @@ class Bench:
     def __init__(self, backbone, batch, device, **options):
         """options: hyperparameters."""
         hp = Hparams(backbone=backbone, pretrained="none", batch=batch, **options)
-        self.trainer = train.Trainer(hp, device)
+        self.trainer = train.Trainer(hp, device, train.RunPages([], [], {}, {}), {})
         self.trainer.train_mode()
         self.batches = {}
 
