@@ -1098,7 +1098,7 @@ def print_end(trainer, stopped):
     where = f"after epoch {trainer.epoch} of {hp.epochs}"
     if trainer.step:
         where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}"
-    if stopped or trainer.epoch < hp.epochs:
+    if trainer.epoch < hp.epochs:
         amp = "" if hp.amp == "auto" else f" --amp {hp.amp}"  # it may not be the one of the folder
         command = f"python train.py --name {shlex.quote(hp.name)} --resume{amp}"
         print(f"{'stopped' if stopped else 'paused'} {where}; go on: {command}")
