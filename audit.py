@@ -172,7 +172,8 @@ def read_page(page, prob, hp, plan):
     units = page_units(view, page.ignore, hp)
 
     # copies with mistakes, of which only these are looked at
-    examples, lost = defaultdict(list), Counter()
+    examples = defaultdict(list)
+    lost = Counter()
     for number in range(plan.rounds):
         rng = np.random.default_rng((plan.seed, zlib.crc32(page.name.encode()), number))
         count = int(plan.share * len(polygons) + rng.random())
@@ -211,7 +212,8 @@ def page_scores(readings, kind, plain):
     table = TABLES[kind]
     others = [other for other, of in TABLES.items() if of == table and other != kind]
     fold = np.arange(len(readings)) % FOLDS
-    scores, examples = [None] * len(readings), []
+    scores = [None] * len(readings)
+    examples = []
     for k in sorted(set(fold.tolist())):
         teaching = [reading for reading, of in zip(readings, fold) if of != k]
         flags = np.concatenate([some for some, of in zip(plain, fold) if of != k])
@@ -320,7 +322,9 @@ def page_suspects(reading, candidates):
     """Candidates (probability, log odds, kind, unit) of a page, the best first -> Suspects."""
     page = reading.page
     text, words, parts = (unpack(packed) for packed in (reading.text, reading.words, reading.parts))
-    taken, places, suspects = set(), [], []
+    taken = set()  # labels of the suspects so far
+    places = []  # outlines proposed so far
+    suspects = []
     for chance, score, kind, number in candidates:
         labels = tuple(reading.labels[TABLES[kind]][number])
         if taken & {*labels}:

@@ -190,8 +190,10 @@ class Receipts:
     many as leave RESERVE of the disk free."""
 
     def __init__(self, pages, hp, cache=None):
-        self.hp, self.cache, self.pages = hp, cache, []
-        for page in pages:  # packed: a loader process gets arrays and not a million objects
+        self.hp = hp
+        self.cache = cache
+        self.pages = []  # packed: a loader process gets arrays and not a million objects
+        for page in pages:
             polygons, ignore, _ = page.repaired
             ends = np.cumsum([len(polygon) for polygon in polygons], dtype=int)[:-1]
             points = np.concatenate([*polygons, np.zeros((0, 2))])
@@ -216,7 +218,8 @@ class Receipts:
 
     def __getitem__(self, key):
         epoch, i, *shape = key
-        hp, rng = self.hp, np.random.default_rng((self.hp.seed, epoch, i))
+        hp = self.hp
+        rng = np.random.default_rng((hp.seed, epoch, i))
         _, size, points, ends, ignore = self.pages[i]
         polygons = np.split(points, ends) if len(points) else []
         photo_rng = np.random.default_rng((hp.seed, epoch, i, 1))  # does not move the draws of rng
@@ -364,7 +367,8 @@ def run_pages(hp):
     first: a fold of its train pages where hp.folds is set; else its val split or hp.val_data; else
     a tenth of its train pages by group. Raises DataError."""
     first, *later = set_names(hp.data)
-    folder, image_dir = resolve_data(first), hp.image_dir or None
+    folder = resolve_data(first)
+    image_dir = hp.image_dir or None
     if later and image_dir:
         raise UsageError("--image-dir", "not with several sets", "give each an images/ folder")
     own = labels.load_labels(folder, "train", image_dir)
@@ -372,7 +376,8 @@ def run_pages(hp):
     if not hp.folds and (hp.val_data or labels.has_split(folder, "val")):
         val = labels.load_labels(hp.val_data or folder, "val", image_dir)
 
-    train, others = own, {}
+    train = own
+    others = {}
     for name in later:
         folder = resolve_data(name)
         train = train + labels.load_labels(folder, "train")

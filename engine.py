@@ -25,7 +25,8 @@ ENGINES = "auto", "torch", "openvino", "onnxruntime"
 def choose_device(name, work=True):
     """torch.device of --device, made the current one; `auto` is CUDA where there is one. Raises
     UsageError, and where it is to work also if the installed torch has no kernels for it."""
-    gpus, where = torch.cuda.device_count(), f"--device {name}"
+    gpus = torch.cuda.device_count()
+    where = f"--device {name}"
     try:
         device = torch.device(("cpu", "cuda")[gpus > 0] if name == "auto" else name)
     except RuntimeError:

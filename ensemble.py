@@ -194,7 +194,8 @@ def discover(folder="runs"):
         key = replace(hp, name=name, fold=1, text_height=0, workers=-1, stop_epoch=0, cache=False)
         sets[key][hp.fold] = str(file.with_name("last.pt")), epochs
 
-    finished, states = {}, []
+    finished = {}
+    states = []
     for hp, runs in sets.items():
         epochs = [runs[fold][1] if fold in runs else "no" for fold in range(1, hp.folds + 1)]
         if {*epochs} == {hp.epochs}:
@@ -447,7 +448,9 @@ def parse_region(text, page_size=None):
 
 def parse_field(field, where, page_size=None):
     """The polygons field of a row -> (regions, problems)."""
-    texts, regions, problems = field.split("|") if field else [], {}, []
+    texts = field.split("|") if field else []
+    regions = {}
+    problems = []
     if len(texts) > cleval.MAX_DETECTIONS:
         problems.append(f"{where}: {len(texts)} regions; {cleval.MAX_DETECTIONS} are allowed")
     for n, text in enumerate(texts, 1):
@@ -466,7 +469,9 @@ def read_submission(path, names=None, sizes=None, ordered=False):
     """A submission as {name: list of int arrays [P, 2]}, and everything that is wrong with it, a
     line each. names: the pages it has to hold, in their order where `ordered`; sizes: {name:
     (width, height)}. Raises DataError when it is no table."""
-    regions, problems, first = {}, [], {}
+    regions = {}
+    problems = []
+    first = {}  # {name of a page: number of its line}
     for line, row in read_table(path):
         where = f"{path}: line {line}"
         if len(row) != 2:

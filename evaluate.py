@@ -145,7 +145,8 @@ def try_drawing(page, found, folder):
 def maps_path(source, pages, device):
     """Where the maps of a checkpoint on pages are kept: in maps/ beside it, under a name made of
     the digests of all that the maps depend on, so that no other maps are ever taken for them."""
-    path, hp = Path(source.path), source.hp
+    path = Path(source.path)
+    hp = source.hp
     look = hp.look and hp.text_height
     kind = source.runtime(device)[1:]
     # the last number is raised when the same values begin to give other maps
@@ -202,7 +203,8 @@ def held_out_pages(sources, folder=None, image_dir=None):
     folder = data.resolve_data(folder or data.set_names(first.data)[0])
     labels = load_labels(folder, "train", image_dir or first.image_dir or None)
     labels = {page.name: page for page in labels}
-    owner, page_lists = {}, []
+    owner = {}  # {name of a page: path of the run that held it out}
+    page_lists = []
     for source in sources:
         names = sorted(source.state["scores"]["pages"])
         for name in names:
@@ -269,7 +271,8 @@ def run_tune(args, overrides):
     if args.split == "test":
         warn("--split test", "test pages choose the thresholds: no test score any more")
 
-    maps, seen = [], Counter()
+    maps = []
+    seen = Counter()
     for source, part in zip(sources, page_lists):
         seen.update(warn_of_leaks(source, part))
         maps += cached_maps(source, part, first.hp, args.device)
@@ -367,7 +370,8 @@ def export(source, path):
     """Write a checkpoint to share: as .onnx, see `export_onnx`, or as a new .pt its averaged
     weights in half precision. Both hold their decoding and the pages they have seen, and no score:
     that was of other values. Raises DataError, UsageError."""
-    hp, state = source.hp, source.state
+    hp = source.hp
+    state = source.state
     if path.endswith(".onnx"):
         about = {key: getattr(hp, key) for key in EXPORTED}
         about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
@@ -557,7 +561,8 @@ def score_labelled(args, source, other, pages):
 
 def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
-    file, done = None, {}
+    file = None
+    done = {}
     if str(args.out).endswith(".jsonl") and source.hp and not is_stream(args.out):
         made_of = f"{source.digest()} {decoding_line(source.hp)}, tile {args.tile}, {source.hp.amp}"
         file, done = predictions.resume_lines(args.out, made_of, args.images or args.data)
@@ -572,7 +577,9 @@ def find_words(args, source, pages):
 
     begin = time.perf_counter()
     failed = {}
-    rows, lines, problems = [], [], []
+    rows = []
+    lines = []
+    problems = []
     for _, (row, line, problem) in found_on(args, source, pages, job, failed):
         rows.append(row)
         problems.append(problem)
@@ -738,7 +745,8 @@ def choose_voters(sources, pages):
             warn(source.path, "not all pages that it was trained on are known")
         trained.append(seen_digests(origin, source.hp).get("trained", set()))
 
-    voters, familiar = defaultdict(list), []
+    voters = defaultdict(list)
+    familiar = []
     for page in pages:
         digest = page_digest(page)
         fresh = [n for n, digests in enumerate(trained) if digest not in digests]
@@ -856,7 +864,8 @@ def picture_pages(path):
     path = Path(path)
     if not path.exists():
         raise UsageError(path, "no such file or folder")
-    folder, files = path.parent, [path]
+    folder = path.parent
+    files = [path]
     if path.is_dir():
         folder = path
         named = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)

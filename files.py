@@ -19,7 +19,8 @@ from statistics import mode
 
 import yaml
 
-MAX_BYTES, MAX_NODES = 2**30, 10**7  # of a text; lists and objects of a JSON file
+MAX_BYTES = 2**30  # of a text
+MAX_NODES = 10**7  # lists and objects of a JSON file
 MEMORY = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an engine"  # CUDA's too
 KEPT = "what was written before is whole"
 STDOUT = {"-", "/dev/stdout"}  # paths whose content is printed

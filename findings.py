@@ -482,9 +482,15 @@ class Findings:
         self.sign = sweep.sign
         self.epochs = sweep.epochs
         self.names = [d.name for d in cube.free]
-        self.points, self.digits, limits = 1, 4, (-math.inf, math.inf)  # the first two: as shown
+
+        # shares are shown as points, 0 to 100, of fewer digits
+        self.points = 1
+        self.digits = 4
+        limits = (-math.inf, math.inf)
         if sweep.metric in space.SHARES:
-            self.points, self.digits, limits = 100, 2, (0, 1)
+            self.points = 100
+            self.digits = 2
+            limits = (0, 1)
 
         seed = getattr(sweep.hparams, "seed", 0)
         self.trials = [Row(trial, cube, seed) for trial in sweep.trials]
@@ -545,7 +551,8 @@ class Findings:
     def estimate_worth(self, model, limits):
         """What each sound run's configuration is worth, and what a repetition would give."""
         self.importance = model.importance()
-        self.noise, self.replicas = model.noise, model.replicas
+        self.noise = model.noise
+        self.replicas = model.replicas
         width = student(len(self.sound) - 1, 0.05)
         for row in self.sound:
             mean, sd = (float(x[0]) for x in model(row.point))

@@ -99,8 +99,10 @@ def fold_padding(model):
 def fold_head(head):
     """A head without batch norms as 1 x 1 convolutions: both transposed ones make 2 x 2 pixels of
     each pixel by itself. Here these are channels until the end, where they take their places."""
-    norms, first, last = head[4], head[3], head[6]
-    if not isinstance(norms, nn.Identity):
+    first = head[3]
+    norm = head[4]
+    last = head[6]
+    if not isinstance(norm, nn.Identity):
         return head
 
     # the 2 x 2 pixels (y, x) of the first one, side by side

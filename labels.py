@@ -326,7 +326,8 @@ def read_coco(label_file, sheet, image_dir=None, categories=()):
 
 def coco_words(label_file, sheet, categories):
     """{repr of a picture's id: its Words}; says which categories there are, if several."""
-    annotations, listed = (sheet.get(key, []) for key in ("annotations", "categories"))
+    annotations = sheet.get("annotations", [])
+    listed = sheet.get("categories", [])
     if not isinstance(annotations, list) or not isinstance(listed, list):
         raise DataError(label_file, 'no lists "annotations" and "categories" beside "images"')
     names = {repr(get(c, "id")): str(get(c, "name")) for c in listed}
@@ -371,7 +372,8 @@ def coco_outlines(annotation, where):
     if outlines and isinstance(outlines, list):
         return [as_points(flat) if isinstance(flat, list) else flat for flat in outlines]
 
-    box, angle = annotation.get("bbox"), annotation.get("rotation", 0)
+    box = annotation.get("bbox")
+    angle = annotation.get("rotation", 0)
     pairs = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
     (x, y), (w, h), (angle, _) = parse_polygon(pairs, f"{where}: bbox")
     if not angle:  # as it is, to the last digit: a run's pages are compared with those of before

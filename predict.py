@@ -187,7 +187,8 @@ def predict_each(networks, pages, device, job, failed=None):
     batches_ahead = 1 if device.type == "cuda" else 3
     pages_ahead = 4 if any(network.tile for network in networks) else 32
     load = partial(load_page, networks=networks, failed=failed)
-    results, turn = {}, 0  # futures by index; the index whose result comes next
+    results = {}  # futures by index
+    turn = 0  # the index whose result comes next
     bar = report.progress(desc="predicting", total=len(pages))
     with ThreadPoolExecutor(threads) as loaders, ThreadPoolExecutor(threads) as workers, bar:
         # pages are opened, scaled and cut into tiles ahead of the networks

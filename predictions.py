@@ -77,7 +77,8 @@ def resume_lines(path, made_of, place=None):
         file.truncate(0)
         file.write(header)
 
-    done, end = {}, len(header)
+    done = {}
+    end = len(header)
     while (line := file.readline()).endswith(b"\n"):
         for name, entry in read_json(path, line.decode())["images"].items():
             scores = [word.get("confidence", 1.0) for word in entry["words"].values()]

@@ -140,8 +140,10 @@ class Plot:
     """An SVG with axes: ranges (low, high) of x and y in data units; parts in drawing order."""
 
     def __init__(self, xs, ys, width=920, height=300):
-        self.xs, self.ys = xs, ys
-        self.width, self.height = width, height
+        self.xs = xs
+        self.ys = ys
+        self.width = width
+        self.height = height
         self.parts = []
 
     def at(self, x, y):

@@ -1040,7 +1040,8 @@ def check_devices(options):
 
 def print_idle(sweep):
     """Print which keys of the sweep file have no effect."""
-    spec, rule = sweep.spec, sweep.spec.get("early_terminate") or {}
+    spec = sweep.spec
+    rule = spec.get("early_terminate") or {}
     keys = sorted(space.NO_EFFECT & set(spec))
     keys += [f"metric.{key}" for key in spec["metric"] if "impute" in key]
     idle = {"epochs"}

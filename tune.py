@@ -239,7 +239,8 @@ def tune(maps, pages, parts, grid, hp, name="hmean", seen=None):
 
 def print_tuning(result):
     """What `tune` found: settings with their H-means, and what to expect of the choice."""
-    name, fitted = result["metric"], result["crossfitted"]
+    name = result["metric"]
+    fitted = result["crossfitted"]
     same = "on these same pages"
     remarks = {
         "before": "before",
