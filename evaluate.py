@@ -600,7 +600,11 @@ def list_pages(args, rows):
     """Print pages without labels, rows of predictions.sureness. With --rank these are all pages,
     the ones to label next first; else the first 20, if no file keeps them."""
     kept = args.out or args.pictures
-    shown = sorted(rows) if args.rank else rows[: 0 if kept else 20]
+    shown = rows[:20]
+    if args.rank:
+        shown = sorted(rows)
+    elif kept:
+        shown = []
     for least, words, name in shown:
         print(f"{words:4d} words, 90 % of them from {least:.4f}  {name}")
     if not kept:
