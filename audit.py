@@ -145,10 +145,9 @@ class Plan(NamedTuple):
     kinds: tuple
     share: float  # of a page's labels
     rounds: int
-    seed: int
 
 
-def make_plan(pages, seed=0):
+def make_plan(pages):
     """The Plan for labelled pages: some WANTED mistakes. Raises DataError."""
     count = sum(len(page.polygons) for page in pages)
     if len(pages) < 2 or not count:
@@ -157,7 +156,7 @@ def make_plan(pages, seed=0):
     kinds = KINDS if some_ignored else KINDS[:-1]
     share = min(SHARE, WANTED / count)
     rounds = int(np.clip(np.ceil(WANTED / (share * count)), 1, MAX_ROUNDS))
-    return Plan(kinds, share, rounds, seed)
+    return Plan(kinds, share, rounds)
 
 
 def read_page(page, prob, hp, plan):
@@ -175,7 +174,8 @@ def read_page(page, prob, hp, plan):
     examples = defaultdict(list)
     lost = Counter()
     for number in range(plan.rounds):
-        rng = np.random.default_rng((plan.seed, zlib.crc32(page.name.encode()), number))
+        seed = 0, zlib.crc32(page.name.encode()), number
+        rng = np.random.default_rng(seed)
         count = int(plan.share * len(polygons) + rng.random())
         size = prob.shape[::-1]
         copy = make_mistakes(rng, polygons, page.ignore, size, count, plan.kinds)
@@ -250,7 +250,7 @@ class Verdicts(NamedTuple):
     counts: dict  # {kind: about how many there are, page by page}
 
 
-def judge(readings, kinds=KINDS):
+def judge(readings, kinds):
     """The Verdicts on all pages. The first trees of a kind learned from labels of which some are of
     that kind; as many as there seem to be, those with the highest scores, are left out the next
     time."""
@@ -491,7 +491,7 @@ def write_report(path, suspects, summary):
     replace_file(path, report.page("Suspects", [*blocks, *figures(suspects)]))
 
 
-def write_audit(path, readings, kinds, folder=None):
+def write_audit(path, readings, kinds, folder):
     """Judge pages, write suspects to path (.json or .html) and, if a folder is given, pages with
     suspects for labelme; print what was found."""
     verdicts = judge(readings, kinds)

@@ -74,7 +74,7 @@ ALIKE = 8  # batches drawn together and sorted by the shape of their pages
 # ---------------------------------------------------------------- inspected pages
 
 
-def open_page(page, hps=(), tile=0):
+def open_page(page, hps, tile=0):
     """pictures.open_picture of a page that a label file could name. Raises DataError."""
     labels.check_name(page.name, shown(page.name))  # what is predicted has to be read back
     return open_picture(page, hps, tile)

@@ -431,7 +431,7 @@ def read_sample(path):
     return names
 
 
-def parse_region(text, page_size=None):
+def parse_region(text, page_size):
     """`x y x y ...` -> int array [P, 2]. Raises ValueError that says what is wrong with it."""
     if not re.fullmatch("-?[0-9]{1,7}( -?[0-9]{1,7})*", text):
         raise ValueError(f"is {text[:40]!r}; whole numbers with one space between are needed")
@@ -446,7 +446,7 @@ def parse_region(text, page_size=None):
     return points
 
 
-def parse_field(field, where, page_size=None):
+def parse_field(field, where, page_size):
     """The polygons field of a row -> (regions, problems)."""
     texts = field.split("|") if field else []
     regions = {}

@@ -181,7 +181,7 @@ def cached_maps(source, pages, hp, device):
     return list(zip(maps, scales))
 
 
-def held_out_pages(sources, folder=None, image_dir=None):
+def held_out_pages(sources, folder, image_dir):
     """The pages that each of several fold runs held out, by the record in its checkpoint. folder:
     where the data lie now, if not where the runs found them. Raises DataError when the runs are not
     different folds of one split or the pages are not there."""
@@ -452,7 +452,7 @@ class Summary(NamedTuple):
         return parts.pop("page") | parts | self.counts | {"in_sample": seen}
 
 
-def summarise(pages, rows, seen=None):
+def summarise(pages, rows, seen):
     """{metric: rows} of cleval.METRICS -> Summary; seen: as of warn_of_leaks."""
     groups = bootstrap_groups(pages)
     scores = {

@@ -152,7 +152,7 @@ def paired_difference(rows, other, to_scores, groups, seen=None):
 # ---------------------------------------------------------------- bootstrap
 
 
-def bootstrap(rows, to_scores, groups=None, draws=4000, seed=0):
+def bootstrap(rows, to_scores, groups=None, draws=4000):
     """Rows [n, k] of pages and to_scores, from their sums [..., k] to scores [..., s] -> 95 %
     intervals [s, 2] of the scores, see `expanded_bca`. Pages of a group are drawn together; groups:
     n names, None makes each page a group. Raises ValueError."""
@@ -166,7 +166,7 @@ def bootstrap(rows, to_scores, groups=None, draws=4000, seed=0):
     np.add.at(sums, group, rows)
 
     # all draws at once may be gigabytes
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     block = max(1, 2**20 // count)
     samples = []
     for many in [block] * (draws // block) + [draws % block]:

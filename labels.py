@@ -205,7 +205,7 @@ def find_page(places, names, where, source, need=True):
     return Page(name, path, source=source)
 
 
-def image_dir_of(label_file, image_dir=None):
+def image_dir_of(label_file, image_dir):
     """The folders in which the pictures of a label file may lie, the likeliest first: --image-dir,
     or images/ beside it or beside its folder (train, jsons, ...), or else its own; in each of them
     a folder of its split's name. Raises UsageError."""
@@ -302,7 +302,7 @@ def competition_words(words):
 # ---------------------------------------------------------------- COCO
 
 
-def read_coco(label_file, sheet, image_dir=None, categories=()):
+def read_coco(label_file, sheet, image_dir, categories):
     """Pages of COCO's {"images": [{id, file_name}], "annotations": [{image_id, category_id,
     segmentation, bbox, iscrowd}]} as CVAT, Label Studio and Roboflow write it. Each polygon is a
     word, or else the bbox, turned by the attribute "rotation"; the text is the annotation's or its
@@ -404,7 +404,7 @@ def text_lines(path, *options):
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def read_icdar(files, image_dir=None):
+def read_icdar(files, image_dir):
     """Pages of ICDAR files gt_NAME.txt, res_NAME.txt or NAME.txt, NAME with or without the
     picture's suffix; in UTF-8 or Windows-1252. Text `###` = ignore. How many numbers most lines
     have decides where one can be read in two ways; says how many others there are. Raises
@@ -468,7 +468,7 @@ def parse_icdar_line(line, usual=None):
 # ---------------------------------------------------------------- PaddleOCR and labelme
 
 
-def read_paddle(label_file, image_dir=None):
+def read_paddle(label_file, image_dir):
     """Pages of PaddleOCR's lines: picture<TAB>[{"transcription", "points", "difficult"?}, ...].
     Raises DataError."""
     places = image_dir_of(label_file, image_dir)
@@ -487,7 +487,7 @@ def read_paddle(label_file, image_dir=None):
         yield fill_page(page, f"{where}: image {shown(page.name)}", words)
 
 
-def read_labelme(files, image_dir=None):
+def read_labelme(files, image_dir):
     """Pages of labelme's files, one a picture: polygons and rectangles; text is the description, or
     else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore. A shape
     whose label begins with PROPOSAL is left out. Raises DataError."""

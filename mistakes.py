@@ -128,7 +128,7 @@ def nearest(polygons, n, free):
 # ---------------------------------------------------------------- a page
 
 
-def make_mistakes(rng, polygons, ignore, size, count, kinds=KINDS):
+def make_mistakes(rng, polygons, ignore, size, count, kinds):
     """Labels N x [P, 2] with N ignore flags of a page of size (width, height) -> Mistaken, with
     `count` mistakes of kinds in turn, each at another label that is not don't care."""
     free = [n for n, skip in enumerate(ignore) if not skip]

@@ -66,7 +66,7 @@ def read_page(path, hps=(), tile=0):
     return decode_picture(read_bytes(path, MAX_PICTURE_BYTES), path, hps, tile)
 
 
-def open_picture(page, hps=(), tile=0):
+def open_picture(page, hps, tile):
     """The picture of a page, uint8 RGB [H, W, 3], see `decode_picture`; sets page.size (width,
     height) and page.digest. Raises DataError."""
     raw = read_bytes(page.path, MAX_PICTURE_BYTES)
@@ -86,7 +86,7 @@ def jpeg_reduction(width, height, factor):
     return 1
 
 
-def decode_picture(raw, path, hps=(), tile=0):
+def decode_picture(raw, path, hps, tile):
     """(picture uint8 RGB [H, W, 3], (width, height)) of a file's bytes, EXIF orientation applied,
     on white where it is transparent. A JPEG is decoded to 1/2, 1/4 or 1/8 of its sides, rounded up,
     where no fit of hps (or hp.size pixels of each `tile`) needs more; width and height are those of

@@ -65,7 +65,7 @@ def choice_rows(page, metric, labels, det, keep):
     return np.insert(scores, 3, 1, axis=1)
 
 
-def score_page(item, grid, hp, metric="page"):
+def score_page(item, grid, hp, metric):
     """((map uint8 [h, w], scale [2]), page) -> choice_rows at every setting of a grid, [*lengths of
     the axes TUNED, k]. What settings share is done once: contours a thresh; blobs grown and
     compared with the labels a thresh, unclip_ratio and mode."""
@@ -110,7 +110,7 @@ def score_page(item, grid, hp, metric="page"):
     return result
 
 
-def score_grid(maps, pages, grid, hp, metric="page"):
+def score_grid(maps, pages, grid, hp, metric):
     """score_page of n pages, on all cores -> [n, *lengths of the axes TUNED, k]."""
     job = partial(score_page, grid=grid, hp=hp, metric=metric)
     items = list(zip(maps, pages))
@@ -180,12 +180,12 @@ def crossfit(rows, to_scores, parts, groups, grid):
     return result
 
 
-def halves(groups, seed=0):
+def halves(groups):
     """Part 0 or 1 of each page [n]: half of the groups each. Raises DataError with one group."""
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         raise DataError("--tune", "all pages are of one group", "cross-fitting needs two")
-    order = np.random.default_rng(seed).permutation(len(names))
+    order = np.random.default_rng(0).permutation(len(names))
     return np.argsort(order)[group] % 2
 
 
@@ -198,7 +198,7 @@ def setting_values(grid, setting):
 # ---------------------------------------------------------------- evaluate.py --tune
 
 
-def tune(maps, pages, parts, grid, hp, name="hmean", seen=None):
+def tune(maps, pages, parts, grid, hp, name, seen):
     """The --tune object with its Scores and a Difference, and H-means [*lengths of TUNED]. parts
     [n]: to cross-fit; name: of METRICS; seen: of the pages, as in `interval.count_sample`."""
     metric = METRICS[name]
@@ -262,7 +262,7 @@ CELL = 64  # px of a setting's square
 LEFT, TOP = 110, 60  # px beside and above the squares
 
 
-def draw_landscape(path, table, grid, chosen, name="hmean"):
+def draw_landscape(path, table, grid, chosen, name):
     """PNG of H-means [*lengths of TUNED] over thresh x box_thresh, of the chosen setting framed."""
     row, column, *others = [grid[key].index(chosen[key]) for key in TUNED]
     table = table[:, :, *others]  # [thresh, box_thresh]

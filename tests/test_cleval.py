@@ -88,7 +88,7 @@ def test_public_pages_have_the_published_hmean():
     assert len(gt) == 100 and gt.keys() == det.keys()
     pages = [page_of(polygons, name, texts) for name, (polygons, texts) in gt.items()]
     rows = metric.metric_rows(pages, [det[p.name] for p in pages])
-    result = evaluate.summarise(pages, rows).to_json()
+    result = evaluate.summarise(pages, rows, {}).to_json()
     assert result["micro"]["hmean"] == pytest.approx(0.977989360950786, abs=1e-4)
 
 
@@ -206,7 +206,7 @@ def test_micro_sums_and_the_mean_averages():
     full, half = [box(0, 0, 90, 10)], [box(0, 0, 30, 10), box(50, 0, 30, 10)]
     pages = [page_of(full, "a"), page_of(half, "b", ignore=[False, False])]
     rows = metric.metric_rows(pages, [(full, [1.0]), (half[:1], [1.0])])
-    result = evaluate.summarise(pages, rows).to_json()
+    result = evaluate.summarise(pages, rows, {}).to_json()
     assert scores(result) == pytest.approx((1, 3 / 4, (1 + 2 / 3) / 2))
     assert scores(result["micro"]) == pytest.approx((1, 12 / 15, 2 * 0.8 / 1.8))
     assert scores(result["iou50"]) == pytest.approx((1, 2 / 3, 2 * (2 / 3) / (5 / 3)))

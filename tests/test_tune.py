@@ -108,9 +108,9 @@ def test_processes_give_what_one_gives(monkeypatch):
     maps, pages = synthetic_set(range(8))
     grid = {**SMALL, "thresh": (0.3,), "unclip_ratio": (2.0,)}
     monkeypatch.setattr("cv2.getNumberOfCPUs", lambda: 2)
-    parallel = score_grid(maps, pages, grid, HP)
+    parallel = score_grid(maps, pages, grid, HP, "page")
     monkeypatch.setattr("cv2.getNumberOfCPUs", lambda: 1)
-    assert np.array_equal(parallel, score_grid(maps, pages, grid, HP))
+    assert np.array_equal(parallel, score_grid(maps, pages, grid, HP, "page"))
 
 
 def table_of(grid):
@@ -322,10 +322,10 @@ def test_a_run_folder_that_cannot_be_written_is_tuned_without_a_cache(house, tmp
 
 
 def test_each_page_is_predicted_by_the_run_that_held_it_out(house, capsys):
-    names = [[page.name for page in part] for part in held_out_pages(load_all(FOLDS))]
+    names = [[page.name for page in part] for part in held_out_pages(load_all(FOLDS), None, None)]
     assert names == [["0.png", "1.png", "4.png", "5.png"], ["2.png", "3.png"]]
     assert not capsys.readouterr().err
-    (moved,) = held_out_pages(load_all(FOLDS[1:]), "DATA")
+    (moved,) = held_out_pages(load_all(FOLDS[1:]), "DATA", None)
     assert [p.name for p in moved] == ["2.png", "3.png"]
     assert "1 of its 2 folds are given: pages of the others" in capsys.readouterr().err
 
@@ -333,7 +333,7 @@ def test_each_page_is_predicted_by_the_run_that_held_it_out(house, capsys):
 def test_runs_of_other_splits_do_not_mix(house):
     def fails(words, *sources):
         with pytest.raises(files.DataError, match=words):
-            held_out_pages(load_all(sources))
+            held_out_pages(load_all(sources), None, None)
 
     change(FOLDS[0], "replica.pt", seed=1)
     fails("held out by runs/a-fold1/best.pt too", *FOLDS, "replica.pt")
@@ -389,7 +389,8 @@ def test_a_tuned_checkpoint_scores_what_tuning_said(house, metric, capsys):
         assert found == pytest.approx(expected, abs=1e-12)
         assert scores["in_sample"] == ({"tuned": 4} if source == "tuned.pt" else {})
     assert cv2.imread("runs/plain/tune.png").shape == (60 + 3 * 64 + 40, 110 + 3 * 64 + 20, 3)
-    tune.draw_landscape("framed.png", table_of(SMALL), SMALL, setting_values(SMALL, 2 * 36))
+    chosen = setting_values(SMALL, 2 * 36)
+    tune.draw_landscape("framed.png", table_of(SMALL), SMALL, chosen, "hmean")
     frame = np.argwhere((cv2.imread("framed.png") == (0, 0, 255)).all(2))
     assert ((frame.min(0) + frame.max(0)) / 2).tolist() == [60 + 2 * 64 + 32, 110 + 32]
 

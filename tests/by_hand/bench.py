@@ -300,7 +300,7 @@ def time_thresholds(label, item, quads, mode):
         package.CLEvalMetric()(boxes, labels, **letters)
 
     runs = (
-        partial(score_page, item, grid, Hparams(max_candidates=600)),
+        partial(score_page, item, grid, Hparams(max_candidates=600), "page"),
         one,
         peer if decoder and package else None,
     )
