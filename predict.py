@@ -21,7 +21,7 @@ from db_postprocess import decode_page, polygon_area
 from engine import launch
 from files import DataError
 from hparams import Hparams
-from labels import Page
+from mistakes import short_sides
 
 FIRST_LOOK = 512  # px, root of the page's area, at the first look of --size auto
 LOOK_HP = Hparams(fit="area", thresh=0.25, box_thresh=0.45, unclip_ratio=0.0)  # for decoding it
@@ -120,7 +120,7 @@ def look_at(page, polygons, scores):
     are none."""
     if not polygons:
         return None
-    line = float(np.median(data.word_heights(Page("", None, polygons))))
+    line = float(np.median(short_sides(polygons)))
     points = np.concatenate(polygons)
     sides = np.array([np.ptp(polygon, axis=0) for polygon in polygons])
     upright = sides[:, 0] >= sides[:, 1]
@@ -388,10 +388,10 @@ def join_looks(whole, tiled, limit):
     words of the tiles inside it, unless these fill it: then it is a block of small print."""
     polygons, scores = [*tiled[0]], [*tiled[1]]
     middles = [polygon.mean(0).tolist() for polygon in polygons]
-    heights = data.word_heights(Page("", None, polygons))
+    heights = short_sides(polygons)
     areas = np.array([polygon_area(polygon) for polygon in polygons])
     dropped = set()
-    for outline, score, height in zip(*whole, data.word_heights(Page("", None, whole[0]))):
+    for outline, score, height in zip(*whole, short_sides(whole[0])):
         if height <= limit:
             continue
         border = outline.astype(np.float32)
