@@ -375,7 +375,9 @@ def predict(network, pages, device, job, failed=None):
 
     def decode(page, maps):
         found = [decode_page(prob, page.size, network.hp) for prob in maps]
-        return job(page, join_looks(*found, network.tile / 8) if found[1:] else found[0])
+        if len(found) == 1:  # no map of tiles
+            return job(page, found[0])
+        return job(page, join_looks(*found, network.tile / 8))
 
     looks = [network._replace(tile=0), network] if network.tile else [network]
     return predict_each(looks, pages, device, decode, failed)
