@@ -317,7 +317,9 @@ def gate(ensemble, pages, seen):
     each member and for all."""
     names = [member.name for member in ensemble.members]
     everyone = range(len(names))
-    left_out = ([m for m in everyone if m != k] for k in everyone if len(everyone) > 2)
+    left_out = []  # lists of all members but one
+    if len(everyone) > 2:
+        left_out = [[m for m in everyone if m != k] for k in everyone]
     alone, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
     groups = bootstrap_groups(pages)
     rows = cleval.metric_rows(pages, together)
@@ -337,7 +339,7 @@ def gate(ensemble, pages, seen):
     best = max(everyone, key=lambda k: (scores[k].hmean, names[k]))
     gain = paired_difference(rows["page"], others[best], cleval.mean_scores, groups, seen[-1])
     if gain.verdict != "better":  # the best member was picked on these same pages
-        few = gain.verdict.partition("cannot tell")[2]
+        few = gain.verdict.partition("cannot tell")[2]  # " from under 6 pages or groups", or ""
         gain = replace(gain, verdict=f"not shown to be better{few}")
     return together, result._replace(best=names[best], gain=gain)
 
@@ -357,6 +359,7 @@ def print_gate(method, judgement):
 def decide(interval, success, acceptable):
     """Which of three verdicts holds for all of an interval [low, high] of H-means, if any."""
     verdicts = "success", "acceptable", "fall back to hparams/run3.json"
+    # the number of a verdict: how many of the two bars an end of the interval is below
     low, high = ((end < success) + (end < acceptable) for end in interval)
     if low == high:
         return verdicts[low]

@@ -387,7 +387,8 @@ def load_spec(path):
         raise UsageError(f"{path}: metric", f"train.py writes no {files.shown(name)}", hint)
 
     command = spec.get("command") or []
-    for word in map(str, command if isinstance(command, list) else [command]):
+    words = command if isinstance(command, list) else [command]
+    for word in map(str, words):
         if word[:1] == "-" or "=" in word:
             remedy = "give it on the command line"
             raise UsageError(f"{path}: command", f"{word} is not used", remedy)
@@ -556,7 +557,8 @@ def run_sweep(sweep, options, queue=(), only=None):
     """Run trials, or the one `only`, until the cap, then revive. Raises DataError, UsageError."""
     running = []
     failures = 0  # in a row
-    for trial in [only] if only else sweep.trials:
+    trials = [only] if only else sweep.trials
+    for trial in trials:
         if trial.state == "pending":
             settle(sweep, trial)
             if adopt(sweep, trial):
