@@ -1149,16 +1149,17 @@ def resumed_members(runs, args):
             if not args.resume:
                 raise UsageError(f"runs/{hp.name}", "exists", NEW_NAME)
             flags = {"name": hp.name, "fold": str(hp.fold), "seed": str(hp.seed)}
-            pattern = resolve_run(argparse.Namespace(**vars(args) | flags))
-            kept[hp.name] = pattern
+            kept[hp.name] = resolve_run(argparse.Namespace(**vars(args) | flags))
     if args.resume and not any(Path("runs", hp.name).exists() for hp in runs):
         raise UsageError("--resume", f"no run like {runs[0].name} has begun", "leave it out")
     if not kept:
         return runs
-    return [
-        kept.get(hp.name) or dataclasses.replace(pattern, name=hp.name, fold=hp.fold, seed=hp.seed)
-        for hp in runs
-    ]
+
+    *_, last = kept.values()
+    alike = {
+        hp.name: dataclasses.replace(last, name=hp.name, fold=hp.fold, seed=hp.seed) for hp in runs
+    }
+    return list((alike | kept).values())  # in the order of runs
 
 
 def train_members(runs, args):
