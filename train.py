@@ -735,18 +735,16 @@ def fetch_losses(trainer, pending):
     """Move the losses of the last steps, a list of [4], to the host, add them over the processes
     and warn of outliers. Raises DataError where one is not finite, OSError when the last save
     failed."""
-    epoch = trainer.epoch + 1
     for losses in total(torch.stack(pending).double().cpu()).tolist():
         trainer.losses.append(losses)
-        step = len(trainer.losses)
+        place = f"epoch {trainer.epoch + 1}, step {len(trainer.losses)}"
         if not all(map(math.isfinite, losses)):
-            where = f"epoch {epoch}, step {step} of {trainer.steps}"
+            where = f"{place} of {trainer.steps}"
             raise DataError(where, f"loss is {losses[0]}", CALM, 4)
 
         recent = [loss for loss, *_ in trainer.losses[-50:-1]]
         if len(recent) >= 10 and losses[0] > 3 * statistics.median(recent):
-            where = f"in epoch {epoch}, step {step}"
-            print(f"warning: loss {losses[0]:.3f} {where} is above 3 times its running median")
+            print(f"warning: loss {losses[0]:.3f} in {place} is above 3 times its running median")
     pending.clear()
     if trainer.failed:
         raise trainer.failed[0]
