@@ -90,7 +90,7 @@ def shown(name):
 
 def nearest(name, known):
     """A question that ends an error message where one of the known names is near, or ""."""
-    matches = get_close_matches(str(name), known, 1, 0.6)
+    matches = get_close_matches(str(name), known, 1)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
