@@ -68,15 +68,19 @@ def exit_code(run, say=print_error):
     try:
         return run() or 0
     except DataError as error:
-        line, code = str(error), error.code
+        line = str(error)
+        code = error.code
     except OSError as error:
-        line, code = f"{error.filename or 'output'}: {error.strerror or error}; {KEPT}", 1
+        line = f"{error.filename or 'output'}: {error.strerror or error}; {KEPT}"
+        code = 1
     except KeyboardInterrupt:
-        line, code = f"interrupted; {KEPT}", 130
+        line = f"interrupted; {KEPT}"
+        code = 130
     except (MemoryError, RuntimeError) as error:
         if not re.search(MEMORY, str(error)):  # the text of a MemoryError is ""
             raise
-        line, code = "out of memory; lower --size (and --batch), or use --device cpu", 3
+        line = "out of memory; lower --size (and --batch), or use --device cpu"
+        code = 3
     say(line)
     return code
 
