@@ -442,7 +442,7 @@ def parse_region(text, page_size):
     if len(numbers) < 8 or len(numbers) % 2:
         raise ValueError(f"has {len(numbers)} numbers; x y of at least 4 points are needed")
     points = numbers.reshape(-1, 2)
-    if points.min() < 0 or page_size and (points > page_size).any():
+    if points.min() < 0 or (page_size and (points > page_size).any()):
         raise ValueError(f"leaves the page {'x'.join(map(str, page_size or ()))}".strip())
     if not signed_area(points):
         raise ValueError("has no area")
@@ -627,7 +627,7 @@ def validate(args):
     pages = load_pages(args) if args.data else []
     data.inspect_pages([page for page in pages if not page.size])  # where no file states it
     sizes = {page.name: page.size for page in pages}
-    names = list(sizes) or args.sample and read_sample(args.sample)
+    names = list(sizes) or (args.sample and read_sample(args.sample))
     regions, problems = read_submission(args.validate, names, sizes, args.sample)
     for problem in problems[:20]:
         print_error(problem)

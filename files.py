@@ -176,7 +176,7 @@ def read_json(path, text=None):
 
 def is_stream(path):
     """Whether what is written there cannot be replaced as a whole: a FIFO, a device, stdout."""
-    return str(path) in STDOUT or os.path.exists(path) and not os.path.isfile(path)
+    return str(path) in STDOUT or (os.path.exists(path) and not os.path.isfile(path))
 
 
 def replace_file(path, content):
@@ -215,7 +215,7 @@ def new_folder(out):
     """A folder to fill that becomes `out`, or the target of that link, whole or not at all. Raises
     UsageError if `out` is."""
     out = Path(os.path.realpath(out))
-    if out.exists() and not out.is_dir() or any(out.glob("*")):
+    if (out.exists() and not out.is_dir()) or any(out.glob("*")):
         raise UsageError(out, "exists", "choose another folder or remove it")
     # the name of `out` may fill 255 bytes
     partial = out.with_name(f".{out.name[:50]}.{os.getpid()}.partial")

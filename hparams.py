@@ -128,7 +128,7 @@ def checked(key, raw, where):
     with contextlib.suppress(ValueError, OverflowError, TypeError):  # 3.0 is 3, and 1 is 1.0
         if bool not in (kind, type(raw)) and kind(raw) == raw:
             raw = kind(raw)
-    if type(raw) is not kind or kind is str and CONTROL.search(raw):
+    if type(raw) is not kind or (kind is str and CONTROL.search(raw)):
         raise UsageError(where, f"{given} is not {KINDS[kind]}")
 
     low, high, choices = map(field.metadata.get, ("low", "high", "choices"))

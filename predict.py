@@ -210,7 +210,7 @@ def predict_each(networks, pages, device, job, failed=None):
                     bar.update()
 
             # results leave in the order of the pages
-            while turn in results or failed and turn in failed:
+            while turn in results or (failed and turn in failed):
                 if turn in results:
                     if len(results) <= 64 and not results[turn].done():
                         break

@@ -169,7 +169,7 @@ def explain_errors(work, store=None):
         # a worker that was killed tears its pipe, or PyTorch notices that it is gone
         torn = not isinstance(error, RuntimeError | BrokenPipeError)
         killed = "DataLoader worker" in text or "Pin memory thread" in text
-        if torn or killed and not text.startswith("Caught"):
+        if torn or (killed and not text.startswith("Caught")):
             remedy = "was memory or /dev/shm full? lower --workers"
             raise DataError("a loader process", "was killed", remedy, 137) from None
 

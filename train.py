@@ -969,7 +969,7 @@ def compare_pages(state, pages, folder, rescored):
     if changes:
         print(f"warning: {folder}: train pages have changed since: {changes}")
     steps = -(-len(pages["train"]) // state["hparams"].batch)
-    if state["step"] and changes or state["step"] >= steps:
+    if (state["step"] and changes) or state["step"] >= steps:
         print(f"warning: epoch {state['epoch'] + 1} starts again with the pages there are now")
         state |= {"step": 0, "losses": [], "timing": [0.0, 0.0]}
 
@@ -1268,7 +1268,7 @@ def parse_args(argv):
 
 def check_trainer_flags(args, hp):
     """Raises UsageError on flags that have no effect."""
-    mirrored = "wandb" in args.log or args.resume and Path("runs", hp.name, "wandb").is_dir()
+    mirrored = "wandb" in args.log or (args.resume and Path("runs", hp.name, "wandb").is_dir())
     rules = [
         ("rescore", args.resume, "only with --resume"),
         ("fold", hp.folds, "only with --folds N, in the command or its file"),
