@@ -135,7 +135,7 @@ def fit_gp(x, y, variance, category, start=None, noise=NOISE_PRIOR, handicap=0):
         z[-1] *= 2 / (1 + square)  # now z is the penalty's slope
         return penalty - value, z / width - slope
 
-    evaluations = 12 if len(y) > 100 else 24  # of many runs each takes long
+    evaluations = 12 if len(y) > 100 else 24  # each takes long where there are many runs
     first = middle if start is None else start
     theta, lowest = minimise(loss, first, evaluations)
     if start is None and noise[0] < MUCH_NOISE:

@@ -87,8 +87,8 @@ def map_threads(function, items, desc):
 
 
 def inspect_pages(pages, desc="reading pages"):
-    """Open every picture once, under a bar named `desc`. Sets of each page: size (width, height);
-    digest of the picture's bytes; thumbnail [1024] for `near_duplicates`; repaired, the words as
+    """Open every picture once, under a bar named `desc`. Each page gets its size (width, height);
+    digest, of the picture's bytes; thumbnail [1024], for `near_duplicates`; repaired, the words as
     training takes them. Returns the contrast of each page's labels, see `label_contrast`, or None
     where a picture has none. Raises DataError on the last picture that cannot be read, after a line
     for each of the others."""

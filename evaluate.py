@@ -307,7 +307,7 @@ WORST = 12
 
 
 def page_details(page, polygons):
-    """Of a page's labels that count: heights in px, whether `polygons` hit them at IoU 0.5."""
+    """Heights in px of a page's labels that count, and whether `polygons` hit them at IoU 0.5."""
     outcome = cleval.iou_matches(page.polygons, polygons, page.ignore)[2]
     return data.word_heights(page)[outcome != ""], outcome[outcome != ""] == "hit"
 
@@ -324,7 +324,7 @@ def binned(x, y, unit):
     if not len(x):
         return []
     edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)))
-    edges = np.resize(edges, max(len(edges), 2))  # of equal values: one bin, that of no width
+    edges = np.resize(edges, max(len(edges), 2))  # equal values make one bin, without width
     counts = np.histogram(x, edges)[0]
     means = np.histogram(x, edges, weights=y)[0] / np.maximum(counts, 1)
     bins = zip(means, edges, edges[1:], counts)
@@ -501,8 +501,8 @@ def found_on(args, source, pages, job, failed=None):
 
 
 def print_speed(args, source, begin, words, remark=""):
-    """How many pages and words there were, and of a network since `begin` how fast. words: their
-    number a page."""
+    """Print how many pages and words there were and, for a network, its speed since `begin`. words:
+    their number, page by page."""
     line = f"{len(words)} pages{remark}, {sum(words)} words found"
     if source.hp:
         seconds = time.perf_counter() - begin
@@ -635,7 +635,7 @@ class Stressed(NamedTuple):
     kind: str
     level: float
     scores: list  # interval.Score of each Source
-    difference: Difference | None  # of the first less the second
+    difference: Difference | None  # the first minus the second
 
 
 def stressed_page(page, kind, level):
@@ -740,8 +740,8 @@ def enlarge(hp):
 
 
 def choose_voters(sources, pages):
-    """{indices of sources: pages}: each page by the sources that were not trained on it, or by all
-    if each was, which is said."""
+    """{indices of sources: pages}: each page goes to the sources that were not trained on it, or to
+    all if each was, with a warning."""
     trained = []
     for source in sources:
         origin = source.state.get("origin") or {"unknown": [source.path]}

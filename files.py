@@ -213,7 +213,7 @@ def write_whole(path, content):
 @contextmanager
 def new_folder(out):
     """A folder to fill that becomes `out`, or the target of that link, whole or not at all. Raises
-    UsageError if `out` is."""
+    UsageError if `out` is a file, or a folder that holds something."""
     out = Path(os.path.realpath(out))
     if (out.exists() and not out.is_dir()) or any(out.glob("*")):
         raise UsageError(out, "exists", "choose another folder or remove it")

@@ -182,9 +182,9 @@ class Worth:
     """What configurations are worth: a Gaussian process of the metric, without the noise of a seed,
     given sound rows. Points u [m, d] of the cube -> mean and sd [m], in the metric's units.
 
-    Of the noise, the part due to the pages is known from their intervals. The part due to the seed
-    (`noise`, the sd of one run) is learnt from replicas, which are runs alike but for their seed;
-    without replicas, a prior expects much of it."""
+    The intervals over pages tell how much noise the pages make. How much the seed makes (`noise`,
+    the sd of one run) is learnt from replicas, which are runs alike but for their seed; without
+    replicas, a prior expects much of it."""
 
     def __init__(self, sweep, cube, rows, fit, posterior):
         history = sweep.history()

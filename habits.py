@@ -84,7 +84,7 @@ def label_habits(polygons, contrast):
 
 
 def count_spaced(letters):
-    """How many of single characters stand in a row of three or more at equal gaps."""
+    """How many single characters stand in a row of three or more at equal gaps."""
     if len(letters) < 3:
         return 0
     label, following, gap = line_neighbours(letters)

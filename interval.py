@@ -76,7 +76,7 @@ class Difference:
     difference: float
     interval: list  # [low, high]
     over: Sample
-    verdict: str  # "better", "worse", or that none can tell
+    verdict: str  # "better", "worse", or one that begins with "cannot tell"
 
     def __str__(self):
         return f"{self.line()}  {self.verdict}"
@@ -247,6 +247,6 @@ def outlier_limit(n):
 
 def spearman(a, b):
     """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
-    # values below less values above: twice the distance from the mean rank
+    # values below minus values above: twice the distance from the mean rank
     a, b = (np.sign(np.subtract.outer(x, x)).sum(1) for x in (a, b))
     return float(a @ b / max(math.sqrt((a @ a) * (b @ b)), 1))

@@ -176,7 +176,7 @@ def libjpeg_lines():
     with tempfile.TemporaryFile() as file, os.fdopen(os.dup(2), "w") as stderr:
         os.dup2(file.fileno(), 2)
         try:
-            # a sys.stderr of another file, as of a test or a notebook, is none of libjpeg's
+            # libjpeg does not write to a sys.stderr that is another file, as in tests and notebooks
             python = stderr if sys.stderr is sys.__stderr__ else sys.stderr
             with contextlib.redirect_stderr(python):
                 yield lines

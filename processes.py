@@ -98,7 +98,7 @@ def end_if_blocked(heard, store):
 
 
 def rank():
-    """Of this process in its group, from 0; process 0 alone prints and writes."""
+    """The number of this process in its group, from 0; process 0 alone prints and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -321,7 +321,7 @@ class Printer:
         for (mask, unscaled), start in zip(masks, starts):
             if small < 0.9 * size:  # magnified: dots, not a blur
                 mask = cv2.threshold(mask, 90, 255, cv2.THRESH_BINARY)[1]
-            # of tiny print a pixel is left
+            # tiny print keeps one pixel
             fy, fx = np.maximum((scale, scale * narrow), 1 / np.array(mask.shape))
             mask = cv2.resize(mask, None, fx=fx, fy=fy)
             origin = int(left + start), top

@@ -1135,7 +1135,7 @@ def member_hparams(args, stem):
             if args.seeds:
                 name += f"-seed{seed}"
             result.append(dataclasses.replace(hp, name=name, fold=fold, seed=seed, split=""))
-    return result or [hp]
+    return result or [hp]  # negative --seeds; `check_trainer_flags` refuses it
 
 
 def resumed_members(runs, args):

@@ -130,8 +130,9 @@ def score_grid(maps, pages, grid, hp, metric):
 def choose_setting(rows, to_scores, groups, grid):
     """Rows [n, S, k] of pages at the settings of a grid, in C order of the axes TUNED -> the best
     setting, the recommended one, [S] whether one is on the plateau: a paired bootstrap does not
-    tell it from the best. Recommended is the middle: the least sum of grid steps to others on the
-    plateau of the best one's mode and kind of unclip (by ratio or exact); ties by score."""
+    tell it from the best. The recommended one is the middle of those on the plateau that have the
+    best one's mode and kind of unclip (by ratio or exact): its grid steps to them add up to the
+    least; ties go to the higher score."""
     hmeans = to_scores(rows.sum(0))[:, 2]
     best = int(hmeans.argmax())
     plateau = near_best(rows, to_scores, groups, best)
