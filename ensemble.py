@@ -513,7 +513,7 @@ def parse_args(argv):
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="checkpoints; for voting any predictions.json")
     add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
-    add("--engine", choices=evaluate.ENGINES, help="what runs the networks, as of evaluate.py")
+    add("--engine", choices=evaluate.ENGINES, help="what runs the networks, as in evaluate.py")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add = parser.add_argument_group("pages (default: what the runs validated on)").add_argument
     add("--data", help="folder or label file, or a folder of pictures")
@@ -533,7 +533,7 @@ def parse_args(argv):
     add("--sample", metavar="CSV", help="a submission whose pages and order to keep")
     add("--out", metavar="JSON", help="write the predictions with confidences")
     add("--validate", metavar="CSV", help="check a submission and stop")
-    add("--allow-empty", action="store_true", help="to --validate, no region at all is no fault")
+    add("--allow-empty", action="store_true", help="--validate accepts a file without any region")
     add("--hparams", metavar="JSON", help="take the values below from this file")
     add_flags(parser, evaluate.OVERRIDES, "values (default: the checkpoints')")
     return parser.parse_args(argv)

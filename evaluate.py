@@ -223,7 +223,7 @@ def check_target(path, sources):
     exists = Path(path).exists()
     new_checkpoint = path.endswith(".pt") and len(sources) == 1 and not exists
     if not path.endswith(".json") and not new_checkpoint:
-        raise UsageError(f"--write {path}", "not a .json file or, of one source, a new .pt file")
+        raise UsageError(f"--write {path}", "not a .json file or, for one source, a new .pt file")
     if exists:
         read_hparams(path)  # what is wrong with it is said before the tuning
 
@@ -838,7 +838,7 @@ def parse_args(argv):
     add("--split", choices=SPLITS, help="of DATA (default val)")
     add("--image-dir", help="where the pictures lie, if not in images/ or beside the labels")
     add("--images", metavar="PATH", help="pictures without labels: one, or a folder and below")
-    add("--shard", type=shard, metavar="K/N", help="of --images the K-th, then each N-th")
+    add("--shard", type=shard, metavar="K/N", help="the K-th picture of --images, then each N-th")
     add("--tile", type=int, metavar="PX", help="cut larger pages into tiles")
     add("--stress", action="store_true", help="score them turned, scaled, blurred, dark, noisy")
     add("--flip", action="store_true", help="with --audit: the mirrored page votes, too")

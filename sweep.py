@@ -941,7 +941,7 @@ def add_arguments(parser):
     add("--parallel", type=int, metavar="N", help=parallel)
     add("--devices", type=lambda s: s.split(","), default=[], metavar="0,1", help="GPUs to use")
     add("--launcher", type=shlex.split, default=[], metavar="CMD", help='such as "srun --gpus=1"')
-    add("--continue-trial", type=int, metavar="N", help="of folder SWEEP, to its last epoch")
+    add("--continue-trial", type=int, metavar="N", help="train this trial of SWEEP to its end")
 
     title = "look; DIR is a sweep's folder, FILE a history like hparams/history_v5inrfwe.json"
     add = parser.add_argument_group(title, HISTORY).add_argument
