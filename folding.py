@@ -1,4 +1,4 @@
-"""What of a network is computed to predict? Its parts are folded into fewer ones that give the same
+"""What does a network compute to predict? Its parts are folded into fewer ones that give the same
 maps."""
 
 import copy
