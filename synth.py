@@ -376,12 +376,18 @@ def wear_ink(rng, ink, size, level):
     """Ink mask [h, w] uint8 of text size `size` -> ink mask that is faded and broken into the dots
     of a print head. level: 0..1, as difficulty in `synthetic_page`, here and below."""
     h, w = ink.shape
-    faded = 3.5 * smooth_field(rng, h, w, rng.integers(2, 8)) - 2
+
+    # some large patches, and dots of the print head
+    patches = rng.integers(2, 8)
+    faded = 3.5 * smooth_field(rng, h, w, patches) - 2
     dots = int(max(h, w) / max(size * 0.09, 1.6))
     grain = 3.5 * smooth_field(rng, h, w, dots) - 2
 
-    gone = np.maximum(faded.clip(0, 1) * rng.uniform(-0.7, 1), 0)
-    gone += np.maximum(grain.clip(0, 1) * rng.uniform(-1, 1), 0)
+    # how much ink they take away; on many sheets none
+    fading = rng.uniform(-0.7, 1)
+    breaking = rng.uniform(-1, 1)
+    gone = np.maximum(faded.clip(0, 1) * fading, 0)
+    gone += np.maximum(grain.clip(0, 1) * breaking, 0)
     return cv2.multiply(ink, np.maximum(1 - level * gone, 0.3), dtype=cv2.CV_8U)
 
 
@@ -389,14 +395,25 @@ def draw_paper(rng, ink, folds, level):
     """Ink mask [h, w] uint8 -> sheet [h, w, 3] uint8 in two colours, with grain and with a crease
     at each fold, see `View`."""
     h, w = ink.shape
-    white = 250 - rng.uniform(0, 22) - rng.uniform(0, 12) * np.array([0, 0.5, 2])
-    black = rng.uniform(5, 80) + np.array([0, 0, 1]) * rng.uniform(0, 40) * (rng.random() < 0.25)
+
+    # paper is greyish and yellowish, and one print in four bluish
+    grey = rng.uniform(0, 22)
+    yellow = rng.uniform(0, 12)
+    white = 250 - grey - yellow * np.array([0, 0.5, 2])
+    dark = rng.uniform(5, 80)
+    blue = rng.uniform(0, 40)
+    if rng.random() >= 0.25:
+        blue = 0
+    black = dark + blue * np.array([0, 0, 1])
     colours = np.uint8(np.linspace(white, black, 256))  # by amount of ink
 
+    # one side of a fold lies in the light and the other in the shade; its edge may be worn
     light = 1 + (smooth_field(rng, h, w, 50) - 0.5) * 0.04 * level
     for at, _ in folds:
         d = np.linspace(-at, 1 - at, h, dtype=np.float32)[:, None]
-        sides = np.sign(d) * np.exp(-np.abs(d) / 0.1) * 0.09 * rng.choice([-1, 1])
+        bright = rng.choice([-1, 1])
+        near = np.exp(-np.abs(d) / 0.1)
+        sides = np.sign(d) * near * 0.09 * bright
         edge = np.exp(-((d / 0.003) ** 2)) * rng.uniform(-0.2, 0.1)
         light *= 1 + level * (sides + edge)
 
@@ -415,14 +432,18 @@ def sheet_corners(rng, h, w, ratio, camera, level):
     a page [h, w]."""
     turn = np.deg2rad(rng.normal(0, camera.turn * level))
     cos, sin = np.cos(turn), np.sin(turn)
-    corners = (SQUARE - 0.5) * (ratio, 1) @ np.array([[cos, sin], [-sin, cos]])
-    corners += rng.uniform(-1, 1, (4, 2)) * camera.tilt * level
+    rotation = np.array([[cos, sin], [-sin, cos]])
+    upright = (SQUARE - 0.5) * (ratio, 1)
+    corners = upright @ rotation
+    slips = rng.uniform(-1, 1, (4, 2))
+    corners += slips * camera.tilt * level
 
     # about as large as the page allows, near its middle
     corners -= corners.min(0)
     span = np.ptp(corners, 0)
     scale = rng.uniform(*camera.fill) * min(w / span[0], h / span[1])
-    return corners * scale + ((w, h) - span * scale) * rng.uniform(0.3, 0.7, 2)
+    room = (w, h) - span * scale
+    return corners * scale + room * rng.uniform(0.3, 0.7, 2)
 
 
 class View(NamedTuple):
@@ -584,8 +605,11 @@ def place_labels(rng, lines, unit, view):
     # people draw upright rectangles, a little loose: each side by a share of the height
     if unit == "line":
         low, high = quads.min(1), quads.max(1)  # [N, 2]
-        slips = rng.uniform((-0.06, -0.06, -0.05, -0.05), (0, 0, 0.05, 0.05), (len(quads), 4))
-        slips *= (high - low)[:, 1:]
+        height = (high - low)[:, 1:]
+        least = -0.06, -0.06, -0.05, -0.05  # left, top, right, bottom
+        most = 0, 0, 0.05, 0.05
+        slips = rng.uniform(least, most, (len(quads), 4))
+        slips *= height
         quads = rectangles(low + slips[:, :2], high + slips[:, 2:])
 
     return [{"points": quad, "transcription": text} for quad, text in zip(quads, texts)]
