@@ -380,7 +380,8 @@ def check_fields(state):
     if origin.keys() != ORIGIN or not texts:
         raise TypeError("origin, pages, digests or groups are not texts")
 
-    if not all(0 <= v <= 1 for v in (scores.get("hmean", 0), *scores.get("pages", {}).values())):
+    values = [scores.get("hmean", 0), *scores.get("pages", {}).values()]
+    if not all(0 <= value <= 1 for value in values):
         raise ValueError("scores are not within 0 to 1, or not of pages")
 
 

@@ -120,8 +120,12 @@ def mix(source, other):
     weights = {key: (ours.float() + theirs[key]) / 2 for key, ours in source.weights().items()}
 
     # the mean has seen what either has seen
-    records = [entry.state.get("origin") or {"unknown": [entry.path]} for entry in (source, other)]
-    origin = {key: sorted(set().union(*(r.get(key, ()) for r in records))) for key in ORIGIN}
+    origin = {key: set() for key in ORIGIN}
+    for one in (source, other):
+        recorded = one.state.get("origin") or {"unknown": [one.path]}
+        for key, values in recorded.items():
+            origin[key].update(values)
+    origin = {key: sorted(values) for key, values in origin.items()}
     return replace(source, state=source.state | {"model": weights, "ema": None, "origin": origin})
 
 
