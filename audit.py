@@ -405,14 +405,19 @@ def write_labelme(folder, suspects, other=""):
 
 def crop(suspect, image):
     """The place of a suspect on its page's picture, with its outlines, as HTML."""
+    # the part of the page around them: at least one pixel, since a label may lie outside the page
     points = np.concatenate([suspect.points, *suspect.proposals])
     margin = 1.5 * min(np.ptp(suspect.points, 0)) + 10
-    last = np.array(image.shape[1::-1]) - 1  # a label may lie outside the page
+    last = np.array(image.shape[1::-1]) - 1
     low = (points.min(0) - margin).clip(0, last).astype(int)
     high = (points.max(0) + margin).clip(1).astype(int)
-    part = image[low[1] : high[1], low[0] : high[0]]
+    left, top = low
+    right, bottom = high
+    part = image[top:bottom, left:right]
     zoom = 520 / max(*part.shape[:2], 1)
     part = resize(part, zoom, cv2.INTER_CUBIC)
+
+    # its outlines
     for kind, outlines in (("label", [suspect.points]), ("found", suspect.proposals)):
         moved = [np.round(zoom * (outline - low)).astype(np.int32) for outline in outlines]
         cv2.polylines(part, moved, True, COLOURS[kind], 2, cv2.LINE_AA)

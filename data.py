@@ -244,19 +244,28 @@ def epoch_batches(pages, hp, epoch, step=32):
     rng = np.random.default_rng((hp.seed, epoch))
     sides = np.array([scaled(page.size, fit_factor(page.size, hp)) for page in pages])  # [N, 2]
     sides = np.ceil(sides / 32).astype(int) * 32
-    order = np.resize(rng.permutation(len(pages)), -(-len(pages) // hp.batch) * hp.batch)
-    for k in range(0, len(order), ALIKE * hp.batch):
-        part = order[k : k + ALIKE * hp.batch]
+
+    # pages in random order, those of like shape together
+    count = -(-len(pages) // hp.batch) * hp.batch
+    order = np.resize(rng.permutation(len(pages)), count)
+    for k in range(0, count, ALIKE * hp.batch):
+        part = order[k : k + ALIKE * hp.batch]  # a view: what is written into it changes `order`
         part[:] = part[np.lexsort(sides[part].T)]
     batches = rng.permutation(order.reshape(-1, hp.batch))
 
+    # the smallest canvas that holds a batch, or one of any shape, which shows ground
     canvases = sides[batches].max(1)  # [B, 2]
-    for k in np.flatnonzero(rng.random(len(canvases)) < hp.aug_ground * hp.aug_strength):
+    grounded = rng.random(len(canvases)) < hp.aug_ground * hp.aug_strength
+    for k in np.flatnonzero(grounded):
         canvases[k] = draw_canvas(rng, hp)
     coarse = -(-canvases // step) * step
     cheap = coarse.prod(1) < 1.05 * canvases.prod(1)
     canvases = np.where(cheap[:, None], coarse, canvases).tolist()
-    return [[(epoch, i, h, w) for i in batch] for batch, (w, h) in zip(batches.tolist(), canvases)]
+
+    keys = []
+    for batch, (w, h) in zip(batches.tolist(), canvases):
+        keys.append([(epoch, i, h, w) for i in batch])
+    return keys
 
 
 # ---------------------------------------------------------------- duplicates, groups and folds
