@@ -13,7 +13,6 @@ them) or one label file with its pictures beside it."""
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import itertools
 import json
@@ -59,7 +58,7 @@ from files import (
 from habits import LOOKED_AT, describe_habits, describe_tilt, page_changes
 from hparams import FITS, Hparams
 from mistakes import short_sides
-from pictures import fit_factor, libjpeg_lines, open_picture, read_page, scaled
+from pictures import bytes_digest, fit_factor, libjpeg_lines, open_picture, read_page, scaled
 from report import progress
 from synth import synthetic_page
 from targets import make_targets, pixel_window
@@ -360,7 +359,7 @@ def split_json(pages, groups, folds, seed=0):
     The hash is over the sorted (name, fold) pairs: equal hashes mean equal splits."""
     fold_of = make_folds(pages, groups, folds, seed).tolist()
     pairs = sorted((page.name, fold) for page, fold in zip(pages, fold_of))
-    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+    digest = bytes_digest(json.dumps(pairs).encode())
     images = {}
     for page, fold, group in zip(pages, fold_of, groups):
         images[page.name] = {"fold": fold, "group": pages[group].group or pages[group].name}

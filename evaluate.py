@@ -16,7 +16,6 @@ python evaluate.py old.pt --mix new.pt --export mean.pt  the mean of their weigh
 
 In Python: polygons, scores = Detector("weights/receipts-lite2.pt")("a.jpg")"""
 
-import hashlib
 import io
 import json
 import os
@@ -152,7 +151,7 @@ def maps_path(source, pages, device):
     # the last number is raised when the same values begin to give other maps
     made_of = [pictures.picture_digest(path), hp.size, hp.fit, look, kind, 6]
     made_of += [(page.name, page_digest(page)) for page in pages]
-    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    key = pictures.bytes_digest(json.dumps(made_of).encode())
     return path.parent / "maps" / f"{path.stem}-{key}.npz"
 
 

@@ -138,7 +138,7 @@ def decode_on_white(raw):
 
 
 def bytes_digest(raw):
-    """16 hex digits of the SHA-256 of a file's bytes: they name a picture wherever it lies."""
+    """16 hex digits of the SHA-256 of bytes. Those of a file name a picture wherever it lies."""
     return hashlib.sha256(raw).hexdigest()[:16]
 
 

@@ -1,7 +1,6 @@
 """What is judged? A checkpoint, an ONNX model of one or a file of predictions, read once a command,
 and which pages it has seen before."""
 
-import hashlib
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -62,7 +61,7 @@ class Source:
         if not self.weights():
             return " ".join(map(pictures.picture_digest, sheet_files(self.path)))
         content = b"".join(tensor.half().numpy().tobytes() for tensor in self.weights().values())
-        return hashlib.sha256(content).hexdigest()[:16]
+        return pictures.bytes_digest(content)
 
     def runtime(self, device):
         """The engine.Runtime of its network. Raises UsageError."""
