@@ -748,7 +748,7 @@ def choose_voters(sources, pages):
     all if each was, with a warning."""
     trained = []
     for source in sources:
-        origin = source.state.get("origin") or {"unknown": [source.path]}
+        origin = source.origin()
         if origin["unknown"]:
             warn(source.path, "not all pages that it was trained on are known")
         trained.append(seen_digests(origin, source.hp).get("trained", set()))

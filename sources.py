@@ -52,6 +52,11 @@ class Source:
             remark = "text will be larger or smaller than the network was trained on"
             warn(self.path, f"{sizes}; {remark}")
 
+    def origin(self):
+        """Which pages the network and its ancestors have seen, see `seen_digests`; older files do
+        not record it."""
+        return self.state.get("origin") or {"unknown": [self.path]}
+
     def weights(self):
         """A checkpoint's weights {name: tensor}, the averaged ones where there are any."""
         return self.state.get("ema") or self.state.get("model") or {}
@@ -121,8 +126,7 @@ def mix(source, other):
     # the mean has seen what either has seen
     origin = {key: set() for key in ORIGIN}
     for one in (source, other):
-        recorded = one.state.get("origin") or {"unknown": [one.path]}
-        for key, values in recorded.items():
+        for key, values in one.origin().items():
             origin[key].update(values)
     origin = {key: sorted(values) for key, values in origin.items()}
     return replace(source, state=source.state | {"model": weights, "ema": None, "origin": origin})
@@ -155,7 +159,7 @@ def warn_of_leaks(source, pages):
     """Warn on stderr of pages that a Source has seen before, by the digests in it, or that these
     are not known. Returns {way, of SEEN: number of pages} as a Counter, whose | takes the
     larger number of each."""
-    origin = source.state.get("origin") or {"unknown": [source.path]}
+    origin = source.origin()
     if origin["unknown"]:
         names = ", ".join(origin["unknown"])
         remark = f"pages that {names} trained on, and that chose its epoch, are not known"
