@@ -307,8 +307,9 @@ WORST = 12
 
 def page_details(page, polygons):
     """Heights in px of a page's labels that count, and whether `polygons` hit them at IoU 0.5."""
-    outcome = cleval.iou_matches(page.polygons, polygons, page.ignore)[2]
-    return data.word_heights(page)[outcome != ""], outcome[outcome != ""] == "hit"
+    outcome = cleval.iou_matches(page.polygons, polygons, page.ignore).outcome
+    counts = outcome != ""
+    return data.word_heights(page)[counts], outcome[counts] == "hit"
 
 
 def decoding_line(hp):
@@ -463,12 +464,17 @@ def summarise(pages, rows, seen):
         metric: make_score(rows[metric], to_scores, groups, seen)
         for metric, to_scores in cleval.METRICS.items()
     }
+
+    # the counts of cleval.iou50, whose first six make its scores
     total = rows["iou50"].sum(0).astype(int).tolist()
-    gaps = zip(pairwise(cleval.GAPS), total[11:17], total[17:])
+    outcomes = total[6:11]
+    pairs = total[11:17]
+    joined = total[17:]
+    gaps = zip(pairwise(cleval.GAPS), pairs, joined)
     counts = {
         "pages": len(pages),
         "pages_without_labels": sum(all(page.ignore) for page in pages),
-        "labels": dict(zip(cleval.OUTCOMES, total[6:11])),
+        "labels": dict(zip(cleval.OUTCOMES, outcomes)),
         "pairs": [{"gap": ends, "pairs": n, "joined": k} for ends, n, k in gaps],
     }
     return Summary(scores, counts, cleval.metric_names(pages))
@@ -975,7 +981,7 @@ def read_overrides(args):
         key: values[key] for key in (*OVERRIDES, "look", "text_height", "tuned") if key in values
     }
     if args.size == "auto":
-        args.size = None
+        args.size = None  # given_flags would refuse it, since a size is a number
         return choose_look(values | given_flags(args, OVERRIDES) | {"size": "auto"})
     flags = choose_look(given_flags(args, OVERRIDES))  # their size ends the look of a file
     return choose_look(values | flags)
