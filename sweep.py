@@ -954,10 +954,10 @@ def add_arguments(parser):
     add("--wandb", action="store_true", help="print SWEEP as W&B's schema has it")
 
 
-def parse(words):
+def parse(argv):
     """Command line -> (mode, options); options.extra are flags for train.py. Raises UsageError."""
     parser = make_parser()
-    options, extra = parser.parse_known_args(words)
+    options, extra = parser.parse_known_args(argv)
     given = [key for key in vars(options) if vars(options)[key] != parser.get_default(key)]
     mode = next((key for key in MODES if key in given), "a run")
 
@@ -981,8 +981,8 @@ def parse(words):
     return mode, options
 
 
-def run(words):
-    mode, options = parse(words)
+def run(argv):
+    mode, options = parse(argv)
     actions = {
         "report": print_report,
         "replay": print_replay,
@@ -1312,8 +1312,7 @@ def main(argv=None):
     sys.stdout.reconfigure(line_buffering=True)  # a log up to the moment of a kill
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    words = sys.argv[1:] if argv is None else argv
-    return exit_code(lambda: run(words))
+    return exit_code(lambda: run(argv))
 
 
 if __name__ == "__main__":
