@@ -436,7 +436,8 @@ def read_history(path):
     for number, record in enumerate(data["trials"], 1):
         where = f"{path}: trial {number}"
         check_like(record, RECORD, where)
-        value, epoch = record["value"], record["epoch"]
+        value = record["value"]
+        epoch = record["epoch"]
         if record["number"] != number or record["state"] == "pending" or not 0 < epoch <= epochs:
             raise DataError(where, f"is {record!r:.200}", MEND)
         space.check_share(where, spec["metric"]["name"], value)
@@ -467,20 +468,23 @@ def open_sweep(draft):
     sweep, held = open_locked(folder)
 
     if sweep and sweep.trials:
-        before, now = essence(sweep), essence(draft)
+        before = essence(sweep)
+        now = essence(draft)
         begun = any(
             trial.history or (folder / trial.name / "hparams.json").exists()
             for trial in sweep.trials
             if trial.state != "failed"
         )
         for key in before | now:
-            value, new = before.get(key), now.get(key)
+            value = before.get(key)
+            new = now.get(key)
             # a trial that has not begun takes a new constant, but has no value of what varies now
             if value != new and (begun or new == "varying"):
                 said = "unset" if value in (None, "") else value
                 what = f"holds trials with {key} {said}, which would not compare"
                 raise UsageError(folder, what, "give the same, or --name NEW")
-        had, given = {**sweep.spec, "flags": sweep.extra}, {**draft.spec, "flags": draft.extra}
+        had = {**sweep.spec, "flags": sweep.extra}
+        given = {**draft.spec, "flags": draft.extra}
         changed = [key for key in sorted(had | given) if had.get(key) != given.get(key)]
         if changed:
             print(f"{folder} goes on with another {', '.join(changed)}")
@@ -676,7 +680,8 @@ def choose_bracket(sweep, busy):
     table = itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule)))
     while end < cap:
         rungs = next(table)
-        first, end = end, min(end + rungs[0][0], cap)
+        first = end
+        end = min(end + rungs[0][0], cap)
         group = ours[first:end]
         for _, rung in rungs:
             group = [trial for trial in group if trial.state != "failed"]
