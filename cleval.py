@@ -440,8 +440,13 @@ def line_gaps(outlines, polygons):
     if not count or not len(polygons):
         return np.full((count, 3), np.inf)
     boxes = line_boxes([*outlines, *polygons])
-    own, others = boxes[:count, None], boxes[count:]
-    apart = np.maximum(own[..., :2] - others[:, 2:], others[:, :2] - own[..., 2:])  # [K, N, 2]
+    own = boxes[:count, None]  # [K, 1, 4]
+    others = boxes[count:]  # [N, 4]
+
+    # how far an outline begins behind a polygon's end, or ends before its beginning
+    behind = own[..., :2] - others[:, 2:]
+    before = others[:, :2] - own[..., 2:]
+    apart = np.maximum(behind, before)  # [K, N, 2]
     along, across = apart.clip(0).T  # [N, K]
     above = np.where(along, np.inf, across)
     lower = np.abs(own[..., 3] - others[:, 3]).T

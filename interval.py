@@ -199,7 +199,8 @@ def expanded_bca(samples, scores, without, size):
 
     # acceleration: the skewness of what single groups are worth
     lead = without.mean(0) - without
-    skew = (lead**3).sum(0) / (6 * np.maximum((lead**2).sum(0), 1e-200) ** 1.5)
+    squares = np.maximum((lead**2).sum(0), 1e-200)
+    skew = (lead**3).sum(0) / (6 * squares**1.5)
 
     # bias: how far the score lies from the median of the samples; ties count half
     below = ((samples < scores - 1e-12).mean(0) + (samples <= scores + 1e-12).mean(0)) / 2
@@ -247,6 +248,12 @@ def outlier_limit(n):
 
 def spearman(a, b):
     """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
-    # values below minus values above: twice the distance from the mean rank
-    a, b = (np.sign(np.subtract.outer(x, x)).sum(1) for x in (a, b))
+    a = centred_ranks(a)
+    b = centred_ranks(b)
     return float(a @ b / max(math.sqrt((a @ a) * (b @ b)), 1))
+
+
+def centred_ranks(values):
+    """Twice the distance of each value's rank from the mean rank [n]: how many values are below it,
+    minus how many are above it."""
+    return np.sign(np.subtract.outer(values, values)).sum(1)

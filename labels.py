@@ -182,7 +182,8 @@ def check_name(name, where):
 def way_ends(way):
     """The ends of a tool's way to a picture, which it may have seen elsewhere, longest first."""
     parts = PurePosixPath(str(way).replace("\\", "/").lstrip("/")).parts[-MAX_PARTS:]
-    return ["/".join(parts[k:]) for k in range(len(parts)) if ".." not in parts[k:]] or [""]
+    ends = [parts[k:] for k in range(len(parts))]
+    return ["/".join(end) for end in ends if ".." not in end] or [""]
 
 
 def find_page(places, names, where, source, need=True):
@@ -533,7 +534,9 @@ def folder_labels(folder):
     texts = {p: read_text(p, other="latin-1") for p in sorted(folder.glob("*.txt"))}
     if not any(map(ICDAR.match, texts.values())):
         return None
-    return read_icdar, [p for p, text in texts.items() if ICDAR.match(text) or not text.strip()]
+    # an empty file is of a page without text
+    files = [p for p, text in texts.items() if ICDAR.match(text) or not text.strip()]
+    return read_icdar, files
 
 
 def is_of_one_page(file):

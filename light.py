@@ -146,7 +146,9 @@ def photograph(rng, page, size, camera, level):
     if camera is SCAN:
         low = max(0, rng.uniform(-1, 1.2) * level)
     high = rng.uniform(0.82, 1.15)
-    tone = np.clip((np.linspace(0, 1, 256) - low) / (high - low), 0, 1) ** rng.uniform(0.85, 1.2)
+    gamma = rng.uniform(0.85, 1.2)
+    grey = np.linspace(0, 1, 256)
+    tone = np.clip((grey - low) / (high - low), 0, 1) ** gamma
     page = cv2.LUT(page, np.uint8(tone * 255))
 
     # a JPEG, in colour or grey

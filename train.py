@@ -345,7 +345,8 @@ def make_loader(trainer, device):
 def learning_rate(hp, epoch, epochs_done):
     """Cosine annealing by whole epochs, from 0 (Loshchilov and Hutter 2017), times a linear warm-up
     by epochs_done, which counts parts of epochs."""
-    cosine = hp.eta_min + (hp.lr - hp.eta_min) * (1 + math.cos(math.pi * epoch / hp.T_max)) / 2
+    wave = (1 + math.cos(math.pi * epoch / hp.T_max)) / 2  # from 1 to 0
+    cosine = hp.eta_min + (hp.lr - hp.eta_min) * wave
     if epochs_done < hp.warmup:
         return cosine * (epochs_done / hp.warmup)
     return cosine
