@@ -58,10 +58,6 @@ class Dimension:
         u = np.clip(u, 0, 1 - 1e-12)  # 1 belongs to the last level that has a share
         return np.minimum(np.searchsorted(self.edges, u, "right"), len(self.levels)) - 1
 
-    def middles(self):
-        """The middles of the levels' shares [levels]."""
-        return (self.edges[1:] + self.edges[:-1]) / 2
-
     def value(self, u):
         """u in 0..1 -> the parameter's value."""
         if self.levels:
@@ -85,7 +81,7 @@ class Dimension:
         """A value -> u; outside 0..1 for a value outside the range, -1 for an unknown one."""
         for j, level in enumerate(self.levels):
             if identity(level) == identity(value):
-                return self.middles()[j]
+                return middles(self.edges)[j]
         if self.law and is_number(value):
             return cumulative(self.law, value)
 
@@ -94,6 +90,11 @@ class Dimension:
             return -1.0
         u = (value - min(self.levels)) / np.ptp(self.levels)
         return -1.0 if 0 <= u <= 1 else u
+
+
+def middles(edges):
+    """Edges of levels' shares [levels + 1] -> the middles of the shares [levels]."""
+    return (edges[1:] + edges[:-1]) / 2
 
 
 def leaf(name):
@@ -269,7 +270,7 @@ def with_steps(where, name, law, q, integer):
     inner = [cumulative(law, (k + 0.5) * q) for k in range(first, last)]
     edges = np.array([0.0, *inner, 1.0])
     levels = tuple(rounded(k * q, q) for k in range(first, last + 1))
-    return Dimension(name, law, q, levels, edges, (edges[1:] + edges[:-1]) / 2)
+    return Dimension(name, law, q, levels, edges, middles(edges))
 
 
 def entries(parameters, before=""):
@@ -327,7 +328,7 @@ class Cube:
 
     def combinations(self):
         """Every point (of a probability above 0), if all parameters have levels."""
-        return itertools.product(*[d.middles()[np.diff(d.edges) > 0] for d in self.free])
+        return itertools.product(*[middles(d.edges)[np.diff(d.edges) > 0] for d in self.free])
 
 
 def maximised(spec):
