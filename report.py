@@ -331,7 +331,8 @@ def parallel_plot(f):
     for item in f.parameters:
         (_, first), *_, (_, last) = item.ticks
         axes.append((short(first), short(last), item.key))
-    for i, (bottom, top, name) in enumerate([*axes, (show(f, low), show(f, high), f.metric)]):
+    axes.append((show(f, low), show(f, high), f.metric))
+    for i, (bottom, top, name) in enumerate(axes):
         plot.line([(i, 0), (i, 1)], "axis")
         plot.text(i, 0, bottom, dy=16)
         plot.text(i, 1, top, dy=-4)
