@@ -245,7 +245,8 @@ def parse_values(where, name, kind, spec):
     coords = np.arange(float(n))
     if not category:
         coords = (np.argsort(np.argsort(values)) + 0.5) / n  # of their ranks
-    return Dimension(name, None, 0, tuple(values), edges, coords, category)
+    levels = tuple(values)
+    return Dimension(name, levels=levels, edges=edges, coords=coords, category=category)
 
 
 def with_steps(where, name, law, q, integer):
