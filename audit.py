@@ -18,7 +18,7 @@ import numpy as np
 import data
 import report
 from cleval import from_top_left, shared_areas
-from db_postprocess import polygon_area, to_page
+from db_postprocess import polygon_area, split_outlines, to_page
 from drawing import COLOURS, embedded_picture, resize
 from files import DataError, read_json, replace_file, write_json
 from formats import to_labelme
@@ -136,7 +136,7 @@ def pack(outlines):
 
 def unpack(packed):
     xy, sizes = packed
-    return np.split(xy.astype(float), np.cumsum(sizes)[:-1]) if len(sizes) else []
+    return split_outlines(xy.astype(float), sizes)
 
 
 class Plan(NamedTuple):

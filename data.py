@@ -42,6 +42,7 @@ from augment import (
     warp_page,
 )
 from command import Parser, resolve_hparams
+from db_postprocess import split_outlines
 from drawing import SAMPLE_COLOURS, draw_legend, write_picture
 from files import (
     DataError,
@@ -58,6 +59,7 @@ from files import (
 from habits import LOOKED_AT, describe_habits, describe_tilt, page_changes
 from hparams import FITS, Hparams
 from mistakes import short_sides
+from overlap import expand, join_vertices
 from pictures import bytes_digest, fit_factor, libjpeg_lines, open_picture, read_page, scaled
 from report import progress
 from synth import synthetic_page
@@ -153,8 +155,8 @@ def repair_words(page):
     order: a self-crossing outline becomes its convex hull; a word with an area under 1 px^2 or more
     than half of it outside the page is ignored; a smaller part outside the page is cut off."""
     polygons = [*page.polygons]
-    owner = np.repeat(np.arange(len(polygons)), [len(p) for p in polygons])
-    points = np.concatenate([*polygons, np.zeros((0, 2))])
+    points, sizes = join_vertices(polygons)
+    owner, _ = expand(sizes)
     shapes = shapely.polygons(shapely.linearrings(points, indices=owner))
     crossing = ~shapely.is_valid(shapes)
     shapes = np.where(crossing, shapely.convex_hull(shapes), shapes)
@@ -194,9 +196,8 @@ class Receipts:
         self.pages = []  # packed: a loader process gets arrays and not a million objects
         for page in pages:
             polygons, ignore, _ = page.repaired
-            ends = np.cumsum([len(polygon) for polygon in polygons], dtype=int)[:-1]
-            points = np.concatenate([*polygons, np.zeros((0, 2))])
-            self.pages.append((page.path, page.size, points, ends, np.array(ignore, bool)))
+            points, sizes = join_vertices(polygons)
+            self.pages.append((page.path, page.size, points, sizes, np.array(ignore, bool)))
 
     def page(self, i):
         """Page i, uint8 [H, W, 3], shrunk where it will be scaled by less than half: bilinear
@@ -219,8 +220,8 @@ class Receipts:
         epoch, i, *shape = key
         hp = self.hp
         rng = np.random.default_rng((hp.seed, epoch, i))
-        _, size, points, ends, ignore = self.pages[i]
-        polygons = np.split(points, ends) if len(points) else []
+        _, size, points, sizes, ignore = self.pages[i]
+        polygons = split_outlines(points, sizes)
         photo_rng = np.random.default_rng((hp.seed, epoch, i, 1))  # does not move the draws of rng
         pose = draw_pose(photo_rng, hp, tuple(shape))
         matrix = draw_homography(rng, hp, *size, fit_factor(size, hp), pose.centre, pose.quarters)

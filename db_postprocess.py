@@ -13,6 +13,8 @@ import numpy as np
 import pyclipper
 import shapely
 
+from overlap import expand, join_vertices, starts
+
 MODES = ("polygon", "box")
 SHRINK_RATIO = 0.4
 DECODING = (  # hyperparameters that decode a page
@@ -62,14 +64,14 @@ def to_page(polygons, scale, page_size):
     """Polygons in map pixels -> polygons in page pixels, inside the page, of at most MAX_POINTS
     points. One that would cross itself, because its points are moved onto the page's edge one by
     one, is cut along the edge instead."""
-    sizes = np.array([*map(len, polygons)], int)
-    xy = np.concatenate([np.zeros((0, 2)), *polygons]) / scale
+    xy, sizes = join_vertices(polygons)
+    xy /= scale
     inside = xy.clip(0, page_size)
 
     # only long polygons and those with a moved point may cross themselves or be too long
     doubtful = sizes > MAX_CROSSING
     moved = (inside != xy).any(1)
-    owner = np.repeat(np.arange(len(sizes)), sizes)
+    owner, _ = expand(sizes)
     doubtful[owner[moved]] = True
 
     on_page = split_outlines(inside, sizes)
@@ -309,11 +311,11 @@ def rect_corners(rects):
 
 def join_outlines(outlines):
     """N outlines [P, 2] -> vertices [V, 2], index of the one before each [V], of each first [N]."""
-    xy = np.concatenate([np.zeros((0, 2)), *outlines])
-    end = np.cumsum([0, *map(len, outlines)])
+    xy, sizes = join_vertices(outlines)
+    first = starts(sizes)
     before = np.arange(len(xy)) - 1
-    before[end[:-1]] = end[1:] - 1
-    return xy, before, end[:-1]
+    before[first] += sizes  # the last one of the outline
+    return xy, before, first
 
 
 def split_outlines(xy, sizes):
