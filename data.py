@@ -50,6 +50,7 @@ from files import (
     exit_code,
     guard,
     new_folder,
+    print_error,
     read_json,
     replace_file,
     shown,
@@ -108,7 +109,7 @@ def inspect_pages(pages, desc="reading pages"):
     results = map_threads(inspect, pages, desc)
     errors = [result for result in results if isinstance(result, DataError)]
     for error in errors[:-1]:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
     if errors:
         raise errors[-1]
     return results

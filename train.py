@@ -70,7 +70,15 @@ from dbnet import (
     update_ema,
 )
 from engine import amp_dtype, describe_machine
-from files import DataError, UsageError, exit_code, lock_folder, replace_file, write_json
+from files import (
+    DataError,
+    UsageError,
+    exit_code,
+    lock_folder,
+    print_error,
+    replace_file,
+    write_json,
+)
 from folding import network_of
 from hparams import FIELDS, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference, read_score
@@ -1336,7 +1344,7 @@ def main(argv=None):
     def say(line):
         with contextlib.suppress(dist.DistError):  # the store's host is gone, and has said why
             if store is None or store.add("failures", 1) == 1:
-                print(f"error: {line}", file=sys.stderr)
+                print_error(line)
 
     return exit_code(work, say)
 
