@@ -169,7 +169,8 @@ def bootstrap(rows, to_scores, groups=None, draws=4000):
     rng = np.random.default_rng(0)
     block = max(1, 2**20 // count)
     samples = []
-    for many in [block] * (draws // block) + [draws % block]:
+    for start in range(0, draws, block):
+        many = min(block, draws - start)  # never 0: `to_scores` may not take an empty block
         drawn = rng.integers(count, size=(many, count)) + count * np.arange(many)[:, None]
         times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         samples.append(to_scores(times.astype(float) @ sums))

@@ -213,6 +213,14 @@ def test_the_plateau_of_a_ratio_of_sums_is_that_of_paired_bootstraps():
         assert plateau[n] == (high >= 0)
 
 
+def test_pages_whose_draws_fill_whole_blocks_have_a_plateau_too():
+    """1000 draws of 1048 pages are one block, of 2095 two: none is left over."""
+    for count in (1048, 2095):
+        hmeans = np.linspace(0, 1, 2 * count).reshape(count, 2)
+        plateau = tune.near_best(as_rows(hmeans), cleval.mean_scores, range(count), 1)
+        assert plateau.tolist() == [False, True]
+
+
 def test_halves_keep_groups_whole():
     names = [f"g{n % 7}" for n in range(40)]
     part = halves(names)
