@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 import space
-from interval import expected_maximum, outlier_limit, spearman, student
+from interval import expected_lead, outlier_limit, spearman, student
 from space import Cube, flags, identity, is_number, parse_space
 
 PAIRED = 0.3  # standard error of a paired difference over that of a score: .08 and .27 points
@@ -279,7 +279,7 @@ def measure_luck(rows, sign):
     found = (values.max() - values.mean()) / max(values.std(ddof=1), 1e-12)
     return Luck(
         n,
-        expected_maximum(n),
+        expected_lead(n),
         found,
         outlier_limit(n),
         rows[np.argmax(values)],

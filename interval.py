@@ -234,11 +234,15 @@ def student(freedom, share):
     return math.sqrt(freedom) * math.tan(angle)
 
 
-def expected_maximum(n):
-    """Expected largest of n standard normal values: integral of (x > 0) - Phi^n, by midpoints."""
+def expected_lead(n):
+    """Expected distance of the largest of n normal values from their mean, in their sample sd: the
+    integral of (x > 0) - Phi^n, by midpoints, over the expected sample sd, which is below 1 and of
+    which the distance is independent."""
     x = np.arange(-8, 8, 0.01) + 0.005
     below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x]) ** n
-    return float(((x > 0) - below).sum()) / 100
+    largest = float(((x > 0) - below).sum()) / 100
+    spread = math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2)) * math.sqrt(2 / (n - 1))
+    return largest / spread
 
 
 def outlier_limit(n):

@@ -20,7 +20,7 @@ from interval import (
     bootstrap,
     count_sample,
     expanded_bca,
-    expected_maximum,
+    expected_lead,
     make_score,
     outlier_limit,
     paired_difference,
@@ -214,10 +214,12 @@ def test_the_quantile_of_student_is_near_the_published_ones():
         assert 0 <= student_975_squared(freedom) ** 0.5 / quantile - 1 + 1e-4 < error
 
 
-def test_expected_maximum():
-    assert abs(expected_maximum(2) - 1 / math.sqrt(math.pi)) < 1e-5
-    assert abs(expected_maximum(3) - 1.5 / math.sqrt(math.pi)) < 1e-5
-    assert f"{expected_maximum(11):.2f}" == "1.59"
+def test_the_lead_of_the_best_is_in_sample_sd_which_is_too_small_on_average():
+    for n, largest, spread in ((2, 0.5642, 0.7979), (3, 0.8463, 0.8862), (12, 1.6292, 0.9776)):
+        assert expected_lead(n) == pytest.approx(largest / spread, abs=2e-4)  # d2 / 2 and c4
+    runs = np.random.default_rng(0).standard_normal((100_000, 5))
+    lead = (runs.max(1) - runs.mean(1)) / runs.std(1, ddof=1)
+    assert expected_lead(5) == pytest.approx(lead.mean(), abs=3e-3)
 
 
 def test_student_grubbs_and_spearman():
