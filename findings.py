@@ -175,7 +175,7 @@ def chance_to_win(history, curves, epochs):
 
 class Importance(NamedTuple):
     share: float  # of the scores' variance, due to a parameter's main effect
-    by_chance: float  # share of permutations of the scores that give the parameter as much
+    by_chance: float  # share of permutations of the scores, these among them, that give as much
 
 
 class Worth:
@@ -252,7 +252,7 @@ class Worth:
         for _ in range(int(np.clip(2e3 / len(y), 19, 99))):
             orders.append(rng.permutation(orders[-1]))
         shares, *permuted = map(main_effects, orders)
-        by_chance = np.mean(np.array(permuted) >= shares - 1e-9, 0)
+        by_chance = np.mean([shares, *permuted] >= shares - 1e-9, 0)  # Phipson & Smyth 2010
         return list(map(Importance, shares, by_chance))
 
 
