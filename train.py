@@ -855,6 +855,7 @@ def score_run(trainer):
         },
         "groups": bootstrap_groups(val),
         "digests": trainer.val_digests,
+        "labels": [*trainer.pages.record["val"].values()][: len(val)],  # those of later sets follow
         "pages": {page.name: float(hmean) for page, (_, _, hmean, _) in zip(val, rows)},
     }
     return score
@@ -1072,8 +1073,11 @@ def print_gain(scores, folder):
     except DataError as error:  # our own run is whole, and its last lines follow
         print(f"warning: {error}")
     theirs = state["scores"] if state else {}
-    if theirs.get("digests") != scores["digests"]:  # names may be those of other pictures
-        print(f"baseline {folder}: no last epoch on these pages, so no paired difference")
+    # names may be those of other pictures, and labels may have been corrected since; older
+    # checkpoints do not know theirs
+    labels = scores.get("labels")
+    if theirs.get("digests") != scores["digests"] or theirs.get("labels", labels) != labels:
+        print(f"baseline {folder}: no last epoch on these pages and labels; no paired difference")
         return
     rows = [
         np.array([[hmean] * 3 + [1] for hmean in run_scores["pages"].values()])
@@ -1081,7 +1085,7 @@ def print_gain(scores, folder):
     ]
     seen = read_score(theirs).seen | read_score(scores).seen
     difference = paired_difference(*rows, mean_scores, scores["groups"], seen)
-    print(f"{difference}, vs {folder}")
+    print(f"{difference}, vs epoch {state['epoch']} of {folder}")
 
 
 def draw_last_pictures(trainer, mirrors, artifact):

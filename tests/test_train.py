@@ -252,8 +252,25 @@ def test_a_baseline_on_other_pages_of_the_same_names_has_no_paired_difference(wo
     assert run(*flags, "--data=other", "--name=b", "--baseline=runs/a") == 0
     assert last("a")["scores"]["pages"].keys() == last("b")["scores"]["pages"].keys()
     out = capsys.readouterr().out
-    assert "baseline runs/a: no last epoch on these pages, so no paired difference" in out
-    assert ", vs runs/a" not in out
+    assert "baseline runs/a: no last epoch on these pages and labels; no paired difference" in out
+    assert " of runs/a" not in out
+
+
+def test_a_baseline_that_was_scored_by_other_labels_has_no_paired_difference(work, capsys):
+    """Corrected labels change the score of one and the same network."""
+    shutil.copytree("s", "corrected")
+    flags = "--epochs=1", "--T_max=1"
+    assert run(*flags, "--data=corrected", "--name=a") == 0
+    assert run(*flags, "--data=s", "--name=b", "--baseline=runs/a") == 0  # elsewhere, but the same
+    assert ", vs epoch 1 of runs/a" in capsys.readouterr().out
+    sheet = json.loads(Path("corrected/val.json").read_text())
+    for image in sheet["images"].values():
+        image["words"].popitem()
+    Path("corrected/val.json").write_text(json.dumps(sheet))
+    assert run(*flags, "--data=corrected", "--name=c", "--baseline=runs/a") == 0
+    out = capsys.readouterr().out
+    assert "baseline runs/a: no last epoch on these pages and labels; no paired difference" in out
+    assert " of runs/a" not in out
 
 
 def test_what_a_run_prints_and_evaluate_says_are_the_digits_of_the_log(work, capsys):
@@ -267,7 +284,7 @@ def test_what_a_run_prints_and_evaluate_says_are_the_digits_of_the_log(work, cap
     assert row["hmean"] == best["hmean"] == max(r["hmean"] for r in rows.values()) > 0.1
     assert f"best hmean {best['hmean']:.4f} epoch {best['epoch']}" in out
     assert f"vs baseline {rows[10]['hmean'] - 0.25:+.4f}" in out
-    assert "baseline .: no last epoch on these pages, so no paired difference" in out
+    assert "baseline .: no last epoch on these pages and labels; no paired difference" in out
     assert evaluate.main(["runs/learned/best.pt", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     for key in ("precision", "recall", "hmean"):
@@ -972,7 +989,7 @@ def test_replicas_differ_by_seed_alone_and_learn_the_map_of_teachers(whole, caps
     flags = "--baseline", "runs/r-seed0", "--tuned", held
     assert run(*flags, "--teacher", teachers, "--epochs", 1, "--seed", 1, "--name", "b") == 0
     out, gain = capsys.readouterr().out, b["scores"]["hmean"] - a["scores"]["hmean"]
-    assert f"hmean {gain:+.4f} [" in out and " groups, vs runs/r-seed0\n" in out
+    assert f"hmean {gain:+.4f} [" in out and " groups, vs epoch 1 of runs/r-seed0\n" in out
     words = "over 2 pages, too narrow, in sample: thresholds chosen on 2 of them"
     assert words in out
     score = interval.read_score(last("b")["scores"])
