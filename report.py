@@ -279,7 +279,7 @@ def figures(f):
     """History, learning curves and parallel coordinates."""
     if not f.rows:
         return
-    edge = "" if f.sound == f.rows else " Values far below the rest stand at the lower edge."
+    edge = "" if f.sound == f.rows else " Values far worse than the rest stand at the edge."
 
     caption = f"{f.metric} by trial; hollow: stopped early, at the stop; line: the best finished."
     yield "figure", caption + edge, trial_plot(f)
@@ -446,10 +446,11 @@ def luck(f):
         return
 
     row = f.luck.row
+    length = f.epochs if math.isfinite(row.final.mean) else row.epochs  # of a stopped one, too
     noise = f"The noise of one run, sd {f.points * f.noise:.2g}, is"
     yield paragraph(
-        f"Trial {row.number}: observed {show(f, row.last)} at epoch {row.epochs}. A repetition of",
-        f"that length is expected to give {show(f, row.expected.mean)} (95 %",
+        f"Trial {row.number}: observed {show(f, row.last)} at epoch {row.epochs}. A repetition up to",
+        f"epoch {length} is expected to give {show(f, row.expected.mean)} (95 %",
         f"{interval(f, row.expected.low, row.expected.high)}), a single one",
         f"{interval(f, row.repeated.low, row.repeated.high)}. {noise}",
         "learnt from replicas." if f.replicas else "hardly known: `train.py --seeds 3` would tell.",
@@ -481,7 +482,7 @@ def parameters(f):
     if f.pooled:
         runs = "runs with a value, each at the last epoch it had (too few finished): a hint"
     if f.out:
-        runs += f"; trial {listed(row.number for row in f.out)}, far below, left out"
+        runs += f"; trial {listed(row.number for row in f.out)}, far worse, left out"
     yield paragraph(f"Over the {n} {runs}.")
 
     for i, item in enumerate(f.parameters):

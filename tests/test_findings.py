@@ -16,6 +16,7 @@ import space
 import sweep
 
 PUBLISHED = ROOT / "hparams/history_v5inrfwe.json"
+LOSS = {"name": "train/loss", "goal": "minimize"}
 
 
 def spec(**more):
@@ -176,7 +177,23 @@ def test_ruined_runs_stay_out_of_means_by_parameter():
     assert [group.n for group in found.parameters[0].groups] == [2, 2, 3]
     assert min(group.mean.mean for group in found.parameters[0].groups) > 0.95
     told = text_of(found)
-    assert "Over the 7 finished runs; trial 7, far below, left out." in told
+    assert "Over the 7 finished runs; trial 7, far worse, left out." in told
+
+
+def test_ruined_runs_are_far_worse_and_not_far_below_where_less_is_better():
+    told = text_of(finished([1.0, 1.01, 1.02, 0.99, 1.0, 1.01, 9.0], metric=LOSS))
+    assert "trial 7, far worse, left out" in told and "below, left" not in told
+
+
+def test_the_best_that_was_stopped_is_compared_with_a_repetition_of_whole_length():
+    state = sweep.Sweep(Path("s"), spec(parameters={"x": {"min": 0.0, "max": 1.0}}), 10, [])
+    for n in range(1, 5):
+        curve = [0.9 + 0.002 * n - 0.004 * max(k, 0) for k in range(-2, 8)]
+        state.trials.append(sweep.Trial(n, {"x": n / 10}, "finished", curve))
+    state.trials.append(sweep.Trial(5, {"x": 0.9}, "stopped", [0.915] * 3))
+    found = find(state)
+    assert found.luck.row.number == 5 and found.luck.row.expected.mean < 0.9
+    assert "observed 91.50 at epoch 3. A repetition up to epoch 10 is" in text_of(found)
 
 
 def test_a_run_a_point_below_equal_ones_is_no_failure():

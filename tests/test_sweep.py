@@ -1444,7 +1444,7 @@ def test_report_of_the_published_sweep(cli):
     groups = ("| 20", "| 22", "| 24")
     groups = [line.strip("| ").split(" | ")[:2] for line in lines if line[:4] in groups]
     assert groups == [["20", "2"], ["22", "4"], ["24", "5"]]  # the ruined trial 1 left out
-    assert "| 22 | 4 | 96.27 (" in out and "trial 1, far below, left out" in out
+    assert "| 22 | 4 | 96.27 (" in out and "trial 1, far worse, left out" in out
     for name in ("lr", "weight_decay"):
         assert "No rank correlation" in next(x for x in lines if x.startswith(f"**{name}**"))
     finished, stopped = out.split("## Stopped early")
