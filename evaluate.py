@@ -661,20 +661,24 @@ def run_stress(args, sources, pages):
     of augment.STRESS."""
     networks = [source.network(args.device) for source in sources]
     seen = [warn_of_leaks(source, pages) for source in sources]  # a changed page counts, too
-    groups = bootstrap_groups(pages)
+    groups = np.array(bootstrap_groups(pages))
     results = []
     if not args.json:
         print(sources[0].runtime(args.device))
     for kind, levels in STRESS.items():
         for level in levels:
-            rows = stress_rows(networks, pages, kind, level, args.device)
+            rows, in_view = stress_rows(networks, pages, kind, level, args.device)
+            if not in_view.any():
+                warn(f"{kind} {level:g}", "no label is left in view, so no score")
+                continue
+            rows, kept = rows[:, in_view], groups[in_view]
             scores = [
-                make_score(own, cleval.mean_scores, groups, seen_pages)
+                make_score(own, cleval.mean_scores, kept, seen_pages)
                 for own, seen_pages in zip(rows, seen)
             ]
             difference = None
             if len(rows) == 2:
-                difference = paired_difference(*rows, cleval.mean_scores, groups, seen[0] | seen[1])
+                difference = paired_difference(*rows, cleval.mean_scores, kept, seen[0] | seen[1])
             results.append(Stressed(kind, level, scores, difference))
             if not args.json:
                 print_stressed(results[-1])
@@ -682,23 +686,27 @@ def run_stress(args, sources, pages):
     if args.json:
         print(json.dumps([stressed_json(result) for result in results]))
     if args.html:
-        # the last scores, since those of all levels are over the same pages
+        # the last scores: only where a page was enlarged, it may be out of view
         names = [f"{source.path}, over {score.over}" for source, score in zip(sources, scores)]
         replace_file(args.html, report.page("Stress", stress_blocks(names, results)))
 
 
 def stress_rows(networks, pages, kind, level, device):
-    """Rows of the page metric [n, 4] by each network, of pages changed alike."""
+    """Rows of the page metric by each network [networks, n, 4], of pages changed alike, and [n]
+    whether a page has labels in view, or never had any: one that lost all would score 0."""
 
     def job(page, found):
         return cleval.page_row("page", page, found[0])
 
     rows = [[] for _ in networks]
+    in_view = []
     for start in range(0, len(pages), 50):  # their pictures are in memory
-        changed = [stressed_page(page, kind, level) for page in pages[start : start + 50]]
+        some = pages[start : start + 50]
+        changed = [stressed_page(page, kind, level) for page in some]
+        in_view += [all(old.ignore) or not all(new.ignore) for old, new in zip(some, changed)]
         for network, own in zip(networks, rows):
             own += [row for _, row in predict(network, changed, device, job)]
-    return [np.array(own) for own in rows]
+    return np.array(rows), np.array(in_view)
 
 
 def print_stressed(result):

@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -1068,6 +1069,26 @@ def test_stress_marks_pages_that_a_network_was_trained_on(run, monkeypatch):
         assert "in sample" not in own and "in sample: epoch chosen on 2 of them" in other
         assert "in sample: epoch chosen on 2 of them" in result["difference"]["over"]
     assert "b.pt, over 2 pages, too narrow, in sample: epoch chosen" in Path("s.html").read_text()
+
+
+def test_stress_leaves_out_pages_whose_labels_are_out_of_view(run, monkeypatch):
+    """They have nothing to be found, and would score 0 whatever the network does."""
+    monkeypatch.setattr(evaluate, "STRESS", {"scaled": (1, 2)})
+    checkpoint("a.pt")
+    shutil.copytree("s", "t")
+    sheet = json.loads(Path("t/val.json").read_text())
+    first, _ = sheet["images"].values()
+    corner = {"points": [[0, 0], [9, 0], [9, 5], [0, 5]]}
+    first["words"] = {"0001": corner}
+    Path("t/val.json").write_text(json.dumps(sheet))
+    results = json.loads(run("a.pt", "--data", "t", "--stress", "--json").out)
+    whole, large = (entry["scores"][0]["over"] for entry in results)
+    assert (whole, large) == ("2 pages, too narrow", "1 pages, too narrow")
+    for entry in sheet["images"].values():
+        entry["words"] = {"0001": corner}
+    Path("t/val.json").write_text(json.dumps(sheet))
+    said = run("a.pt", "--data", "t", "--stress", "--html", "s.html")
+    assert said.out.count("scaled") == 1 and "scaled 2: no label is left in view" in said.err
 
 
 @pytest.mark.parametrize("flags", ["--out=p.json", "--tune", "--export=x.pt", "--pictures=p"])
