@@ -688,6 +688,9 @@ def choose_bracket(sweep, busy):
             late = [trial for trial in group if len(trial.history) < rung]
             for trial in late:
                 if trial not in busy:
+                    # one that was paused takes the place of one that failed since
+                    if trial.state == "stopped":
+                        sweep.write("continued", trial, whole=False, why="another one failed")
                     return trial, rung
             if late or len(ours) < end or not group or rung >= sweep.epochs:
                 break

@@ -1108,6 +1108,25 @@ def test_brackets_pause_no_finished_trial(cli):
     assert {t.state for t in state.trials if len(t.history) == 8} == {"finished"}
 
 
+def test_a_paused_trial_that_takes_the_place_of_a_failed_one_is_under_way():
+    """After a kill only trials under way are looked for: as a paused one, its trainer was started a
+    second time, into a lock that the first one held, and the sweep ended in a traceback."""
+    rule = {"type": "brackets", "eta": 2}
+    state = sweep.Sweep(None, short(early_terminate=rule, run_cap=7), 8, [])
+    order = []
+    while job := sweep.next_job(state, ()):
+        trial, rung = job
+        assert trial.state == "pending"
+        order.append(trial.number)
+        if order == [*range(1, 8), 7]:  # the best of seven, of which three go on
+            state.write("failed", trial, why="out of memory")
+            continue
+        state.write("epochs", trial, history=[0.1 * trial.number] * rung, rows=[])
+        sweep.settle(state, trial)
+    assert order == [*range(1, 8), 7, 6, 5, 4, 6, 6]
+    assert [t.state for t in state.trials] == ["stopped"] * 5 + ["finished", "failed"]
+
+
 def test_brackets_are_filled_with_new_trials_alone(cli):
     """Known ones are results: none runs, none is judged, and brackets are as without them."""
     (cli.folder / "h.yaml").write_text(json.dumps(history()))
