@@ -1144,6 +1144,7 @@ def read_known(sweep, paths):
     """[(params, result)] of the trials of past sweeps that lie in the space, best first. Prints
     which do not. Raises DataError, UsageError."""
     known = []
+    own = asdict(sweep.hparams)
     for path in paths:
         past, trials = read_past(path, sweep.sign)
         if not past or (past.metric, past.epochs) != (sweep.metric, sweep.epochs):
@@ -1154,8 +1155,10 @@ def read_known(sweep, paths):
 
         for trial in trials:
             params, outside = place(sweep, sweep.cube.constants, past, trial)
-            if "seed" in trial.params:  # a replica
-                params["seed"] = trial.params["seed"]
+            # that of a replica, or of the flags of its sweep
+            seed = trial.params.get("seed", getattr(past.hparams, "seed", own["seed"]))
+            if seed != own["seed"]:
+                params["seed"] = seed
             if outside:
                 print(f"{path}: trial {trial.number}: {outside} outside the space: left out")
             else:
