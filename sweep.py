@@ -1167,9 +1167,10 @@ def read_known(sweep, paths):
 
 
 def add_known(sweep, known):
-    """Make trials of past sweeps the sweep's own."""
+    """Make trials of past sweeps the sweep's own, each once; those that it has run are its own
+    already."""
     for params, result in known:
-        if params not in [trial.params for trial in sweep.trials if trial.known]:
+        if params not in [trial.params for trial in sweep.trials if trial.state != "failed"]:
             sweep.write("new", number=len(sweep.trials) + 1, params=params, known=result)
     count = sum(trial.known for trial in sweep.trials)
     print(f"{count} trials are known; run_cap counts new ones only, {sweep.cap} are all in all")

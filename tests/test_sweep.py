@@ -1023,6 +1023,14 @@ def test_known_trials_are_results_and_do_not_run(cli):
         cli.refused("s.json", "--name=u", "--enqueue", "h.yaml", "--known", words=[words])
 
 
+def test_a_sweep_that_is_given_itself_has_its_trials_once(cli):
+    """They would be replicas without noise, and stay in its state."""
+    assert cli("s.json", sweep_=short(run_cap=2))[0] == 0
+    code, out, err = cli("s.json", "--enqueue", "runs/s", "--known")
+    assert (code, err) == (0, "") and "0 trials are known" in out
+    assert len(events(cli.runs, "new")) == 2
+
+
 def test_trials_are_known_only_where_they_had_the_values_that_the_sweeps_trials_have(cli):
     """Also those that the sweep's file does not name."""
     past = history()
