@@ -1149,8 +1149,12 @@ def read_known(sweep, paths):
         past, trials = read_past(path, sweep.sign)
         if not past or (past.metric, past.epochs) != (sweep.metric, sweep.epochs):
             raise UsageError(path, f"no {sweep.metric} of {sweep.epochs} epochs", "drop --known")
-        if past.extra != sweep.extra:
-            words = " ".join(past.extra) or "none"
+        # the same flags may name a file that has changed since
+        had = asdict(past.hparams) if past.hparams else {}
+        fixed = had.keys() - past.cube.names - sweep.cube.names - FREE - OURS - RECORDED
+        other = [f"{key} = {had[key]}" for key in sorted(fixed) if had[key] != own[key]]
+        if other or past.extra != sweep.extra:
+            words = ", ".join(other) or " ".join(past.extra) or "none"
             print(f"warning: {path}: its trials had other flags: {words}")
 
         for trial in trials:

@@ -1023,6 +1023,18 @@ def test_known_trials_are_results_and_do_not_run(cli):
         cli.refused("s.json", "--name=u", "--enqueue", "h.yaml", "--known", words=[words])
 
 
+def test_known_trials_of_another_hparams_file_are_said_to_be(cli):
+    """Its name is the same, and so are all words of the command."""
+    words = ("s.json", "--hparams=base.json")
+    (cli.folder / "base.json").write_text('{"size": 640}')
+    assert cli(*words, sweep_=short(run_cap=1))[0] == 0
+    words += ("--enqueue", "runs/s", "--known")
+    assert "warning" not in cli(*words, "--name=t")[1]
+    (cli.folder / "base.json").write_text('{"size": 960, "workers": 1}')
+    out = cli(*words, "--name=u")[1]
+    assert "warning: runs/s: its trials had other flags: size = 640\n" in out
+
+
 def test_a_sweep_that_is_given_itself_has_its_trials_once(cli):
     """They would be replicas without noise, and stay in its state."""
     assert cli("s.json", sweep_=short(run_cap=2))[0] == 0
