@@ -489,9 +489,21 @@ def open_sweep(draft):
         if changed:
             print(f"{folder} goes on with another {', '.join(changed)}")
 
+        # values that train.py refused are corrected in the file: a trial that waits with them,
+        # which would stop the sweep again and again, ends
+        for trial in sweep.trials:
+            has_run = trial.state != "pending" or (folder / trial.name / "hparams.json").exists()
+            if not has_run and inside(sweep, trial) and not inside(draft, trial):
+                sweep.write("failed", trial, why="its values were taken out before it began")
+
     made = {"sweep": draft.spec, "extra": draft.extra, "hparams": asdict(draft.hparams)}
     files.replace_file(folder / "sweep.json", json.dumps(made, indent=1))
     return read_sweep(folder), held
+
+
+def inside(sweep, trial):
+    """Whether what varies in a sweep can have the trial's values."""
+    return all(0 <= u <= 1 for u in sweep.cube.encode(trial.params))
 
 
 def essence(sweep):

@@ -523,6 +523,21 @@ def test_a_parameter_taken_out_before_the_first_epoch_is_none_of_the_trials(cli)
     assert "clip" not in cli("--status", "runs/s")[1]
 
 
+def test_a_value_that_train_py_refuses_is_corrected_in_the_file(cli):
+    """The error says to correct it: trials with such a value are given up, others go on."""
+    sweep_ = short(method="grid", run_cap=9)
+    sweep_["parameters"] |= {"lr": {"values": [1e-3, 2e-3]}, "T_max": {"value": 22}}
+    del sweep_["parameters"]["optim.lr"]
+    assert cli("s.json", sweep_=sweep_ | {"run_cap": 1})[0] == 0
+    cli.refused("s.json", code=2, words=["correct that"], sweep_=sweep_, FAULT="2")
+    cli.refused("s.json", code=2, words=["correct that"], FAULT="2")
+    sweep_["parameters"]["lr"]["values"][1] = 3e-3
+    assert cli("s.json", sweep_=sweep_)[::2] == (0, "")
+    states = [(t.params["lr"], t.state) for t in sweep.read_sweep(cli.runs).trials]
+    assert states == [(1e-3, "finished"), (2e-3, "failed"), (3e-3, "finished")]
+    assert "taken out before it began" in (cli.runs / "report.md").read_text()
+
+
 def test_a_sweep_repeats_itself_and_another_learns_from_its_replicas(cli):
     values = {"optim.lr": {"values": [1e-4, 1e-3, 1e-2]}, "epochs": {"value": 8}}
     sweep_ = {**spec(replicate=True, parameters=values), "early_terminate": {"type": "pause"}}
