@@ -145,6 +145,7 @@ class Plot:
         self.width = width
         self.height = height
         self.parts = []
+        self.points = 1  # of y's labels, in a data unit
 
     def at(self, x, y):
         """Data units -> pixels; what lies outside is drawn at the edge."""
@@ -159,10 +160,12 @@ class Plot:
         self.parts.append(f'<path class="{kind}"{shade} d="M{path}">{title}</path>')
 
     def dot(self, x, row):
-        """A trial's mark; its value, unrounded, is in the attributes and rounded in the tip."""
+        """A trial's mark; its value, unrounded, is in the attributes and rounded in the tip, in
+        points as beside the axis."""
         left, top = self.at(x, row.last)
+        value = self.points * row.last
         data = f'data-trial="{row.number}" data-state="{row.state}" data-value="{row.last!r}"'
-        tip = html.escape(f"trial {row.number}, {row.state}, {row.last:.4f}, {row.flags}")
+        tip = html.escape(f"trial {row.number}, {row.state}, {value:.6g}, {row.flags}")
         mark = f'<circle class="{row.state}" cx="{left:.1f}" cy="{top:.1f}" r="4.5" {data}>'
         self.parts.append(f"{mark}<title>{tip}</title></circle>")
 
@@ -174,6 +177,7 @@ class Plot:
 
     def axes(self, xticks, xlabel, points=1):
         """Grid, labels of the ticks (x, label) and of y in points, and the name of x."""
+        self.points = points
         (left, right), (low, high) = self.xs, self.ys
         step = tick_step(high - low)
         for k in range(math.ceil(low / step), math.floor(high / step) + 1):
@@ -261,12 +265,13 @@ def listed(numbers):
 
 def head(f):
     goal = "maximised" if f.sign > 0 else "minimised"
+    unit = " in percent" if f.points > 1 else ""
     times = "no times recorded"
     if math.isfinite(f.hours):
         times = f"{f.hours:.2f} hours used, {f.hours_saved:.2f} saved; process starts not counted"
     yield "#", f"Sweep {f.name}"
     yield paragraph(
-        f"{f.method}, {f.metric}, {goal}; {len(f.trials)} trials of {f.epochs} epochs:",
+        f"{f.method}, {f.metric}{unit}, {goal}; {len(f.trials)} trials of {f.epochs} epochs:",
         f"{len(f.finished)} finished, {len(f.stopped)} stopped early, {len(f.failed)} failed,",
         f"{len(f.trials) - len(f.failed) - len(f.rows)} under way.",
     )

@@ -1526,6 +1526,17 @@ def test_the_page_does_not_replace_the_report_that_is_written_with_it(cli):
     assert (cli.runs / "report.md").read_text() == told
 
 
+def test_a_report_names_its_unit_and_keeps_it(cli):
+    """The console and --json have shares; the report has percent, also where the mouse points."""
+    told = cli("--report", PUBLISHED, "--html", "page.html")[1]
+    assert "bayes, hmean in percent, maximised; 12 trials" in told
+    page = (cli.folder / "page.html").read_text()
+    assert "<title>trial 8, stopped, 96.6, " in page and "stopped, 0.966" not in page
+    assert cli("s.json", sweep_=short(run_cap=1, metric={"name": "loss"}))[0] == 0
+    assert "bayes, loss, minimised" in cli("--report", "runs/s", "--html", "page.html")[1]
+    assert "<title>trial 1, finished, 0.125, " in (cli.folder / "page.html").read_text()
+
+
 def test_the_report_as_json(cli):
     code, out, _ = cli("--report", PUBLISHED, "--json")
     told = json.loads(out, parse_constant=lambda word: pytest.fail(word))
