@@ -1010,7 +1010,7 @@ def run(argv):
         "wandb": print_wandb,
         "continue_trial": continue_trial,
     }
-    actions.get(mode, start_sweep)(options)
+    return actions.get(mode, start_sweep)(options)
 
 
 def start_sweep(options):
@@ -1041,6 +1041,7 @@ def start_sweep(options):
         run_sweep(sweep, options, queue)
         found, _ = write_report(sweep)
     print_end(sweep, found)
+    return not found.finished
 
 
 def usable_gpus(devices):
@@ -1207,6 +1208,7 @@ def continue_trial(options):
         sweep.write("continued", trial, whole=True, why="--continue-trial")
         run_sweep(sweep, options, only=trial)
         write_report(sweep)
+    return trial.state == "failed"
 
 
 def write_report(sweep):

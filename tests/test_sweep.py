@@ -1190,7 +1190,7 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint(cli):
 
 def test_a_trial_whose_values_are_not_finite_cannot_go_on(cli):
     """Its checkpoint holds them, too: to go on would be to end at once, without a word."""
-    assert cli("s.json", sweep_=short(run_cap=1), FAULT="nan")[0] == 0
+    assert cli("s.json", sweep_=short(run_cap=1), FAULT="nan")[0] == 1
     assert events(cli.runs, "failed")[0]["why"] == "non-finite metric"
     cli.refused("runs/s", "--continue-trial", 1, words=["has no trial 1 that can go on; see --st"])
 
@@ -1203,6 +1203,17 @@ def test_a_crash_is_tried_again_and_out_of_memory_is_not(cli):
     assert {e["why"] for e in failed} == {"out of memory"}
     assert failed[0]["tail"] == ["error: out of memory"]
     assert "| out of memory |" in (cli.folder / "runs/m/report.md").read_text()
+
+
+def test_what_brings_no_finished_trial_ends_with_code_1(cli):
+    """So that a script does not go on with it."""
+    wide = short(run_cap=2, parameters={"lr": log_range(2e-3, 1e-2), "epochs": {"value": 8}})
+    code, out, err = cli("s.json", sweep_=wide, FAULT="oom")
+    assert (code, err) == (1, "") and out.splitlines()[-1] == "no trial finished"
+    code, out, err = cli("runs/s", "--continue-trial", 1, FAULT="oom")
+    assert (code, err) == (1, "") and "trial 1 failed, out of memory" in out
+    assert cli("runs/s", "--continue-trial", 1)[0] == 0
+    assert cli("s.json")[0] == 0
 
 
 def test_three_failures_in_a_row_stop_the_sweep(cli):
