@@ -27,6 +27,7 @@ INK = 0, 60, 160  # of confidences
 FOUND = ("hit", "found", "false alarm")  # outlines of detections, the others are of labels
 SIDE = 1400  # px of a drawn page's longer side, at least; its lines are 1 px wide there
 LONGEST = 60_000  # and at most: a JPEG has up to 65,535 px, and the strip above comes on top
+DRAWN = b"\xff\xfe\0\x0cdrawn page"  # a comment in a JPEG's header: such a file may be replaced
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 # ---------------------------------------------------------------- what to draw
@@ -133,12 +134,17 @@ def picture_file(page, folder):
 
 
 def write_picture(file, image):
-    """Write uint8 RGB [H, W, 3] as a JPEG whose colours are as sharp as its greys. Raises
-    OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write uint8 RGB [H, W, 3] as a JPEG with DRAWN in it, whose colours are as sharp as its
+    greys. Raises OSError."""
     sharp = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    code = cv2.imencode(".jpg", image[..., ::-1], sharp)[1]
-    replace_file(file, code)
+    raw = cv2.imencode(".jpg", image[..., ::-1], sharp)[1].tobytes()
+    replace_file(file, raw[:20] + DRAWN + raw[20:])  # behind the segment that begins each JPEG
+
+
+def is_drawn(file):
+    """Whether `write_picture` has written a file. Raises OSError."""
+    with open(file, "rb") as start:
+        return DRAWN in start.read(100)
 
 
 def embedded_picture(image):

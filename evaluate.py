@@ -41,7 +41,7 @@ from augment import STRESS, stress
 from command import Parser, add_flags, given_flags
 from db_postprocess import DECODING
 from dbnet import ORIGIN, save_checkpoint
-from drawing import draw_page, embedded_picture, picture_file, write_picture
+from drawing import draw_page, embedded_picture, is_drawn, picture_file, write_picture
 from engine import (
     ENGINES,
     Runtime,
@@ -1014,8 +1014,9 @@ def files_read(args, pages=()):
 
 
 def check_outputs(outputs, inputs, derived=(), drawn=()):
-    """Raises UsageError as `files.guard` does and where two outputs are one file; OSError where an
-    output cannot be written. drawn: outputs, too, so many that only their paths are looked at."""
+    """Raises UsageError as `files.guard` does, where two outputs are one file and where a picture
+    that is no drawn page would be replaced by one; OSError where an output cannot be written.
+    drawn: outputs, too, so many that it is not tried whether they can be written."""
     named = [path for path in (*outputs, *drawn) if path]
     guard(named, inputs, derived)
     counts = Counter(os.path.realpath(path) for path in named if not is_stream(path))
@@ -1023,6 +1024,9 @@ def check_outputs(outputs, inputs, derived=(), drawn=()):
         if count > 1:
             remedy = "name another file, or rename a picture"
             raise UsageError(path, f"{count} outputs of this command", remedy)
+    for path in drawn:
+        if os.path.isfile(path) and not is_drawn(path):
+            raise UsageError(path, "exists, and is no drawn page", "draw into another folder")
     for path in filter(None, (*outputs, *derived)):
         check_writable(path)
 
@@ -1056,8 +1060,10 @@ def run(args):
     ]
     refuse_idle(args, rules)
     inputs = files_read(args, pages)
-    drawn = [picture_file(page, args.pictures) for page in pages] if args.pictures else []
-    check_outputs([args.out, args.html], inputs, drawn=[args.pictures, *drawn])
+    drawn = []
+    if args.pictures:
+        drawn = [args.pictures, *(picture_file(page, args.pictures) for page in pages)]
+    check_outputs([args.out, args.html], inputs, drawn=drawn)
     code = 0
     with pictures.libjpeg_lines() as lines, text_aside(args.out, args.html):
         if args.stress:

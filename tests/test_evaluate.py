@@ -415,6 +415,19 @@ def test_drawn_pages_of_any_name_replace_neither_each_other_nor_the_pages(run):
     assert before == {p: p.read_bytes() for p in Path("mine").iterdir() if p.is_file()}
 
 
+def test_drawn_pages_replace_drawn_pages_and_no_photographs(work, run):
+    """photos has another picture of the same name, which nothing could bring back."""
+    write_picture(work, "a.jpg", (60, 40))
+    write_picture(Path("photos"), "a.jpg", (50, 50))
+    other = Path("photos/images/a.jpg").read_bytes()
+    flags = checkpoint(), "--images", "images", "--pictures"
+    error = "photos/images/a.jpg: exists, and is no drawn page; draw into another folder"
+    error_line(run(*flags, "photos/images", "--out", "p.json", code=2).err, error)
+    assert Path("photos/images/a.jpg").read_bytes() == other and not Path("p.json").exists()
+    run(*flags, "pics")
+    run(*flags, "pics")
+
+
 def joining(i, points):
     """The detection of label 0 is elsewhere, that of label 4 reaches over the next, too."""
     low = points.min(0)
