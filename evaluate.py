@@ -880,9 +880,10 @@ def parse_args(argv):
     return args
 
 
-def picture_pages(path):
-    """Pages without known labels (None) of a picture, or of all pictures in a folder and below.
-    Raises UsageError, DataError."""
+def picture_pages(path, drawn=None):
+    """Pages without known labels (None) of a picture, or of all pictures in a folder and below,
+    except in the folder `drawn`, which a first run may have filled. Raises UsageError, DataError,
+    OSError."""
     path = Path(path)
     if not path.exists():
         raise UsageError(path, "no such file or folder")
@@ -890,9 +891,10 @@ def picture_pages(path):
     files = [path]
     if path.is_dir():
         folder = path
-        named = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+        closed = {os.path.realpath(place) for place in (path, drawn or path)}
         # a link that leads nowhere is one that cannot be read
-        files = [p for p in named if not p.is_dir()]
+        below = pictures.files_below(path, closed)
+        files = sorted(file for file in below if file.suffix.lower() in PICTURES)
     if not files:
         raise DataError(path, f"no picture in it ({' '.join(PICTURES)})")
     # a name whose bytes are not UTF-8 could not be written into a JSON file; escapes keep two apart
@@ -1050,7 +1052,10 @@ def run(args):
         return export(source, args.export)
 
     other = load_source(args.compare, args.engine) if args.compare else None
-    pages = picture_pages(args.images) if args.images else labelled_pages(args, source, other)
+    if args.images:
+        pages = picture_pages(args.images, args.pictures)
+    else:
+        pages = labelled_pages(args, source, other)
     first, step = args.shard or (1, 1)
     pages = pages[first - 1 :: step]
     labelled = any(page.polygons for page in pages)

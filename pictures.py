@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -54,6 +55,18 @@ def read_header(raw):
     may_be = picture.format != "BMP" and picture.mode != "I;16"
     transparent = may_be and picture.has_transparency_data
     return Header(picture.format, *picture.size, file.tell(), transparent)
+
+
+def files_below(folder, closed):
+    """Files of a folder and below, also where links lead, but in none of the folders `closed`, real
+    paths; a link to a folder that it lies in is left out. In no order. Raises OSError."""
+    files = []
+    for entry in os.scandir(folder):
+        if not entry.is_dir():
+            files.append(Path(entry))
+        elif (real := os.path.realpath(entry)) not in closed:
+            files += files_below(entry, {*closed, real})
+    return files
 
 
 def read_image(path):

@@ -428,6 +428,21 @@ def test_drawn_pages_replace_drawn_pages_and_no_photographs(work, run):
     run(*flags, "pics")
 
 
+def test_linked_folders_are_read_and_what_a_first_run_has_drawn_is_not(work, monkeypatch):
+    for name in ("images/sub/b.jpg", "images/found/a.jpg", "elsewhere/c.png", "images/a.jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    links = {"linked": "../elsewhere", "sub/up": "..", "gone": "nowhere", "sub/found": "../found"}
+    for link, target in links.items():
+        Path("images", link).symlink_to(target)
+    Path("elsewhere/back").symlink_to("../images")
+    for folder, drawn in (("images", "images/found"), (".", "found")):
+        names = [page.name for page in evaluate.picture_pages(folder, drawn)]
+        assert names == ["a.jpg", "linked/c.png", "sub/b.jpg"]
+        monkeypatch.chdir(work / "images")
+    assert [page.name for page in evaluate.picture_pages("found", "found")] == ["a.jpg"]
+
+
 def joining(i, points):
     """The detection of label 0 is elsewhere, that of label 4 reaches over the next, too."""
     low = points.min(0)
