@@ -625,10 +625,15 @@ def build(args):
 def validate(args):
     """Print what is wrong with a submission. Returns the exit code."""
     pages = load_pages(args) if args.data else []
-    data.inspect_pages([page for page in pages if not page.size])  # where no file states it
+    unread = []
+    try:
+        data.inspect_pages([page for page in pages if not page.size])  # where no file states it
+    except DataError as error:  # what can be checked without the picture follows
+        unread = [error]
     sizes = {page.name: page.size for page in pages}
     names = list(sizes) or (args.sample and read_sample(args.sample))
     regions, problems = read_submission(args.validate, names, sizes, args.sample)
+    problems = unread + problems
     for problem in problems[:20]:
         print_error(problem)
     count = sum(map(len, regions.values()))
