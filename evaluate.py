@@ -291,6 +291,8 @@ def run_tune(args, overrides):
         if result["gain"].over.unit == "pages":
             print(data.NO_GROUPS)
     if args.write:
+        overrides.pop("amp", None)  # how maps were computed here is no matter of training
+        first.hp = replace(first.hp, amp=first.state["hparams"].amp)
         tuned = ",".join(page_digest(page) for page in pages)
         # values of flags as well: the thresholds were chosen for this size
         write_setting(args.write, first, overrides | chosen | {"tuned": tuned})

@@ -427,12 +427,13 @@ def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
 def test_values_of_flags_are_written_beside_the_thresholds_that_were_chosen_for_them(house, capsys):
     files.write_json("mine.json", {"size": 96, "lr": HP.lr})
     for path in ("tuned.pt", "new.json", "mine.json"):
-        flags = "--size", 128, "--max-candidates", 50, "--write", path
+        flags = "--size", 128, "--max-candidates", 50, "--amp", "off", "--write", path
         code, _, err = run(capsys, PLAIN, "--tune", *flags)
         assert code == 0 and "mine.json" not in err
         is_checkpoint = path.endswith(".pt")
         new = asdict(load_checkpoint(path)["hparams"]) if is_checkpoint else files.read_json(path)
         assert (new["size"], new["max_candidates"]) == (128, 50)
+        assert new.get("amp", "auto") == "auto"  # of the run, which trains with it
 
 
 def test_bad_input_is_one_line(house, capsys):
