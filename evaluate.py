@@ -106,14 +106,16 @@ class Detector:
         self.network = source.network(self.device)
 
     def __call__(self, picture):
-        """A picture, a path or uint8 RGB [H, W, 3], -> N polygons [P, 2] in its pixels and scores
-        [N], highest first; a list of pictures -> a list of these. Raises DataError."""
-        images = picture if isinstance(picture, list) else [picture]
-        for image in images:
-            is_array = isinstance(image, np.ndarray)
-            if is_array and (image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size):
-                raise DataError("an array", "not a picture, uint8 RGB [H, W, 3]")
-        pages = [Page("a picture", image) for image in images]
+        """A picture, a path or uint8 RGB [H, W, 3], also Pillow's, -> N polygons [P, 2] in its
+        pixels and scores [N], highest first; a list of pictures -> a list of these. Raises
+        DataError."""
+        pages = []
+        for image in picture if isinstance(picture, list) else [picture]:
+            if not isinstance(image, str | Path):
+                image = np.asarray(image)
+                if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+                    raise DataError("an array", "not a picture, uint8 RGB [H, W, 3]")
+            pages.append(Page("a picture", image))
         stream = predict(self.network, pages, self.device, lambda page, found: found)
         results = [found for _, found in stream]
         return results if isinstance(picture, list) else results[0]

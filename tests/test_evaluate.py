@@ -16,6 +16,7 @@ import pytest
 import shapely
 import torch
 from conftest import ROOT, browse, error_line, write_labels, write_picture, write_predictions
+from PIL import Image
 
 import augment
 import cleval
@@ -510,7 +511,7 @@ def test_a_detector_takes_paths_and_pictures_and_lists_of_them(work, capsys):
     (expected, expected_scores), *_ = read_predictions("p.json").values()
     picture = pictures.read_image(path)
     flipped = np.ascontiguousarray(picture[..., ::-1])[..., ::-1]  # a view with another stride
-    for one in (path, str(path), picture, flipped):
+    for one in (path, str(path), picture, flipped, Image.fromarray(picture)):
         polygons, scores = detector(one)
         assert len(polygons) == len(expected) > 0 and np.allclose(scores, expected_scores)
         outlines = map(cleval.from_top_left, polygons)  # where those of files begin
@@ -540,6 +541,8 @@ def test_a_detector_says_what_is_wrong(work):
             "not a picture, uint8 RGB",
             lambda: evaluate.Detector("a.pt")([np.zeros((0, 9, 3), "u1")]),
         ),
+        ("not a picture, uint8 RGB", lambda: evaluate.Detector("a.pt")(("a.jpg", "b.jpg"))),
+        ("not a picture, uint8 RGB", lambda: evaluate.Detector("a.pt")(None)),
     ):
         with pytest.raises(DataError, match=words):
             make()
