@@ -607,7 +607,7 @@ def find_words(args, source, pages):
     words = [count for _, count, _ in rows]
     print_speed(args, source, begin, words, " without labels, nothing to score")
     list_pages(args, before + rows)
-    return print_problems([*failed.values(), *problems])
+    return print_problems([*(failed[n] for n in sorted(failed)), *problems])
 
 
 def list_pages(args, rows):
@@ -1068,6 +1068,9 @@ def run(args):
         ("rank", not labelled, "the pages have labels"),
     ]
     refuse_idle(args, rules)
+    if not labelled:
+        for page in pages:
+            page.polygons = None  # not known: nothing that is found is drawn as a false alarm
     inputs = files_read(args, pages)
     drawn = []
     if args.pictures:

@@ -444,6 +444,27 @@ def test_linked_folders_are_read_and_what_a_first_run_has_drawn_is_not(work, mon
     assert [page.name for page in evaluate.picture_pages("found", "found")] == ["a.jpg"]
 
 
+def test_what_is_found_on_pages_without_labels_is_no_false_alarm(run):
+    """As the test split of a competition: its pages are in a label file, and have no words."""
+    images = read_json(predictions())["images"]
+    write_labels(Path("s"), {name: {} for name in images}, "unknown")
+    run("p.json", "--data", "s/unknown.json", "--pictures", "pics")
+    for file in Path("pics").iterdir():
+        drawn = pictures.read_image(file).astype(int)
+        colours = drawing.COLOURS["found"], drawing.COLOURS["false alarm"]
+        found, wrong = (np.abs(drawn - colour).max(2).min() for colour in colours)
+        assert found < 60 < wrong
+
+
+def test_pictures_that_cannot_be_read_are_named_in_their_order(work, run):
+    names = [f"images/{n:02d}.jpg" for n in range(30)]
+    write_picture(work, "a.jpg", (60, 40))
+    for n, name in enumerate(names):
+        Path(name).write_bytes(b"no picture" * 10**5 * (n < 5))
+    err = run(checkpoint(), "--images", "images", "--out", "p.json", code=1).err
+    assert [line.split(": ")[1] for line in err.splitlines()] == names
+
+
 def joining(i, points):
     """The detection of label 0 is elsewhere, that of label 4 reaches over the next, too."""
     low = points.min(0)
