@@ -806,7 +806,7 @@ def run_audit(args, overrides):
         source.state.pop("optimizer", None)  # those of all folds would fill the memory
         if overrides:
             source.override(overrides)
-        if "size" not in overrides:
+        if args.size is None:  # also where a file of --hparams has a size, which most have
             source.hp = enlarge(source.hp)
     if len(sources) > 1 and not args.split and all(source.hp.folds for source in sources):
         parts = held_out_pages(sources, args.data, args.image_dir)

@@ -471,6 +471,7 @@ def test_pages_are_audited_by_the_networks_that_did_not_see_them(folder, capsys)
         ("", 128, False, 12),  # 1.4 x 96 is 134.4
         ("--size 64", 64, False, 12),
         ("--size auto", 96, True, 16.8),
+        ("--hparams h.json", 96, False, 12),  # a file of --tune has a size, too: 1.4 x 64 is 89.6
     ],
 )
 def test_pages_are_read_larger_unless_a_size_is_named(
@@ -479,6 +480,7 @@ def test_pages_are_read_larger_unless_a_size_is_named(
     state = torch.load("a.pt")
     state["hparams"] |= {"size": 96, "text_height": 12.0}
     dbnet.save_checkpoint("a.pt", state)
+    Path("h.json").write_text('{"size": 64}')
     read_maps, taken = evaluate.predict_each, []
 
     def take(networks, *rest):
