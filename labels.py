@@ -252,7 +252,7 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
 
     meta_file = Path(label_file).parent / "meta.json"
     meta = get(read_json(meta_file), "images") if meta_file.is_file() else {}
-    places = image_dir_of(label_file, image_dir)
+    places = image_dir_of(sheet_files(label_file)[0], image_dir)
     is_labelled = any(get(entry, "words") is not None for entry in images.values())
     pages = []
     for name in list(images):

@@ -237,6 +237,14 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
     assert one.digest() != other.digest()  # else an ensemble takes them for one member
 
 
+def test_a_pattern_may_name_files_of_several_folders(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        page = {"images": {f"{name}.png": {"words": {}}}}
+        (tmp_path / name / "found.jsonl").write_text(json.dumps(page))
+    assert list(read_predictions(tmp_path / "*" / "found.jsonl")) == ["a.png", "b.png"]
+
+
 def test_files_that_a_pattern_names_are_not_replaced(work, run, capsys):  # noqa: F811
     words = {page.name: {"words": {}} for page in labels.load_labels("s", "val")}
     for number, (name, entry) in enumerate(words.items()):
