@@ -1073,18 +1073,22 @@ def print_gain(scores, folder):
     except DataError as error:  # our own run is whole, and its last lines follow
         print(f"warning: {error}")
     theirs = state["scores"] if state else {}
-    # names may be those of other pictures, and labels may have been corrected since; older
-    # checkpoints do not know theirs
-    labels = scores.get("labels")
-    if theirs.get("digests") != scores["digests"] or theirs.get("labels", labels) != labels:
+    known = "labels" in theirs  # older checkpoints do not know theirs
+    both = []
+    for run_scores in (scores, theirs):
+        digests = run_scores.get("digests", [])
+        labels = run_scores["labels"] if known else digests
+        hmeans = run_scores.get("pages", {}).values()
+        # label files may name the same pages in different orders
+        both.append(sorted(zip(digests, labels, run_scores.get("groups", []), hmeans)))
+    # names may be those of other pictures, and labels may have been corrected since
+    if [page[:2] for page in both[0]] != [page[:2] for page in both[1]]:
         print(f"baseline {folder}: no last epoch on these pages and labels; no paired difference")
         return
-    rows = [
-        np.array([[hmean] * 3 + [1] for hmean in run_scores["pages"].values()])
-        for run_scores in (scores, theirs)
-    ]
+    rows = [np.array([[hmean] * 3 + [1] for *_, hmean in pages]) for pages in both]
+    groups = [group for *_, group, _ in both[0]]
     seen = read_score(theirs).seen | read_score(scores).seen
-    difference = paired_difference(*rows, mean_scores, scores["groups"], seen)
+    difference = paired_difference(*rows, mean_scores, groups, seen)
     print(f"{difference}, vs epoch {state['epoch']} of {folder}")
 
 

@@ -245,6 +245,25 @@ def test_scores_of_later_sets_and_differences_are_marked_as_in_sample(work, caps
     assert shown.endswith("over 6 pages, too narrow, in sample: trained on 6 of them")
 
 
+def test_a_baseline_on_the_same_pages_in_another_order_is_compared_page_by_page(
+    monkeypatch, capsys
+):
+    """Each page is better by .1; paired by place, the difference would have an interval."""
+    digests = [f"{(7 * n) % 16:x}" for n in range(16)]
+    scores, theirs = (
+        {
+            "hmean": 0.5,
+            "digests": digests[::step],
+            "groups": [f"{n}.png" for n in range(16)][::step],
+            "pages": {f"{n}.png": low + n / 32 for n in list(range(16))[::step]},
+        }
+        for step, low in ((1, 0.3), (-1, 0.2))
+    )
+    monkeypatch.setattr(train, "load_last", lambda folder: {"scores": theirs})
+    train.print_gain(scores, Path("x"))
+    assert "+0.1000 [+0.1000, +0.1000] over 16 pages  better, vs x" in capsys.readouterr().out
+
+
 def test_a_baseline_on_other_pages_of_the_same_names_has_no_paired_difference(work, capsys):
     data.synth("other", 8, 9, size=96, words=4)
     flags = "--epochs=1", "--T_max=1"
