@@ -1002,10 +1002,11 @@ def read_overrides(args):
 
 
 def choose_look(values):
-    """Values of OVERRIDES, where size is a number or "auto", with the look that it stands for."""
+    """Values of OVERRIDES, where size is a number or "auto", with the look that it stands for; a
+    size or fit of its own ends that of a checkpoint, which would leave it without effect."""
     if values.get("size") == "auto":
         return {key: value for key, value in values.items() if key != "size"} | {"look": True}
-    if "size" in values and "look" not in values:
+    if values.keys() & {"size", "fit"} and "look" not in values:
         return values | {"look": False}
     return values
 

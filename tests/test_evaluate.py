@@ -1065,6 +1065,7 @@ def test_size_auto_is_a_flag_and_a_value_of_a_detector(run):
     (written,) = read_predictions("p.json").values()
     assert len(written[0]) == len(polygons)
     assert evaluate.choose_look({"size": 640}) == {"size": 640, "look": False}
+    assert evaluate.choose_look({"fit": "longer"}) == {"fit": "longer", "look": False}
     assert evaluate.choose_look({"size": "auto"}) == {"look": True}
 
     # an exported network is read as its checkpoint is
