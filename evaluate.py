@@ -39,7 +39,7 @@ import predictions
 import report
 from augment import STRESS, stress
 from command import Parser, add_flags, given_flags
-from db_postprocess import DECODING
+from db_postprocess import DECODING, cut_polygon
 from dbnet import ORIGIN, save_checkpoint
 from drawing import draw_page, embedded_picture, is_drawn, picture_file, write_picture
 from engine import (
@@ -653,10 +653,16 @@ class Stressed(NamedTuple):
 
 
 def stressed_page(page, kind, level):
-    """A labelled page as augment.STRESS changes it, its picture in place of its path."""
+    """A labelled page as augment.STRESS changes it, its picture in place of its path. Enlarged, the
+    page no longer fits the picture: labels end at its edge, since nothing beyond can be found."""
     image = pictures.read_image(page.path)
     image, polygons, cut = stress(image, page.polygons, kind, level)
     ignore = [skip or gone for skip, gone in zip(page.ignore, cut.tolist())]
+    if kind == "scaled" and level > 1:
+        size = image.shape[1::-1]
+        for n, polygon in enumerate(polygons):
+            if (polygon != polygon.clip(0, size)).any():
+                polygons[n] = cleval.from_top_left(cut_polygon(polygon, size))
     return replace(page, path=image, polygons=polygons, ignore=ignore, look=None)
 
 

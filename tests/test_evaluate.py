@@ -1105,6 +1105,22 @@ def test_stress_scores_each_kind_and_level(run):
     assert Path("s.html").read_text().count("<svg") == len(augment.STRESS)
 
 
+def test_labels_of_an_enlarged_page_end_at_the_edge_of_its_picture(work):
+    """Whoever finds all that can be seen has the full score; beyond the edge nothing can be found."""
+    write_picture(work, "a.png", (200, 400))
+    words = [np.array([(x, y), (x + w, y), (x + w, y + 8), (x, y + 8)], float)
+             for x, y, w in ((20, 60, 340), (110, 80, 30), (240, 100, 90), (5, 120, 20))]  # fmt: skip
+    page = Page("a.png", Path("images/a.png"), words, [False] * 4)
+    changed = evaluate.stressed_page(page, "scaled", 2)
+    assert changed.ignore == [False, False, False, True]
+    seen = [np.clip(2 * word - (200, 100), 0, (400, 200)) for word in words]
+    for polygon, expected in zip(changed.polygons[:3], seen):
+        assert np.allclose(polygon, expected)  # from the upper left, clockwise
+    assert cleval.page_row("page", changed, seen[:3])[2] == 1
+    same = evaluate.stressed_page(page, "scaled", 1)
+    assert all(map(np.allclose, same.polygons, words))
+
+
 def test_stress_marks_pages_that_a_network_was_trained_on(run, monkeypatch):
     """On each line, in --json and in --html, as for a score of unchanged pages."""
     monkeypatch.setattr(evaluate, "STRESS", {"darkened": (1, 0.5)})
