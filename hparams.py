@@ -70,7 +70,7 @@ class Hparams:
     workers: int = value(-1, "loader processes (-1: by the machine)", -1, 256)
     sync_bn: bool = value(False, "torchrun on GPUs: batch norm over the pages of all processes")
     look: bool = value(False, HIDE)  # of prediction: --size auto
-    text_height: float = value(0.0, HIDE, 0, 1000)  # of the median word, px, see look; 0: unknown
+    text_height: float = value(0.0, HIDE, 0, 1e9)  # of the median word, px, see look; 0: unknown
     aug_strength: float = value(1.0, "scales all; 0 is none", 0, 4, group="augmentation, strengths")
     aug_rotate: float = value(10.0, "degrees", 0, 45)
     aug_scale: float = value(0.15, "up to 1 + this larger or smaller", 0, 2)

@@ -150,6 +150,23 @@ def test_a_run_records_how_high_its_words_are(whole):
     assert recorded == pytest.approx(np.median(heights))
 
 
+def test_a_run_on_large_words_can_be_read_again(work):
+    """Of a page that is one label, 1280 px high: its hparams.json and last.pt were refused."""
+    data.synth("one", 4, 7, size=96, words=4)
+    for split in ("train", "val"):
+        images = files.read_json(f"one/{split}.json")["images"]
+        for name in images:
+            height, width = cv2.imread(f"one/images/{name}").shape[:2]
+            points = [[0, 0], [width, 0], [width, height], [0, height]]
+            images[name] = {"words": {"1": {"points": points}}}
+        write_labels(work / "one", images, split)
+    flags = "--data=one", "--size=2048", "--fit=area", "--name=one"
+    args = train.parse_args([*TINY, *flags])
+    hp = train.read_pages(train.resolve_run(args), {})[1]
+    assert hp.text_height > 1000
+    assert hparams.saved_hparams(dataclasses.asdict(hp), "x") == hp
+
+
 PROGRAM = f"""
 import os, runpy, signal, sys
 number, sync = int(sys.argv.pop(1)), os.fsync
