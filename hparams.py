@@ -133,8 +133,7 @@ def checked(key, raw, where):
 
     low, high, choices = map(field.metadata.get, ("low", "high", "choices"))
     if low is not None and not low <= raw <= high:  # also a NaN
-        is_percentage = high <= 1 < raw <= 100
-        remedy = f"a percentage? write {raw / 100:g}" if is_percentage else ""
+        remedy = f"a percentage? write {raw / 100:g}" if high <= 1 < raw <= 100 else ""
         raise UsageError(where, f"{given} is not within {low} to {high}", remedy)
 
     if choices and raw not in choices:
@@ -189,3 +188,9 @@ def saved_hparams(values, where):
     """Hparams of a checkpoint or run folder; a key that it lacks has its default. Raises
     UsageError."""
     return Hparams(**{key: checked(key, raw, where) for key, raw in values.items()})
+
+
+def changed(hp, **values):
+    """hp with other values, checked as a reader of the run's files will check them: values beyond
+    their bounds would make a run that nothing can read. Raises UsageError."""
+    return saved_hparams(vars(hp) | values, "flags")

@@ -80,7 +80,7 @@ from files import (
     write_json,
 )
 from folding import network_of
-from hparams import FIELDS, read_hparams
+from hparams import FIELDS, changed, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference, read_score
 from pictures import bytes_digest, read_image
 from processes import (
@@ -152,7 +152,7 @@ def name_run(hp, stem):
         name = f"{stem}-{number}"
     if Path("runs", name).exists():
         raise UsageError(f"runs/{name}", "exists", NEW_NAME)
-    return dataclasses.replace(hp, name=name, split="")  # the values may be another run's
+    return changed(hp, name=name, split="")  # the values may be another run's
 
 
 # ---------------------------------------------------------------- data
@@ -203,7 +203,7 @@ def read_pages(hp, ancestors):
     warn_of_no_labels(train)
     if hp.folds:
         hp = keep_split(hp, split)
-    hp = dataclasses.replace(hp, text_height=data.text_height(train, hp))  # for --size auto
+    hp = changed(hp, text_height=data.text_height(train, hp))  # for --size auto
     record = {"train": record_pages(train), "val": record_pages(scored)}
     return RunPages(train, val, others, record), hp
 
@@ -299,7 +299,7 @@ def keep_split(hp, split):
 
     write_json(Path("runs", f"split-{split['hash']}.json"), split, indent=1)
     print(f"fold {hp.fold} of {hp.folds}, split {split['hash']}")
-    return dataclasses.replace(hp, split=split["hash"])
+    return changed(hp, split=split["hash"])
 
 
 def canvas_step(hp, device):
@@ -1151,7 +1151,7 @@ def member_hparams(args, stem):
                 name += f"-fold{fold}"
             if args.seeds:
                 name += f"-seed{seed}"
-            result.append(dataclasses.replace(hp, name=name, fold=fold, seed=seed, split=""))
+            result.append(changed(hp, name=name, fold=fold, seed=seed, split=""))
     return result or [hp]  # negative --seeds; `check_trainer_flags` refuses it
 
 
@@ -1171,9 +1171,7 @@ def resumed_members(runs, args):
         return runs
 
     *_, last = kept.values()
-    alike = {
-        hp.name: dataclasses.replace(last, name=hp.name, fold=hp.fold, seed=hp.seed) for hp in runs
-    }
+    alike = {hp.name: changed(last, name=hp.name, fold=hp.fold, seed=hp.seed) for hp in runs}
     return list((alike | kept).values())  # in the order of runs
 
 

@@ -790,6 +790,7 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, "--data=s --init=runs/whole/best.pt", "use --backbone test_efficientnet --neck 64"),
         (2, "--fold=2 --print-hparams", "--fold: only with --folds N, in the command or its file"),
         (2, "--seeds=0", "--seeds: at least 1 is needed"),
+        (2, "--seed=2147483647 --seeds=2", "seed = 2147483648 is not within 0 to 2147483647"),
         (2, "--fold=all", "--fold: only with --folds N, in the command or its file"),
         (2, "--name=a --seeds=2 --resume", "--resume: no run like a-seed0 has begun; leave it out"),
         (2, "--artifact --print-hparams", "--artifact: only with --log wandb"),
