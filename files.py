@@ -167,8 +167,10 @@ def read_json(path, text=None):
             raise ValueError("aliases are not read")
         return yaml_value(yaml.compose(text, yaml.SafeLoader))
     except (AttributeError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        kind = "YAML" if is_yaml else "JSON"
-        raise DataError(path, f"not a {kind} file ({' '.join(str(error).split())})") from None
+        # YAML without a value has no node
+        why = f"{error if text.strip() and type(error) is not AttributeError else 'it is empty'}"
+        what = f"not a {'YAML' if is_yaml else 'JSON'} file ({' '.join(why.split())})"
+        raise DataError(path, what) from None
 
 
 # ---------------------------------------------------------------- writing

@@ -74,17 +74,24 @@ BOMB = "a: &a [x]\n" + "".join(
         ("? [1, 2]\n: 3", "unhashable"),
         ("a: 1\n---\nb: 2", "single document"),
         ("a: b: c", "line 1, column 5"),
-        ("", "not a YAML file"),
+        ("", "a.yaml: not a YAML file \\(it is empty\\)$"),
+        ("# nothing\n", "not a YAML file \\(it is empty\\)$"),
         ("a: \x00", "not a YAML file"),
         (" " * (1 << 20) + "a", "larger than 1 MiB"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_is_no_yaml_is_one_line(text, words, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(files.DataError, match=words) as error:
         files.read_json(tmp_path / "a.yaml")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_empty_json_is_said_to_be_empty(tmp_path):
+    (tmp_path / "a.json").write_text(" \n")
+    with pytest.raises(files.DataError, match="a.json: not a JSON file \\(it is empty\\)$"):
+        files.read_json(tmp_path / "a.json")
 
 
 def test_a_tag_makes_no_object(tmp_path):
