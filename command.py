@@ -132,4 +132,5 @@ def resolve_hparams(args, saved=()):
     if args.hparams:
         values |= read_hparams(args.hparams)
     values |= given_flags(args)
-    return validate(Hparams(**values), args.hparams or "flags")
+    where = f"{args.hparams + ' and ' if args.hparams else ''}flags"  # either may hold the value
+    return validate(Hparams(**values), where)

@@ -773,7 +773,7 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, '{"batch": 2.5}', "batch = 2.5 is not a whole number"),
         (2, '{"ema": 1}', "ema = 1 is not true or false"),
         (2, '{"mode": "quad"}', "mode = 'quad' is not one of polygon, box"),
-        (2, '{"size": 100}', "size = 100 is not a multiple of 32"),
+        (2, '{"size": 100}', "h.json and flags: size = 100 is not a multiple of 32"),
         (2, '{"lr": 1e-6}', "eta_min = 1e-05 is above lr"),
         (2, '{"folds": 3, "fold": 4}', "fold = 4, but folds = 3"),
         (2, '{"name": "../x"}', "leads out of runs/"),
