@@ -99,6 +99,7 @@ from report import progress
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is resumed
 NO_BEST = {"hmean": -1.0, "epoch": 0}
 NEW_NAME = "choose another name, or --resume to go on with it"
+AGAIN = "the same command, with --resume if one of them has begun"
 BUSY = "another process is training there"
 CALM = "lower --lr or use --amp off; the run folder keeps the last whole epoch"
 FETCH_EVERY = 10  # steps between looks at the losses; each look waits for the GPU
@@ -1191,14 +1192,14 @@ def train_members(runs, args):
         if code == 2 and not folder.exists():  # the command is wrong, for all runs
             return code
         if code > 128 or stop.signal:
-            print("for all of these runs: the same command and --resume")
+            print(f"for all of these runs: {AGAIN}")
             return code or 128 + stop.signal
         if code:
             failed.append(hp.name)
 
     report_members([hp for hp in runs if hp.name not in failed])
     for name in failed:
-        print(f"failed: {name}; go on by the same command and --resume")
+        print(f"failed: {name}; go on by {AGAIN}")
     return 1 if failed else 0
 
 

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -907,6 +908,21 @@ def test_what_is_wrong_for_all_folds_is_said_once(work, capsys):
     assert run(*flags) == 2
     out, err = capsys.readouterr()
     assert err.count("error: folds: 50 of") == err.count("error: ") == 1 and "failed" not in out
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (KeyboardInterrupt, 130, "for all of these runs: "),
+        (files.DataError("s", "is broken"), 1, "failed: none-fold2; go on by "),
+    ],
+)
+def test_folds_of_which_none_began_are_not_to_be_resumed(work, error, code, line, capsys):
+    """--resume would be refused: no run like none-fold1 has begun."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "run_pages", Mock(side_effect=error))
+        assert run("--folds=2", "--fold=all", "--name=none") == code
+    assert f"{line}the same command, with --resume if one of them" in capsys.readouterr().out
 
 
 def test_a_fold_that_another_process_trains_does_not_stop_the_others(work, capsys):
