@@ -160,6 +160,12 @@ def explain_errors(work, store=None):
     """work(). Raises DataError where an error of PyTorch has words for users, else that error."""
     try:
         return work()
+    except ValueError as error:
+        if "value per channel" not in str(error):
+            raise
+        # a page of 32 x 32 px, or a backbone that takes means over the page, such as skresnet18
+        what = "one page a process is one value a channel, which has no spread"
+        raise UsageError("batch norm", what, "raise --batch, or use --freeze-bn") from None
     except (RuntimeError, ConnectionError, EOFError) as error:
         text = str(error)
         if "shared memory" in text and "No space left" in text:

@@ -107,6 +107,12 @@ def test_a_process_that_waits_for_a_lost_one_ends_soon_after_a_signal(warm, tmp_
             assert seconds > 2
 
 
+try:
+    torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
+except ValueError as error:
+    ONE_VALUE = error
+
+
 @pytest.mark.parametrize(
     "error, what, code",
     [
@@ -119,6 +125,8 @@ def test_a_process_that_waits_for_a_lost_one_ends_soon_after_a_signal(warm, tmp_
         (EOFError(), "a loader process: was killed", 137),
         (RuntimeError("NCCL communicator was aborted"), "a process of the group: was lost", 137),
         (RuntimeError("No space left: shared memory"), "/dev/shm: is full", 1),
+        (ONE_VALUE, "batch norm: one page a process is one value a channel", 2),
+        (DataError("a.jpg", "is broken"), "a.jpg: is broken", 1),
     ],
 )
 def test_errors_of_pytorch_have_words(error, what, code):
