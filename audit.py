@@ -331,6 +331,8 @@ def page_suspects(reading, candidates):
             continue
         if labels:
             outline = hull(*(page.polygons[n] * reading.scale for n in labels))
+            # where all points lie on a line, the hull has one or two
+            outline = np.resize(outline, (max(len(outline), 3), 2))
         else:
             outline = text[number]
         if kind == "missing" and covered(outline, places) > 0.5:

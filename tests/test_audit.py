@@ -156,6 +156,20 @@ def test_proposals_lie_where_text_is(found, drawn):
         assert (areas.shared / areas.union).max() > 0.6
 
 
+def test_labels_without_an_area_may_lie_off_the_page(drawn):
+    """The hull of such a label is a line, and no polygon has two points."""
+    pages, maps = copy.deepcopy(drawn[0][:4]), drawn[1][:4]
+    for page in pages:
+        for n in range(4):
+            y = 10.0 + 40 * n
+            page.add(f"line {n}", np.array([[-90, y], [-10, y], [-50, y]]))
+            page.add(f"dot {n}", np.array([[-5, y]] * 3))
+    suspects, _ = find(pages, maps)
+    assert any(s.labels and s.page.ids[s.labels[0]].startswith("line") for s in suspects)
+    outlines = [outline for s in suspects for outline in (s.points, *s.proposals)]
+    assert min(map(len, outlines)) >= 3
+
+
 def test_the_seed_decides(drawn):
     first, again, other = (read(drawn[0][:2], drawn[1], seed)[1].examples for seed in (0, 0, 1))
     for kind, rows in first.items():
