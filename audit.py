@@ -292,6 +292,7 @@ class Suspect(NamedTuple):
         proposals = [np.round(outline, 1).tolist() for outline in self.proposals]
         entry = {
             "page": self.page.name,
+            "digest": self.page.digest,
             "kind": self.kind,
             "label": self.page.ids[self.labels[0]] if self.labels else None,
             "points": np.round(self.points, 1).tolist(),
@@ -520,8 +521,9 @@ def write_audit(path, readings, kinds, folder):
 
 def mask_doubt(pages, path, above, held=()):
     """Make suspects of a JSON file, from a probability on, don't care on inspected pages: their
-    labels, and where text should be labelled. Returns how many. held: names of pages of other
-    folds, whose suspects count as found. Raises DataError."""
+    labels, and where text should be labelled. Returns how many. A suspect is of the picture that
+    its digest names: a val page, or a page of another set, may have the name of a train page. held:
+    names of pages of other folds, whose suspects count as found. Raises DataError."""
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DataError(path, "not a list of suspects", "evaluate.py --audit writes one")
@@ -539,13 +541,14 @@ def mask_doubt(pages, path, above, held=()):
             continue
         name = str(get(entry, "page"))
         elsewhere += name in held
-        if name not in named:
+        same = [page for page in named[name] if get(entry, "digest") in (None, page.digest)]
+        if not same:
             continue
-        if len(named[name]) > 1:
+        if len(same) > 1:
             raise DataError(where, f"several train pages are called {name}", "rename one")
 
         # labels of the place, and where text should be labelled
-        page = named[name][0]
+        page = same[0]
         outline = parse_polygon(get(entry, "points"), where)
         areas = shared_areas([outline], page.polygons, None)
         inside = areas.shared[0] > 0.9 * areas.det
@@ -559,5 +562,5 @@ def mask_doubt(pages, path, above, held=()):
         count += 1
     if not count and not elsewhere:
         problem = f"no suspect of a train page has a probability of {above} or more"
-        raise DataError(path, problem, "lower --doubt-above")
+        raise DataError(path, problem, "lower --doubt-above, or audit these pages")
     return count

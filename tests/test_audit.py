@@ -589,6 +589,21 @@ def test_a_doubted_page_of_a_name_that_two_sets_share_is_refused(folder):
         audit.mask_doubt(pages, "doubt.json", 0.5)
 
 
+def test_a_suspect_is_of_the_picture_that_was_audited_not_of_another_of_its_name(folder):
+    """Such as a val page whose name a train page has, too, or a page of a second set."""
+    data.synth("t", 8, 1, size=96, words=4, difficulty=0.2)
+    pages = labels.load_labels("s", "train") + labels.load_labels("t", "train")
+    data.inspect_pages(pages)
+    page, other = pages[0], pages[6]
+    assert page.name == other.name
+    found = audit.Suspect(other, "spurious", (0,), other.polygons[0], [], 0.9, 0.0)
+    Path("doubt.json").write_text(json.dumps([found.to_json()]))
+    with pytest.raises(DataError, match="no suspect of a train page .* audit these pages"):
+        audit.mask_doubt(pages[:6], "doubt.json", 0.5)
+    assert audit.mask_doubt(pages, "doubt.json", 0.5) == 1
+    assert other.ignore[0] and not any(page.ignore)
+
+
 def test_a_run_knows_what_it_doubted(folder, capsys):
     page, other, *_ = labels.load_labels("s", "train")
     entries = [suspect(page, "spurious", page.polygons[0], probability=0.9)]
