@@ -18,7 +18,7 @@ import numpy as np
 import data
 import report
 from cleval import from_top_left, shared_areas
-from db_postprocess import polygon_area, split_outlines, to_page
+from db_postprocess import DECIMALS, polygon_area, split_outlines, to_page
 from drawing import COLOURS, embedded_picture, resize
 from files import DataError, read_json, replace_file, write_json
 from formats import to_labelme
@@ -288,14 +288,15 @@ class Suspect(NamedTuple):
     score: float  # log odds, which order equal probabilities
 
     def to_json(self):
-        """As the file of suspects has it."""
-        proposals = [np.round(outline, 1).tolist() for outline in self.proposals]
+        """As the file of suspects has it: an outline of many points that is rounded to less may cross
+        itself, and --doubt would refuse the file."""
+        proposals = [np.round(outline, DECIMALS).tolist() for outline in self.proposals]
         entry = {
             "page": self.page.name,
             "digest": self.page.digest,
             "kind": self.kind,
             "label": self.page.ids[self.labels[0]] if self.labels else None,
-            "points": np.round(self.points, 1).tolist(),
+            "points": np.round(self.points, DECIMALS).tolist(),
             "proposed": proposals[0] if len(proposals) == 1 else None,
             "probability": round(float(self.probability), 4),
         }

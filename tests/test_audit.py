@@ -589,6 +589,18 @@ def test_a_doubted_page_of_a_name_that_two_sets_share_is_refused(folder):
         audit.mask_doubt(pages, "doubt.json", 0.5)
 
 
+def test_a_fine_outline_that_was_written_can_be_read(folder):
+    """Rounded to a tenth of a pixel this one would cross itself."""
+    pages = labels.load_labels("s", "train")
+    data.inspect_pages(pages)
+    x = np.arange(30) / 8
+    top = np.stack([x, 5 + 0.06 * (-1) ** np.arange(30)], 1)
+    outline = np.concatenate([top, (top + (0, 0.04))[::-1]]) + 3
+    found = audit.Suspect(pages[0], "moved", (0,), outline, [outline], 0.9, 0.0)
+    Path("doubt.json").write_text(json.dumps([found.to_json()]))
+    assert audit.mask_doubt(pages, "doubt.json", 0.5) == 1
+
+
 def test_a_suspect_is_of_the_picture_that_was_audited_not_of_another_of_its_name(folder):
     """Such as a val page whose name a train page has, too, or a page of a second set."""
     data.synth("t", 8, 1, size=96, words=4, difficulty=0.2)
