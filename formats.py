@@ -127,6 +127,7 @@ def losses(placed, again):
             lost[f"{kind}s"] += getattr(page, kind) != getattr(other, kind)
         for word, read in zip(page_words(page), page_words(other)):
             for kind, *values in zip(kinds, word, read):
-                a, b = (None if value in ("", "###") else value for value in values)
+                # "" has no characters, and the characters of a missing text are guessed
+                a, b = (None if value == "###" else value for value in values)
                 lost[kind] += a != b
     return +lost
