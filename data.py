@@ -675,12 +675,13 @@ def convert(data, out, to, image_dir=None, categories=(), link=False):
 
 
 def place_picture(source, path, link):
-    """Copy a picture, where the file system can without using room until one of the two changes."""
+    """Copy a picture, where the file system can without using room until one of the two changes.
+    Raises FileExistsError: what is there may be the original, or a hard link to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if link:
         with contextlib.suppress(OSError):  # not on another file system
             return os.link(source.resolve(), path)
-    with open(source, "rb") as old, open(path, "wb") as new:
+    with open(source, "rb") as old, open(path, "xb") as new:
         try:
             fcntl.ioctl(new, FICLONE, old.fileno())
         except OSError:

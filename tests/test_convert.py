@@ -475,6 +475,20 @@ def test_a_tool_that_turns_a_converted_picture_leaves_the_original(tmp_path):
     assert source.read_bytes() == raw
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_no_picture_is_copied_onto_itself(tmp_path, link):
+    """It would be emptied before it is read."""
+    blank(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    places = [tmp_path / "a.png"]
+    if link:
+        places = [tmp_path / "b.png"] * 2  # the second would go into a hard link to a.png
+    with pytest.raises(FileExistsError):
+        for place in places:
+            data.place_picture(tmp_path / "a.png", place, link)
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_new_folder_may_be_a_link(tmp_path, there):
     """The link stays, and its target is filled."""
