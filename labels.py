@@ -154,7 +154,7 @@ def tell_apart(ids):
     for word_id in ids:
         name = word_id
         number = 2
-        while name in apart or (name != word_id and name in given):
+        while name in apart or name != word_id and name in given:
             name = f"{word_id}-{number}"
             number += 1
         apart[name] = word_id
@@ -203,7 +203,8 @@ def find_page(places, names, where, source, need=True):
             f"no such picture in {place}",
             f"see --image-dir, or put images/ beside that file{hint}",
         )
-    return Page(name, path, source=source)
+    # the copy of an absolute name would be the original; ./NAME is another name of one picture
+    return Page(os.path.relpath(path, place), path, source=source)
 
 
 def image_dir_of(label_file, image_dir):
@@ -251,7 +252,7 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
         raise DataError(label_file, 'no "images" object at the top', "is this a label file?")
 
     meta_file = Path(label_file).parent / "meta.json"
-    meta = get(read_json(meta_file), "images") if meta_file.is_file() else {}
+    meta = get(read_json(meta_file), "images") if meta_file.is_file() else None
     places = image_dir_of(sheet_files(label_file)[0], image_dir)
     is_labelled = any(get(entry, "words") is not None for entry in images.values())
     pages = []

@@ -489,6 +489,27 @@ def test_no_picture_is_copied_onto_itself(tmp_path, link):
     assert (tmp_path / "a.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("to", list(formats.FORMATS))
+def test_an_absolute_name_is_one_within_the_folder(tmp_path, to):
+    """Its copy would have been the picture itself, which was emptied."""
+    blank(tmp_path / "in" / "images" / "a.png")
+    before = (tmp_path / "in" / "images" / "a.png").read_bytes()
+    sheet = {"images": {str(tmp_path / "in" / "images" / "a.png"): {"words": {}}}}
+    (tmp_path / "in" / "train.json").write_text(json.dumps(sheet))
+    data.convert(tmp_path / "in", tmp_path / "out", to)
+    (page,) = load_labels(tmp_path / "out", "train")
+    assert page.name == "a.png" and page.path.read_bytes() == before
+    assert (tmp_path / "in" / "images" / "a.png").read_bytes() == before
+
+
+def test_a_picture_under_two_names_comes_twice(tmp_path):
+    write_json(tmp_path, {"a.png": {"words": {}}})
+    sheet = {"images": {name: {"words": {}} for name in ("a.png", "./a.png")}}
+    (tmp_path / "train.json").write_text(json.dumps(sheet))
+    with pytest.raises(DataError, match="image a.png comes twice; join its labels"):
+        load_labels(tmp_path, "train")
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_new_folder_may_be_a_link(tmp_path, there):
     """The link stays, and its target is filled."""
