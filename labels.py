@@ -154,7 +154,7 @@ def tell_apart(ids):
     for word_id in ids:
         name = word_id
         number = 2
-        while name in apart or name != word_id and name in given:
+        while name in apart or (name != word_id and name in given):
             name = f"{word_id}-{number}"
             number += 1
         apart[name] = word_id
@@ -238,8 +238,8 @@ def image_dir_of(label_file, image_dir):
 def read_competition(label_file, image_dir=None, need_pictures=True, categories=()):
     """Pages of {"images": {name: {"words": {id: {"points": [[x, y], ...], ...}}}}}, labels or
     predictions; a group may stand in meta.json beside it. Words whose points are [] or null are
-    left out; where no page has "words", all pages are there to be predicted. JSON of labelme and
-    COCO is read as such. Raises DataError."""
+    left out; where no page of labels has "words", all pages are there to be predicted. JSON of
+    labelme and COCO is read as such. Raises DataError."""
     sheet = read_sheet(label_file)
     images = get(sheet, "images")
     if isinstance(images, list):
@@ -254,7 +254,10 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
     meta_file = Path(label_file).parent / "meta.json"
     meta = get(read_json(meta_file), "images") if meta_file.is_file() else None
     places = image_dir_of(sheet_files(label_file)[0], image_dir)
-    is_labelled = any(get(entry, "words") is not None for entry in images.values())
+    # predictions always have words: a file without them has another form, not pages without text
+    is_labelled = not need_pictures or any(
+        get(entry, "words") is not None for entry in images.values()
+    )
     pages = []
     for name in list(images):
         entry = images.pop(name)  # so that its memory is freed
@@ -595,4 +598,4 @@ def page_files(pages):
 
 def has_split(data, split):
     """Whether DATA names this split itself (a single label file names none)."""
-    return Path(data).is_dir() and find_labels(data, split) is not None
+    return Path(data).is_dir() and find_labels(data, split)

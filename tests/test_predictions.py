@@ -330,3 +330,13 @@ def test_first_looks_are_taken_as_pages_come(work, run, monkeypatch):  # noqa: F
     assert events.count("look_at") == 200  # the pages are blank, so they are looked at twice
     assert events.count("page_line") == 100
     assert events.index("page_line") < 160
+
+
+def test_a_file_without_words_is_none_of_predictions(tmp_path):
+    """It was scored, and voted, as a detector that finds no text on any page."""
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({"images": {"a.png": {"regions": [[1, 1, 9, 1, 9, 9, 1, 9]]}}}))
+    with pytest.raises(DataError, match='other.json: image a.png: no "words" object'):
+        read_predictions(path)
+    path.write_text(json.dumps({"images": {"a.png": {"words": {}}}}))
+    assert list(read_predictions(path)) == ["a.png"]
