@@ -399,7 +399,7 @@ def write_submission(path, pages, found):
     writer.writerow(HEADER)
     for page, (polygons, scores) in zip(pages, found):
         regions = submission_regions(polygons, scores, page.size)
-        field = "|".join(" ".join(map(str, region.ravel().tolist())) for region in regions)
+        field = "|".join(" ".join(map(str, region.flat)) for region in regions)
         writer.writerow([page.name, field])
     replace_file(path, text.getvalue())
 
@@ -429,8 +429,8 @@ def read_sample(path):
     """File names of a sample submission, in its order. Raises DataError."""
     rows = read_table(path)
     names = [row[0] for _, row in rows if row]
-    if len(set(names)) != len(rows):
-        raise DataError(path, f"an empty line or a page twice among its {len(rows)} rows")
+    if not 0 < len(set(names)) == len(rows):
+        raise DataError(path, f"no page, an empty line or a page twice among its {len(rows)} rows")
     return names
 
 

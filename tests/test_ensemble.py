@@ -639,11 +639,15 @@ def test_a_region_off_a_page_is_found_where_only_the_picture_tells_its_size(run)
     assert "ONE/a.png: not a picture" in err and "ONE/b.png: not a picture" in err
 
 
-def test_a_sample_without_pages_asks_for_none(run):
+def test_a_sample_without_pages_is_refused(run):
+    """A submission for it was a traceback."""
     files.replace_file("none.csv", "filename,polygons\n")
     files.replace_file("one.csv", "filename,polygons\na.jpg,1 1 9 1 9 9 1 9\n")
-    err = run("--validate", "one.csv", "--sample", "none.csv", code=1).err
-    assert "one.csv: line 2: a.jpg: not a page that is asked for" in err
+    sample = "--sample", "none.csv"
+    for flags in (("--validate", "one.csv"), (*MAPS, "--submission", "none-out.csv")):
+        err = run(*flags, *sample, code=1).err
+        assert "error: none.csv: no page, an empty line or a page twice among its 0 rows\n" in err
+    assert not Path("none-out.csv").exists() and not Path("none-out.json").exists()
 
 
 def test_an_empty_submission_is_warned_of_and_allowed_by_a_flag(run):
