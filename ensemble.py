@@ -71,7 +71,7 @@ def vote(members, weights, votes):
     same share of the weights of the others. A confidence is the sum of weight x score over the sum
     of all weights. The polygon of a word is that of one member: the mean of shifted quads is none.
     """
-    voters = sorted((w, rank_regions(*m)) for m, w in zip(members, weights) if m is not None)
+    voters = sorted((w, rank_regions(*m)) for m, w in zip(members, weights) if m)
     voter_weights = np.array([weight for weight, _ in voters])
     owner = np.repeat(np.arange(len(voters)), [len(regions) for _, regions in voters])
     regions = [region for _, ranked in voters for region in ranked]
@@ -631,7 +631,7 @@ def validate(args):
     except DataError as error:  # what can be checked without the picture follows
         unread = [error]
     sizes = {page.name: page.size for page in pages}
-    names = list(sizes) or (args.sample and read_sample(args.sample))
+    names = sizes or (args.sample and read_sample(args.sample))
     regions, problems = read_submission(args.validate, names, sizes, args.sample)
     problems = unread + problems
     for problem in problems[:20]:
@@ -677,6 +677,7 @@ def check_voting_flags(args):
     others = f"json method votes weights best drop_worst decide submission out {values}"
     rules = [
         (others, not args.validate, "not with --validate"),
+        ("validate", not args.sources, "not with members"),
         ("allow_empty", args.validate, "only with --validate"),
         ("votes", args.method == "voting", "only with --method voting"),
         (values, networks, "only with a checkpoint"),

@@ -694,6 +694,7 @@ BAD = [
     (2, (*MAPS, "--engine", "onnxruntime", "--amp", "bf16"), "--amp: onnxruntime computes in"),
     (2, (*MAPS, "--best", "1", "--drop-worst"), "--drop-worst: not with --best"),
     (2, ("--validate", "p0.json", "--best", "1"), "--best: not with --validate"),
+    (2, (FOLDS[0], "--validate", "p0.json"), "--validate: not with members; leave it out"),
     (
         2,
         (*MAPS, "--split", "test", "--out", "o.json", "--json"),
