@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cleval import from_top_left
-from files import UsageError, lock, read_json, replace_file
+from files import DataError, UsageError, lock, read_json, replace_file
 from formats import pages_to_json
 from labels import Page, read_competition
 
@@ -56,7 +56,7 @@ def resume_lines(path, made_of, place=None):
     page in it: its `sureness`}). made_of: words for all that its pages depend on; place: the folder
     that they come from, a picture in it or a label file. Both are kept in its first line. Raises
     UsageError where that line is another one, or another command writes the file, and DataError for
-    a line that is not JSON."""
+    a line that is damaged."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = lock(path)
     if file is None:
@@ -80,9 +80,13 @@ def resume_lines(path, made_of, place=None):
     done = {}
     end = len(header)
     while (line := file.readline()).endswith(b"\n"):
-        for name, entry in read_json(path, line.decode())["images"].items():
-            scores = [word.get("confidence", 1.0) for word in entry["words"].values()]
-            done[name] = sureness(name, scores)
+        try:
+            for name, entry in read_json(path, line.decode())["images"].items():
+                scores = [word.get("confidence", 1.0) for word in entry["words"].values()]
+                done[name] = sureness(name, scores)
+        except (KeyError, AttributeError, UnicodeDecodeError):
+            what = f"line {len(done) + 2} is damaged"
+            raise DataError(path, what, "remove it, its pages are read again") from None
         end += len(line)
     file.truncate(end)
     return file, done

@@ -124,6 +124,11 @@ def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noq
     for other in others:
         error = run(*other, *flags, code=2).err
         error_line(error, "x.jsonl: exists, and was not written for this folder with these weights")
+    for damaged in (b"{}\n", b'{"images": {"a.jpg": {}}}\n', b'{"\xff": 0}\n'):
+        Path("damaged.jsonl").write_bytes(content + damaged)
+        said = run("a.pt", *flags[:3], "damaged.jsonl", code=1).err
+        error_line(said, "damaged.jsonl: line 14 is damaged; remove it")
+        assert Path("damaged.jsonl").read_bytes() == content + damaged
     Path("notes.jsonl").write_text("mine")
     error_line(
         run("a.pt", *flags[:3], "notes.jsonl", code=2).err, "notes.jsonl: exists, and was not"
