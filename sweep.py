@@ -1243,7 +1243,7 @@ def print_report(options):
 def print_wandb(options):
     form, dropped = space.wandb_form(load_spec(options.sweep or QUICK))
     # YAML, which W&B reads, takes 5e-05 for a word and 5.0e-05 for a number
-    print(re.sub(r"(?<=[ -])(\d+)e", r"\1.0e", json.dumps(form, indent=1)))
+    print(re.sub(r'(?m)^( *("[^"]*": )?-?\d+)e', r"\1.0e", json.dumps(form, indent=1)))
     if dropped:
         print(f"dropped, W&B has no such key: {', '.join(dropped)}", file=sys.stderr)
 

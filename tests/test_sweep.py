@@ -1591,6 +1591,15 @@ def test_wandb_form(cli):
     assert "seed" in err and "pause" in err
 
 
+def test_wandb_form_keeps_texts_that_look_like_numbers(cli):
+    """Only numbers need a point before their exponent; a path with one would be another."""
+    parameters = {"init": {"values": ["runs/a-7e12/last.pt", "b 3e.pt"]}, "lr": {"value": 5e-05}}
+    ours = spec(method="grid", parameters=parameters, description="lr of 5e-4")
+    code, out, _ = cli("s.json", "--wandb", sweep_=ours)
+    assert code == 0 and json.loads(out)["parameters"] == parameters and '"value": 5.0e-05' in out
+    assert json.loads(out)["description"] == "lr of 5e-4"
+
+
 def test_wandbs_client_reads_the_shipped_sweep_as_it_is(cli):
     """It reads YAML, where 5e-05 is a string."""
     from wandb.apis.public.sweeps import _validate_config_and_fill_distribution as validate
