@@ -1039,7 +1039,7 @@ def start_sweep(options):
         if options.known:
             add_known(sweep, known)
         run_sweep(sweep, options, queue)
-        found, _ = write_report(sweep)
+        found = write_report(sweep)
     print_end(sweep, found)
     return not found.finished
 
@@ -1212,11 +1212,10 @@ def continue_trial(options):
 
 
 def write_report(sweep):
-    """Write report.md -> (Findings, the report's blocks)."""
+    """Write report.md -> Findings."""
     found = Findings(sweep, fit_gp, Posterior)
-    blocks = list(sweep_blocks(found))
-    files.replace_file(sweep.folder / "report.md", markdown(blocks))
-    return found, blocks
+    files.replace_file(sweep.folder / "report.md", markdown(sweep_blocks(found)))
+    return found
 
 
 def print_report(options):
@@ -1225,8 +1224,9 @@ def print_report(options):
     source = options.report
     report = sweep.folder / "report.md"  # which this command writes, too
     files.guard([options.html], [source, report, *Path(source).glob("*.json*")])
-    found, blocks = write_report(sweep)
-    text = markdown(blocks)
+    found = Findings(sweep, fit_gp, Posterior)
+    blocks = list(sweep_blocks(found))
+    told = text = markdown(blocks)
     if options.html:
         files.replace_file(options.html, page(blocks[0][1], blocks))
     if options.json:
@@ -1237,6 +1237,7 @@ def print_report(options):
         text = json.dumps(numbers, indent=1) + "\n"
     with files.text_aside(options.html):
         print(text, end="")
+    files.replace_file(report, told)  # last: the folder of a colleague can only be read
     print(f"written: {report}", file=sys.stderr)
 
 

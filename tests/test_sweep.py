@@ -1537,6 +1537,16 @@ def test_the_page_does_not_replace_the_report_that_is_written_with_it(cli):
     assert (cli.runs / "report.md").read_text() == told
 
 
+def test_a_report_is_printed_where_it_cannot_be_written(cli):
+    """As a folder that can only be read; --status shows such a one, too."""
+    assert cli("s.json", sweep_=short(run_cap=1))[0] == 0
+    (cli.runs / "report.md").unlink()
+    (cli.runs / "report.md").mkdir()
+    code, out, err = cli("--report", "runs/s", "--json", "--html", "page.html")
+    assert code == 1 and json.loads(out)["name"] == "s" and len(err.splitlines()) == 1
+    assert "report.md: Is a directory" in err and (cli.folder / "page.html").exists()
+
+
 def test_a_report_names_its_unit_and_keeps_it(cli):
     """The console and --json have shares; the report has percent, also where the mouse points."""
     told = cli("--report", PUBLISHED, "--html", "page.html")[1]
