@@ -794,7 +794,8 @@ def adopt(sweep, trial):
         return False
     print(f"trial {trial.number} still runs from before; waiting for it")
     wait = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
-    trial.process = subprocess.Popen([sys.executable, "-c", wait, path])
+    # CTRL-C goes to all of a terminal's session, and would end this one with a traceback
+    trial.process = subprocess.Popen([sys.executable, "-c", wait, path], start_new_session=True)
     trial.slot = int(path.read_text() or 0)
     return True
 
@@ -1049,7 +1050,9 @@ def usable_gpus(devices):
     code = "import torch; print(torch.cuda.device_count())"
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
     command = [sys.executable, "-c", code]
-    answer = subprocess.run(command, check=False, env=environment, stdout=subprocess.PIPE)
+    answer = subprocess.run(  # in a session of its own, see adopt
+        command, check=False, env=environment, stdout=subprocess.PIPE, start_new_session=True
+    )
     return int(answer.stdout or 0)
 
 

@@ -802,6 +802,23 @@ def test_orphans_that_end_at_once_keep_their_devices(cli):
         assert set(devices(cli.runs / f"trial-00{number}")) == {device}
 
 
+def test_ctrl_c_does_not_reach_what_counts_gpus_or_waits_for_an_orphan(tmp_path, monkeypatch):
+    """It goes to the processes of a terminal's session; these printed a traceback."""
+    # a torch whose number of GPUs is the number of its session
+    (tmp_path / "torch.py").write_text(
+        "import os\nclass cuda:\n    device_count = lambda: os.getsid(0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert sweep.usable_gpus(["0"]) != os.getsid(0)
+
+    state = sweep.Sweep(tmp_path, short(), 8, [])
+    trial = sweep.Trial(1, {})
+    with files.lock(tmp_path / "trial-001.lock"):
+        assert sweep.adopt(state, trial)
+        assert os.getsid(trial.process.pid) != os.getsid(0)
+    assert trial.process.wait() == 0
+
+
 def test_ctrl_c_while_the_packages_load_is_one_line(tmp_path):
     (tmp_path / "numpy.py").write_text("import time\nprint('loads', flush=True)\ntime.sleep(60)")
     command = [sys.executable, ROOT / "sweep.py"]
