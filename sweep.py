@@ -1085,6 +1085,8 @@ def print_idle(sweep):
 
 def print_end(sweep, found):
     """The sweep's result in the last line."""
+    if len(found.trials) < sweep.cap:
+        print(f"{sweep.metric} has reached metric.target: no more trials")
     print(*found.edges, f"{sweep.folder}/report.md", sep="\n")
     if not found.finished:
         return print("no trial finished")

@@ -725,6 +725,15 @@ def test_rates_that_do_not_cross_are_taken(cli):
     assert cli("s.json", "--eta-min=5e-4", sweep_=sweep_)[::2] == (0, "")
 
 
+def test_a_sweep_that_ends_at_its_target_says_so(cli):
+    """Else it stood there with one trial of six, and no word why."""
+    metric = {"name": "hmean", "goal": "maximize", "target": 0.9}
+    code, out, err = cli("s.json", sweep_=short(metric=metric))
+    assert (code, err) == (0, "") and len(events(cli.runs, "new")) == 1
+    assert "hmean has reached metric.target: no more trials\n" in out
+    assert "target" not in cli("s.json", "--name=t", sweep_=short(metric=metric, run_cap=1))[1]
+
+
 def test_a_sweep_of_zeros_says_why_in_its_last_line(cli):
     code, out, _ = cli("s.json", sweep_=short(run_cap=2), FAULT="zero")
     last = out.splitlines()[-1]
