@@ -288,8 +288,8 @@ class Suspect(NamedTuple):
     score: float  # log odds, which order equal probabilities
 
     def to_json(self):
-        """As the file of suspects has it: an outline of many points that is rounded to less may cross
-        itself, and --doubt would refuse the file."""
+        """As the file of suspects has it: an outline of many points may cross itself if it is
+        rounded to fewer digits, and --doubt would refuse the file."""
         proposals = [np.round(outline, DECIMALS).tolist() for outline in self.proposals]
         entry = {
             "page": self.page.name,
@@ -563,5 +563,5 @@ def mask_doubt(pages, path, above, held=()):
         count += 1
     if not count and not elsewhere:
         problem = f"no suspect of a train page has a probability of {above} or more"
-        raise DataError(path, problem, "lower --doubt-above, or audit these pages")
+        raise DataError(path, problem, "lower --doubt-above, or audit the train pages")
     return count

@@ -111,7 +111,7 @@ class Detector:
         DataError."""
         pages = []
         for image in picture if isinstance(picture, list) else [picture]:
-            if not isinstance(image, str | Path):
+            if not isinstance(image, str | os.PathLike):
                 image = np.asarray(image)
                 if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
                     raise DataError("an array", "not a picture, uint8 RGB [H, W, 3]")

@@ -610,7 +610,7 @@ def test_a_suspect_is_of_the_picture_that_was_audited_not_of_another_of_its_name
     assert page.name == other.name
     found = audit.Suspect(other, "spurious", (0,), other.polygons[0], [], 0.9, 0.0)
     Path("doubt.json").write_text(json.dumps([found.to_json()]))
-    with pytest.raises(DataError, match="no suspect of a train page .* audit these pages"):
+    with pytest.raises(DataError, match="no suspect of a train page .* audit the train pages"):
         audit.mask_doubt(pages[:6], "doubt.json", 0.5)
     assert audit.mask_doubt(pages, "doubt.json", 0.5) == 1
     assert other.ignore[0] and not any(page.ignore)
