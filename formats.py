@@ -104,6 +104,7 @@ def to_labelme(pages, split, folder):
             "imageData": None,
             "imageWidth": width,
             "imageHeight": height,
+            "group": page.group,
         }
         name = f"{Path(page.name).stem}.json"
         yield Path(split or "", name), json.dumps(sheet, ensure_ascii=False)

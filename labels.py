@@ -122,8 +122,11 @@ def check_word(word, where):
         raise DataError(where, f"transcription is not a text of up to {MAX_TEXT} characters")
 
 
-def fill_page(page, where, words, width=None, height=None):
-    """The page, with Words and a stated size added. Raises DataError."""
+def fill_page(page, where, words, width=None, height=None, group=None):
+    """The page, with Words, a stated size and a group added. Raises DataError."""
+    if not isinstance(group, str | None):
+        raise DataError(where, f"group {shown(repr(group))} is not a text")
+    page.group = group or None  # "" names none
     size = width, height
     if None not in size:
         if not all(type(n) in (int, float) and 1 <= n <= MAX_COORDINATE for n in size):
@@ -267,11 +270,8 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
             raise DataError(where, 'no "words" object', 'a page without text has "words": {}')
         page = find_page(places, [name], label_file, label_file, need_pictures)
         group = get(entry, "group", get(get(meta, name), "group"))
-        if not isinstance(group, str | None):
-            raise DataError(where, f"group {shown(repr(group))} is not a text")
-        page.group = group or None  # "" names none
         words = competition_words(words)
-        pages.append(fill_page(page, where, words, get(entry, "img_w"), get(entry, "img_h")))
+        pages.append(fill_page(page, where, words, get(entry, "img_w"), get(entry, "img_h"), group))
     return pages
 
 
@@ -323,8 +323,7 @@ def read_coco(label_file, sheet, image_dir, categories):
         where = f"{label_file}: picture {number}"
         page = find_page(places, way_ends(get(image, "file_name")), where, label_file)
         where = f"{label_file}: image {shown(page.name)}"
-        size = get(image, "width"), get(image, "height")
-        yield fill_page(page, where, words.pop(key, ()), *size)
+        yield fill_page(page, where, words.pop(key, ()), get(image, "width"), get(image, "height"))
     if words:
         raise DataError(label_file, f"annotations of picture {next(iter(words))}, which it lacks")
 
@@ -495,7 +494,8 @@ def read_paddle(label_file, image_dir):
 def read_labelme(files, image_dir):
     """Pages of labelme's files, one a picture: polygons and rectangles; text is the description, or
     else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore. A shape
-    whose label begins with PROPOSAL is left out. Raises DataError."""
+    whose label begins with PROPOSAL is left out. "group" is a key of ours, which labelme keeps.
+    Raises DataError."""
     for file in files:
         sheet = read_json(file)
         shapes = get(sheet, "shapes")
@@ -505,7 +505,7 @@ def read_labelme(files, image_dir):
         words = [labelme_word(shape, i, file) for i, shape in enumerate(shapes, 1)]
         places = image_dir_of(file, image_dir)
         page = find_page(places, way_ends(get(sheet, "imagePath")), file, file)
-        yield fill_page(page, file, words, get(sheet, "imageWidth"), get(sheet, "imageHeight"))
+        yield fill_page(page, file, words, *map(sheet.get, ("imageWidth", "imageHeight", "group")))
 
 
 def labelme_word(shape, number, file):

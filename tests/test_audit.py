@@ -399,6 +399,17 @@ def test_no_page_for_labelme_replaces_another_of_like_name(tmp_path, monkeypatch
     assert Path("lm/2.json").exists()
 
 
+def test_a_page_keeps_its_group_on_the_way_to_labelme_and_back(tmp_path, monkeypatch):
+    """Without it pages of one shop are trained on and validated on."""
+    monkeypatch.chdir(tmp_path)
+    write_picture(tmp_path, "1.png", np.zeros((40, 60, 3), np.uint8))
+    page = labels.Page("1.png", tmp_path / "images/1.png", size=(60, 40), group="a shop")
+    page.add("1", np.array([[10, 10], [30, 10], [30, 20.0]]))
+    audit.write_labelme("lm", [audit.Suspect(page, "spurious", (0,), page.polygons[0], [], 0.9, 0)])
+    assert data.main(["convert", "lm", "back"]) == 0
+    assert labels.load_labels("back", "train")[0].group == "a shop"
+
+
 def test_a_suspected_label_for_labelme_begins_where_the_label_does(tmp_path, monkeypatch):
     """Its text may be turned; an outline that was found begins at its upper left."""
     monkeypatch.chdir(tmp_path)

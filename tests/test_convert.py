@@ -22,7 +22,7 @@ QUAD = [[1, 2], [30, 2], [30, 9], [1, 9]]
 # what a format cannot hold; where ICDAR loses an outline it keeps the smallest rectangle
 LOST = {
     "json": set(),
-    "labelme": {"groups"},
+    "labelme": set(),
     # `*` is its don't care, and `###` the text of what is ignored
     "paddle": {"ids", "confidences", "sizes", "groups", "ignore flags", "texts"},
     "icdar": {"ids", "confidences", "sizes", "groups", "texts", "outlines"},
@@ -108,7 +108,9 @@ def test_there_and_back(tmp_path, to, back, seed, capsys):
 @pytest.mark.parametrize("to", list(formats.FORMATS))
 def test_an_empty_text_that_a_format_takes_for_none_is_lost(tmp_path, to, capsys):
     """The characters of a missing one are guessed, so that official CLEval changes."""
-    words = {n: {"points": QUAD, "transcription": text} for n, text in (("0001", ""), ("0002", "a"))}
+    words = {
+        n: {"points": QUAD, "transcription": text} for n, text in (("0001", ""), ("0002", "a"))
+    }
     write_json(tmp_path / "in", {"a.png": {"words": words, "img_w": 120, "img_h": 90}})
     data.convert(tmp_path / "in", tmp_path / "out", to)
     (page,) = load_labels(tmp_path / "out", "train")
