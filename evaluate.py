@@ -819,7 +819,8 @@ def run_audit(args, overrides):
         pages = [page for part in parts for page in part]
     else:
         pages = labelled_pages(args, sources[0])
-    check_outputs([args.audit, args.to and args.to[1]], files_read(args, pages))
+    folder = args.to and args.to[1]
+    check_outputs([args.audit, folder], files_read(args, pages))
     plan = audit.make_plan(pages)
     voters = choose_voters(sources, pages)
 
@@ -836,7 +837,7 @@ def run_audit(args, overrides):
     readings = []
     for numbers, theirs in voters.items():
         readings += read_pages(args, [sources[n] for n in numbers], theirs, plan)
-    audit.write_audit(args.audit, readings, plan.kinds, args.to and args.to[1])
+    audit.write_audit(args.audit, readings, plan.kinds, folder)
 
 
 # ---------------------------------------------------------------- command line
@@ -961,6 +962,7 @@ def check_scoring_flags(args):
     to_a_network = not str(args.compare).endswith(predictions.SUFFIXES)
     values = f"hparams {' '.join(OVERRIDES)}"
     several = len(args.sources) > 1
+    one_set = not several or args.audit and args.data
     rules = [
         ("metric write", args.tune, "only with --tune"),
         ("compare images tile rank out html pictures", scoring, "not with --tune or --export"),
@@ -978,7 +980,7 @@ def check_scoring_flags(args):
         ("shard", args.images, "only with --images"),
         ("amp", args.engine != "onnxruntime", "onnxruntime computes in float32"),
         ("data", not args.images, "not with --images"),
-        ("split", not several or args.audit, "not with folds, each on what it held out"),
+        ("split", one_set, "not with folds, each on what it held out"),
         ("split image_dir", args.data or several, "only with --data"),
         ("tile", args.tile is None or args.tile >= 32, "at least 32 page pixels are needed"),
     ]

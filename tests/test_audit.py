@@ -460,6 +460,15 @@ def test_flags_without_effect_are_refused(folder, capsys, flags, words):
     error_line(capsys.readouterr().err, words)
 
 
+def test_a_split_is_not_audited_by_folds_that_held_out_others(folder, capsys):
+    """Only with --data is there a set to take it from: it was ignored, for the first one's fold."""
+    assert evaluate.main(["a.pt", "b.pt", "--audit", "s.json", "--split", "train"]) == 2
+    error_line(capsys.readouterr().err, "--split: not with folds")
+    dbnet.save_checkpoint("b.pt", torch.load("a.pt"))
+    flags = "--data", ".", "--audit", "s.json", "--split", "val"
+    assert evaluate.main(["a.pt", "b.pt", *flags]) == 0
+
+
 def test_text_on_two_labels_is_not_outside_them():
     """If all labels are filled at once, OpenCV leaves out what an even number of them share."""
     box = np.array([[10, 10], [90, 10], [90, 90], [10, 90]], float)
