@@ -650,7 +650,7 @@ def run_gate(args, ensemble, pages):
     seen = [sources.warn_of_leaks(member.source, pages) for member in ensemble.members]
     if any("trained" in counts for counts in seen):
         raise DataError("the gate", "members trained on some pages", "judge outside all folds")
-    together = {way: max(c.get(way, 0) for c in seen) for way in ("chosen", "tuned")}
+    together = sources.count_seen([member.source for member in ensemble.members], pages)
     scored = [{page.name, sources.page_digest(page)} & ensemble.scored for page in pages]
     together["scored"] = sum(map(bool, scored))
 

@@ -71,6 +71,7 @@ from sources import (
     EXPORTED,
     EXPORTED_SEEN,
     check_pages,
+    count_seen,
     load_source,
     mix,
     page_digest,
@@ -554,11 +555,12 @@ def score_labelled(args, source, other, pages):
 
     differences = {}
     if other:
-        _, other_rows, other_seen, _ = judge_source(args, other, pages)
+        _, other_rows, _, _ = judge_source(args, other, pages)
         groups = bootstrap_groups(pages)
+        either = count_seen([source, other], pages)
         for metric, to_scores in cleval.METRICS.items():
             differences[metric] = paired_difference(
-                rows[metric], other_rows[metric], to_scores, groups, other_seen | seen
+                rows[metric], other_rows[metric], to_scores, groups, either
             )
 
     if args.json:
@@ -671,6 +673,7 @@ def run_stress(args, sources, pages):
     of augment.STRESS."""
     networks = [source.network(args.device) for source in sources]
     seen = [warn_of_leaks(source, pages) for source in sources]  # a changed page counts, too
+    either = count_seen(sources, pages)
     groups = np.array(bootstrap_groups(pages))
     results = []
     if not args.json:
@@ -688,7 +691,7 @@ def run_stress(args, sources, pages):
             ]
             difference = None
             if len(rows) == 2:
-                difference = paired_difference(*rows, cleval.mean_scores, kept, seen[0] | seen[1])
+                difference = paired_difference(*rows, cleval.mean_scores, kept, either)
             results.append(Stressed(kind, level, scores, difference))
             if not args.json:
                 print_stressed(results[-1])

@@ -174,3 +174,15 @@ def warn_of_leaks(source, pages):
             warn(source.path, f"{SEEN[way]} {share}; the score will be optimistic")
             counts[way] = len(names)
     return counts
+
+
+def count_seen(sources, pages):
+    """{way, of SEEN: number of pages that any of several Sources has seen so}: of a difference, or
+    of a vote. The larger of their numbers would be too few, as each may have seen other pages."""
+    seen = [
+        seen_digests(source.state.get("origin") or {}, source.hp) for source in sources if source.hp
+    ]
+    return {
+        way: sum(any(page_digest(page) in theirs.get(way, ()) for theirs in seen) for page in pages)
+        for way in SEEN
+    }

@@ -216,11 +216,14 @@ def test_runs_are_compared_where_they_validated_and_pages_that_one_trained_on_sa
     assert out.splitlines()[-1].count("in sample: trained on 3 of them  cannot tell") == 1
 
 
-def test_a_difference_says_how_many_pages_were_seen_by_the_network_that_saw_more(run):
+def test_a_difference_says_how_many_pages_were_seen_by_either_network(run):
+    """Also where each has seen other ones, as two folds have."""
     state = torch.load(checkpoint("all.pt"), weights_only=True)
-    state["origin"]["trained"] = state["origin"]["trained"][:1]
-    save_checkpoint("one.pt", state)
-    for pair in (("all.pt", "one.pt"), ("one.pt", "all.pt")):
+    trained = state["origin"]["trained"]
+    for name, part in (("one.pt", trained[:1]), ("others.pt", trained[1:])):
+        state["origin"]["trained"] = part
+        save_checkpoint(name, state)
+    for pair in (("all.pt", "one.pt"), ("one.pt", "all.pt"), ("others.pt", "one.pt")):
         out = run(pair[0], "--compare", pair[1], "--data", "s", "--split", "train").out
         assert "in sample: trained on 6 of them" in out.splitlines()[-1]
 
