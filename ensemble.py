@@ -356,11 +356,14 @@ def print_gate(method, judgement):
         print("that member is the best on these same pages: the difference is rather too small")
 
 
-def decide(interval, success, acceptable):
-    """Which of three verdicts holds for all of an interval [low, high] of H-means, if any."""
+def decide(score, success, acceptable):
+    """Which of three verdicts holds for all of a Score's interval, if any. Under 6 pages or groups
+    it cannot tell, as a difference: that of a single one has no width."""
+    if score.over.count < 6:
+        return "cannot tell from under 6 pages or groups"
     verdicts = "success", "acceptable", "fall back to hparams/run3.json"
     # the number of a verdict: how many of the two bars an end of the interval is below
-    low, high = ((end < success) + (end < acceptable) for end in interval)
+    low, high = ((end < success) + (end < acceptable) for end in score.interval)
     if low == high:
         return verdicts[low]
     return f"cannot tell: from {verdicts[low]} to {verdicts[high]}"
@@ -655,7 +658,7 @@ def run_gate(args, ensemble, pages):
     together["scored"] = sum(map(bool, scored))
 
     found, judgement = gate(ensemble, pages, [*seen, together])
-    decision = args.decide and decide(judgement.summary.scores["page"].interval, *args.decide)
+    decision = args.decide and decide(judgement.summary.scores["page"], *args.decide)
     if args.json:
         result = judgement.to_json() | {"method": ensemble.method}
         if decision:

@@ -22,6 +22,7 @@ import sources
 from dbnet import DBNet, save_checkpoint
 from ensemble import Member, canonical, read_submission, region_points, submission_regions, vote
 from hparams import Hparams
+from interval import Sample, Score
 from labels import Page, read_competition
 from predict import Network, mean_map
 from predictions import read_predictions
@@ -263,12 +264,16 @@ def test_weights_of_any_size_have_a_finite_sum():
 
 
 def test_decide_tells_only_what_holds_for_the_whole_interval():
-    border = (0.966, 0.965)
-    assert ensemble.decide((0.966, 0.97), *border) == "success"
-    assert ensemble.decide((0.9652, 0.9658), *border) == "acceptable"
-    assert ensemble.decide((0.95, 0.964), *border) == "fall back to hparams/run3.json"
-    assert ensemble.decide((0.9652, 0.967), *border) == "cannot tell: from acceptable to success"
-    assert ensemble.decide((0.95, 0.97), *border).endswith("run3.json to success")
+    def decide(low, high, pages=6):
+        score = Score(1, 1, high, [low, high], Sample("pages", pages, True))
+        return ensemble.decide(score, 0.966, 0.965)
+
+    assert decide(0.966, 0.97) == "success"
+    assert decide(0.9652, 0.9658) == "acceptable"
+    assert decide(0.95, 0.964) == "fall back to hparams/run3.json"
+    assert decide(0.9652, 0.967) == "cannot tell: from acceptable to success"
+    assert decide(0.95, 0.97).endswith("run3.json to success")
+    assert decide(0.97, 0.97, pages=1) == "cannot tell from under 6 pages or groups"
 
 
 def test_what_the_writer_writes_the_validator_accepts_and_reads_back(tmp_path):
