@@ -278,7 +278,6 @@ def run_tune(args, overrides):
     for source, part in zip(sources, page_lists):
         seen.update(warn_of_leaks(source, part))
         maps += cached_maps(source, part, first.hp, args.device)
-    del seen["tuned"]  # the thresholds are chosen anew
 
     parts = np.repeat(range(len(page_lists)), [len(part) for part in page_lists])
     if len(sources) == 1:

@@ -230,10 +230,12 @@ def tune(maps, pages, parts, grid, hp, name, seen):
         result[setting] = {**values, "in_sample": hmeans}
     result["plateau"] = int(plateau.sum())
 
+    # thresholds are chosen anew; those before may have been chosen on these same pages
+    anew = {how: count for how, count in (seen or {}).items() if how != "tuned"}
     fitted_best, fitted = crossfit(rows, to_scores, parts, groups, grid)  # [n, k] each
     before = judged["before"][metric][:, : rows.shape[2]]
-    result["crossfitted_best"] = make_score(fitted_best, to_scores, groups, seen)
-    result["crossfitted"] = make_score(fitted, to_scores, groups, seen)
+    result["crossfitted_best"] = make_score(fitted_best, to_scores, groups, anew)
+    result["crossfitted"] = make_score(fitted, to_scores, groups, anew)
     result["gain"] = paired_difference(fitted, before, to_scores, groups, seen)
     return result, to_scores(table.sum(0))[..., 2]
 

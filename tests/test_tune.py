@@ -422,6 +422,12 @@ def test_folds_are_tuned_out_of_fold_and_a_flag_fixes_its_value(house, capsys):
     result = json.loads(run(capsys, *FOLDS, "--tune", "--json")[1])
     for part in ("crossfitted", "crossfitted_best", "gain"):
         assert result[part]["over"].endswith("too narrow, in sample: epoch chosen on 4 of them")
+    # thresholds that these pages have chosen before are on one side of the gain
+    for fold in FOLDS:
+        change(fold, fold, tuned=written["tuned"])
+    result = json.loads(run(capsys, *FOLDS, "--tune", "--json")[1])
+    words = [result[part]["over"] for part in ("crossfitted", "crossfitted_best", "gain")]
+    assert ["thresholds chosen on 6 of them" in line for line in words] == [False, False, True]
 
 
 def test_values_of_flags_are_written_beside_the_thresholds_that_were_chosen_for_them(house, capsys):
