@@ -493,7 +493,7 @@ def parameters(f):
     for i, item in enumerate(f.parameters):
         remarks = [f"**{item.key}**.", correlation(n, item.rho, item.chance)]
         if f.importance:
-            remarks.append(importance(*f.importance[i]))
+            remarks.append(importance(len(f.sound), *f.importance[i]))
         yield paragraph(*remarks)
         caption = f"{f.metric} against {item.key}; the GP's mean and 95 % band through the best."
         yield "figure", caption, parameter_plot(f, i, item)
@@ -515,9 +515,10 @@ def correlation(n, rho, chance):
     return f"No rank correlation with the score is shown {why}: the means below show no trend."
 
 
-def importance(share, by_chance):
-    text = f"Its main effect explains {share:.0%} of the scores' variance; {by_chance:.0%} of"
-    text += " permuted scores give it as much"
+def importance(n, share, by_chance):
+    """n: of all sound runs, stopped ones with their projected value, which the means leave out."""
+    text = f"Its main effect explains {share:.0%} of the variance of all {n} runs;"
+    text += f" {by_chance:.0%} of permuted scores give it as much"
     return f"{text}: no importance is shown." if by_chance > 0.05 else f"{text}."
 
 

@@ -256,13 +256,21 @@ def test_few_runs_have_no_rank_correlation():
         assert words in told and "limit 1." not in told.split("## Score by parameter")[1]
 
 
-def test_what_a_parameter_explains_is_a_sentence():
+def test_what_a_parameter_explains_is_a_sentence_of_all_runs():
+    """Stopped ones, too, which the means above and below leave out."""
     line = (
-        "Its main effect explains {} of the scores' variance; {} of permuted scores give it as much"
+        "Its main effect explains {} of the variance of all 9 runs; {} of permuted scores give it"
+        " as much"
     )
-    assert report.importance(0.3, 0.01) == line.format("30%", "1%") + "."
-    told = report.importance(0.03, 0.2)
+    assert report.importance(9, 0.3, 0.01) == line.format("30%", "1%") + "."
+    told = report.importance(9, 0.03, 0.2)
     assert told == line.format("3%", "20%") + ": no importance is shown."
+    state = sweep.read_sweep(PUBLISHED)
+    for trial in state.trials[:8]:
+        trial.state = "finished"
+    told = text_of(find(state))
+    assert "Over the 7 finished runs; trial 1, far worse, left out." in told
+    assert "of the variance of all 11 runs; " in told
 
 
 def test_hours_are_those_of_the_epochs():
