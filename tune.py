@@ -245,10 +245,11 @@ def print_tuning(result):
     name = result["metric"]
     fitted = result["crossfitted"]
     same = "on these same pages"
+    plateau = f"{result['plateau']} not told from the best"
     remarks = {
         "before": "before",
         "best": f"best {name} of {result['settings']} {same}",
-        "recommended": f"recommended, middle of {result['plateau']} not told from the best; {same}",
+        "recommended": f"recommended, middle of those that decode like it among {plateau}; {same}",
     }
     for setting, remark in remarks.items():
         columns = [f"{key} {value:.4f}" for key, value in result[setting]["in_sample"].items()]

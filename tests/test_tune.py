@@ -162,6 +162,18 @@ def test_the_middle_keeps_the_mode_and_the_kind_of_unclip():
         assert plateau.mean() > 0.6 and chosen[3] == at[3] and (chosen[2] == 0) == (at[2] == 0)
 
 
+def test_the_number_beside_the_recommended_setting_is_said_to_be_of_all_ways_to_decode(capsys):
+    values = setting_values(SMALL, 0) | {"in_sample": {"hmean": 0.9}}
+    rows = as_rows(np.full(6, 0.9))
+    score = interval.make_score(rows, cleval.mean_scores, range(6))
+    gain = interval.paired_difference(rows, rows, cleval.mean_scores, range(6))
+    result = dict.fromkeys(("before", "best", "recommended"), values) | {"metric": "hmean"}
+    result |= {"crossfitted": score, "crossfitted_best": score, "gain": gain}
+    tune.print_tuning(result | {"settings": 108, "plateau": 80})
+    words = "middle of those that decode like it among 80 not told from the best; on these same"
+    assert words in capsys.readouterr().out
+
+
 def test_groups_widen_the_noise():
     """Pages of one group are copies of each other: 40 pages know no more than their 4 groups."""
     table = table_of(SMALL)
