@@ -843,6 +843,11 @@ def score_pages(trainer, val):
     return rows, make_score(rows, mean_scores, bootstrap_groups(val), seen)
 
 
+def val_labels(trainer):
+    """Digests of the labels of val pages. In the record those of later sets follow."""
+    return [*trainer.pages.record["val"].values()][: len(trainer.val_digests)]
+
+
 def score_run(trainer):
     """The Score of the network on the run's val pages. The trainer keeps it for the checkpoints,
     with those of the later sets and the H-mean of each page."""
@@ -856,7 +861,7 @@ def score_run(trainer):
         },
         "groups": bootstrap_groups(val),
         "digests": trainer.val_digests,
-        "labels": [*trainer.pages.record["val"].values()][: len(val)],  # those of later sets follow
+        "labels": val_labels(trainer),
         "pages": {page.name: float(hmean) for page, (_, _, hmean, _) in zip(val, rows)},
     }
     return score
@@ -1030,6 +1035,14 @@ def train_run(trainer, options, stop):
 
 def train_epochs(trainer, last_epoch, options, stop, mirrors):
     """The loop: train up to last_epoch or a signal, validate and save after each epoch."""
+    baseline = options.baseline_log
+    if baseline:
+        theirs = load_baseline(Path(options.baseline))["scores"]
+        if theirs and not same_pages(theirs, trainer.val_digests, val_labels(trainer)):
+            line = "scored on other pages or labels, so no difference by epoch"
+            print(f"baseline {options.baseline}: {line}")
+            baseline = {}
+
     loader = make_loader(trainer, options.device)
     left = loader.batch_sampler
     pace = Pace(len(left), options.device)
@@ -1050,7 +1063,7 @@ def train_epochs(trainer, last_epoch, options, stop, mirrors):
                 continue
 
             is_best = finish_epoch(trainer)
-            print_row(trainer, options.baseline_log)
+            print_row(trainer, baseline)
             trainer.save(is_best)
             for send in mirrors:
                 send(trainer.rows[-1])
@@ -1066,28 +1079,36 @@ def train_epochs(trainer, last_epoch, options, stop, mirrors):
         shutil.rmtree(trainer.folder / "cache", ignore_errors=True)
 
 
-def print_gain(scores, folder):
-    """The paired difference of a run's last epoch to that of a baseline, on the same pages."""
+def load_baseline(folder):
+    """The last checkpoint of a baseline, or one without scores."""
     state = None
     try:
         state = load_last(folder)
-    except DataError as error:  # our own run is whole, and its last lines follow
+    except DataError as error:  # our own run is whole, and goes on
         print(f"warning: {error}")
-    theirs = state["scores"] if state else {}
-    known = "labels" in theirs  # older checkpoints do not know theirs
-    both = []
-    for run_scores in (scores, theirs):
-        digests = run_scores.get("digests", [])
-        labels = run_scores["labels"] if known else digests
-        hmeans = run_scores.get("pages", {}).values()
-        # label files may name the same pages in different orders
-        both.append(sorted(zip(digests, labels, run_scores.get("groups", []), hmeans)))
-    # names may be those of other pictures, and labels may have been corrected since
-    if [page[:2] for page in both[0]] != [page[:2] for page in both[1]]:
+    return state or {"scores": {}}
+
+
+def same_pages(scores, digests, labels):
+    """Whether a baseline was scored on these pages, by these labels, in whatever order. Names may
+    be those of other pictures, labels may have been corrected; older checkpoints do not know theirs."""
+    same_labels = sorted(scores.get("labels", labels)) == sorted(labels)
+    return same_labels and sorted(scores.get("digests", ())) == sorted(digests)
+
+
+def print_gain(scores, folder):
+    """The paired difference of a run's last epoch to that of a baseline, on the same pages."""
+    state = load_baseline(folder)
+    theirs = state["scores"]
+    if not same_pages(theirs, scores["digests"], scores["labels"]):
         print(f"baseline {folder}: no last epoch on these pages and labels; no paired difference")
         return
+    both = [
+        sorted(zip(run_scores["digests"], run_scores["groups"], run_scores["pages"].values()))
+        for run_scores in (scores, theirs)
+    ]
     rows = [np.array([[hmean] * 3 + [1] for *_, hmean in pages]) for pages in both]
-    groups = [group for *_, group, _ in both[0]]
+    groups = [group for _, group, _ in both[0]]
     seen = read_score(theirs).seen | read_score(scores).seen
     difference = paired_difference(*rows, mean_scores, groups, seen)
     print(f"{difference}, vs epoch {state['epoch']} of {folder}")

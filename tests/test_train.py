@@ -290,7 +290,8 @@ def test_a_baseline_on_other_pages_of_the_same_names_has_no_paired_difference(wo
     assert last("a")["scores"]["pages"].keys() == last("b")["scores"]["pages"].keys()
     out = capsys.readouterr().out
     assert "baseline runs/a: no last epoch on these pages and labels; no paired difference" in out
-    assert " of runs/a" not in out
+    assert "baseline runs/a: scored on other pages or labels, so no difference by epoch" in out
+    assert " of runs/a" not in out and "vs baseline" not in out
 
 
 def test_a_baseline_that_was_scored_by_other_labels_has_no_paired_difference(work, capsys):
