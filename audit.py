@@ -542,10 +542,11 @@ def mask_doubt(pages, path, above, held=()):
             continue
         name = str(get(entry, "page"))
         elsewhere += name in held
-        same = [page for page in named[name] if get(entry, "digest") in (None, page.digest)]
+        digest = get(entry, "digest")
+        same = [page for page in named[name] if digest in (None, page.digest)]
         if not same:
             continue
-        if len(same) > 1:
+        if len(same) > 1 or (name in held and not digest):
             raise DataError(where, f"several train pages are called {name}", "rename one")
 
         # labels of the place, and where text should be labelled

@@ -605,8 +605,13 @@ def test_a_doubted_page_of_a_name_that_two_sets_share_is_refused(folder):
     pages = labels.load_labels("s", "train") + labels.load_labels("s", "train")[:1]
     entry = suspect(pages[-1], "moved", [[1, 1], [9, 1], [9, 5]], probability=0.9)
     Path("doubt.json").write_text(json.dumps([entry]))
-    with pytest.raises(DataError, match=f"several train pages are called {pages[-1].name}"):
+    several = f"several train pages are called {pages[-1].name}"
+    with pytest.raises(DataError, match=several):
         audit.mask_doubt(pages, "doubt.json", 0.5)
+    # one of the two is held out in this fold
+    data.inspect_pages(pages)
+    with pytest.raises(DataError, match=several):
+        audit.mask_doubt(pages[1:], "doubt.json", 0.5, {pages[0].name})
 
 
 def test_a_fine_outline_that_was_written_can_be_read(folder):
