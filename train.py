@@ -1228,12 +1228,21 @@ def report_members(runs):
     """Print the last H-mean of each run, of all runs, and of all pages by the runs that scored
     them. Raises DataError where a run has lost its checkpoint."""
     scores = []
+    first = {}  # the pages of the first run: all folds together have the same ones
     for hp in runs:
         folder = Path("runs", hp.name)
         state = load_last(folder)
         if not state:
             raise DataError(folder, "no last.pt, so no score", "put it back, or train it anew")
         scores.append(state["scores"])
+        record = state.get("pages") or {"train": {}, "val": {}}  # older checkpoints have none
+        pages = record["train"] | record["val"]
+        first = first or pages
+        # --doubt changes the labels of train pages, which are others in each fold
+        changes = "" if hp.doubt or not pages else list_changes(first, pages)
+        if changes:
+            what = f"not on the pages of {runs[0].name}: {changes}"
+            print(f"warning: {folder}: {what}; --rescore scores on those of now")
         print(f"{hp.name}  last {shown(scores[-1])}")
     if len(scores) < 2:
         return

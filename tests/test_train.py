@@ -982,6 +982,23 @@ def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeyp
     assert last("new")["hparams"].split not in ("", digest)
 
 
+def test_a_finished_run_whose_pages_have_changed_since_is_named(work, capsys):
+    """The mean of two replicas was that of scores on different labels, without a word."""
+    shutil.copytree("s", "own")
+    flags = "--data=own", "--epochs=1", "--T_max=1", "--seeds=2", "--name=r"
+    assert run(*flags) == 0
+    assert "warning: runs/r-seed" not in capsys.readouterr().out
+    images = files.read_json("own/val.json")["images"]
+    name, page = next(iter(images.items()))
+    page["words"].popitem()
+    write_labels(work / "own", images, "val")
+    assert resume("r-seed1", "--rescore") == 0
+    capsys.readouterr()
+    assert run(*flags, "--resume") == 0
+    line = f"runs/r-seed1: not on the pages of r-seed0: own/images/{name} labels changed"
+    assert f"warning: {line}; --rescore scores" in capsys.readouterr().out
+
+
 def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
     data.synth("extra", 4, 7, size=96, words=4)
     images = {}
