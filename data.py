@@ -318,10 +318,13 @@ def same_receipts(pages):
 
 def page_groups(pages):
     """Group number of each inspected page [N], one for those that share a `group` or show one
-    receipt."""
+    receipt: the index of the group's first page."""
     group = np.arange(len(pages))
-    first = {}
-    named = [(first.setdefault(p.group, i), i) for i, p in enumerate(pages) if p.group is not None]
+    first = {}  # {name of a group: its first page}
+    named = []  # pairs of pages of one name
+    for i, page in enumerate(pages):
+        if page.group is not None:
+            named.append((first.setdefault(page.group, i), i))
     for a, b in itertools.chain(named, same_receipts(pages)):
         if group[a] != group[b]:
             low, high = sorted(group[[a, b]])

@@ -305,8 +305,10 @@ def rect_corners(rects):
     """Corners of rectangles [N, 5] as [N, 4, 2], clockwise from the top left one."""
     x = rects[:, 2:3] / 2 * (-1, 1, 1, -1)  # [N, 4], before the turn
     y = rects[:, 3:4] / 2 * (-1, -1, 1, 1)
-    cos, sin = np.cos(rects[:, 4:]), np.sin(rects[:, 4:])
-    return rects[:, None, :2] + np.stack([x * cos - y * sin, x * sin + y * cos], 2)
+    cos = np.cos(rects[:, 4:])
+    sin = np.sin(rects[:, 4:])
+    turned = np.stack([x * cos - y * sin, x * sin + y * cos], 2)
+    return rects[:, None, :2] + turned
 
 
 def join_outlines(outlines):
@@ -355,7 +357,8 @@ def offset_convex(outlines, distance):
     direction = normal + aside * (1 + 2 * second)
     counts = np.add.reduceat(points, first)
     reach = np.repeat(distance, counts) / np.cos(aside)
-    moved = xy[vertex] + reach[:, None] * np.stack([np.cos(direction), np.sin(direction)], 1)
+    unit = np.stack([np.cos(direction), np.sin(direction)], 1)
+    moved = xy[vertex] + reach[:, None] * unit
     return split_outlines(moved, counts)
 
 
