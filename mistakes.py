@@ -60,13 +60,13 @@ def ends(polygon, axes):
     return np.stack([place.min(0), place.max(0)])
 
 
-def overlap(a, b):
+def iou(a, b):
     """IoU of two outlines."""
     areas = shared_areas([a], [b], None)
     return areas.shared.item() / max(areas.union.item(), 1e-9)
 
 
-def move(rng, polygon):
+def move_label(rng, polygon):
     """An outline moved as a whole, or at one end, until the IoU with where it was is .2 to .65."""
     axes = own_axes(polygon)
     low, high = ends(polygon, axes)
@@ -81,12 +81,12 @@ def move(rng, polygon):
             share = (place[:, 0] - low[0]) / max(long, 1e-9)  # 0 at one end, 1 at the other
             place[:, 0] += along * (share if rng.random() < 0.5 else 1 - share)
         other = place @ axes
-        if 0.2 <= overlap(polygon, other) <= 0.65:
+        if 0.2 <= iou(polygon, other) <= 0.65:
             break
     return other
 
 
-def cut(rng, polygon):
+def cut_label(rng, polygon):
     """Two upright pieces of an outline, up to .3 of its height apart."""
     axes = own_axes(polygon)
     (left, top), (right, bottom) = ends(polygon, axes)
@@ -111,7 +111,7 @@ def put_anywhere(rng, polygons, width, height):
     return None
 
 
-def nearest(polygons, n, free):
+def nearest_label(polygons, n, free):
     """Which of the free labels is nearest to label n, by their boxes; None if it is not NEAR."""
     boxes = np.array([[*polygon.min(0), *polygon.max(0)] for polygon in polygons])
     low = np.maximum(boxes[:, :2], boxes[n, :2])
@@ -148,16 +148,16 @@ def make_mistakes(rng, polygons, ignore, size, count, kinds):
 
         n = free.pop()
         if kind == "joined":
-            other = nearest(polygons, n, free)
+            other = nearest_label(polygons, n, free)
             if other is None:
                 continue
             free.remove(other)
             changed.add(other)
             page.add(hull(polygons[n], polygons[other]), kind, n)
         elif kind == "moved":
-            page.add(move(rng, polygons[n]), kind, n)
+            page.add(move_label(rng, polygons[n]), kind, n)
         elif kind == "split":
-            for piece in cut(rng, polygons[n]):
+            for piece in cut_label(rng, polygons[n]):
                 page.add(piece, kind, n)
         elif kind == "ignored":
             page.add(polygons[n], kind, n, ignore=True)

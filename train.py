@@ -625,7 +625,7 @@ def read_log(folder):
         raise DataError(path, "not a log.csv of train.py", "name the folder of a run") from None
 
 
-def shown(scores):
+def scores_line(scores):
     """`hmean 0.97 [0.96, 0.98] over 20 pages; NAME hmean ...` of a checkpoint's scores: those of
     the run and of its later sets."""
     lines = [str(read_score(scores))]
@@ -641,9 +641,9 @@ def print_row(trainer, baseline):
     line = (
         "epoch {epoch:3d}/{epochs}  lr {lr:.2e}  loss {loss:6.3f} ({loss_shrink:.3f} "
         "{loss_thresh:.3f} {loss_binary:.3f})  precision {precision:.4f}  recall {recall:.4f}  "
-        "{shown}  {seconds:.0f} s (validation {val_seconds:.0f})  {images_s:.1f} images/s  "
+        "{scores}  {seconds:.0f} s (validation {val_seconds:.0f})  {images_s:.1f} images/s  "
         "wait {wait:.0%}  peak {peak_gib:.1f} GiB"
-    ).format(epochs=trainer.hp.epochs, shown=shown(trainer.scores), **row)
+    ).format(epochs=trainer.hp.epochs, scores=scores_line(trainer.scores), **row)
     if row["epoch"] in baseline:
         line += f"  vs baseline {row['hmean'] - baseline[row['epoch']]:+.4f}"
     print(line, flush=True)
@@ -918,7 +918,7 @@ def rescore(trainer):
         score = score_run(trainer)
         trainer.rows[-1] |= score_columns(score)
         trainer.best = {"hmean": score.hmean, "epoch": trainer.epoch}
-        print(f"epoch {trainer.epoch} scored anew: {shown(trainer.scores)}")
+        print(f"epoch {trainer.epoch} scored anew: {scores_line(trainer.scores)}")
     trainer.save(is_best=whole)
 
 
@@ -1140,7 +1140,7 @@ def print_end(trainer, stopped):
         command = f"python train.py --name {shlex.quote(hp.name)} --resume{amp}"
         print(f"{'stopped' if stopped else 'paused'} {where}; go on: {command}")
     if trainer.rows and not stopped:
-        print(f"last {shown(trainer.scores)}")
+        print(f"last {scores_line(trainer.scores)}")
         if trainer.best["epoch"]:  # 0 where best.pt was lost
             print(
                 f"best hmean {trainer.best['hmean']:.4f} epoch {trainer.best['epoch']} "
@@ -1243,7 +1243,7 @@ def report_members(runs):
         if changes:
             what = f"not on the pages of {runs[0].name}: {changes}"
             print(f"warning: {folder}: {what}; --rescore scores on those of now")
-        print(f"{hp.name}  last {shown(scores[-1])}")
+        print(f"{hp.name}  last {scores_line(scores[-1])}")
     if len(scores) < 2:
         return
 

@@ -416,7 +416,7 @@ def test_a_run_on_two_sets_is_scored_by_set_and_is_worth_what_the_first_says(wor
     assert hmean == pytest.approx(evaluated("--data=other"))
     ends = state["scores"]["interval"]
     beside = f"hmean {rows[8]['hmean']:.4f} [{ends[0]:.4f}, {ends[1]:.4f}] over 2 pages, too narrow"
-    beside += f"; other {train.shown(state['scores']['others']['other'])}"
+    beside += f"; other {train.scores_line(state['scores']['others']['other'])}"
     assert beside.endswith(" over 1 pages, too narrow")
     assert [beside in line for line in lines if line.startswith("epoch   8/8")] == [True]
     assert f"last {beside}" == lines[-2]
@@ -961,7 +961,7 @@ def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeyp
     assert "last hmean of 3 runs: mean " in out and f"out of fold: hmean {mean:.4f} [" in out
     assert re.search(r"out of fold: .* \[0\.\d+, 0\.\d+\] over 6 (pages|groups), too narrow\n", out)
     assert all(
-        f"cv-fold{k}  last {train.shown(states[k - 1]['scores'])}\n" in out for k in (1, 2, 3)
+        f"cv-fold{k}  last {train.scores_line(states[k - 1]['scores'])}\n" in out for k in (1, 2, 3)
     )
     assert sorted(name for names in held for name in names) == sorted(images)
     (digest,) = {state["hparams"].split for state in states}
@@ -1173,7 +1173,7 @@ def test_scores_on_val_pages_that_changed_are_not_mixed(work, inside, monkeypatc
     out, rows, state = capsys.readouterr().out, logged("runs/s2"), last("s2")
     assert [k for k, row in rows.items() if row["hmean"] == row["hmean"]] == [9]
     assert state["best"] == {"hmean": rows[9]["hmean"], "epoch": 9}
-    assert (f"epoch 9 scored anew: {train.shown(state['scores'])}\n" in out) != inside
+    assert (f"epoch 9 scored anew: {train.scores_line(state['scores'])}\n" in out) != inside
     assert evaluate.main(["runs/s2/best.pt", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["hmean"] == rows[9]["hmean"]
     assert state["scores"]["pages"] != old["pages"] and rows[1]["loss"] > 0
