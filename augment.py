@@ -313,28 +313,27 @@ def augment_photograph(image, rng, hp):
     return image
 
 
-def paper_of(image):
-    """The image without its print, uint8 [H, W, 3]: the brightest of each neighbourhood, smooth."""
+def ink_of(image):
+    """How much darker each pixel is than the paper, uint8 [H, W, 3]. The paper is the brightest of
+    each neighbourhood, smooth."""
     small = cv2.resize(image, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
     bright = cv2.dilate(small, np.ones((5, 5), np.uint8))
     bright = cv2.GaussianBlur(bright, (0, 0), 3)
     paper = cv2.resize(bright, image.shape[1::-1])
-    return cv2.max(paper, image)
+    return cv2.subtract(paper, image)  # 0 where the image is brighter
 
 
 def fade(image, rng, amount):
     """Fade the print unevenly, like thermal print; `amount`: largest loss of contrast."""
     cells = int(rng.integers(2, 6))
     share = min(amount, 0.9) * smooth_field(rng, *image.shape[:2], cells)
-    ink = cv2.subtract(paper_of(image), image)
-    return cv2.add(image, multiply(ink, share))
+    return cv2.add(image, multiply(ink_of(image), share))
 
 
 def bleed(image, rng, amount):
     """Add print that shows through from the back: the page's own print, mirrored, blurred,
     at most `amount` strong. It has no labels."""
-    ink = cv2.subtract(paper_of(image), image)
-    ink = cv2.flip(ink, int(rng.integers(2)))
+    ink = cv2.flip(ink_of(image), int(rng.integers(2)))
     ink = np.roll(ink, rng.integers(len(ink)), 0)
     sigma = rng.uniform(0.5, 2)
     ink = cv2.GaussianBlur(ink, (0, 0), sigma)
