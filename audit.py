@@ -488,7 +488,7 @@ def summarise(readings, verdicts, suspects):
     total = habits.pop("labels", 0)
     usual = [f"{n} {kind}" for kind, n in habits.items() if n > 0.002 * total]
     line = f"habits: labels on {', '.join(usual) or 'nothing but words'}"
-    return Summary(about, rows, f"{line}: what is usual here is no suspect")
+    return Summary(about, rows, f"{line}: what is usual here is not suspected")
 
 
 def write_report(path, suspects, summary):

@@ -408,7 +408,7 @@ def write_submission(path, pages, found):
 
 
 def read_table(path):
-    """A CSV of the header HEADER -> [(line, fields)]. Raises DataError when it is none."""
+    """Rows [(line, fields)] of a CSV with the header HEADER. Raises DataError on another file."""
     text = read_text(path, 2**26)
     try:
         csv.field_size_limit(2**20)
@@ -474,7 +474,7 @@ def parse_field(field, where, page_size):
 def read_submission(path, names=None, sizes=None, ordered=False):
     """A submission as {name: list of int arrays [P, 2]}, and everything that is wrong with it, a
     line each. names: the pages it has to hold, in their order where `ordered`; sizes: {name:
-    (width, height)}. Raises DataError when it is no table."""
+    (width, height)}. Raises DataError where `read_table` does."""
     regions = {}
     problems = []
     first = {}  # {name of a page: number of its line}
