@@ -559,7 +559,7 @@ def resolve_space(cube, extra):
             if where != "flags":
                 what = f"{where}: {what}"
             raise UsageError("a trial of this sweep", what, remedy) from None
-    return hparams
+    return hparams  # those of the middle, the last one
 
 
 # ---------------------------------------------------------------- processes
@@ -1130,15 +1130,20 @@ def place(sweep, base, past, trial):
     `base`."""
     rest = asdict(past.hparams) if past and past.hparams else {}
     values = base | rest | trial.params
-    dims = sweep.cube.dims
-    params = {d.name: values.get(d.name) for d in dims}
-    unfit = [d.name for d in dims if not 0 <= d.encode(params[d.name]) <= 1]
+    params = {}
+    unfit = []
+    for d in sweep.cube.dims:
+        value = values.get(d.name)
+        params[d.name] = value
+        if not 0 <= d.encode(value) <= 1:
+            unfit.append(d.name)
 
     # values of the trial that no parameter sets, but that change its result
     own = vars(sweep.hparams)
     others = (trial.params.keys() & own.keys()) - params.keys() - FREE - OURS - RECORDED
     unfit += sorted(key for key in others if own[key] != values[key])
-    return params, ", ".join(f"{key} = {values.get(key)}" for key in unfit if key != "seed")
+    words = [f"{key} = {values.get(key)}" for key in unfit if key != "seed"]
+    return params, ", ".join(words)
 
 
 def read_queue(sweep, paths):
@@ -1237,6 +1242,7 @@ def print_report(options):
     if options.json:
         twice = ("rows", "ranking", "sound", "finished", "stopped", "failed", "fair", "out", "top")
         facts = {key: value for key, value in vars(found).items() if key not in twice}
+        # JSON has no NaN: json writes it all the same, and reads it as None, which becomes null
         text = json.dumps(facts, default=lambda x: x.tolist() if hasattr(x, "tolist") else vars(x))
         numbers = json.loads(text, parse_constant=lambda _: None)
         text = json.dumps(numbers, indent=1) + "\n"
