@@ -1,7 +1,7 @@
 """How several networks vote: mean maps, polygon voting, the gate against the best member, the CSV.
 
 python ensemble.py runs/run8-fold*/last.pt --data DATA   on labelled pages that no member trained on
-python ensemble.py                                       the one name's fold runs under runs/
+python ensemble.py                                       the finished set of fold runs under runs/
 python ensemble.py a.pt b.pt other.json --method voting --votes 2 --data DATA
 python ensemble.py best.pt --data TEST --sample sample_submission.csv --submission out.csv
 python ensemble.py --validate out.csv --data TEST        what is wrong with a submission, and where

@@ -211,9 +211,10 @@ def find_page(places, names, where, source, need=True):
 
 
 def image_dir_of(label_file, image_dir):
-    """The folders in which the pictures of a label file may lie, the likeliest first: --image-dir,
-    or images/ beside it or beside its folder (train, jsons, ...), or else its own; in each of them
-    a folder of its split's name. Raises UsageError."""
+    """The folders in which the pictures of a label file may lie, the likeliest first: --image-dir
+    and images/ in it; without that flag images/ beside the file or beside its folder (train, jsons,
+    ...), or else its own. Folders of its split's name in them come first, and if there is none,
+    those of all splits come last. Raises UsageError."""
     beside = Path(label_file).parent
     stem = Path(label_file).stem.removeprefix("instances_")
     if image_dir is None:

@@ -67,7 +67,8 @@ def iou(a, b):
 
 
 def move_label(rng, polygon):
-    """An outline moved as a whole, or at one end, until the IoU with where it was is .2 to .65."""
+    """An outline moved as a whole, or at one end, so that the IoU with where it was is .2 to .65,
+    or as the last of TRIES moved it."""
     axes = own_axes(polygon)
     low, high = ends(polygon, axes)
     long, short = high - low
@@ -129,8 +130,9 @@ def nearest_label(polygons, n, free):
 
 
 def make_mistakes(rng, polygons, ignore, size, count, kinds):
-    """Labels N x [P, 2] with N ignore flags of a page of size (width, height) -> Mistaken, with
-    `count` mistakes of kinds in turn, each at another label that is not don't care."""
+    """Labels N x [P, 2] with N ignore flags of a page of size (width, height) -> Mistaken, with up
+    to `count` mistakes of kinds in turn, each at another label that is not don't care. One that
+    finds no place, or no neighbour to join, is not made."""
     free = [n for n, skip in enumerate(ignore) if not skip]
     free = rng.permutation(free).tolist()
     start = rng.integers(len(kinds))

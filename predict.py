@@ -93,9 +93,9 @@ def map_shape(page, hp):
 
 def take_looks(network, pages, device):
     """Yields pages. LOOK_PAGES of them at a time are predicted at FIRST_LOOK px before, which sets
-    page.look; None where no text is found, or where a page cannot be read. Where words score low,
-    the page is predicted at twice that size: lines of small print run together into words that are
-    several lines high, and the scores of such words are low.
+    page.look; None where no text is found, or where a page cannot be read. Where words score
+    low, the page is predicted at twice that size: lines of small print run together into words that
+    are several lines high, and the scores of such words are low. So is a page without words.
 
     Looks are decoded with the thresholds of LOOK_HP, not with the network's own. A look decides at
     which size the map is made, so a map would depend on thresholds, and --tune could not try all of

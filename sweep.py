@@ -114,8 +114,8 @@ def judge(values, others, rule, epochs):
     early_terminate.
 
     Returns {stop: False} before the first band, and then {rule, epoch, value, bar, rank, of, stop}:
-    epoch is the band, bar the value to reach, of how many runs reached the band. If a guard keeps a
-    run whose value is below the bar, `why` names the guard."""
+    `epoch` is the band, `bar` the value to reach, `of` the number of runs that reached the band. If
+    a guard keeps a run whose value is below the bar, `why` names the guard."""
     bands = [band for band in bands_of(rule, epochs) if band <= len(values)]
     if not bands:
         return {"stop": False}
