@@ -346,7 +346,7 @@ RULE_KEYS = {
 GUARDS = {"type", "epochs", "preserve_threshold", "revive"}  # keys of every rule
 BOUNDS = {"eta": (1.01, 1e6), "min_iter": (1, 1e6), "max_iter": (1, 1e6), "s": (0, 50)}
 
-# what train.py writes after each epoch, and what stands before it in W&B
+# columns of log.csv, and what stands before each in W&B and TensorBoard
 SHARES = ("hmean", "precision", "recall")
 LOGGED = dict.fromkeys((*SHARES, "hmean_lo", "hmean_hi"), "val/")
 TRAINED = "lr loss loss_shrink loss_thresh loss_binary seconds images_s wait peak_gib val_seconds"

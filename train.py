@@ -55,6 +55,7 @@ import data
 import evaluate
 import predict
 import sources
+import space
 from cleval import mean_scores, page_row
 from command import given_flags, resolve_hparams, trainer_parser
 from dbnet import (
@@ -651,7 +652,7 @@ def print_row(trainer, baseline):
 
 def tagged(row):
     """A row's numbers by the names that W&B and TensorBoard show: val/hmean, train/loss."""
-    return {("val/" if k in SCORES else "train/") + k: v for k, v in row.items() if k != "epoch"}
+    return {space.LOGGED[key] + key: number for key, number in row.items() if key != "epoch"}
 
 
 def to_tensorboard(hp, folder):
