@@ -498,23 +498,23 @@ def describe(pages):
     return ", ".join(f"{n:.9g} {kind}" for kind, n in counts.items() if n)
 
 
-def print_heights(pages, hp):
+def scaled_heights(pages, hp):
     """How high words become, px of hp.size: an array a page, of inspected pages with words."""
     return [word_heights(p) * fit_factor(p.size, hp) for p in pages if p.polygons]
 
 
 def text_height(pages, hp):
-    """The median of `print_heights`, 0 without words."""
-    heights = print_heights(pages, hp)
+    """The median of `scaled_heights`, 0 without words."""
+    heights = scaled_heights(pages, hp)
     return float(np.median(np.concatenate(heights))) if heights else 0.0
 
 
-def describe_print(pages, hp):
+def describe_heights(pages, hp):
     """How high the words of inspected pages become, on one line, and whether that is enough."""
     median = text_height(pages, hp)
     if not median:
         return "no words: unlabelled, to be predicted and not scored"
-    low = np.mean([np.median(h) < 10 for h in print_heights(pages, hp)])
+    low = np.mean([np.median(h) < 10 for h in scaled_heights(pages, hp)])
     line = f"size {hp.size}, fit {hp.fit}: words {median:.1f} px high by the median"
     line += f", on {low:.0%} of pages under 10 px"
     return line + " (too small to read: use a larger --size)" if median < 10 else line
@@ -536,7 +536,7 @@ def check(data, hp, image_dir=None, pictures=None):
 
         for split, some in splits.items():
             print(f"{split:5s} {describe(some)}")
-            for line in dict.fromkeys(describe_print(some, replace(hp, fit=fit)) for fit in FITS):
+            for line in dict.fromkeys(describe_heights(some, replace(hp, fit=fit)) for fit in FITS):
                 print(f"{split:5s} {line}")
         print(describe_tilt(pages))
         print(describe_habits(pages, contrasts))

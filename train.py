@@ -189,7 +189,7 @@ def read_pages(hp, ancestors):
     named = {"train": train, "val": val}
     named |= {f"val of {name}": theirs for name, theirs in others.items()}
     for name, part in named.items():
-        print(f"{name:5s} {data.describe(part)}; {data.describe_print(part, hp)}")
+        print(f"{name:5s} {data.describe(part)}; {data.describe_heights(part, hp)}")
         if all(all(page.repaired.ignore) for page in part):  # of val pages all scores would be 0
             raise DataError(
                 part[0].source,
