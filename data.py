@@ -296,7 +296,11 @@ def near_duplicates(thumbnails, least=NEAR_DUPLICATE):
 def same_texts(pages):
     """Yields pairs a < b of pages that share more than 8 kinds of transcriptions and SAME_TEXTS of
     all that they have: one receipt in two pictures. Their hashes, 1024, find the candidates."""
-    texts = [Counter(t for t in page.texts if t not in (None, "", "###")) for page in pages]
+    texts = []
+    for page in pages:
+        read = [text for text in page.texts if text not in (None, "", "###")]
+        texts.append(Counter(read))
+
     counts = np.zeros((len(pages), 1024), np.float32)
     for words, row in zip(texts, counts):
         if len(words) <= 8:
@@ -307,7 +311,8 @@ def same_texts(pages):
 
     for a, b in near_duplicates(counts, 0.9):
         shared = texts[a] & texts[b]
-        if len(shared) > 8 and shared.total() > SAME_TEXTS * (texts[a] | texts[b]).total():
+        either = texts[a] | texts[b]
+        if len(shared) > 8 and shared.total() > SAME_TEXTS * either.total():
             yield a, b
 
 
@@ -517,7 +522,9 @@ def describe_heights(pages, hp):
     low = np.mean([np.median(h) < 10 for h in scaled_heights(pages, hp)])
     line = f"size {hp.size}, fit {hp.fit}: words {median:.1f} px high by the median"
     line += f", on {low:.0%} of pages under 10 px"
-    return line + " (too small to read: use a larger --size)" if median < 10 else line
+    if median < 10:
+        line += " (too small to read: use a larger --size)"
+    return line
 
 
 # ---------------------------------------------------------------- check: what will go wrong
@@ -536,7 +543,8 @@ def check(data, hp, image_dir=None, pictures=None):
 
         for split, some in splits.items():
             print(f"{split:5s} {describe(some)}")
-            for line in dict.fromkeys(describe_heights(some, replace(hp, fit=fit)) for fit in FITS):
+            heights = [describe_heights(some, replace(hp, fit=fit)) for fit in FITS]
+            for line in dict.fromkeys(heights):  # once where both fits have the same to say
                 print(f"{split:5s} {line}")
         print(describe_tilt(pages))
         print(describe_habits(pages, contrasts))
