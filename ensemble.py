@@ -255,11 +255,11 @@ def predict_all(ensemble, pages, subsets):
     networks = {k: member.network for k, member in enumerate(members) if member.network}
 
     def job(page, maps):
-        maps = dict(zip(networks, maps))
+        map_of = dict(zip(networks, maps))
         alone = [member.source.regions.get(page.name) for member in members]
-        for k, prob in maps.items():
+        for k, prob in map_of.items():
             alone[k] = decode_page(prob, page.size, networks[k].hp)
-        return alone + [combine(ensemble, page, subset, maps, alone) for subset in subsets]
+        return alone + [combine(ensemble, page, subset, map_of, alone) for subset in subsets]
 
     if networks:
         stream = predict.predict_each([*networks.values()], pages, ensemble.device, job)
@@ -558,13 +558,13 @@ def load_pages(args):
     if not args.sample:
         return pages
 
-    pages = {page.name: page for page in pages}
+    by_name = {page.name: page for page in pages}
     names = read_sample(args.sample)
-    missing = [name for name in names if name not in pages]
+    missing = [name for name in names if name not in by_name]
     if missing:
-        hint = labels.lookalike(missing[0], pages)
+        hint = labels.lookalike(missing[0], by_name)
         raise DataError(args.sample, f"{len(missing)} pages not in {args.data}: {missing[0]}{hint}")
-    return [pages[name] for name in names]
+    return [by_name[name] for name in names]
 
 
 def voting_pages(args, members):

@@ -203,20 +203,20 @@ def held_out_pages(sources, folder, image_dir):
         warn(sources[0].path, f"{count} are given: pages of the others are left out")
 
     folder = data.resolve_data(folder or data.set_names(first.data)[0])
-    labels = load_labels(folder, "train", image_dir or first.image_dir or None)
-    labels = {page.name: page for page in labels}
+    pages = load_labels(folder, "train", image_dir or first.image_dir or None)
+    by_name = {page.name: page for page in pages}
     owner = {}  # {name of a page: path of the run that held it out}
     page_lists = []
     for source in sources:
         names = sorted(source.state["scores"]["pages"])
         for name in names:
-            if name not in labels:
+            if name not in by_name:
                 raise DataError(source.path, f"its held-out page {name} is not in the data")
             if name in owner:
                 problem = f"page {name} is held out by {owner[name]} too"
                 raise DataError(source.path, problem, "give one run a fold")
             owner[name] = source.path
-        page_lists.append([labels[name] for name in names])
+        page_lists.append([by_name[name] for name in names])
     return page_lists
 
 
