@@ -187,12 +187,12 @@ def discover(folder="runs"):
         if not hp.folds:
             continue
         log = file.with_name("log.csv")
-        epochs = len(read_text(log).splitlines()) - 1 if log.exists() else 0
+        done = len(read_text(log).splitlines()) - 1 if log.exists() else 0
         name = str(file.parent).replace(f"-fold{hp.fold}", "-fold*")
 
         # the height of text is that of a fold's own train pages
         key = replace(hp, name=name, fold=1, text_height=0, workers=-1, stop_epoch=0, cache=False)
-        sets[key][hp.fold] = str(file.with_name("last.pt")), epochs
+        sets[key][hp.fold] = str(file.with_name("last.pt")), done
 
     finished = {}
     states = []
@@ -233,8 +233,8 @@ def choose_members(candidates, keep, weights):
     weights = weights or [1.0] * keep
     if len(weights) != keep or not all(0 < weight < math.inf for weight in weights):
         raise UsageError("--weights", f"{keep} positive numbers are needed, one a member")
-    weights = np.array(weights) / max(weights)  # their sum is finite
-    return members, (weights / weights.mean()).tolist()
+    shares = np.array(weights) / max(weights)  # their sum is finite
+    return members, (shares / shares.mean()).tolist()
 
 
 def common_decoding(members):

@@ -387,8 +387,9 @@ def export(source, path):
 
     if not path.endswith(".pt") or Path(path).exists():
         raise UsageError(f"--export {path}", "not a new .pt file", "give one, or a .onnx file")
-    weights = source.weights().items()
-    weights = {key: value.half() if value.ndim > 1 else value for key, value in weights}
+    weights = {}
+    for key, value in source.weights().items():
+        weights[key] = value.half() if value.ndim > 1 else value
     if not all(value.isfinite().all() for value in weights.values()):
         raise DataError(source.path, "weights beyond half precision", "give an .onnx file")
     shared = {key: state[key] for key in ("epoch", "origin") if key in state}
@@ -536,10 +537,14 @@ def judge_source(args, source, pages, folder=None):
 
     begin = time.perf_counter()
     results = [result for _, result in found_on(args, source, pages, job)]
-    found, rows, problems = zip(*results)
+    found, page_rows, problems = zip(*results)
     if not args.json:
         print_speed(args, source, begin, [len(polygons) for polygons, _ in found])
-    rows = dict(zip(cleval.METRICS, map(np.array, zip(*rows))))
+
+    # a row of each metric, page by page -> the rows of all pages, metric by metric
+    rows = {}
+    for metric, of_pages in zip(cleval.METRICS, zip(*page_rows)):
+        rows[metric] = np.array(of_pages)
     return found, rows, seen, problems
 
 

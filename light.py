@@ -147,8 +147,8 @@ def photograph(rng, page, size, camera, level):
         low = max(0, rng.uniform(-1, 1.2) * level)
     high = rng.uniform(0.82, 1.15)
     gamma = rng.uniform(0.85, 1.2)
-    grey = np.linspace(0, 1, 256)
-    tone = np.clip((grey - low) / (high - low), 0, 1) ** gamma
+    shades = np.linspace(0, 1, 256)
+    tone = np.clip((shades - low) / (high - low), 0, 1) ** gamma
     page = cv2.LUT(page, np.uint8(tone * 255))
 
     # a JPEG, in colour or grey

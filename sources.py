@@ -161,8 +161,8 @@ def warn_of_leaks(source, pages):
     larger number of each."""
     origin = source.origin()
     if origin["unknown"]:
-        names = ", ".join(origin["unknown"])
-        remark = f"pages that {names} trained on, and that chose its epoch, are not known"
+        files = ", ".join(origin["unknown"])
+        remark = f"pages that {files} trained on, and that chose its epoch, are not known"
         warn(source.path, remark)
 
     digests = [page_digest(page) for page in pages]
