@@ -777,7 +777,8 @@ def parse_args(argv):
     add("out", help="folder to make; the pictures are copied into it")
     add("--to", choices=[*formats.FORMATS], default="json", help="format to write (%(default)s)")
     add("--categories", default="", help="COCO: those that are words, as text,word (default: all)")
-    add("--link", action="store_true", help="hard links: no room, but a tool may turn the original")
+    link = "hard links, which take no room; but a tool that turns a picture turns the original"
+    add("--link", action="store_true", help=link)
 
     args, unknown = parser.parse_known_args(argv)
     if unknown:  # the nearest flag is one of this command, not of another

@@ -44,7 +44,9 @@ class Hparams:
     shrink_ratio: float = value(SHRINK_RATIO, "of the shrink map", 0.1, 0.95)
     teacher: str = value("", "checkpoints, comma-separated, whose mean map is learned too")
     teacher_weight: float = value(5.0, "of the loss towards the teachers' map", 0, 1000)
-    size: int = value(960, "of a page in px, see fit; training: x 32", 32, 8192, group="schedule")
+    size: int = value(
+        960, "of a page in px, see fit; a multiple of 32 in training", 32, 8192, group="schedule"
+    )
     fit: str = value("longer", "which measure of a page becomes `size` px", choices=FITS)
     batch: int = value(8, "pages a step, over all processes", 1, 4096)
     epochs: int = value(22, "length of the run", 1, 100000)
