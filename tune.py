@@ -99,15 +99,20 @@ def score_page(item, grid, hp, metric):
                 keep = (scores >= box_thresh) & (short[: len(scores)] >= min_size)
                 keep &= keep.cumsum(2) <= limit  # [box_thresh, min_size, M]
 
-                # many settings keep the same: each choice is scored once, known by its bytes
-                kept = np.concatenate(keep)
-                keys = [choice.tobytes() for choice in kept]
-                choices = dict(zip(keys, kept))
-                rows = choice_rows(page, metric, labels, det, np.array([*choices.values()]))
-                row_of = dict(zip(choices, rows))
-                of_settings = np.array([row_of[key] for key in keys])
-                result[t, :, u, m] = of_settings.reshape(*keep.shape[:2], columns)
+                score = partial(choice_rows, page, metric, labels, det)
+                rows = score_once(np.concatenate(keep), score)
+                result[t, :, u, m] = rows.reshape(*keep.shape[:2], columns)
     return result
+
+
+def score_once(choices, score):
+    """Choices [S, M] of detections, a function of several of them -> its rows [S, k]. Many settings
+    choose the same: each choice is scored once, known by its bytes."""
+    keys = [choice.tobytes() for choice in choices]
+    unlike = dict(zip(keys, choices))
+    rows = score(np.array([*unlike.values()]))
+    row_of = dict(zip(unlike, rows))
+    return np.array([row_of[key] for key in keys])
 
 
 def score_grid(maps, pages, grid, hp, metric):
@@ -306,4 +311,4 @@ def draw_landscape(path, table, grid, chosen, name):
     y = TOP + row * CELL
     cv2.rectangle(image, (x, y), (x + CELL, y + CELL), (0, 0, 255), 3)
     _, png = cv2.imencode(".png", image)
-    replace_file(path, png.tobytes())
+    replace_file(path, png)
