@@ -38,18 +38,18 @@ def sort_outlines(page, polygons):
     known, these, by what became of each at IoU 0.5."""
     if page.polygons is None:
         return {"found": polygons}
-    pairs, counts, outcomes, _ = cleval.iou_matches(page.polygons, polygons, page.ignore)
-    hits = {m for _, m in pairs}
+    matches = cleval.iou_matches(page.polygons, polygons, page.ignore)
+    hits = {m for _, m in matches.pairs}
     kinds = {"hit": [], "label": [], "false alarm": [], "joined": [], "miss": []}
     for m, polygon in enumerate(polygons):
         if m in hits:
             kinds["hit"].append(polygon)
-        elif counts[m]:
+        elif matches.valid[m]:
             kinds["false alarm"].append(polygon)
 
     # a label that was hit, or that does not count, is just a label
     names = {"hit": "label", "": "label", "joined": "joined"}
-    for polygon, outcome in zip(page.polygons, outcomes):
+    for polygon, outcome in zip(page.polygons, matches.outcome):
         kinds[names.get(outcome, "miss")].append(polygon)
     return kinds
 
