@@ -145,9 +145,10 @@ class Plan(NamedTuple):
     kinds: tuple
     share: float  # of a page's labels
     rounds: int
+    seed: int
 
 
-def make_plan(pages):
+def make_plan(pages, seed=0):
     """The Plan for labelled pages: some WANTED mistakes. Raises DataError."""
     count = sum(len(page.polygons) for page in pages)
     if len(pages) < 2 or not count:
@@ -156,7 +157,7 @@ def make_plan(pages):
     kinds = KINDS if some_ignored else KINDS[:-1]
     share = min(SHARE, WANTED / count)
     rounds = int(np.clip(np.ceil(WANTED / (share * count)), 1, MAX_ROUNDS))
-    return Plan(kinds, share, rounds)
+    return Plan(kinds, share, rounds, seed)
 
 
 def read_page(page, prob, hp, plan):
@@ -174,8 +175,7 @@ def read_page(page, prob, hp, plan):
     examples = defaultdict(list)
     lost = Counter()
     for number in range(plan.rounds):
-        seed = 0, zlib.crc32(page.name.encode()), number
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng((plan.seed, zlib.crc32(page.name.encode()), number))
         count = int(plan.share * len(polygons) + rng.random())
         size = prob.shape[::-1]
         copy = make_mistakes(rng, polygons, page.ignore, size, count, plan.kinds)
