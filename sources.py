@@ -62,7 +62,7 @@ class Source:
         return self.state.get("ema") or self.state.get("model") or {}
 
     def digest(self):
-        """The digest of the weights, in half precision since --export keeps no more; or the file's."""
+        """The digest of the weights, in half precision as --export leaves them; or the file's."""
         if not self.weights():
             return " ".join(map(pictures.picture_digest, sheet_files(self.path)))
         content = b"".join(tensor.half().numpy().tobytes() for tensor in self.weights().values())

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import tracemalloc
 from dataclasses import asdict
 from statistics import NormalDist
