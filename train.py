@@ -724,8 +724,6 @@ MIRRORS = {"wandb": to_wandb, "tensorboard": to_tensorboard}
 def start_mirrors(kinds, trainer):
     """A function(row, pictures, best.pt) for each mirror that --log names or the run has already;
     the rows so far are sent. Raises UsageError."""
-    if rank():
-        return []
     try:
         kinds = [kind for kind in MIRRORS if kind in kinds or (trainer.folder / kind).is_dir()]
         mirrors = [MIRRORS[kind](trainer.hp, trainer.folder) for kind in kinds]
@@ -1020,7 +1018,7 @@ def train_run(trainer, options, stop):
     began = time.perf_counter()
     hp = trainer.hp
     last_epoch = min(hp.epochs, hp.stop_epoch or hp.epochs)
-    mirrors = start_mirrors(options.log, trainer)
+    mirrors = [] if rank() else start_mirrors(options.log, trainer)
     with stop:
         train_epochs(trainer, last_epoch, options, stop, mirrors)
 
