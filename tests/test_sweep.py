@@ -1307,10 +1307,11 @@ def test_a_metric_that_train_py_does_not_write_is_refused(cli, name):
 
 
 def test_the_metrics_known_are_those_that_train_py_writes():
+    import mirrors
     import train
 
     assert {name + key for key, name in space.LOGGED.items()} == {
-        *train.tagged(dict.fromkeys(train.COLUMNS))
+        *mirrors.tagged(dict.fromkeys(train.COLUMNS))
     }
 
 
