@@ -28,6 +28,7 @@ import evaluate
 import pictures
 import predict
 import sources
+import stress
 from db_postprocess import polygons_from_map
 from dbnet import DBNet, save_checkpoint
 from files import DataError, read_json
@@ -1114,19 +1115,19 @@ def test_labels_of_an_enlarged_page_end_at_the_edge_of_its_picture(work):
     words = [np.array([(x, y), (x + w, y), (x + w, y + 8), (x, y + 8)], float)
              for x, y, w in ((20, 60, 340), (110, 80, 30), (240, 100, 90), (5, 120, 20))]  # fmt: skip
     page = Page("a.png", Path("images/a.png"), words, [False] * 4)
-    changed = evaluate.stressed_page(page, "scaled", 2)
+    changed = stress.stressed_page(page, "scaled", 2)
     assert changed.ignore == [False, False, False, True]
     seen = [np.clip(2 * word - (200, 100), 0, (400, 200)) for word in words]
     for polygon, expected in zip(changed.polygons[:3], seen):
         assert np.allclose(polygon, expected)  # from the upper left, clockwise
     assert cleval.page_row("page", changed, seen[:3])[2] == 1
-    same = evaluate.stressed_page(page, "scaled", 1)
+    same = stress.stressed_page(page, "scaled", 1)
     assert all(map(np.allclose, same.polygons, words))
 
 
 def test_stress_marks_pages_that_a_network_was_trained_on(run, monkeypatch):
     """On each line, in --json and in --html, as for a score of unchanged pages."""
-    monkeypatch.setattr(evaluate, "STRESS", {"darkened": (1, 0.5)})
+    monkeypatch.setattr(stress, "STRESS", {"darkened": (1, 0.5)})
     checkpoint("a.pt")
     checkpoint("b.pt", chosen=True)
     flags = "--data", "s", "--stress", "--compare", "b.pt"
@@ -1145,7 +1146,7 @@ def test_stress_marks_pages_that_a_network_was_trained_on(run, monkeypatch):
 
 def test_stress_leaves_out_pages_whose_labels_are_out_of_view(run, monkeypatch):
     """They have nothing to be found, and would score 0 whatever the network does."""
-    monkeypatch.setattr(evaluate, "STRESS", {"scaled": (1, 2)})
+    monkeypatch.setattr(stress, "STRESS", {"scaled": (1, 2)})
     checkpoint("a.pt")
     shutil.copytree("s", "t")
     sheet = json.loads(Path("t/val.json").read_text())

@@ -15,13 +15,13 @@ from peers import PEERS
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import cleval
-import evaluate
 import labels
 import sources
 from augment import STRESS
 from engine import choose_device
 from files import write_json
 from predict import predict
+from stress import stressed_page
 
 
 def checkpoint_reader(path, device):
@@ -65,7 +65,7 @@ def main():
     curves = {kind: [] for kind in STRESS}
     for kind, levels in STRESS.items():
         for level in levels:
-            changed = [evaluate.stressed_page(page, kind, level) for page in pages]
+            changed = [stressed_page(page, kind, level) for page in pages]
             scores = [round(float(hmean(read, changed)), 4) for read in readers]
             curves[kind].append([level, scores])
             print(kind, level, *scores, flush=True)
