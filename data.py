@@ -62,7 +62,7 @@ from hparams import FITS, Hparams
 from mistakes import short_sides
 from overlap import expand, join_vertices
 from pictures import bytes_digest, fit_factor, libjpeg_lines, open_picture, read_page, scaled
-from report import progress
+from progress import progress
 from synth import synthetic_page
 from targets import make_targets, pixel_window
 

@@ -16,12 +16,12 @@ import torch
 
 import data
 import pictures
-import report
 from db_postprocess import decode_page, polygon_area
 from engine import launch
 from files import DataError
 from hparams import Hparams
 from mistakes import short_sides
+from progress import progress
 
 FIRST_LOOK = 512  # px, root of the page's area, at the first look of --size auto
 LOOK_HP = Hparams(fit="area", thresh=0.25, box_thresh=0.45, unclip_ratio=0.0)  # for decoding it
@@ -189,7 +189,7 @@ def predict_each(networks, pages, device, job, failed=None):
     load = partial(load_page, networks=networks, failed=failed)
     results = {}  # futures by index
     turn = 0  # the index whose result comes next
-    bar = report.progress(desc="predicting", total=len(pages))
+    bar = progress(desc="predicting", total=len(pages))
     with ThreadPoolExecutor(threads) as loaders, ThreadPoolExecutor(threads) as workers, bar:
         # pages are opened, scaled and cut into tiles ahead of the networks
         loading = (loaders.submit(load, index, page) for index, page in enumerate(looked))

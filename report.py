@@ -1,5 +1,5 @@
 """How is it shown? Markdown, and one HTML page that needs no other file, of a sweep's findings and
-of a run's scores; and `progress`, for loops that take long. It is handed numbers and computes none.
+of a run's scores. It is handed numbers and computes none.
 
 A report is an iterable of blocks: ("#" | "##" | "p", text), ("table", header, rows), ("code",
 language, text) and ("figure", caption, SVG or img), the last for the page only."""
@@ -8,10 +8,7 @@ import html
 import json
 import math
 import re
-import sys
 from itertools import accumulate
-
-from tqdm import tqdm
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>%s</title><style>
@@ -44,39 +41,6 @@ circle.stopped { fill: var(--bg); stroke: var(--fg); stroke-dasharray: none }
 </style>
 %s</html>
 """
-EVERY = 30  # seconds between two lines of `progress`
-
-
-# ---------------------------------------------------------------- progress
-
-
-class Lines(tqdm):
-    """A progress bar whose states are lines, for logs."""
-
-    @staticmethod
-    def status_printer(file):
-        def show(state):
-            if state:
-                print(state, file=file, flush=True)
-
-        return show
-
-
-def progress(items=None, desc="", total=None):
-    """tqdm on a terminal; elsewhere a line on stderr every EVERY seconds says how far it is."""
-    if sys.stderr.isatty():
-        return tqdm(items, desc, total, leave=False)
-    return Lines(
-        items,
-        desc,
-        total,
-        leave=False,
-        bar_format="{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left",
-        delay=EVERY,
-        mininterval=EVERY,
-        miniters=1,
-    )
-
 
 # ---------------------------------------------------------------- blocks
 

@@ -95,7 +95,7 @@ from processes import (
     start_worker,
     total,
 )
-from report import progress
+from progress import progress
 
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is resumed
 NO_BEST = {"hmean": -1.0, "epoch": 0}

@@ -14,7 +14,7 @@ from db_postprocess import decode_candidates, decode_page, find_candidates, grow
 from files import DataError, replace_file
 from interval import bootstrap, bootstrap_groups, make_score, paired_difference
 from overlap import as_points
-from report import progress
+from progress import progress
 
 GRID = {
     "thresh": (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7),

@@ -46,7 +46,7 @@ import interval
 import labels
 import pictures
 import processes
-import report
+import progress
 import sources
 import train
 
@@ -454,15 +454,15 @@ class Log(io.StringIO):
 def test_where_there_is_no_terminal_lines_say_how_far_it_is(monkeypatch):
     log = Log()
     monkeypatch.setattr(sys, "stderr", log)
-    assert [*report.progress(range(3), "quick")] == [0, 1, 2] and log.getvalue() == ""
-    monkeypatch.setattr(report, "EVERY", 0.05)
-    for _ in report.progress(range(6), "slow", 6):
+    assert [*progress.progress(range(3), "quick")] == [0, 1, 2] and log.getvalue() == ""
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    for _ in progress.progress(range(6), "slow", 6):
         time.sleep(0.04)
     lines = log.getvalue().replace("\r", "").splitlines()
     assert 2 <= len(lines) <= 5
     assert all(re.fullmatch(r"slow: [1-6] of 6, 00:00 so far, 00:0\d left", s) for s in lines)
     monkeypatch.setattr(log, "isatty", lambda: True, raising=False)
-    for _ in report.progress(range(2), "bar"):
+    for _ in progress.progress(range(2), "bar"):
         pass
     assert "bar:   0%|" in log.getvalue()
 
