@@ -339,8 +339,8 @@ def gate(ensemble, pages, seen):
     best = max(everyone, key=lambda k: (scores[k].hmean, names[k]))
     gain = paired_difference(rows["page"], others[best], cleval.mean_scores, groups, seen[-1])
     if gain.verdict != "better":  # the best member was picked on these same pages
-        few = gain.verdict.partition("cannot tell")[2]  # " from under 6 pages or groups", or ""
-        gain = replace(gain, verdict=f"not shown to be better{few}")
+        # why it cannot tell: " from under 6 pages or groups", or nothing
+        gain = replace(gain, verdict="not shown to be better" + gain.verdict.partition("tell")[2])
     return together, result._replace(best=names[best], gain=gain)
 
 
@@ -471,7 +471,7 @@ def parse_field(field, where, page_size):
     return list(regions.values()), problems
 
 
-def read_submission(path, names=None, sizes=None, ordered=False):
+def read_submission(path, names, sizes, ordered):
     """A submission as {name: list of int arrays [P, 2]}, and everything that is wrong with it, a
     line each. names: the pages it has to hold, in their order where `ordered`; sizes: {name:
     (width, height)}. Raises DataError where `read_table` does."""
@@ -487,10 +487,10 @@ def read_submission(path, names=None, sizes=None, ordered=False):
         if name in first:
             problems.append(f"{where}: {name}: is there already in line {first[name]}")
             continue
-        if names is not None and name not in names:
+        if names and name not in names:
             problems.append(f"{where}: {name}: not a page that is asked for")
         first[name] = line
-        regions[name], wrong = parse_field(field, f"{where}: {name}", sizes and sizes.get(name))
+        regions[name], wrong = parse_field(field, f"{where}: {name}", sizes.get(name))
         problems += wrong
     if missing := [name for name in names or () if name not in first]:
         hint = labels.lookalike(missing[0], first)
@@ -560,8 +560,7 @@ def load_pages(args):
 
     by_name = {page.name: page for page in pages}
     names = read_sample(args.sample)
-    missing = [name for name in names if name not in by_name]
-    if missing:
+    if missing := [name for name in names if name not in by_name]:
         hint = labels.lookalike(missing[0], by_name)
         raise DataError(args.sample, f"{len(missing)} pages not in {args.data}: {missing[0]}{hint}")
     return [by_name[name] for name in names]
@@ -599,7 +598,7 @@ def build(args):
         twin = by_digest.setdefault(member.digest, member)
         if twin is not member:
             raise UsageError(path, f"the same as {twin.name}", "it would vote twice")
-    candidates = list(by_digest.values())
+    candidates = [*by_digest.values()]
 
     keep = len(candidates) - args.drop_worst if args.best is None else args.best
     members, weights = choose_members(candidates, keep, args.weights)
@@ -628,32 +627,33 @@ def build(args):
 def validate(args):
     """Print what is wrong with a submission. Returns the exit code."""
     pages = load_pages(args) if args.data else []
-    unread = []
+    problems = []
     try:
         data.inspect_pages([page for page in pages if not page.size])  # where no file states it
     except DataError as error:  # what can be checked without the picture follows
-        unread = [error]
+        problems.append(error)
     sizes = {page.name: page.size for page in pages}
     names = sizes or (args.sample and read_sample(args.sample))
-    regions, problems = read_submission(args.validate, names, sizes, args.sample)
-    problems = unread + problems
+    regions, faults = read_submission(args.validate, names, sizes, args.sample)
+    problems += faults
     for problem in problems[:20]:
         print_error(problem)
     count = sum(map(len, regions.values()))
     print(f"{args.validate}: {len(regions)} pages, {count} regions, {len(problems)} errors")
-    if count or args.allow_empty:
-        return 1 if problems else 0
-    sources.warn(args.validate, "no page has a region; --allow-empty accepts that")
-    return 1
+    if not count and not args.allow_empty:
+        sources.warn(args.validate, "no page has a region; --allow-empty accepts that")
+        return 1
+    return bool(problems)
 
 
 def run_gate(args, ensemble, pages):
     """Predict labelled pages and print the gate's verdict. Returns what was found and the exit
     code. Raises DataError on pages that a member trained on."""
-    seen = [sources.warn_of_leaks(member.source, pages) for member in ensemble.members]
-    if any("trained" in counts for counts in seen):
+    voters = [member.source for member in ensemble.members]
+    seen = [sources.warn_of_leaks(source, pages) for source in voters]
+    together = sources.count_seen(voters, pages)
+    if together["trained"]:
         raise DataError("the gate", "members trained on some pages", "judge outside all folds")
-    together = sources.count_seen([member.source for member in ensemble.members], pages)
     scored = [{page.name, sources.page_digest(page)} & ensemble.scored for page in pages]
     together["scored"] = sum(map(bool, scored))
 
@@ -695,7 +695,7 @@ def check_voting_flags(args):
         raise UsageError(
             f"--decide {high:g} {low:g}",
             "the first must exceed the second, both within 0 to 1",
-            "of 96.6 % write 0.966",
+            "for 96.6 % write 0.966",
         )
     if args.submission and not args.submission.endswith(".csv"):
         raise UsageError(f"--submission {args.submission}", "not a .csv file")

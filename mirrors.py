@@ -1,4 +1,4 @@
-"""Who else shows a run's log? W&B and TensorBoard, with the rows of log.csv, pictures and best.pt."""
+"""Who else shows a run's log? W&B and TensorBoard: the rows of log.csv, pictures and best.pt."""
 
 import dataclasses
 import os

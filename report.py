@@ -418,8 +418,8 @@ def luck(f):
     length = f.epochs if math.isfinite(row.final.mean) else row.epochs  # of a stopped one, too
     noise = f"The noise of one run, sd {f.points * f.noise:.2g}, is"
     yield paragraph(
-        f"Trial {row.number}: observed {show(f, row.last)} at epoch {row.epochs}. A repetition up to",
-        f"epoch {length} is expected to give {show(f, row.expected.mean)} (95 %",
+        f"Trial {row.number}: observed {show(f, row.last)} at epoch {row.epochs}. A repetition",
+        f"up to epoch {length} is expected to give {show(f, row.expected.mean)} (95 %",
         f"{interval(f, row.expected.low, row.expected.high)}), a single one",
         f"{interval(f, row.repeated.low, row.repeated.high)}. {noise}",
         "learnt from replicas." if f.replicas else "hardly known: `train.py --seeds 3` would tell.",

@@ -1003,7 +1003,8 @@ def load_baseline(folder):
 
 def same_pages(scores, digests, labels):
     """Whether a baseline was scored on these pages, by these labels, in whatever order. Names may
-    be those of other pictures, labels may have been corrected; older checkpoints do not know theirs."""
+    be those of other pictures, and labels may have been corrected; older checkpoints do not
+    record theirs."""
     same_labels = sorted(scores.get("labels", labels)) == sorted(labels)
     return same_labels and sorted(scores.get("digests", ())) == sorted(digests)
 

@@ -29,11 +29,7 @@ METRICS = {  # --metric: which of cleval's
     "micro": "micro",
     "iou50": "iou50",
 }
-VARIANTS = {  # of CLEval
-    "page": "page",
-    "micro": "official",
-    "iou50": "page",
-}
+VARIANTS = {"page": "page", "micro": "official", "iou50": "page"}  # of CLEval
 
 
 def grid_shape(grid):
@@ -168,8 +164,7 @@ def near_best(rows, to_scores, groups, best):
     high = []
     for some in np.array_split(range(settings), -(-settings // 256)):  # all may be gigabytes
         part = rows[:, [best, *some]].reshape(n, -1)
-        interval = bootstrap(part, differences, groups, draws=1000)
-        high.append(interval[:, 1])
+        high.append(bootstrap(part, differences, groups, draws=1000)[:, 1])
     return np.concatenate(high) >= -1e-12  # sums are rounded
 
 
@@ -225,8 +220,7 @@ def tune(maps, pages, parts, grid, hp, name, seen):
         other = replace(hp, **values)
         found = []
         for prob, scale in maps:
-            page_size = prob.shape[::-1] / scale
-            found.append(decode_page(prob, page_size, other))
+            found.append(decode_page(prob, prob.shape[::-1] / scale, other))
         judged[setting] = by_metric = cleval.metric_rows(pages, found)
         hmeans = {}
         for key, kind in METRICS.items():
@@ -236,7 +230,8 @@ def tune(maps, pages, parts, grid, hp, name, seen):
     result["plateau"] = int(plateau.sum())
 
     # thresholds are chosen anew; those before may have been chosen on these same pages
-    anew = {how: count for how, count in (seen or {}).items() if how != "tuned"}
+    anew = dict(seen or {})
+    anew.pop("tuned", None)
     fitted_best, fitted = crossfit(rows, to_scores, parts, groups, grid)  # [n, k] each
     before = judged["before"][metric][:, : rows.shape[2]]
     result["crossfitted_best"] = make_score(fitted_best, to_scores, groups, anew)
@@ -248,20 +243,18 @@ def tune(maps, pages, parts, grid, hp, name, seen):
 def print_tuning(result):
     """What `tune` found: settings with their H-means, and what to expect of the choice."""
     name = result["metric"]
-    fitted = result["crossfitted"]
-    same = "on these same pages"
-    plateau = f"{result['plateau']} not told from the best"
     remarks = {
         "before": "before",
-        "best": f"best {name} of {result['settings']} {same}",
-        "recommended": f"recommended, middle of those that decode like it among {plateau}; {same}",
+        "best": f"best {name} of {result['settings']} on these same pages",
+        "recommended": "recommended, middle of those that decode like it "
+        f"among {result['plateau']} not told from the best; on these same pages",
     }
     for setting, remark in remarks.items():
         columns = [f"{key} {value:.4f}" for key, value in result[setting]["in_sample"].items()]
         columns += [f"{key} {result[setting][key]}" for key in TUNED]
         print(*columns, remark, sep="  ")
     instead = f"by the best setting instead {result['crossfitted_best'].hmean:.4f}"
-    print(f"{fitted.line(name)}  cross-fitted: what to expect; {instead}")
+    print(f"{result['crossfitted'].line(name)}  cross-fitted: what to expect; {instead}")
     print(f"{result['gain'].line(name)}  gain, cross-fitted")
 
 

@@ -537,7 +537,7 @@ def test_a_test_set_becomes_a_submission_in_the_order_of_the_sample(run):
     more = "--flip", "--scales", "64,96", "--submission", "out.csv"
     err = run(*MAPS, *sample, *more).err
     assert err.splitlines()[2:] == ["out.csv: 3 pages, 3 regions found"]
-    regions, problems = read_submission("out.csv", names, ordered=True)
+    regions, problems = read_submission("out.csv", names, {}, True)
     assert problems == [] and sum(map(len, regions.values()))
     beside = read_competition("out.json", need_pictures=False)
     assert [p.name for p in beside] == names and beside[0].size == (70, 90)
@@ -558,7 +558,7 @@ def test_a_sample_may_have_a_byte_order_mark(run):
     text = "filename,polygons\ntest2.png,\ntest0.png,\n"
     Path("bom.csv").write_bytes(("\ufeff" + text).encode())
     run(*MAPS, "--sample", "bom.csv", "--submission", "e.csv")
-    assert list(read_submission("e.csv", None)[0]) == ["test2.png", "test0.png"]
+    assert list(read_submission("e.csv", None, {}, False)[0]) == ["test2.png", "test0.png"]
     err = run("--validate", "bom.csv", code=1).err
     assert "bom.csv: line 1: a byte order mark before the header; save without it" in err
 

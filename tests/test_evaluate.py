@@ -1110,7 +1110,7 @@ def test_stress_scores_each_kind_and_level(run):
 
 
 def test_labels_of_an_enlarged_page_end_at_the_edge_of_its_picture(work):
-    """Whoever finds all that can be seen has the full score; beyond the edge nothing can be found."""
+    """Who finds all that can be seen has the full score; nothing can be found beyond the edge."""
     write_picture(work, "a.png", (200, 400))
     words = [np.array([(x, y), (x + w, y), (x + w, y + 8), (x, y + 8)], float)
              for x, y, w in ((20, 60, 340), (110, 80, 30), (240, 100, 90), (5, 120, 20))]  # fmt: skip

@@ -9,8 +9,7 @@ from conftest import ROOT, run_python
 
 FLOORS = (
     ("overlap", "light"),
-    ("files", "db_postprocess", "cleval", "interval", "synth", "report", "trees")
-    + ("progress",),
+    ("files", "db_postprocess", "cleval", "interval", "synth", "report", "trees") + ("progress",),
     ("hparams", "labels", "pictures", "targets", "habits", "augment", "drawing", "tune", "space")
     + ("mistakes",),
     ("command", "formats", "looks", "mirrors"),
@@ -28,13 +27,14 @@ IMPORTABLE = {"data", "evaluate"}  # commands that also serve the floors above t
 
 # tokens of code that a room may have; comments, docstrings and blank lines are free
 BUDGETS = {"files": 1500, "db_postprocess": 2400, "cleval": 3900, "interval": 1800}
-BUDGETS |= {"synth": 5300, "report": 3700, "hparams": 1600, "labels": 4410, "augment": 3600}
+BUDGETS |= {"synth": 5300, "report": 3700, "hparams": 1650, "labels": 4430, "augment": 3600}
 BUDGETS |= {"tune": 2500, "space": 3400, "data": 6200, "dbnet": 2900, "engine": 2000}
-BUDGETS |= {"evaluate": 8000, "findings": 4500, "sweep": 9350, "train": 8800, "ensemble": 5600}
-BUDGETS |= {"pictures": 1100, "targets": 1150, "habits": 900, "bayes": 3580, "drawing": 1050}
+BUDGETS |= {"evaluate": 8000, "findings": 4500, "sweep": 9600, "train": 8800, "ensemble": 5600}
+BUDGETS |= {"pictures": 1150, "targets": 1150, "habits": 900, "bayes": 3580, "drawing": 1100}
 BUDGETS |= {"overlap": 1150, "light": 1100, "command": 820, "formats": 900, "predict": 2850}
-BUDGETS |= {"audit": 4500, "mistakes": 1300, "looks": 1500, "trees": 1250, "predictions": 550}
-BUDGETS |= {"sources": 1250, "folding": 900, "processes": 1000, "mirrors": 650, "stress": 1050, "progress": 130}
+BUDGETS |= {"audit": 4500, "mistakes": 1300, "looks": 1500, "trees": 1250, "predictions": 600}
+BUDGETS |= {"sources": 1350, "folding": 900, "processes": 1050, "mirrors": 650, "stress": 1050}
+BUDGETS |= {"progress": 130}
 TOKENS_A_LINE = 11.5  # of code, on average: a budget is met by deleting, not by packing
 FREE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER"}
 

@@ -534,9 +534,9 @@ def test_schedule_is_torchs_cosine_after_a_linear_warm_up(t_max):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, t_max, 6e-6)
     for epoch in range(22):
-        for progress, share in ((0.5, 0.25), (2, 1), (9, 1)):
+        for done, share in ((0.5, 0.25), (2, 1), (9, 1)):
             expected = pytest.approx(share * schedule.get_last_lr()[0], rel=1e-9)
-            assert train.learning_rate(hp, epoch, progress) == expected
+            assert train.learning_rate(hp, epoch, done) == expected
         optimizer.step()
         schedule.step()
 
