@@ -21,7 +21,6 @@ import yaml
 
 MAX_BYTES = 2**30  # of a text
 MAX_NODES = 10**7  # lists and objects of a JSON file
-MEMORY = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an engine"  # CUDA's too
 KEPT = "what was written before is whole"
 STDOUT = {"-", "/dev/stdout"}  # paths whose content is printed
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # they break a line of text
@@ -77,7 +76,9 @@ def exit_code(run, say=print_error):
         line = f"interrupted; {KEPT}"
         code = 130
     except (MemoryError, RuntimeError) as error:
-        if not re.search(MEMORY, str(error)):  # the text of a MemoryError is ""
+        # of Python, whose text is "", of the CPU's and of CUDA's allocators, of cuDNN
+        words = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an engine"
+        if not re.search(words, str(error)):
             raise
         line = "out of memory; lower --size (and --batch), or use --device cpu"
         code = 3
@@ -132,8 +133,7 @@ def unique_dict(pairs):
     """A dict of (key, value). Raises ValueError where a key comes twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        key = mode(key for key, _ in pairs)
-        raise ValueError(f"key {shown(key)} comes twice in one object")
+        raise ValueError(f"key {shown(mode(key for key, _ in pairs))} comes twice in one object")
     return value
 
 
@@ -165,12 +165,13 @@ def read_json(path, text=None):
             return json.loads(text, object_pairs_hook=unique_dict)
         if yaml.AliasToken in map(type, yaml.scan(text)):  # a few of them can fill the memory
             raise ValueError("aliases are not read")
-        return yaml_value(yaml.compose(text, yaml.SafeLoader))
-    except (AttributeError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        # YAML without a value has no node
-        why = f"{error if text.strip() and type(error) is not AttributeError else 'it is empty'}"
-        what = f"not a {'YAML' if is_yaml else 'JSON'} file ({' '.join(why.split())})"
-        raise DataError(path, what) from None
+        node = yaml.compose(text, yaml.SafeLoader)
+        if not node:  # comments at most
+            raise ValueError("it is empty")
+        return yaml_value(node)
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        kind = "YAML" if is_yaml else "JSON"
+        raise DataError(path, f"not a {kind} file ({' '.join(str(error).split())})") from None
 
 
 # ---------------------------------------------------------------- writing

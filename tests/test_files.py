@@ -88,12 +88,6 @@ def test_what_is_no_yaml_is_one_line(text, words, tmp_path):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_an_empty_json_is_said_to_be_empty(tmp_path):
-    (tmp_path / "a.json").write_text(" \n")
-    with pytest.raises(files.DataError, match="a.json: not a JSON file \\(it is empty\\)$"):
-        files.read_json(tmp_path / "a.json")
-
-
 def test_a_tag_makes_no_object(tmp_path):
     (tmp_path / "a.yaml").write_text("a: !!python/object/apply:os.system [ls]")
     assert files.read_json(tmp_path / "a.yaml") == {"a": ["ls"]}
