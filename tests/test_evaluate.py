@@ -1112,8 +1112,10 @@ def test_stress_scores_each_kind_and_level(run):
 def test_labels_of_an_enlarged_page_end_at_the_edge_of_its_picture(work):
     """Who finds all that can be seen has the full score; nothing can be found beyond the edge."""
     write_picture(work, "a.png", (200, 400))
-    words = [np.array([(x, y), (x + w, y), (x + w, y + 8), (x, y + 8)], float)
-             for x, y, w in ((20, 60, 340), (110, 80, 30), (240, 100, 90), (5, 120, 20))]  # fmt: skip
+    words = [
+        np.array([(x, y), (x + w, y), (x + w, y + 8), (x, y + 8)], float)
+        for x, y, w in ((20, 60, 340), (110, 80, 30), (240, 100, 90), (5, 120, 20))
+    ]
     page = Page("a.png", Path("images/a.png"), words, [False] * 4)
     changed = stress.stressed_page(page, "scaled", 2)
     assert changed.ignore == [False, False, False, True]

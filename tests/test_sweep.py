@@ -1534,7 +1534,7 @@ def test_report_of_the_published_sweep(cli):
     rows = [line.split(" | ") for line in lines if line.startswith("| all, each")]
     assert rows[0][1:5] == ["12", "95.35", "96.215", "2.94"]
     assert rows[1][1:5] == ["11", "96.20", "96.230", "0.255"]
-    assert "expected at +1.59 sd from their mean; found at +1.57 sd" in out
+    assert "expected at +1.63 sd from their mean; found at +1.57 sd" in out
     groups = ("| 20", "| 22", "| 24")
     groups = [line.strip("| ").split(" | ")[:2] for line in lines if line[:4] in groups]
     assert groups == [["20", "2"], ["22", "4"], ["24", "5"]]  # the ruined trial 1 left out

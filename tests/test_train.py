@@ -272,14 +272,15 @@ def test_a_baseline_on_the_same_pages_in_another_order_is_compared_page_by_page(
         {
             "hmean": 0.5,
             "digests": digests[::step],
+            "labels": digests[::step],
             "groups": [f"{n}.png" for n in range(16)][::step],
             "pages": {f"{n}.png": low + n / 32 for n in list(range(16))[::step]},
         }
         for step, low in ((1, 0.3), (-1, 0.2))
     )
-    monkeypatch.setattr(train, "load_last", lambda folder: {"scores": theirs})
+    monkeypatch.setattr(train, "load_last", lambda folder: {"scores": theirs, "epoch": 3})
     train.print_gain(scores, Path("x"))
-    assert "+0.1000 [+0.1000, +0.1000] over 16 pages  better, vs x" in capsys.readouterr().out
+    assert "[+0.1000, +0.1000] over 16 pages  better, vs epoch 3 of x" in capsys.readouterr().out
 
 
 def test_a_baseline_on_other_pages_of_the_same_names_has_no_paired_difference(work, capsys):
