@@ -161,17 +161,17 @@ def read_json(path, text=None):
     try:
         if text.count("[") + text.count("{") > MAX_NODES:
             raise ValueError(f"more than {MAX_NODES} lists and objects")
-        if not is_yaml:
+        if not is_yaml and text.strip():
             return json.loads(text, object_pairs_hook=unique_dict)
         if yaml.AliasToken in map(type, yaml.scan(text)):  # a few of them can fill the memory
             raise ValueError("aliases are not read")
         node = yaml.compose(text, yaml.SafeLoader)
-        if not node:  # comments at most
+        if not node:  # spaces, or comments of YAML
             raise ValueError("it is empty")
         return yaml_value(node)
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        kind = "YAML" if is_yaml else "JSON"
-        raise DataError(path, f"not a {kind} file ({' '.join(str(error).split())})") from None
+        what = f"not a {'YAML' if is_yaml else 'JSON'} file ({' '.join(str(error).split())})"
+        raise DataError(path, what) from None
 
 
 # ---------------------------------------------------------------- writing

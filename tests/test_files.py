@@ -88,6 +88,13 @@ def test_what_is_no_yaml_is_one_line(text, words, tmp_path):
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_json_that_holds_nothing_is_said_to_be_empty(text, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(files.DataError, match="a.json: not a JSON file \\(it is empty\\)$"):
+        files.read_json(tmp_path / "a.json")
+
+
 def test_a_tag_makes_no_object(tmp_path):
     (tmp_path / "a.yaml").write_text("a: !!python/object/apply:os.system [ls]")
     assert files.read_json(tmp_path / "a.yaml") == {"a": ["ls"]}
