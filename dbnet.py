@@ -374,11 +374,11 @@ def check_fields(state):
 
     scores = state.get("scores", {})
     origin = state.get("origin") or dict.fromkeys(ORIGIN, ())
-    lists = [*origin.values(), scores.get("digests", ()), scores.get("groups", ())]
+    lists = [*origin.values(), *(scores.get(key, ()) for key in ("digests", "groups", "labels"))]
     lists += [part.values() for part in state.get("pages", {}).values()]
     texts = all(isinstance(text, str) for values in lists for text in values)
     if origin.keys() != ORIGIN or not texts:
-        raise TypeError("origin, pages, digests or groups are not texts")
+        raise TypeError("origin, pages, digests, groups or labels are not texts")
 
     values = [scores.get("hmean", 0), *scores.get("pages", {}).values()]
     if not all(0 <= value <= 1 for value in values):

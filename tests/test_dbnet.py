@@ -268,6 +268,7 @@ def test_what_is_not_a_checkpoint_is_refused_and_cannot_run_code(path):
         ({"hparams": {"size": float("nan")}}, "size = nan is not a whole number"),
         ({"hparams": {"sise": 96}}, "unknown key 'sise'; did you mean size"),
         ({"hparams": [1]}, "hparams is a list"),
+        ({"scores": {"labels": [1, "a"]}}, "groups or labels are not texts"),
         ({"scores": {"pages": {"a.jpg": "good"}}}, "'<=' not supported"),
         ({"scores": {"pages": {"a.jpg": float("nan")}}}, "scores are not within"),
         ({"model": {"w": torch.zeros(2, 2).to_sparse()}}, "more than the file"),
