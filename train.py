@@ -923,6 +923,8 @@ def train_one(hp, resume, options, stop):
             trainer.load(state)
             if state["rescored"]:
                 rescore(trainer)
+            elif options.rescore:
+                trainer.save()  # with the record of its pages as they are now
         return train_run(trainer, options, stop)
 
 

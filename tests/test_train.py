@@ -1000,6 +1000,22 @@ def test_a_finished_run_whose_pages_have_changed_since_is_named(work, capsys):
     assert f"warning: {line}; --rescore scores" in capsys.readouterr().out
 
 
+def test_folds_that_are_scored_anew_are_all_on_the_pages_of_now(work, capsys):
+    """That fold whose val pages are as they were kept its record, and the warning came for good."""
+    write_labels(work, files.read_json("s/train.json")["images"])
+    flags = "--data=train.json", "--image-dir=s/images", "--epochs=1", "--T_max=1", "--folds=2"
+    flags += "--fold=all", "--name=r"
+    assert run(*flags) == 0
+    images = files.read_json("train.json")["images"]
+    words = next(iter(images.values()))["words"]
+    words[min(words)]["transcription"] = "corrected"  # which does not change the folds
+    write_labels(work, images)
+    assert run(*flags, "--resume", "--rescore") == 0
+    out = capsys.readouterr().out
+    assert out.count("scored anew") == out.count("keeps its scores") == 1
+    assert "not on the pages of" not in out
+
+
 def test_pseudo_labels_add_pages_and_mask_what_is_uncertain(work, capsys):
     data.synth("extra", 4, 7, size=96, words=4)
     images = {}
