@@ -942,7 +942,9 @@ def train_run(trainer, options, stop):
         draw_last_pictures(trainer, mirrors, options.artifact)
         print(f"{trainer.folder}: {duration(time.perf_counter() - began)} in this process")
         if options.baseline:
-            print_gain(trainer.scores, Path(options.baseline))
+            # a run that an older version has finished recorded no labels
+            scores = {"labels": val_labels(trainer)} | trainer.scores
+            print_gain(scores, Path(options.baseline))
     print_end(trainer, stopped)
     return 128 + stopped if stopped else 0
 

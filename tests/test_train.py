@@ -312,6 +312,17 @@ def test_a_baseline_that_was_scored_by_other_labels_has_no_paired_difference(wor
     assert " of runs/a" not in out
 
 
+def test_a_finished_run_that_recorded_no_labels_is_compared(whole, capsys):
+    """As versions before its record did; it ended in a KeyError."""
+    shutil.copytree("runs/whole", "runs/old")
+    state = torch.load("runs/old/last.pt")
+    del state["scores"]["labels"]
+    train.save_checkpoint("runs/old/last.pt", state)
+    for name, other in (("old", "whole"), ("whole", "old")):
+        assert resume(name, f"--baseline=runs/{other}") == 0
+        assert f", vs epoch 4 of runs/{other}\n" in capsys.readouterr().out
+
+
 def test_what_a_run_prints_and_evaluate_says_are_the_digits_of_the_log(work, capsys):
     (work / "log.csv").write_text("epoch,hmean\n10,0.25\n")
     flags = ("--epochs=10", "--T_max=10", *LEARNS, "--baseline=.")
