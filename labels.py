@@ -2,7 +2,6 @@
 ICDAR's, PaddleOCR's, labelme's and COCO's files. Polygons are [P, 2] in page pixels, EXIF
 orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1)."""
 
-import os
 import re
 import sys
 import unicodedata
@@ -10,6 +9,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import glob
+from os.path import exists, isabs, isfile, realpath, relpath
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -192,22 +192,25 @@ def way_ends(way):
 def find_page(places, names, where, source, need=True):
     """A Page of the label file `source`, of the first of the names that is a picture in one of the
     places (folders). Raises DataError where none is, but for need=False."""
-    there = ((p, name) for name in names for p in places if os.path.isfile(p / name))
+    there = ((p, name) for name in names for p in places if isfile(p / name))
     place, name = next(there, (places[0], names[-1]))
     where = f"{where}: image {shown(name)}"
     check_name(name, where)
     path = place / name
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(place)):
+    real = realpath(path), realpath(place)
+    if not Path(real[0]).is_relative_to(real[1]):
         raise DataError(where, "leads out of the data folder")
-    if need and not os.path.isfile(path):
+    if need and not isfile(path):
         hint = lookalike(path.name, [other.name for other in path.parent.glob("*")])
         raise DataError(
             where,
             f"no such picture in {place}",
             f"see --image-dir, or put images/ beside that file{hint}",
         )
-    # the copy of an absolute name would be the original; ./NAME is another name of one picture
-    return Page(os.path.relpath(path, place), path, source=source)
+    # the copy of an absolute name would be the original, and its folder may be reached by a link;
+    # ./NAME is another name of one picture
+    way = real if isabs(name) else (path, place)
+    return Page(relpath(*way), path, source=source)
 
 
 def image_dir_of(label_file, image_dir):
@@ -278,7 +281,7 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
 
 def sheet_files(path):
     """The files that a path names, which may be a pattern, or itself hold brackets."""
-    return [path] if os.path.exists(path) else sorted(glob(str(path))) or [path]
+    return [path] if exists(path) else sorted(glob(str(path))) or [path]
 
 
 def read_sheet(label_file):

@@ -492,11 +492,13 @@ def test_no_picture_is_copied_onto_itself(tmp_path, link):
 
 
 @pytest.mark.parametrize("to", list(formats.FORMATS))
-def test_an_absolute_name_is_one_within_the_folder(tmp_path, to):
+@pytest.mark.parametrize("way", ["in", "link"])
+def test_an_absolute_name_is_one_within_the_folder(tmp_path, to, way):
     """Its copy would have been the picture itself, which was emptied."""
     blank(tmp_path / "in" / "images" / "a.png")
+    (tmp_path / "link").symlink_to("in")  # a name by it was ../../link/images/a.png
     before = (tmp_path / "in" / "images" / "a.png").read_bytes()
-    sheet = {"images": {str(tmp_path / "in" / "images" / "a.png"): {"words": {}}}}
+    sheet = {"images": {str(tmp_path / way / "images" / "a.png"): {"words": {}}}}
     (tmp_path / "in" / "train.json").write_text(json.dumps(sheet))
     data.convert(tmp_path / "in", tmp_path / "out", to)
     (page,) = load_labels(tmp_path / "out", "train")
