@@ -33,6 +33,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 
 
+# ---------------------------------------------------------------- reading
+
+
 class Header(NamedTuple):
     kind: str  # the format's name in Pillow
     width: int
@@ -59,10 +62,17 @@ def read_header(raw):
 
 def files_below(folder, closed):
     """Files of a folder and below, also where links lead, but in none of the folders `closed`, real
-    paths; a link to a folder that it lies in is left out. In no order. Raises OSError."""
+    paths; a link to a folder that it lies in is left out, and a folder that may not be read, such
+    as lost+found, with a warning. In no order. Raises OSError."""
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        where = os.fspath(folder)
+        print(f"warning: {where}: a folder that may not be read is left out", file=sys.stderr)
+        return []
     files = []
-    for entry in os.scandir(folder):
-        if not entry.is_dir():
+    for entry in entries:
+        if not os.path.isdir(entry):  # also a link to itself, of which entry.is_dir() raises
             files.append(Path(entry))
         elif (real := os.path.realpath(entry)) not in closed:
             files += files_below(entry, {*closed, real})
@@ -150,6 +160,9 @@ def decode_on_white(raw):
     return np.array(page)
 
 
+# ---------------------------------------------------------------- digests and sizes
+
+
 def bytes_digest(raw):
     """16 hex digits of the SHA-256 of bytes. Those of a file name a picture wherever it lies."""
     return hashlib.sha256(raw).hexdigest()[:16]
@@ -179,6 +192,9 @@ def fit_factor(page_size, hp):
 def scaled(page_size, factor):
     """A page (width, height) in whole pixels after scaling."""
     return tuple(max(1, round(side * factor)) for side in page_size)
+
+
+# ---------------------------------------------------------------- damage
 
 
 @contextlib.contextmanager
