@@ -84,7 +84,7 @@ def resume_lines(path, made_of, place=None):
             for name, entry in read_json(path, line.decode())["images"].items():
                 scores = [word.get("confidence", 1.0) for word in entry["words"].values()]
                 done[name] = sureness(name, scores)
-        except (KeyError, AttributeError, UnicodeDecodeError):
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
             what = f"line {len(done) + 2} is damaged"
             raise DataError(path, what, "remove it, its pages are read again") from None
         end += len(line)

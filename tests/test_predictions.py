@@ -124,7 +124,8 @@ def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noq
     for other in others:
         error = run(*other, *flags, code=2).err
         error_line(error, "x.jsonl: exists, and was not written for this folder with these weights")
-    for damaged in (b"{}\n", b'{"images": {"a.jpg": {}}}\n', b'{"\xff": 0}\n'):
+    lists = b"[]\n", b'{"images": {"a.jpg": []}}\n'
+    for damaged in (b"{}\n", b'{"images": {"a.jpg": {}}}\n', b'{"\xff": 0}\n', *lists):
         Path("damaged.jsonl").write_bytes(content + damaged)
         said = run("a.pt", *flags[:3], "damaged.jsonl", code=1).err
         error_line(said, "damaged.jsonl: line 14 is damaged; remove it")
