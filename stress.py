@@ -45,9 +45,8 @@ def run_stress(args, sources, pages):
     """evaluate.py --stress: H-means of one or two Sources on pages changed by each kind and level
     of augment.STRESS."""
     networks = [source.network(args.device) for source in sources]
-    seen = [warn_of_leaks(source, pages) for source in sources]  # a changed page counts, too
-    either = count_seen(sources, pages)
-    groups = np.array(bootstrap_groups(pages))
+    for source in sources:
+        warn_of_leaks(source, pages)
     results = []
     if not args.json:
         print(sources[0].runtime(args.device))
@@ -57,14 +56,17 @@ def run_stress(args, sources, pages):
             if not in_view.any():
                 warn(f"{kind} {level:g}", "no label is left in view, so no score")
                 continue
-            rows, kept = rows[:, in_view], groups[in_view]
-            scores = [
-                make_score(own, cleval.mean_scores, kept, seen_pages)
-                for own, seen_pages in zip(rows, seen)
+            rows = rows[:, in_view]
+            kept = [page for page, visible in zip(pages, in_view) if visible]
+            groups = bootstrap_groups(kept)
+            scores = [  # in sample: a changed page counts, too
+                make_score(own, cleval.mean_scores, groups, count_seen([source], kept))
+                for source, own in zip(sources, rows)
             ]
             difference = None
             if len(rows) == 2:
-                difference = paired_difference(*rows, cleval.mean_scores, kept, either)
+                either = count_seen(sources, kept)
+                difference = paired_difference(*rows, cleval.mean_scores, groups, either)
             results.append(Stressed(kind, level, scores, difference))
             if not args.json:
                 print_stressed(results[-1])

@@ -448,6 +448,25 @@ def test_linked_folders_are_read_and_what_a_first_run_has_drawn_is_not(work, mon
     assert [page.name for page in evaluate.picture_pages("found", "found")] == ["a.jpg"]
 
 
+def test_a_link_to_itself_and_a_closed_folder_do_not_stop_the_rest(work, run, monkeypatch):
+    """As a link that leads nowhere, and as lost+found, which only root may read."""
+    write_picture(work, "a.png", (60, 40))
+    Path("images/loop.jpg").symlink_to("loop.jpg")
+    Path("images/lost+found").mkdir()
+
+    def scandir(folder, listing=os.scandir):
+        if Path(folder).name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listing(folder)
+
+    monkeypatch.setattr(pictures.os, "scandir", scandir)
+    err = run(checkpoint(), "--images", "images", "--out", "p.json", code=1).err
+    warning, error = err.splitlines()
+    assert warning == "warning: images/lost+found: a folder that may not be read is left out"
+    assert error.startswith("error: images/loop.jpg: cannot be read")
+    assert [*read_json("p.json")["images"]] == ["a.png"]
+
+
 def test_what_is_found_on_pages_without_labels_is_no_false_alarm(run):
     """As the test split of a competition: its pages are in a label file, and have no words."""
     images = read_json(predictions())["images"]
@@ -1156,9 +1175,14 @@ def test_stress_leaves_out_pages_whose_labels_are_out_of_view(run, monkeypatch):
     corner = {"points": [[0, 0], [9, 0], [9, 5], [0, 5]]}
     first["words"] = {"0001": corner}
     Path("t/val.json").write_text(json.dumps(sheet))
-    results = json.loads(run("a.pt", "--data", "t", "--stress", "--json").out)
-    whole, large = (entry["scores"][0]["over"] for entry in results)
-    assert (whole, large) == ("2 pages, too narrow", "1 pages, too narrow")
+    checkpoint("b.pt", chosen=True)  # of the pages that count, how many has it seen?
+    flags = "--data", "t", "--stress", "--json"
+    results = json.loads(run("a.pt", *flags, "--compare", "b.pt").out)
+    for n, entry in zip((2, 1), results):
+        own, other = (score["over"] for score in entry["scores"])
+        assert own == f"{n} pages, too narrow"
+        assert other == entry["difference"]["over"]
+        assert other == f"{own}, in sample: epoch chosen on {n} of them"
     for entry in sheet["images"].values():
         entry["words"] = {"0001": corner}
     Path("t/val.json").write_text(json.dumps(sheet))
