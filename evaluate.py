@@ -855,7 +855,7 @@ def check_scoring_flags(args):
     to_a_network = not str(args.compare).endswith(predictions.SUFFIXES)
     values = f"hparams {' '.join(OVERRIDES)}"
     several = len(args.sources) > 1
-    one_set = not several or args.audit and args.data
+    one_set = not several or (args.audit and args.data)
     rules = [
         ("metric write", args.tune, "only with --tune"),
         ("compare images tile rank out html pictures", scoring, "not with --tune or --export"),
