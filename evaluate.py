@@ -21,6 +21,7 @@ import json
 import os
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
 from glob import glob
@@ -108,8 +109,13 @@ class Detector:
 
     def __call__(self, picture):
         """A picture, a path or uint8 RGB [H, W, 3], also Pillow's, -> N polygons [P, 2] in its
-        pixels and scores [N], highest first; a list of pictures -> a list of these. Raises
-        DataError."""
+        pixels, from the upper left and clockwise, and scores [N], highest first; a list of pictures
+        -> a list of these. Raises DataError."""
+
+        def from_top_left(page, found):
+            polygons, scores = found
+            return [cleval.from_top_left(polygon) for polygon in polygons], scores
+
         pages = []
         for image in picture if isinstance(picture, list) else [picture]:
             if not isinstance(image, str | os.PathLike):
@@ -117,7 +123,7 @@ class Detector:
                 if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
                     raise DataError("an array", "not a picture, uint8 RGB [H, W, 3]")
             pages.append(Page("a picture", image))
-        stream = predict(self.network, pages, self.device, lambda page, found: found)
+        stream = predict(self.network, pages, self.device, from_top_left)
         results = [found for _, found in stream]
         return results if isinstance(picture, list) else results[0]
 
@@ -740,7 +746,7 @@ def shard(text):
     """(K, N) of K/N."""
     part, parts = map(int, text.split("/"))
     if not 1 <= part <= parts:
-        raise ValueError
+        raise ArgumentTypeError(f"{text}: K/N is a part K from 1 to N of N parts")
     return part, parts
 
 

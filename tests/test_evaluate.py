@@ -558,8 +558,7 @@ def test_a_detector_takes_paths_and_pictures_and_lists_of_them(work, capsys):
     for one in (path, str(path), picture, flipped, Image.fromarray(picture)):
         polygons, scores = detector(one)
         assert len(polygons) == len(expected) > 0 and np.allclose(scores, expected_scores)
-        outlines = map(cleval.from_top_left, polygons)  # where those of files begin
-        assert all(map(np.allclose, outlines, expected)) and (np.diff(scores) <= 0).all()
+        assert all(map(np.allclose, polygons, expected)) and (np.diff(scores) <= 0).all()
     several = detector([path, picture])
     assert len(several) == 2 and np.array_equal(several[0][1], several[1][1])
     assert detector([]) == []
@@ -578,6 +577,7 @@ def test_a_detector_says_what_is_wrong(work):
         ),
         ("p.json: not a checkpoint", lambda: evaluate.Detector(predictions())),
         ("gone.pt: cannot be read", lambda: evaluate.Detector("gone.pt")),
+        ("s: is a folder; name a file in it", lambda: evaluate.Detector("s")),
         ("gone.jpg: cannot be read", lambda: evaluate.Detector("a.pt")("gone.jpg")),
         ("not a picture, uint8 RGB", lambda: evaluate.Detector("a.pt")(np.zeros((9, 9)))),
         ("not a picture, uint8 RGB", lambda: evaluate.Detector("a.pt")(np.zeros((9, 9, 3)))),
