@@ -246,7 +246,10 @@ def test_a_cache_leaves_room_for_checkpoints(work, monkeypatch):
 
 
 def test_scores_of_later_sets_and_differences_are_marked_as_in_sample(work, capsys):
-    """The second set has the first one's train pages as val pages, and the other way round."""
+    """The second set has the first one's train pages as val pages, and the other way round. Two
+    pages may be one picture, and count as two."""
+    first, second = labels.load_labels("s", "val")
+    shutil.copy(first.path, second.path)
     shutil.copytree("s", "swapped")
     os.rename("swapped/train.json", "swapped/part.json")
     os.rename("swapped/val.json", "swapped/train.json")
