@@ -636,13 +636,12 @@ def validate(args):
     names = sizes or (args.sample and read_sample(args.sample))
     regions, faults = read_submission(args.validate, names, sizes, args.sample)
     problems += faults
+    count = sum(map(len, regions.values()))
+    if not count and not args.allow_empty:
+        problems.append(f"{args.validate}: no page has a region; --allow-empty accepts that")
     for problem in problems[:20]:
         print_error(problem)
-    count = sum(map(len, regions.values()))
     print(f"{args.validate}: {len(regions)} pages, {count} regions, {len(problems)} errors")
-    if not count and not args.allow_empty:
-        sources.warn(args.validate, "no page has a region; --allow-empty accepts that")
-        return 1
     return bool(problems)
 
 

@@ -655,11 +655,11 @@ def test_a_sample_without_pages_is_refused(run):
     assert not Path("none-out.csv").exists() and not Path("none-out.json").exists()
 
 
-def test_an_empty_submission_is_warned_of_and_allowed_by_a_flag(run):
+def test_an_empty_submission_is_an_error_and_allowed_by_a_flag(run):
     files.replace_file("blank.csv", "filename,polygons\na.jpg,\n")
     out, err = run("--validate", "blank.csv", code=1)
-    assert "1 pages, 0 regions, 0 errors" in out
-    assert err == "warning: blank.csv: no page has a region; --allow-empty accepts that\n"
+    assert "1 pages, 0 regions, 1 errors" in out
+    assert err == "error: blank.csv: no page has a region; --allow-empty accepts that\n"
     assert run("--validate", "blank.csv", "--allow-empty").err == ""
     files.replace_file("wrong.csv", "filename,polygons\na.jpg,1 2\n")
     run("--validate", "wrong.csv", "--allow-empty", code=1)
