@@ -305,6 +305,8 @@ def read_saved(path, where, wrong, remedy="", legacy=False):
     memory than the file is long, whatever the file claims. legacy: the older format of torch.save
     will do too. Raises DataError(where, wrong, remedy), UsageError where nothing can be read."""
     try:
+        if Path(path).is_dir():
+            raise UsageError(where, "is a folder", "name a file in it, such as its last.pt")
         if Path(path).stat().st_size > MAX_BYTES or not Path(path).is_file():
             raise DataError(where, f"not a file of at most {MAX_BYTES >> 30} GiB", remedy)
         content = Path(path).read_bytes()

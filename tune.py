@@ -246,8 +246,8 @@ def print_tuning(result):
     remarks = {
         "before": "before",
         "best": f"best {name} of {result['settings']} on these same pages",
-        "recommended": "recommended, middle of those that decode like it "
-        f"among {result['plateau']} not told from the best; on these same pages",
+        "recommended": f"recommended: {result['plateau']} cannot be told from the best; "
+        "the middle of those of its mode and kind of unclip; on these same pages",
     }
     for setting, remark in remarks.items():
         columns = [f"{key} {value:.4f}" for key, value in result[setting]["in_sample"].items()]

@@ -284,7 +284,8 @@ def test_flags_of_shards_and_streams_are_checked(photos, run, capsys):  # noqa: 
     for shard in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(SystemExit, match="2"):
             evaluate.main(["a.pt", "--images", "images", "--shard", shard])
-        error_line(capsys.readouterr().err, "--shard", shard)
+        line = error_line(capsys.readouterr().err, "--shard", shard)
+        assert ("a part K from 1 to N" in line) == (shard in ("0/2", "3/2"))
 
 
 def test_a_big_folder_does_not_fill_the_memory(work, run, monkeypatch):  # noqa: F811

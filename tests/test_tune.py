@@ -170,7 +170,7 @@ def test_the_number_beside_the_recommended_setting_is_said_to_be_of_all_ways_to_
     result = dict.fromkeys(("before", "best", "recommended"), values) | {"metric": "hmean"}
     result |= {"crossfitted": score, "crossfitted_best": score, "gain": gain}
     tune.print_tuning(result | {"settings": 108, "plateau": 80})
-    words = "middle of those that decode like it among 80 not told from the best; on these same"
+    words = "recommended: 80 cannot be told from the best; the middle of those of its mode and kind"
     assert words in capsys.readouterr().out
 
 
