@@ -720,7 +720,11 @@ def run(args):
         with text_aside(out):
             found, code = run_gate(args, ensemble, pages)
     elif not out:
-        raise UsageError("the pages", "have no labels to judge on", "add --submission or --out")
+        raise UsageError(
+            "the pages",
+            "have no labels to judge on",
+            "name another --split, or add --submission or --out",
+        )
     else:
         evaluate.refuse_idle(args, [("decide json", False, "the pages have no labels")])
         _, (found,) = predict_all(ensemble, pages, [range(len(ensemble.members))])

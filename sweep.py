@@ -1027,6 +1027,9 @@ def start_sweep(options):
     trainer_args(extra, cube.names)
     for key in OURS & cube.names:
         raise UsageError(f"parameters: {key}", "is the sweep's to set", "leave it out")
+    for key in sorted(cube.names - vars(args).keys()):
+        hint = files.nearest(key, vars(args))
+        raise UsageError(f"{options.sweep}: parameters: {key}", f"train.py has no such flag{hint}")
     hparams = resolve_space(cube, extra)
 
     # all that can be wrong is found before the folder is made
