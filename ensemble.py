@@ -637,7 +637,7 @@ def validate(args):
     regions, faults = read_submission(args.validate, names, sizes, args.sample)
     problems += faults
     count = sum(map(len, regions.values()))
-    if not count and not args.allow_empty:
+    if not count and not problems and not args.allow_empty:
         problems.append(f"{args.validate}: no page has a region; --allow-empty accepts that")
     for problem in problems[:20]:
         print_error(problem)

@@ -248,13 +248,14 @@ def test_a_cache_leaves_room_for_checkpoints(work, monkeypatch):
 def test_scores_of_later_sets_and_differences_are_marked_as_in_sample(work, capsys):
     """The second set has the first one's train pages as val pages, and the other way round. Two
     pages may be one picture, and count as two."""
-    first, second = labels.load_labels("s", "val")
+    shutil.copytree("s", "twins")
+    first, second = labels.load_labels("twins", "val")
     shutil.copy(first.path, second.path)
-    shutil.copytree("s", "swapped")
+    shutil.copytree("twins", "swapped")
     os.rename("swapped/train.json", "swapped/part.json")
     os.rename("swapped/val.json", "swapped/train.json")
     os.rename("swapped/part.json", "swapped/val.json")
-    flags = "--data=s,swapped", "--epochs=1", "--T_max=1"
+    flags = "--data=twins,swapped", "--epochs=1", "--T_max=1"
     assert run(*flags, "--name=a") == 0
     scores = last("a")["scores"]
     assert scores["over"]["seen"] == {"trained": 2}
@@ -819,7 +820,11 @@ def test_shipped_hparams_are_valid(name, capsys):
         (2, '{"sync_bn": true, "compile": true}', "--sync-bn: not with --compile"),
         (2, "--name=whole --rescore", "--rescore: only with --resume; leave it out"),
         (2, "--data=s --teacher=none.pt", "none.pt: cannot be read"),
-        (1, "--data=s --init=runs/whole", "GiB; name a best.pt or last.pt of train.py"),
+        (
+            2,
+            "--data=s --init=runs/whole",
+            "runs/whole: is a folder; name a file in it, such as its",
+        ),
         (1, "--data=s --baseline=other", "other/log.csv: not a log.csv of train.py"),
         (2, "--weigth_decay 1", "--weigth-decay 1; did you mean --weight-decay?"),
         (2, "--data=nowhere", "nowhere: no such file or folder"),
