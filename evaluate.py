@@ -792,7 +792,7 @@ def parse_args(argv):
 
 def picture_pages(path, drawn=None):
     """Pages without known labels (None) of a picture, or of all pictures in a folder and below,
-    except in the folder `drawn`, which a first run may have filled. Raises UsageError, DataError,
+    except pages that a first run has drawn into the folder `drawn`. Raises UsageError, DataError,
     OSError."""
     path = Path(path)
     if not path.exists():
@@ -801,10 +801,14 @@ def picture_pages(path, drawn=None):
     files = [path]
     if path.is_dir():
         folder = path
-        closed = {os.path.realpath(place) for place in (path, drawn or path)}
         # a link that leads nowhere is one that cannot be read
-        below = pictures.files_below(path, closed)
+        below = pictures.files_below(path, {os.path.realpath(path)})
         files = sorted(file for file in below if file.suffix.lower() in PICTURES)
+    if drawn:
+        place = os.path.realpath(drawn) + os.sep
+        inside = [file for file in files if os.path.realpath(file).startswith(place)]
+        pages = {file for file in inside if os.path.isfile(file) and is_drawn(file)}
+        files = [file for file in files if file not in pages]
     if not files:
         raise DataError(path, f"no picture in it ({' '.join(PICTURES)})")
     # a name whose bytes are not UTF-8 could not be written into a JSON file; escapes keep two apart

@@ -437,15 +437,18 @@ def test_linked_folders_are_read_and_what_a_first_run_has_drawn_is_not(work, mon
     for name in ("images/sub/b.jpg", "images/found/a.jpg", "elsewhere/c.png", "images/a.jpg"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
+    Path("images/found/own.jpg").touch()  # an original
+    drawing.write_picture(Path("images/found/a.jpg"), np.zeros((9, 9, 3), np.uint8))
     links = {"linked": "../elsewhere", "sub/up": "..", "gone": "nowhere", "sub/found": "../found"}
     for link, target in links.items():
         Path("images", link).symlink_to(target)
     Path("elsewhere/back").symlink_to("../images")
     for folder, drawn in (("images", "images/found"), (".", "found")):
         names = [page.name for page in evaluate.picture_pages(folder, drawn)]
-        assert names == ["a.jpg", "linked/c.png", "sub/b.jpg"]
+        own = ["found/own.jpg", "linked/c.png", "sub/b.jpg", "sub/found/own.jpg"]
+        assert names == ["a.jpg", *own]
         monkeypatch.chdir(work / "images")
-    assert [page.name for page in evaluate.picture_pages("found", "found")] == ["a.jpg"]
+    assert [page.name for page in evaluate.picture_pages("found", "found")] == ["own.jpg"]
 
 
 def test_a_link_to_itself_and_a_closed_folder_do_not_stop_the_rest(work, run, monkeypatch):
