@@ -189,6 +189,9 @@ def openvino_core():
     and, dropped by any other thread, leaves that stack unmapped; then Ctrl-C would be a crash."""
     import openvino
 
+    # without this first look into a tensor, two threads that take theirs at once wait for ever: one
+    # holds a lock of OpenVINO's bindings and waits for Python's, the other the other way round
+    openvino.Tensor(torch.zeros(1).numpy()).data.sum()
     return openvino.Core()
 
 

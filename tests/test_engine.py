@@ -190,6 +190,36 @@ def test_threads_that_share_an_onnx_model_get_their_own_maps(openvino, tmp_path)
     assert all(map(torch.equal, together, alone))
 
 
+FIRST_LOOK = """
+import sys, threading
+import engine
+compiled = engine.openvino_core().compile_model(sys.argv[1], "CPU", {})
+tensors = [compiled.create_infer_request().get_input_tensor(0) for _ in range(8)]
+go = False
+
+def look(tensor):
+    while not go:
+        pass
+    tensor.data
+
+sys.setswitchinterval(1e-5)
+threads = [threading.Thread(target=look, args=[tensor], daemon=True) for tensor in tensors]
+for thread in threads:
+    thread.start()
+go = True
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_that_are_the_first_to_look_into_a_tensor_do_not_wait_for_ever(openvino, tmp_path):
+    """OpenVINO's bindings let them: a command whose network came from the cache could hang."""
+    file = tmp_path / "probability.onnx"
+    file.write_bytes(engine.onnx_graph(random_network(BACKBONES[0])))
+    done = run_python("-c", FIRST_LOOK, file, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_cache_keeps_eight_and_mistrusts_what_is_damaged(openvino, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model, made = random_network(BACKBONES[0]), []
