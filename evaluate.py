@@ -807,8 +807,8 @@ def picture_pages(path, drawn=None):
     if drawn:
         place = os.path.realpath(drawn) + os.sep
         inside = [file for file in files if os.path.realpath(file).startswith(place)]
-        pages = {file for file in inside if os.path.isfile(file) and is_drawn(file)}
-        files = [file for file in files if file not in pages]
+        drawn_pages = {file for file in inside if os.path.isfile(file) and is_drawn(file)}
+        files = [file for file in files if file not in drawn_pages]
     if not files:
         raise DataError(path, f"no picture in it ({' '.join(PICTURES)})")
     # a name whose bytes are not UTF-8 could not be written into a JSON file; escapes keep two apart

@@ -157,8 +157,7 @@ def seen_digests(origin, hp):
 
 def warn_of_leaks(source, pages):
     """Warn on stderr of pages that a Source has seen before, by the digests in it, or that these
-    are not known. Returns {way, of SEEN: number of pages} as a Counter, whose | takes the
-    larger number of each."""
+    are not known. Returns {way, of SEEN: number of pages} as a Counter."""
     origin = source.origin()
     if origin["unknown"]:
         files = ", ".join(origin["unknown"])
@@ -179,9 +178,7 @@ def warn_of_leaks(source, pages):
 def count_seen(sources, pages):
     """{way, of SEEN: number of pages that any of several Sources has seen so}: of a difference, or
     of a vote. The larger of their numbers would be too few, as each may have seen other pages."""
-    seen = [
-        seen_digests(source.state.get("origin") or {}, source.hp) for source in sources if source.hp
-    ]
+    seen = [seen_digests(source.origin(), source.hp) for source in sources if source.hp]
     return {
         way: sum(any(page_digest(page) in theirs.get(way, ()) for theirs in seen) for page in pages)
         for way in SEEN

@@ -43,7 +43,7 @@ def stressed_page(page, kind, level):
 
 def run_stress(args, sources, pages):
     """evaluate.py --stress: H-means of one or two Sources on pages changed by each kind and level
-    of augment.STRESS."""
+    of augment.STRESS. Raises DataError, OSError."""
     networks = [source.network(args.device) for source in sources]
     for source in sources:
         warn_of_leaks(source, pages)

@@ -755,7 +755,8 @@ def score_pages(trainer, val):
 
 
 def val_labels(trainer):
-    """Digests of the labels of val pages. In the record those of later sets follow."""
+    """The digests of each val page, of its picture and its labels, as `record_pages` has them. In
+    the record those of later sets follow."""
     return [*trainer.pages.record["val"].values()][: len(trainer.val_digests)]
 
 
