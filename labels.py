@@ -197,8 +197,9 @@ def find_page(places, names, where, source, need=True):
     where = f"{where}: image {shown(name)}"
     check_name(name, where)
     path = place / name
-    real = realpath(path), realpath(place)
-    if not Path(real[0]).is_relative_to(real[1]):
+    real_path = realpath(path)
+    real_place = realpath(place)
+    if not Path(real_path).is_relative_to(real_place):
         raise DataError(where, "leads out of the data folder")
     if need and not isfile(path):
         hint = lookalike(path.name, [other.name for other in path.parent.glob("*")])
@@ -209,8 +210,8 @@ def find_page(places, names, where, source, need=True):
         )
     # the copy of an absolute name would be the original, and its folder may be reached by a link;
     # ./NAME is another name of one picture
-    way = real if isabs(name) else (path, place)
-    return Page(relpath(*way), path, source=source)
+    inside = relpath(real_path, real_place) if isabs(name) else relpath(path, place)
+    return Page(inside, path, source=source)
 
 
 def image_dir_of(label_file, image_dir):
