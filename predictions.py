@@ -79,14 +79,17 @@ def resume_lines(path, made_of, place=None):
 
     done = {}
     end = len(header)
+    number = 1
     while (line := file.readline()).endswith(b"\n"):
+        number += 1
         try:
             for name, entry in read_json(path, line.decode())["images"].items():
                 scores = [word.get("confidence", 1.0) for word in entry["words"].values()]
                 done[name] = sureness(name, scores)
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
-            what = f"line {len(done) + 2} is damaged"
-            raise DataError(path, what, "remove it, its pages are read again") from None
+            raise DataError(
+                path, f"line {number} is damaged", "remove it, its pages are read again"
+            ) from None
         end += len(line)
     file.truncate(end)
     return file, done
