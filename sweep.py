@@ -1354,7 +1354,8 @@ def print_status(options):
 
 
 def main(argv=None):
-    sys.stdout.reconfigure(line_buffering=True)  # a log up to the moment of a kill
+    if sys.stdout:  # None where it was closed
+        sys.stdout.reconfigure(line_buffering=True)  # a log up to the moment of a kill
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return exit_code(lambda: run(argv))

@@ -482,6 +482,13 @@ def test_a_sweep_from_start_to_report(cli):
     check_page(cli.runs, browse(cli.folder / "page.html"))
 
 
+def test_a_sweep_whose_output_is_closed_runs(cli, monkeypatch):
+    """As `>&-` closes it, also in a job of cron's."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli("s.json", sweep_=short(run_cap=1))[::2] == (0, "")
+    assert len(events(cli.runs, "finished")) == 1
+
+
 def test_killed_at_any_moment_it_ends_like_the_undisturbed_sweep(cli):
     cli("s.json", sweep_=short(early_terminate={"type": "pause"}, run_cap=5))
     calm = outcome(cli.runs)
