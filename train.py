@@ -98,6 +98,8 @@ from processes import (
 from progress import progress
 
 MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is resumed
+# values that a run finds out for itself: those in the file of --hparams may be another run's
+FOUND = ("split", "text_height")
 NO_BEST = {"hmean": -1.0, "epoch": 0}
 NEW_NAME = "choose another name, or --resume to go on with it"
 AGAIN = "the same command, with --resume if one of them has begun"
@@ -137,11 +139,12 @@ def resolve_run(args):
     saved = read_hparams(path)
     for key, new in given.items():
         old = saved.get(key, FIELDS[key].default)
-        if key not in MAY_CHANGE and old != new:
+        if key not in MAY_CHANGE + FOUND and old != new:
             what = f"{key} is {old!r} in run {name} and cannot become {new!r}"
             remedy = f"start a new run; --init {path.parent}/last.pt begins with its weights"
             raise UsageError("--resume", what, remedy)
-    return resolve_hparams(args, {**saved, "stop_epoch": 0})
+    hp = resolve_hparams(args, {**saved, "stop_epoch": 0})
+    return changed(hp, **{key: saved.get(key, FIELDS[key].default) for key in FOUND})
 
 
 def name_run(hp, stem):

@@ -1002,6 +1002,20 @@ def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeyp
     assert last("new")["hparams"].split not in ("", digest)
 
 
+def test_a_run_that_began_with_the_values_of_another_goes_on_by_the_same_command(
+    tmp_path, monkeypatch
+):
+    """A sweep gives a trial all its flags again. What a run finds out for itself is not compared."""
+    monkeypatch.chdir(tmp_path)
+    other = {"lr": 2e-3, "split": "0a", "text_height": 20.0}
+    found = {"split": "0b", "text_height": 31.5}
+    files.write_json(tmp_path / "other.json", other)
+    files.write_json(tmp_path / "runs/t/hparams.json", {"name": "t", **other, **found})
+    args = command.trainer_parser().parse_args(["--hparams=other.json", "--name=t", "--resume"])
+    hp = train.resolve_run(args)
+    assert (hp.lr, hp.split, hp.text_height) == (2e-3, "0b", 31.5)
+
+
 def test_a_finished_run_whose_pages_have_changed_since_is_named(work, capsys):
     """The mean of two replicas was that of scores on different labels, without a word."""
     shutil.copytree("s", "own")
