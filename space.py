@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 import re
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -26,8 +27,8 @@ LISTS = {
     "categorical": "values",
     "categorical_w_probabilities": "values probabilities",
 }
-STEPPED = {f"q_{name}": f"{keys} q" for name, keys in LAWS.items()}
-DISTRIBUTIONS = {**LISTS, **LAWS, "int_uniform": "min max", **STEPPED}
+DISTRIBUTIONS = LISTS | LAWS | {"int_uniform": "min max"}
+DISTRIBUTIONS |= {f"q_{name}": f"{keys} q" for name, keys in LAWS.items()}
 # distributions of W&B's that are not used here, and what to write instead
 INSTEAD = {
     "beta": "use uniform or normal",
@@ -78,18 +79,21 @@ class Dimension:
         return np.where(outside, u, self.coords[self.index(u)])
 
     def encode(self, value):
-        """A value -> u; outside 0..1 for a value outside the range, -1 for an unknown one."""
+        """A value -> u; outside 0..1 for a value outside the range, from -2 to -1 for an unknown
+        one."""
         for j, level in enumerate(self.levels):
             if identity(level) == identity(value):
                 return middles(self.edges)[j]
-        if self.law and is_number(value):
-            return cumulative(self.law, value)
+        if is_number(value) and not self.category:
+            if self.law:
+                return cumulative(self.law, value)
+            # a number that a list of numbers lacks: beyond its ends below 0 or above 1
+            u = (value - min(self.levels)) / np.ptp(self.levels)
+            if not 0 <= u <= 1:
+                return u
 
-        # a number that a list of numbers lacks: beyond its ends below 0 or above 1, no two alike
-        if self.category or not is_number(value):
-            return -1.0
-        u = (value - min(self.levels)) / np.ptp(self.levels)
-        return -1.0 if 0 <= u <= 1 else u
+        # no two alike: runs at one point would be replicas
+        return -1 - random.Random(repr(value)).random()
 
 
 def middles(edges):

@@ -132,6 +132,18 @@ def test_runs_at_two_values_that_a_list_has_lost_are_no_replicas():
     assert found.trials[0].expected.mean < found.trials[1].expected.mean
 
 
+@pytest.mark.parametrize("key, values", [("T_max", [21, 23, 20, 24]), ("mode", list("abcd"))])
+def test_neither_are_runs_at_two_names_or_inner_values_that_a_list_has_lost(key, values):
+    """Their difference was taken for the noise of a run."""
+    left = {"values": [20, 22, 24] if key == "T_max" else ["c", "d"]}
+    state = sweep.Sweep(Path("s"), spec(parameters={key: left}, method="grid"), 1, [])
+    for n, (x, y) in enumerate(zip(values, (0.94, 0.8, 0.9, 0.91)), 1):
+        state.trials.append(sweep.Trial(n, {key: x}, "finished", [y], []))
+    found = find(state)
+    assert not found.replicas
+    assert found.trials[0].expected.mean > found.trials[1].expected.mean
+
+
 def test_importance_stands_beside_what_permuted_scores_give():
     (share, by_chance), *_ = finished(0.9 + 0.05 * np.arange(12) / 12).importance
     assert share > 0.9 and by_chance == 1 / 100  # their own order is one of 100
