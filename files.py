@@ -60,8 +60,9 @@ def print_error(line):
 
 
 def exit_code(run, say=print_error):
-    """The exit code of run() or, where it fails, of the failure, whose line is said. Errors that
-    only a bug can cause are raised."""
+    """Call run() and return its exit code, 0 for None. If it fails for a reason that a user can
+    mend, `say` gets one line about it, and the exit code is the failure's. Other errors are bugs:
+    they are raised."""
     with suppress(AttributeError):  # an ASCII terminal lacks letters of names and words
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -76,7 +77,7 @@ def exit_code(run, say=print_error):
         line = f"interrupted; {KEPT}"
         code = 130
     except (MemoryError, RuntimeError) as error:
-        # of Python, whose text is "", of the CPU's and of CUDA's allocators, of cuDNN
+        # a memory error of Python has no text; those of PyTorch, CUDA and cuDNN have these words
         words = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an engine"
         if not re.search(words, str(error)):
             raise
@@ -146,6 +147,7 @@ def yaml_value(node):
     if node.style:  # in quotes
         return node.value
 
+    # a plain word: ~ and nothing stand for null, and True for true
     word = node.value.strip("~").lower() or "null"
     for kind in (int, float, json.loads):
         with suppress(ValueError):
@@ -231,13 +233,13 @@ def new_folder(out):
 
 
 def text_aside(*outputs):
-    """A context in which text is printed on stderr if one of the outputs is printed on stdout: what
-    reads that gets the output alone."""
+    """A context in which text is printed on stderr if one of the outputs is printed on stdout, so
+    that a program which reads stdout gets the output alone."""
     return redirect_stdout(sys.stderr if STDOUT & {*map(str, outputs)} else sys.stdout)
 
 
 def check_writable(path):
-    """Raise the OSError in which writing the path would end; nothing is made or left behind."""
+    """Raise the OSError that writing to the path would raise; nothing is made or left behind."""
     folder = Path(os.path.realpath(path)).parent
     while not folder.exists():
         folder = folder.parent
@@ -260,8 +262,9 @@ def write_json(path, value, indent=None):
 
 
 def guard(outputs, inputs, derived=()):
-    """Raise UsageError before an output replaces an input of the same command or, under a name that
-    was derived from another's and that nobody typed, any file. All are paths, or None."""
+    """Raise UsageError before an output replaces an input of the same command. `derived` are
+    outputs whose names nobody typed, since they follow from other names: these may replace no file
+    at all. All are paths, or None."""
     read = {os.path.realpath(path) for path in inputs if path}
     for path in filter(None, (*outputs, *derived)):
         if os.path.realpath(path) in read:
@@ -287,8 +290,9 @@ def lock(path):
 
 
 def lock_folder(folder, name, what):
-    """The lock on folder/name, after which temporary files of killed processes are removed. Raises
-    UsageError, `what` is going on, where another process has it."""
+    """Take the lock on the file folder/name and remove temporary files that killed processes left
+    in the folder. Returns the locked file. Raises UsageError if another process has the lock;
+    `what` says what that process is doing."""
     held = lock(folder / name)
     if not held:
         raise UsageError(folder, what, "wait for it, or stop it")
