@@ -14,7 +14,8 @@ DEPTH = 4  # questions a tree
 ROUNDS = 80  # trees
 RATE = 0.15
 RIDGE = 2.0
-LEAST_RECALL = 0.5  # of a bar
+# for `make_scale`, in which a bar is a score that things and examples are counted from
+LEAST_RECALL = 0.5  # least share of the examples that reach a bar
 AS_GOOD = 1.1  # bars count whose bound is at most this many times the lowest
 HIGHEST = 0.99  # no probability is above it
 SLOPES = 1.0, 0.6, 0.8, 1.25, 1.5, 1.75, 2.0, 2.5  # tried: factors of log odds
@@ -43,9 +44,13 @@ def fit_trees(features, is_class):
     A tree asks one question a level, at all of its nodes (Prokhorenkova et al. 2018)."""
     edges = np.quantile(features, np.linspace(0, 1, BINS + 1)[1:-1], axis=0)
     bins = to_bins(features, edges)
+
+    # log odds of all together; half a thing added to each side keeps them finite
     count = is_class.sum() + 0.5
     start = np.log(count / (len(bins) + 1 - count))
     score = np.full(len(bins), start)
+
+    # each tree takes a Newton step: its leaves are slope / bend of the log likelihood
     trees = []
     for _ in range(ROUNDS):
         p = sigmoid(score)
@@ -69,6 +74,7 @@ def grow_tree(bins, slope, bend):
     leaf = np.zeros(len(bins), int)
     questions = []
     for level in range(DEPTH):
+        # both derivatives summed up by node, feature and bin; below an edge by running sums
         cell = (leaf[:, None] * width + np.arange(width)) * BINS + bins
         count = width * BINS * 2**level
         sums = []
@@ -119,26 +125,31 @@ def sigmoid(x):
 
 
 def make_scale(scores, examples, lost, count):
-    """Scores of things as they are [N] and of examples of a class [K], of which as many as `lost`
-    more have no score -> Scale, with the slope that fits best. Where the class's share in all
-    `count` things comes near a half, things and examples look alike, which proves nothing, and it
-    is lowered."""
+    """Scores of things as they are [N] and of examples of a class [K] -> Scale, with the slope that
+    fits best. lost: how many more examples have no score. count: how many things there are in all.
+
+    Where the class seems to be near a half of them, things and examples only look alike: that
+    proves nothing, so its estimated count is lowered."""
     examples = np.sort(examples)[::-1]
     total = len(examples) + lost
     if not len(examples):
         return Scale(0.0, 1.0, -np.inf, 1.0)
 
-    # bars at which the class's count has a low upper bound; the lowest alone is low by luck
+    # each bar bounds the class's count: things that reach it / share of examples that do; the mean
+    # of the bars with low bounds, since the lowest alone is low by luck
     places = np.linspace(LEAST_RECALL * total, len(examples), 40).astype(int)
     places = np.unique(places.clip(1, len(examples)))
     recalls = places / total
     above = np.array([(scores >= examples[place - 1]).sum() for place in places])
-    bounds = (above + 4.5 + 3 * np.sqrt(above + 2.25)) / recalls  # three standard errors
+    bounds = (above + 4.5 + 3 * np.sqrt(above + 2.25)) / recalls  # three standard errors of a count
     good = bounds <= AS_GOOD * bounds.min()
     expected = (above / recalls)[good].mean()
+
+    # lower where things and examples look alike, and only those of the class that have a score
     telling = max(1 - (2 * expected / count) ** 2, 0)
     expected *= telling * len(examples) / total
 
+    # the slope can only be judged where some things are of the class, and not all
     slopes = SLOPES if 0 < expected < len(scores) else SLOPES[:1]
     fits = [fit_scale(scores, examples, expected, slope) for slope in slopes]
     _, slope, shift = max(fits)
@@ -151,6 +162,8 @@ def fit_scale(scores, examples, expected, slope):
     and things in other shares than the class has here. The likelihood says how well the slope tells
     examples from things (Ward et al. 2009)."""
     scores, examples = slope * scores, slope * examples
+
+    # bisection: probabilities rise with the shift
     low, high = -60.0, 60.0
     for _ in range(50):
         shift = (low + high) / 2
