@@ -165,7 +165,8 @@ def bootstrap(rows, to_scores, groups=None, draws=4000):
     sums = np.zeros((count, np.shape(rows)[1]))  # [G, k]
     np.add.at(sums, group, rows)
 
-    # all draws at once may be gigabytes
+    # in blocks, since all draws at once may be gigabytes. Groups of the i-th draw of a block are
+    # numbered from count * i on, so that one bincount tells how often each draw has each group
     rng = np.random.default_rng(0)
     block = max(1, 2**20 // count)
     samples = []
@@ -175,6 +176,7 @@ def bootstrap(rows, to_scores, groups=None, draws=4000):
         times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         samples.append(to_scores(times.astype(float) @ sums))
 
+    # the scores of all groups, and of all but one
     everything = sums.sum(0)
     without = to_scores(everything - sums if count > 1 else sums)  # [G, s]
     samples = np.concatenate(samples)
@@ -214,8 +216,8 @@ def expanded_bca(samples, scores, without, size):
 
 
 def student_975_squared(freedom):
-    """Square of the 97.5 % quantile of Student's t (Wallace 1959). The quantile is 4 % too high at
-    2 degrees of freedom, 1 % at 3 and under .1 % from 7 on."""
+    """Square of the 97.5 % quantile of Student's t, approximately (Wallace 1959): the quantile is
+    4 % too high at 2 degrees of freedom, 1 % at 3 and under .1 % from 7 on."""
     z = 1.96 * (8 * freedom + 3) / (8 * freedom + 1)
     return freedom * math.expm1(z**2 / freedom)
 
@@ -235,10 +237,12 @@ def student(freedom, share):
 
 
 def expected_lead(n):
-    """Expected distance of the largest of n normal values from their mean, in their sample sd: the
-    integral of (x > 0) - Phi^n, by midpoints, over the expected sample sd, which is below 1 and of
-    which the distance is independent."""
-    x = np.arange(-8, 8, 0.01) + 0.005
+    """Expected distance of the largest of n normal values from their mean, in their sample sd.
+
+    The expected largest value is the integral of (x > 0) - Phi(x)^n, here a sum over midpoints. It
+    is divided by the expected sample sd, which is below 1. That is allowed because the distance in
+    sample sd does not depend on the sample sd."""
+    x = np.arange(-8, 8, 0.01) + 0.005  # midpoints of steps of 1 / 100
     below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x]) ** n
     largest = float(((x > 0) - below).sum()) / 100
     spread = math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2)) * math.sqrt(2 / (n - 1))
