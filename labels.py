@@ -48,11 +48,16 @@ MAX_COORDINATE = 1e6
 
 @dataclass
 class Page:
-    """One picture and its N labelled (or predicted) words. polygons: N arrays [P, 2], page pixels.
+    """One picture and its N labelled (or predicted) words.
+
+    path: of the picture; or the picture itself, uint8 RGB [H, W, 3], where no file holds it.
+    polygons: N arrays [P, 2], page pixels; None if its labels are not known.
     ignore: N bools (don't care). texts: N strings or None. confidences: N floats, 1.0 for labels.
-    size: (width, height) if the label file states it, or of the opened picture. What only the
-    picture tells, `data.inspect_pages` sets: digest of its bytes, thumbnail, and repaired, the
-    words as training takes them. source: the label file."""
+    size: (width, height) if the label file states it, or of the opened picture.
+    source: the label file.
+
+    `data.inspect_pages` sets what only the picture tells: digest of its bytes, thumbnail, and
+    repaired, the words as training takes them (data.Repaired)."""
 
     name: str
     path: Path
@@ -168,7 +173,7 @@ def tell_apart(ids):
 
 
 def lookalike(name, others):
-    """Words that end an error where another name differs by its Unicode form alone, or ""."""
+    """What to add to an error if another name differs only by its Unicode form, or ""."""
     form = unicodedata.normalize("NFC", name)
     for other in others:
         if unicodedata.normalize("NFC", other) == form:
@@ -183,7 +188,8 @@ def check_name(name, where):
 
 
 def way_ends(way):
-    """The ends of a tool's way to a picture, which it may have seen elsewhere, longest first."""
+    """The ends of the path under which a tool saw a picture, longest first: the folder may have had
+    another place there."""
     parts = PurePosixPath(str(way).replace("\\", "/").lstrip("/")).parts[-MAX_PARTS:]
     ends = [parts[k:] for k in range(len(parts))]
     return ["/".join(end) for end in ends if ".." not in end] or [""]
@@ -303,6 +309,7 @@ def read_sheet(label_file):
 
 def competition_words(words):
     for word_id, word in words.items():
+        # points that are [] or null; a word that lacks the key is an error, which fill_page raises
         if isinstance(word, dict) and not word.get("points", word):
             continue
         keys = "points", "transcription", "ignore", "confidence"
@@ -418,6 +425,7 @@ def read_icdar(files, image_dir):
     picture's suffix; in UTF-8 or Windows-1252. Text `###` = ignore. How many numbers most lines
     have decides where one can be read in two ways; says how many others there are. Raises
     DataError."""
+    # a label file may name its picture with or without the suffix
     place = image_dir_of(files[0], image_dir)[0]
     pictures = {}
     for file in sorted(place.iterdir()):
@@ -425,20 +433,24 @@ def read_icdar(files, image_dir):
             pictures.setdefault(file.stem, []).append(file.name)
             pictures[file.name] = [file.name]
 
+    # do most lines have 4 numbers, or 8?
     sheets = [text_lines(file, MAX_PAGE_BYTES, "cp1252") for file in files]
     counts = Counter(len(parse_icdar_line(line)[0]) for lines in sheets for _, line in lines)
     usual = next((n for n in (4, 8) if 2 * counts[n] > counts.total()), None)
-    unlike = []
+
+    unlike = []  # lines that have not
     for file, lines in zip(files, sheets):
         name = re.sub("^(gt|res)_", "", file.stem)
         names = pictures.get(name, ())
         if len(names) != 1:
             raise DataError(file, f"{len(names)} pictures {name}.* in {place}", "one is needed")
+
         words = []
         for number, line in lines:
             numbers, text = parse_icdar_line(line, usual)
             if usual and len(numbers) != usual:
                 unlike.append(f"{file}: line {number}")
+                # too few numbers and a "text" that begins with one: a coordinate got lost
                 if len(numbers) < usual and re.match(r"[-\d.]+\s*(,|$)", text or ""):
                     what = f"an odd number of coordinates, most lines have {usual}"
                     raise DataError(unlike[-1], what, "correct it")
@@ -543,19 +555,20 @@ def folder_labels(folder):
     texts = {p: read_text(p, other="latin-1") for p in sorted(folder.glob("*.txt"))}
     if not any(map(ICDAR.match, texts.values())):
         return None
-    # an empty file is of a page without text
+    # an empty file belongs to a page without text
     files = [p for p, text in texts.items() if ICDAR.match(text) or not text.strip()]
     return read_icdar, files
 
 
 def is_of_one_page(file):
-    """Whether a label file is of a picture of its name, such as test.jpg, and not of a split."""
+    """Whether a label file describes one picture of its name, such as test.jpg for test.txt, and
+    not a whole split."""
     beside = any(p.suffix.lower() in PICTURES for p in file.parent.glob(f"{file.stem}.*"))
     return beside and not WHOLE.search(read_text(file, other="latin-1"))
 
 
 def find_labels(data, split):
-    """(reader, source) of a split's labels in DATA, or None. A single file is every split's."""
+    """(reader, source) of a split's labels in DATA, or None. A single file serves all splits."""
     data = Path(data)
     names = {"val": ("val", "valid"), None: ("default", ".")}.get(split, (split,))
     files = (data / pattern.format(name) for name in names for pattern in WHOLE_SPLITS)
