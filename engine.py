@@ -23,12 +23,15 @@ ENGINES = "auto", "torch", "openvino", "onnxruntime"
 
 
 def choose_device(name, work=True):
-    """torch.device of --device, made the current one; `auto` is CUDA where there is one. Raises
-    UsageError, and where it is to work also if the installed torch has no kernels for it."""
+    """torch.device of --device, made the current one; `auto` is CUDA where there is one. work:
+    whether anything will be computed on it. Raises UsageError if there is no such device or, with
+    `work`, if the installed torch has no kernels for it."""
     gpus = torch.cuda.device_count()
     where = f"--device {name}"
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
     try:
-        device = torch.device(("cpu", "cuda")[gpus > 0] if name == "auto" else name)
+        device = torch.device(name)
     except RuntimeError:
         raise UsageError(where, "not a device", "use cuda, cuda:1 or cpu") from None
     if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
@@ -129,9 +132,9 @@ def has_bf16():
 
 
 def load_engine(runtime, digest, make, onnx=None):
-    """A function that predicts as the DBNet that make() returns, or as the ONNX model of
-    Probability at a path: pages uint8 [B, H, W, 3] -> logits [B, 1, H, W]. digest: of the DBNet's
-    weights."""
+    """A function that predicts: pages uint8 [B, H, W, 3] -> logits [B, 1, H, W]. Its network is the
+    DBNet that make() returns or, if `onnx` is given, an ONNX model of Probability: its path, or for
+    onnxruntime its bytes. digest: of the DBNet's weights; names what OpenVINO has compiled."""
     if runtime.engine == "torch":
         return make()
     if runtime.engine == "openvino":
@@ -189,8 +192,8 @@ def openvino_core():
     and, dropped by any other thread, leaves that stack unmapped; then Ctrl-C would be a crash."""
     import openvino
 
-    # without this first look into a tensor, two threads that take theirs at once wait for ever: one
-    # holds a lock of OpenVINO's bindings and waits for Python's, the other the other way round
+    # without this first look into a tensor, two threads that take their first look at once wait for
+    # ever: one holds a lock of OpenVINO's bindings and waits for Python's, the other holds Python's
     openvino.Tensor(torch.zeros(1).numpy()).data.sum()
     return openvino.Core()
 
@@ -240,7 +243,8 @@ def launch(model, batch, amp, device):
 
 @torch.no_grad()
 def compute_maps(model, batch, amp, device):
-    """Maps uint8 [B, H, W] of pages; those of a GPU are there after what it was given to do."""
+    """Maps uint8 [B, H, W] of pages uint8 [B, H, W, 3], in the CPU's memory. A GPU fills them in
+    later, once it has done all that it was given so far."""
     pages = torch.from_numpy(batch)
     if device.type == "cuda":
         pages = pages.pin_memory()
