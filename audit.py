@@ -58,11 +58,14 @@ class Units(NamedTuple):
 
 
 def page_units(view, ignore, hp, labels=None, bare=None):
-    """Units of a View: of all labels, or of a few and the text of outlines that were bared."""
+    """Units of a View. labels: indices of the labels to take, None for all. bare: outlines that
+    lost their label; of text outside labels only what lies on them is taken, None for all."""
     chosen = range(len(view.polygons)) if labels is None else labels
     care = [n for n in chosen if not ignore[n]]
     pairs, of_pairs = close_pairs(view, care)
     text, of_text = text_outside(view, hp)
+
+    # text of which more than half lies on a bare outline
     if bare is not None:
         on = shared_areas(bare, text, None).shared.sum(0)
         near = [n for n, outline in enumerate(text) if on[n] > polygon_area(outline) / 2]
@@ -75,11 +78,13 @@ def page_units(view, ignore, hp, labels=None, bare=None):
         "pair": pairs,
         "text": [()] * len(text),
     }
+    # an outline for each unit: of a pair the hull of both labels
     outlines = {"text": text}
     for table in ("label", "ignored", "pair"):
         outlines[table] = [hull(*(view.polygons[n] for n in unit)) for unit in indices[table]]
         if table != "pair":
             outlines[table] = [view.polygons[n] for (n,) in indices[table]]
+
     features = {table: outline_features(view, some) for table, some in outlines.items()}
     features["pair"] = np.hstack([features["pair"], of_pairs])
     features["text"] = np.hstack([features["text"], of_text])
@@ -89,6 +94,7 @@ def page_units(view, ignore, hp, labels=None, bare=None):
 def find_mistakes(units, page):
     """Units of a page with mistakes -> {kind: numbers of the units that show it}, and how many
     mistakes no unit shows {kind: count}."""
+    # a label shows its own mistake; two pieces of one label, as a pair, that it was split
     numbers = defaultdict(list)
     for table in ("label", "ignored"):
         for number, (n,) in enumerate(units.labels[table]):
@@ -99,6 +105,8 @@ def find_mistakes(units, page):
             numbers["split"].append(number)
     lost = Counter(split=page.kinds.count("split") // 2 - len(numbers["split"]))
 
+    # text on an outline whose label was dropped shows a missing label; the rest, kind "bare", was
+    # left behind by labels that were moved
     text = units.outlines["text"]
     numbers["bare"] = [*range(len(text))]
     shared = shared_areas([outline for _, outline in page.bare], text, None)
@@ -106,9 +114,10 @@ def find_mistakes(units, page):
     for (kind, _), row in zip(page.bare, on):
         if kind != "missing":
             continue
-        if row.any() and int(row.argmax()) in numbers["bare"]:
-            numbers["bare"].remove(int(row.argmax()))
-            numbers["missing"].append(int(row.argmax()))
+        number = int(row.argmax()) if row.any() else None
+        if number in numbers["bare"]:
+            numbers["bare"].remove(number)
+            numbers["missing"].append(number)
         else:
             lost["missing"] += 1
     return numbers, lost
@@ -121,15 +130,16 @@ class PageReading(NamedTuple):
     scale: np.ndarray  # map px a page px, [2]
     features: dict  # {table: [N, F]} of the labels as they are
     labels: dict  # as in Units
-    text: tuple  # outlines of text outside labels, packed
-    words: tuple  # outlines found, packed
-    parts: tuple
+    text: tuple  # outlines of text outside labels, see `pack`
+    words: tuple  # outlines found, see `pack`
+    parts: tuple  # the same at the threshold SURE
     examples: dict  # {kind: [N, F]} of mistakes
     lost: Counter  # mistakes that nothing shows, by kind
     habits: Counter
 
 
 def pack(outlines):
+    """Outlines N x [P, 2] as two arrays: those of thousands of pages take less memory so."""
     xy, sizes = join_vertices(outlines)
     return xy.astype(np.float32), sizes
 
@@ -140,7 +150,7 @@ def unpack(packed):
 
 
 class Plan(NamedTuple):
-    """How many mistakes are made."""
+    """Which mistakes are made, and how many."""
 
     kinds: tuple
     share: float  # of a page's labels
@@ -149,7 +159,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(pages, seed=0):
-    """The Plan for labelled pages: some WANTED mistakes. Raises DataError."""
+    """The Plan for labelled pages: about WANTED mistakes in all. Raises DataError."""
     count = sum(len(page.polygons) for page in pages)
     if len(pages) < 2 or not count:
         raise DataError("--audit", f"{len(pages)} pages with {count} labels", "give two or more")
@@ -162,6 +172,7 @@ def make_plan(pages, seed=0):
 
 def read_page(page, prob, hp, plan):
     """The PageReading of a labelled page with its map, uint8 [h, w]."""
+    # the page with its own labels
     scale = np.array(prob.shape[::-1]) / page.size
     polygons = [polygon * scale for polygon in page.polygons]
     words, _ = look(prob, hp)
@@ -176,7 +187,7 @@ def read_page(page, prob, hp, plan):
     lost = Counter()
     for number in range(plan.rounds):
         rng = np.random.default_rng((plan.seed, zlib.crc32(page.name.encode()), number))
-        count = int(plan.share * len(polygons) + rng.random())
+        count = int(plan.share * len(polygons) + rng.random())  # rounded up or down by chance
         size = prob.shape[::-1]
         copy = make_mistakes(rng, polygons, page.ignore, size, count, plan.kinds)
         view = with_labels(view, copy.polygons)
@@ -206,26 +217,31 @@ def read_page(page, prob, hp, plan):
 
 
 def page_scores(readings, kind, plain):
-    """Log odds of a kind for all units of its table, page by page, and for its mistakes; each page
-    by trees that the pages of other folds taught. Units that are `plain`, flags page by page, teach
-    what the kind is not."""
+    """Log odds of a kind: of all units of its table, a list of [N] by page, and of the mistakes of
+    this kind [K]. The trees that judge a page have learned from the pages of other folds: that
+    mistakes are of the kind, and that units which are `plain` (flags [N] by page) are not."""
     table = TABLES[kind]
-    others = [other for other, of in TABLES.items() if of == table and other != kind]
+    others = [name for name in TABLES if TABLES[name] == table and name != kind]
     fold = np.arange(len(readings)) % FOLDS
     scores = [None] * len(readings)
     examples = []
     for k in sorted(set(fold.tolist())):
-        teaching = [reading for reading, of in zip(readings, fold) if of != k]
-        flags = np.concatenate([some for some, of in zip(plain, fold) if of != k])
+        # the other folds' units as they are, and their mistakes
+        learned = np.flatnonzero(fold != k)
+        teaching = [readings[n] for n in learned]
+        flags = np.concatenate([plain[n] for n in learned])
         things = np.concatenate([reading.features[table] for reading in teaching])[flags]
         things = things[:: len(things) // MAX_LEARNED + 1]
         wrong = stack_examples(teaching, [kind], things)
+
+        # without either there is nothing to learn
         model = None
         if len(wrong) and len(things):
             rest = np.concatenate([things, stack_examples(teaching, others, things)])
             is_kind = np.arange(len(wrong) + len(rest)) < len(wrong)
             model = fit_trees(np.concatenate([wrong, rest]), is_kind)
 
+        # the pages of this fold
         for n in np.flatnonzero(fold == k):
             rows = readings[n].features[table]
             scores[n] = tree_scores(model, rows) if model else np.full(len(rows), -np.inf)
@@ -251,9 +267,9 @@ class Verdicts(NamedTuple):
 
 
 def judge(readings, kinds):
-    """The Verdicts on all pages. The first trees of a kind learned from labels of which some are of
-    that kind; as many as there seem to be, those with the highest scores, are left out the next
-    time."""
+    """The Verdicts on all pages. The first trees of a kind take all units for right ones, though
+    some are of that kind. So they are taught LESSONS times: each time as many units as seem to be
+    of the kind, those with the highest scores, are left out of the next lesson."""
     verdicts = Verdicts({}, {}, {})
     count = sum(len(reading.page.polygons) for reading in readings)
     for kind in kinds:
