@@ -142,12 +142,15 @@ def make_mistakes(rng, polygons, ignore, size, count, kinds):
         kind = kinds[(start + k) % len(kinds)]
         if not free:
             break
+
+        # a mistake without a label of the page
         if kind == "spurious":
             outline = put_anywhere(rng, polygons + page.polygons, *size)
             if outline is not None:
                 page.add(outline, kind)
             continue
 
+        # what the label n becomes: another one, two, or nothing if it is missing
         n = free.pop()
         if kind == "joined":
             other = nearest_label(polygons, n, free)
@@ -164,9 +167,12 @@ def make_mistakes(rng, polygons, ignore, size, count, kinds):
         elif kind == "ignored":
             page.add(polygons[n], kind, n, ignore=True)
         changed.add(n)
+
+        # text that has no label now
         if kind in ("missing", "moved"):
             page.bare.append((kind, polygons[n]))
 
+    # the other labels as they are
     for n, polygon in enumerate(polygons):
         if n not in changed:
             page.add(polygon, "", n, ignore[n])
