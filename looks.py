@@ -51,7 +51,7 @@ def areas_of(polygons):
 
 
 def valley(profile):
-    """How far a profile falls between two higher places."""
+    """How far a profile [K] falls, at most, between two higher places; 0 with a single peak."""
     left = np.maximum.accumulate(profile)
     right = np.maximum.accumulate(profile[::-1])[::-1]
     depth = np.minimum(left, right) - profile
@@ -59,7 +59,7 @@ def valley(profile):
 
 
 def profile_of(place, values, step):
-    """Means of values [K] in steps along place [K]."""
+    """Means of values [K] in steps of `step` px along place [K]; empty steps are left out."""
     distance = place - place.min()
     steps = (distance / step).astype(int)
     counts = np.bincount(steps)
@@ -69,8 +69,9 @@ def profile_of(place, values, step):
 
 
 def ink_features(prob, outline, table):
-    """Mean probability in the shrunk outline, from there to the outline, and as far around it;
-    valleys along it and across; share of its length without text."""
+    """[6] of one outline: mean probability in the shrunk outline, from there to the outline, and as
+    far around it; valleys along it and across; share of its length without text. All 0 if it holds
+    no pixel of the map. table: its edges, of targets.edge_tables."""
     length = cv2.arcLength(outline.astype(np.float32), True)
     area = polygon_area(outline)
     reach = max(shrink_distance(area, max(length, 1)), 1)
@@ -78,6 +79,8 @@ def ink_features(prob, outline, table):
     window = prob[rows, columns] / 255
     if not window.size:
         return np.zeros(6)
+
+    # the three parts of the window; an outline too thin to be shrunk is its own core
     distance, inside = distance_to_outline(table, rows, columns)
     core = inside & (distance >= reach)
     if not core.any():
@@ -85,29 +88,35 @@ def ink_features(prob, outline, table):
     if not core.any():
         return np.zeros(6)
     around = ~inside & (distance < reach)
+
+    # their means
     masks = np.stack([core, inside & ~core, around])
     sums = (masks * window).sum((1, 2))
     means = sums / masks.sum((1, 2)).clip(1)
 
+    # profiles: across by all pixels inside, along by those of the core
     y, x = np.nonzero(inside)
     along, across = own_axes(outline) @ (x, y)
     values = window[inside]
     crosswise = profile_of(across, values, 1)
+
     in_core = core[inside]
     along = along[in_core]
     lengthwise = profile_of(along, values[in_core], reach)
+
     empty = (lengthwise < 0.5).mean()
     valleys = valley(lengthwise), valley(crosswise)
     return np.array([*means, *valleys, empty])
 
 
 def overlap_features(outlines, found, load):
-    """N outlines, M found on the map, their areas on labels [M] -> [N, 6] and the main one of each
-    [N], or -1."""
+    """N outlines, M outlines found on the map and the areas [M] of these on labels -> features
+    [N, 6], and of each outline the index of the one found that shares most with it [N], -1 if none
+    does."""
     areas = shared_areas(outlines, found, None)
     own = np.maximum(areas.gt, 1e-6)
 
-    # two more that were not found, so that there are always two
+    # two empty ones, so that there always are a first and a second
     two_more = (0, 0), (0, 2)
     shared = np.pad(areas.shared, two_more)
     union = np.pad(areas.union, two_more, constant_values=1)
@@ -120,12 +129,12 @@ def overlap_features(outlines, found, load):
     second = np.sort(shared, 1)[:, -2]
     inside = shared > 0.5 * size
     columns = [
-        (shared / union).max(1),
-        shared.sum(1) / own,
-        inside.sum(1),
+        (shared / union).max(1),  # the best IoU
+        shared.sum(1) / own,  # its share that is found
+        inside.sum(1),  # how many lie mostly on it
         second / own,
-        1 - most / size[main],
-        (load[main] - most) / size[main],
+        1 - most / size[main],  # share of the main one that lies beside it
+        (load[main] - most) / size[main],  # and on other labels
     ]
     features = np.stack(columns, 1).clip(0, 4)
     return features, np.where(most > 0, main, -1)
