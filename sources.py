@@ -33,7 +33,7 @@ class Source:
     """A checkpoint, an ONNX model of one or a predictions file, read once a command."""
 
     path: str
-    state: dict  # of a checkpoint; of an ONNX model its origin alone
+    state: dict  # of a checkpoint; of an ONNX model its origin alone; of predictions empty
     hp: Hparams | None  # of a network, with the values of flags
     regions: dict  # of a predictions file: {page name: (polygons, scores)}
     engine: str | None = None  # of --engine
@@ -62,7 +62,8 @@ class Source:
         return self.state.get("ema") or self.state.get("model") or {}
 
     def digest(self):
-        """The digest of the weights, in half precision as --export leaves them; or the file's."""
+        """The digest of the weights, in half precision, so that a checkpoint and its --export have
+        the same; without weights that of the files."""
         if not self.weights():
             return " ".join(map(pictures.picture_digest, sheet_files(self.path)))
         content = b"".join(tensor.half().numpy().tobytes() for tensor in self.weights().values())
@@ -133,8 +134,8 @@ def mix(source, other):
 
 
 def check_pages(source, pages, needed=True):
-    """Raises DataError where a predictions file lacks all pages or, where each is needed, one; says
-    so where it lacks some."""
+    """Raises DataError if a predictions file lacks any of the pages. needed=False: only if it lacks
+    all of them; if it lacks some, a warning says so."""
     missing = [page.name for page in pages if page.name not in source.regions]
     if not missing:
         return
@@ -150,14 +151,15 @@ def page_digest(page):
 
 
 def seen_digests(origin, hp):
-    """{way, of SEEN: digests of the pages that a checkpoint and its ancestors have seen so}."""
+    """{way, of SEEN: set of digests of the pages that a checkpoint and its ancestors have seen so}.
+    origin: as a checkpoint records it."""
     ways = {"tuned": hp.tuned.split(",") if hp else ()} | origin
     return {way: {*digests} for way, digests in ways.items() if way in SEEN}
 
 
 def warn_of_leaks(source, pages):
-    """Warn on stderr of pages that a Source has seen before, by the digests in it, or that these
-    are not known. Returns {way, of SEEN: number of pages} as a Counter."""
+    """Warn on stderr of pages that a Source has seen before, by the digests in it, and if an
+    ancestor of it did not record any. Returns {way, of SEEN: number of pages} as a Counter."""
     origin = source.origin()
     if origin["unknown"]:
         files = ", ".join(origin["unknown"])
@@ -176,10 +178,13 @@ def warn_of_leaks(source, pages):
 
 
 def count_seen(sources, pages):
-    """{way, of SEEN: number of pages that any of several Sources has seen so}: of a difference, or
-    of a vote. The larger of their numbers would be too few, as each may have seen other pages."""
+    """{way, of SEEN: number of pages that any of several Sources has seen so}, for a difference or
+    a vote. The largest of the Sources' own numbers would be too small: each may have seen other
+    pages."""
     seen = [seen_digests(source.origin(), source.hp) for source in sources if source.hp]
-    return {
-        way: sum(any(page_digest(page) in theirs.get(way, ()) for theirs in seen) for page in pages)
-        for way in SEEN
-    }
+    counts = {}
+    for way in SEEN:
+        digests = set().union(*(theirs.get(way, ()) for theirs in seen))
+        # files of predictions have seen nothing: then no picture has to be there
+        counts[way] = sum(page_digest(page) in digests for page in pages) if digests else 0
+    return counts
