@@ -155,6 +155,7 @@ def repair_words(page):
     """The words of a page (with page.size) made fit for training, a Repaired. The rule, in this
     order: a self-crossing outline becomes its convex hull; a word with an area under 1 px^2 or more
     than half of it outside the page is ignored; a smaller part outside the page is cut off."""
+    # all words at once: their outlines, or hulls, and what of them is on the page
     polygons = [*page.polygons]
     points, sizes = join_vertices(polygons)
     owner, _ = expand(sizes)
@@ -165,6 +166,7 @@ def repair_words(page):
     area = shapely.area(shapes)
     left = shapely.area(inside)
 
+    # what is kept; of that, outlines that are changed
     kept = (area >= 1) & (left >= area / 2)
     crossing &= kept
     clipped = kept & (left < area - 1e-6)
@@ -212,23 +214,28 @@ class Receipts:
         if factor < 0.5:
             image = cv2.resize(image, scaled(size, factor), interpolation=cv2.INTER_AREA)
         if self.cache and shutil.disk_usage(self.cache.parent).free > RESERVE:
-            np.save(buffer := io.BytesIO(), image)
+            buffer = io.BytesIO()
+            np.save(buffer, image)
             with contextlib.suppress(OSError):  # another process may have filled the disk
                 replace_file(file, buffer.getbuffer())
         return image
 
     def __getitem__(self, key):
+        """key: (epoch, i, H, W), H and W of the canvas; returns what the class describes."""
         epoch, i, *shape = key
         hp = self.hp
         rng = np.random.default_rng((hp.seed, epoch, i))
         _, size, points, sizes, ignore = self.pages[i]
         polygons = split_outlines(points, sizes)
+
+        # page and words onto the canvas
         photo_rng = np.random.default_rng((hp.seed, epoch, i, 1))  # does not move the draws of rng
         pose = draw_pose(photo_rng, hp, tuple(shape))
         matrix = draw_homography(rng, hp, *size, fit_factor(size, hp), pose.centre, pose.quarters)
         image, polygons, cut = warp_page(
             self.page(i), polygons, matrix, tuple(shape), size, pose.bend, pose.ground
         )
+
         image = augment_colours(image, rng, hp)
         image = augment_photograph(image, photo_rng, hp)
         return image, make_targets(polygons, ignore | cut, *shape, hp.shrink_ratio)
@@ -322,14 +329,16 @@ def same_receipts(pages):
 
 
 def page_groups(pages):
-    """Group number of each inspected page [N], one for those that share a `group` or show one
-    receipt: the index of the group's first page."""
+    """Group number of each inspected page [N]: the index of its group's first page. Two pages are
+    in one group if they share a `group`, show one receipt, or are linked by such pages."""
     group = np.arange(len(pages))
     first = {}  # {name of a group: its first page}
     named = []  # pairs of pages of one name
     for i, page in enumerate(pages):
         if page.group is not None:
             named.append((first.setdefault(page.group, i), i))
+
+    # each pair joins the groups of its pages, under the lower number
     for a, b in itertools.chain(named, same_receipts(pages)):
         if group[a] != group[b]:
             low, high = sorted(group[[a, b]])
@@ -358,6 +367,7 @@ def make_folds(pages, groups, folds, seed=0):
     sums = np.zeros((folds, 3))
     fold_of = np.zeros(len(names), int)
     for g in order:
+        # sums of squares are lowest where they are even
         growth = (sums + total[g]) ** 2 - sums**2
         fold_of[g] = np.argmin(growth.sum(1))
         sums[fold_of[g]] += total[g]
@@ -384,6 +394,7 @@ def run_pages(hp):
     a run, all inspected. Train pages are those of all sets in hp.data; val pages those of the
     first: a fold of its train pages where hp.folds is set; else its val split or hp.val_data; else
     a tenth of its train pages by group. Raises DataError."""
+    # the first set, with its val split if it has one
     first, *later = set_names(hp.data)
     folder = resolve_data(first)
     image_dir = hp.image_dir or None
@@ -394,6 +405,7 @@ def run_pages(hp):
     if not hp.folds and (hp.val_data or labels.has_split(folder, "val")):
         val = labels.load_labels(hp.val_data or folder, "val", image_dir)
 
+    # the later sets
     train = own
     others = {}
     for name in later:
@@ -402,10 +414,13 @@ def run_pages(hp):
         if labels.has_split(folder, "val"):
             others[name] = labels.load_labels(folder, "val")
 
+    # train pages come first, then all that are held out of training
     pages = sum(others.values(), train + val)
     inspect_pages(pages)
     groups = page_groups(pages)  # over all sets: they may share receipts
     held = np.arange(len(pages)) >= len(train)
+
+    # without a val split, some of the first set's train pages are held out
     split = None
     if not val:
         split, out = hold_out(own, groups[: len(own)], hp)
@@ -417,8 +432,9 @@ def run_pages(hp):
 
 
 def hold_out(pages, groups, hp):
-    """(split, which pages are held out) of a set's train pages: fold hp.fold of hp.folds, or about
-    a tenth. Raises DataError where all are of one group."""
+    """A split of a set's train pages, see `split_json`, and flags [N] of those that are held out:
+    fold hp.fold of hp.folds or, without folds, about a tenth. Raises DataError where all are of one
+    group."""
     folds = hp.folds or min(10, len(set(groups.tolist())))
     if folds < 2:
         data = set_names(hp.data)[0]
@@ -487,7 +503,7 @@ def resolve_data(data):
 
 
 def load_splits(data, image_dir=None, categories=()):
-    """{split: pages} of every split that DATA names, or of the one that it is under None."""
+    """{split: pages} of every split that DATA names; where it names none, {None: its pages}."""
     splits = [s for s in labels.SPLITS if labels.has_split(data, s)] or [None]
     return {split: labels.load_labels(data, split, image_dir, categories) for split in splits}
 
@@ -622,12 +638,14 @@ def diff(old, new, image_dir=None):
     """Print how the labels of NEW differ from those of OLD, a line a page, and a total. Pages are
     matched by name and labels by IoU > 0.5; a label is moved if a point is by over 0.1 px. Raises
     DataError where two splits have pictures of one name."""
+    # {name: page} of all splits
     before, after = {}, {}
     for data, named in (old, before), (new, after):
         for page in itertools.chain(*load_splits(data, image_dir).values()):
             if named.setdefault(page.name, page) is not page:
                 problem = f"two splits have a picture {page.name}"
                 raise DataError(data, problem, "name the label file or folder of one split")
+
     names = sorted({*before, *after})
     total = np.zeros(3, int)
     same = 0
@@ -666,17 +684,22 @@ def convert(data, out, to, image_dir=None, categories=(), link=False):
     the pictures beside them: copies, or with `link` hard links. Prints what the format could not
     hold. Raises DataError."""
     splits = load_splits(data, image_dir, categories)
-    placed = {}
+    placed = {}  # {path of a picture's copy: its page}
     with new_folder(out) as partial:
         for split, pages in splits.items():
+            # label files
             for name, text in formats.FORMATS[to](pages, split, split or Path(out).name):
                 if (partial / name).exists():
                     raise DataError(data, f"{name} would hold several pages", "rename pictures")
                 replace_file(partial / name, text)
+
+            # pictures
             folder = partial / ("images" if to == "json" else "") / (split or "")
             for page in pages:
                 placed[folder / page.name] = page
                 place_picture(page.path, folder / page.name, link)
+
+        # what was written is read back, before the folder gets its name
         again = [page for s in splits for page in labels.load_labels(partial, s or "train")]
         losses = formats.losses(placed, again)
 
@@ -823,8 +846,13 @@ def run_split(args):
         print(f"{out}: {args.folds} folds of {sizes.tolist()} pages, hash {split['hash']}")
 
 
+def run(argv):
+    args = parse_args(argv)
+    return args.run(args)
+
+
 def main(argv=None):
-    return exit_code(lambda: (args := parse_args(argv)).run(args))
+    return exit_code(lambda: run(argv))
 
 
 if __name__ == "__main__":
