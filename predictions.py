@@ -52,16 +52,19 @@ def write_lines(path, lines):
 
 
 def resume_lines(path, made_of, place=None):
-    """Open a .jsonl file to append the lines of pages, and cut off half a line: (file, {name of a
-    page in it: its `sureness`}). made_of: words for all that its pages depend on; place: the folder
-    that they come from, a picture in it or a label file. Both are kept in its first line. Raises
-    UsageError where that line is another one, or another command writes the file, and DataError for
-    a line that is damaged."""
+    """Open a .jsonl file to append the lines of pages. Half a line, which a kill left, is cut off.
+    Returns the file, locked and in bytes, and {name of a page in it: its `sureness`}.
+
+    made_of: words for all that its pages depend on; place: the folder that they come from, a
+    picture in it or a label file. Both are kept in its first line. Raises UsageError if that line
+    is another one or another command writes the file, DataError if a line is damaged."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = lock(path)
     if file is None:
         raise UsageError(path, "another command writes it", "wait for it, or name another file")
     file = file.detach()  # in bytes
+
+    # the first line says what the file was made of
     folder = Path(place or "")  # names of pages are relative to it
     if folder.is_file() and folder.suffix not in SUFFIXES:  # a picture
         folder = folder.parent
@@ -71,12 +74,13 @@ def resume_lines(path, made_of, place=None):
     file.seek(0)
     first = file.readline()
     if first != header:
-        if not header.startswith(first):
+        if not header.startswith(first):  # nothing, or half of it after a kill, may be replaced
             problem = "exists, and was not written for this folder with these weights and values"
             raise UsageError(path, problem, "name another file, or repeat its command")
         file.truncate(0)
         file.write(header)
 
+    # the pages that are there, up to the end of the last whole line
     done = {}
     end = len(header)
     number = 1
