@@ -57,9 +57,10 @@ def edge_tables(polygons):
 
 
 def distance_to_outline(table, rows, columns):
-    """Distance from pixel centres to the outline of a polygon, in px, and which lie inside. table:
-    [9, P, 1] of `edge_tables`; rows, columns: slices, as of `pixel_window`. Returns float32 and, by
-    the even-odd rule, bool [height, width] of these."""
+    """Distance from pixel centres to the outline of a polygon, in px, float32 [height, width], and
+    which of them lie inside by the even-odd rule, bool [height, width].
+
+    table: [9, P, 1] of `edge_tables`; rows, columns: slices of the window, as of `pixel_window`."""
     y = np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5)
     x = np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5)
     count = table.shape[1]
@@ -114,6 +115,8 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
         if length:
             area = polygon_area(polygon)
             reach = shrink_distance(area, length, shrink_ratio)
+
+        # the part of the maps that the word can change, as a view
         rows, columns = pixel_window(polygon, reach, height, width)
         window = maps[:, rows, columns]
         if not window.size or (reach <= 0 and not ignore[i]):
@@ -123,11 +126,15 @@ def make_targets(polygons, ignore, height, width, shrink_ratio=SHRINK_RATIO):
         if ignore[i]:
             window[[0, 2, 3]] *= ~inside
             continue
+
+        # shrunk word; one too thin for that keeps the pixels farthest inside
         core = inside & (distance >= reach)
         if not core.any():
             core = inside & (distance == distance[inside].max(initial=-1))
         shrink, thresh, _, near = window
         shrink |= core
+
+        # distance to the outline
         near |= inside | (distance < reach)
         far = cv2.convertScaleAbs(distance, alpha=255 / reach)
         cv2.max(thresh, 255 - far, thresh)
