@@ -37,7 +37,8 @@ def plain_flag(word):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that takes flags as `plain_flag` does; an error is one line with the closest one."""
+    """argparse that takes flags as `plain_flag` does. An error is one line, with the flag or choice
+    that is closest to the wrong one."""
 
     def __init__(self, **options):
         layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100)
@@ -57,6 +58,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{value}: no such file; for a flag write --{hydra[1]}")
 
     def error(self, message):
+        # argparse says "unrecognized arguments: --lrr 1", "invalid choice: 'x' (choose from a, b)"
         hydra = re.search(f"arguments: (?:-m )?{HYDRA}", message)
         wrong = re.search("(?:arguments|choice): '?([^ '=]+)", message)
         choices = re.findall(r"[\w-]+", message.partition("choose from")[2])
@@ -72,8 +74,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(parser, keys=FIELDS, title=None):
-    """A flag for each key, with its help, in the groups of the table and with its default; or under
-    one title, where what is not given comes from elsewhere."""
+    """Add a flag for each key to a parser. Without a title they stand in the groups of the table,
+    and --help shows their defaults. With one they stand under it, and --help shows no defaults:
+    values that are not given come from elsewhere."""
     group = parser.add_argument_group(title)
     for key in keys:
         field = FIELDS[key]
@@ -90,7 +93,8 @@ def add_flags(parser, keys=FIELDS, title=None):
 
 
 def parse_value(kind, text):
-    """The value that a flag's text stands for, or the text, which `checked` refuses."""
+    """The value that a flag's text stands for, or the text itself if it stands for none: `checked`
+    then refuses it."""
     if kind is bool:
         return BOOLEANS.get(text.lower(), text)
     with contextlib.suppress(ValueError):
