@@ -130,8 +130,8 @@ def resolve_run(args):
         raise UsageError("--resume", "names no run", "add --name or the run's folder")
     path = Path("runs", name, "hparams.json")
     written = path.exists() and path.stat().st_size
-    # a run that was killed before it wrote its values starts again, if they are given again:
-    # without, it would take the default values
+    # a run that was killed before it wrote its values starts again if values are given again:
+    # without them it would take the defaults
     begins_again = path.parent.is_dir() and not written and given.keys() - MAY_CHANGE
     if begins_again and not any(path.parent.glob("*/")):  # else it is a folder of runs
         return resolve_hparams(args)
@@ -169,14 +169,16 @@ class RunPages(NamedTuple):
     train: list
     val: list  # of the first set of hp.data; they choose the best epoch
     others: dict  # {later set: its val pages}
-    record: dict  # {"train", "val" (of all sets): of `record_pages`}
+    record: dict  # {"train": its pages, "val": those of all sets}, as `record_pages` has them
 
 
 def read_pages(hp, ancestors):
-    """RunPages of a run, and hp with the hash of its split; prints what they hold. ancestors: of
-    `load_ancestors`. Raises DataError for a faulty page, or if no page of a part has a usable
-    word."""
+    """RunPages of a run, and hp with what follows from them: the hash of the split, and the height
+    of text. Prints what they hold. ancestors: of `load_ancestors`. Raises DataError for a faulty
+    page, or if the train pages, or the val pages of a set, have no usable word."""
     check_schedule(hp)
+
+    # doubtful labels become don't care, and pages with pseudo labels are added
     train, val, others, split = data.run_pages(hp)
     scored = sum(others.values(), val)
     if hp.doubt:
@@ -186,6 +188,7 @@ def read_pages(hp, ancestors):
     if hp.pseudo_labels:  # after that: other pages may have the names of those with suspects
         train = train + read_pseudo_pages(hp, train + scored)
 
+    # say what they hold
     sets = data.set_names(hp.data)
     if len(sets) > 1:
         print(f"sets {hp.data}: the run's value is that of {sets[0]}")
@@ -202,10 +205,12 @@ def read_pages(hp, ancestors):
     if not any(page.group for page in val):
         print(data.NO_GROUPS)
 
+    # warn of what makes the score optimistic, or the training worse
     for path, state in ancestors.items():
         source = sources.Source(path, state, state["hparams"], None)
         evaluate.warn_of_leaks(source, scored)
     warn_of_no_labels(train)
+
     if hp.folds:
         hp = keep_split(hp, split)
     hp = changed(hp, text_height=data.text_height(train, hp))  # for --size auto
@@ -247,8 +252,9 @@ def load_ancestors(hp):
 
 
 def trace_origin(hp, train, ancestors):
-    """What a checkpoint records of the pages behind it, as sets of digests: pages trained on, by
-    its ancestors too, and pages that chose an ancestor's epoch; and files that record neither."""
+    """What a checkpoint records of the pages behind it: {"trained": digests of the pages that it or
+    an ancestor was trained on, "chosen": of those that chose an ancestor's epoch, "unknown": files
+    that record neither}, as sets."""
     origin = {
         "trained": {page.digest for page in train},
         "chosen": set(),
@@ -504,7 +510,7 @@ class Trainer:
         Weights, statistics and random state stay as they are. pages: how many. Raises what the step
         would raise."""
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        moments = []  # Adam's, which a resumed run has
+        moments = []  # Adam's m and v of each weight, which a resumed run has
         if not self.optimizer.state:
             moments = [torch.empty_like(p) for p in self.model.parameters() for _ in "mv"]
 
@@ -841,8 +847,8 @@ def rescore(trainer):
 
 
 def open_folder(hp, folder, resume):
-    """Make or find the folder of a run. Returns the locks on it. Raises UsageError if another
-    process trains there or has made it meanwhile."""
+    """Make or find the folder of a run, and write hparams.json into a new one. Returns the locks on
+    it, an ExitStack. Raises UsageError if another process trains there or has made it meanwhile."""
     try:
         folder.mkdir(parents=True, exist_ok=resume)
     except FileExistsError:
@@ -1023,19 +1029,29 @@ def print_gain(scores, folder):
     if not same_pages(theirs, scores["digests"], scores["labels"]):
         print(f"baseline {folder}: no last epoch on these pages and labels; no paired difference")
         return
-    both = [
-        sorted(zip(run_scores["digests"], run_scores["groups"], run_scores["pages"].values()))
-        for run_scores in (scores, theirs)
-    ]
-    rows = [np.array([[hmean] * 3 + [1] for *_, hmean in pages]) for pages in both]
-    groups = [group for _, group, _ in both[0]]
+    rows, groups = rows_by_digest(scores)
+    their_rows, _ = rows_by_digest(theirs)
     seen = read_score(theirs).seen | read_score(scores).seen
-    difference = paired_difference(*rows, mean_scores, groups, seen)
+    difference = paired_difference(rows, their_rows, mean_scores, groups, seen)
     print(f"{difference}, vs epoch {state['epoch']} of {folder}")
 
 
+def rows_by_digest(scores):
+    """Rows [N, 4] and groups [N] of the val pages in a checkpoint's scores, in the order of the
+    pages' digests: two runs may have had the pages in different orders."""
+    pages = sorted(zip(scores["digests"], scores["groups"], scores["pages"].values()))
+    _, groups, hmeans = zip(*pages)
+    return hmean_rows(hmeans), groups
+
+
+def hmean_rows(hmeans):
+    """H-means [N] of pages -> rows [N, 4] of the page metric. Precision and recall of single pages
+    are not recorded: the H-mean stands in for them."""
+    return np.array([[hmean, hmean, hmean, 1] for hmean in hmeans])
+
+
 def draw_last_pictures(trainer, mirrors, artifact):
-    """Draw the first validation pages as the last weights see them, for the mirrors as well."""
+    """Draw the first eight val pages with what the last weights find; the mirrors get them, too."""
     network = predict.Network(trainer.averaged_model(), trainer.hp)
     if rank():
         return
@@ -1145,8 +1161,9 @@ def train_members(runs, args):
 
 
 def report_members(runs):
-    """Print the last H-mean of each run, of all runs, and of all pages by the runs that scored
-    them. Raises DataError where a run has lost its checkpoint."""
+    """Print the last H-mean of each run, the mean of all runs, and the score of all pages, each by
+    the runs that scored it. Raises DataError where a run has lost its checkpoint."""
+    # each run, and a warning if it was scored on other pages than the first
     scores = []
     first = {}  # the pages of the first run: all folds together have the same ones
     for hp in runs:
@@ -1167,11 +1184,13 @@ def report_members(runs):
     if len(scores) < 2:
         return
 
+    # the mean of the runs
     values = [score["hmean"] for score in scores]
     mean = statistics.mean(values)
     sd = statistics.stdev(values)
     print(f"last hmean of {len(values)} runs: mean {mean:.4f}, standard deviation {sd:.4f}")
 
+    # all pages: a page that several seeds have scored has the mean of its H-means
     folds = {hp.fold for hp in runs}
     if len(folds) not in (1, runs[0].folds):
         return  # without all folds not all pages are held out
@@ -1180,7 +1199,7 @@ def report_members(runs):
         groups = score.get("groups", score["pages"])
         for (name, hmean), group in zip(score["pages"].items(), groups):
             pages.setdefault((name, group), []).append(hmean)
-    rows = np.array([[statistics.mean(hmeans)] * 3 + [1] for hmeans in pages.values()])
+    rows = hmean_rows([statistics.mean(hmeans) for hmeans in pages.values()])
     score = make_score(rows, mean_scores, [group for _, group in pages])
     name = "out of fold" if len(folds) > 1 else "mean of replicas"
     remark = ", in sample" if any(read_score(one).seen for one in scores) else ""
@@ -1254,6 +1273,7 @@ def check_trainer_flags(args, hp):
 
 def execute(args):
     """Do what the command line says. Returns the exit code."""
+    # a run without --name is called after its file and fold
     stem = Path(args.hparams).stem if args.hparams else "run"
     if args.fold not in (None, "all"):
         stem += f"-fold{args.fold}"
