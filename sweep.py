@@ -119,13 +119,16 @@ def judge(values, others, rule, epochs):
     bands = [band for band in bands_of(rule, epochs) if band <= len(values)]
     if not bands:
         return {"stop": False}
-    band = max(bands)
-    field = [curve[band - 1] for curve in others if len(curve) >= band] + [values[band - 1]]
-    field = sorted(field)[::-1]
 
-    kept = int(len(field) / eta_of(rule))
+    # the values of all runs at the band, the best first
+    band = max(bands)
+    at_band = [curve[band - 1] for curve in others if len(curve) >= band] + [values[band - 1]]
+    at_band = sorted(at_band)[::-1]
+
+    # the best 1/eta; the bar is the last of them in brackets, else the next one. A run on it stays
+    kept = int(len(at_band) / eta_of(rule))
     last_kept = rule["type"] == "brackets" and kept > 0
-    bar = field[kept - 1] if last_kept else field[kept]  # the last that stays, or the first to go
+    bar = at_band[kept - 1] if last_kept else at_band[kept]
     value = values[band - 1] if rule.get("strict", True) else max(values)
     below = value < bar
 
@@ -140,8 +143,8 @@ def judge(values, others, rule, epochs):
         "epoch": band,
         "value": value,
         "bar": bar,
-        "of": len(field),
-        "rank": 1 + sum(v > value for v in field),
+        "of": len(at_band),
+        "rank": 1 + sum(other > value for other in at_band),
         "stop": bool(below and not guard),
     }
     if below and guard:
@@ -448,8 +451,8 @@ def read_history(path):
 
 
 def open_locked(folder):
-    """(Sweep, or None in a new folder; lock) of a folder, in which only the holder of the lock may
-    write. Raises UsageError if another process holds it."""
+    """Lock a folder, since only the holder of the lock may write there, and read its Sweep. Returns
+    (Sweep, None in a new folder; the lock). Raises UsageError if another process holds it."""
     held = lock_folder(folder, "lock", "another sweep is running on this folder")
     log = folder / "state.jsonl"
     if log.exists():  # without the half a line that a kill left
@@ -682,11 +685,11 @@ def revive(sweep):
 
 
 def choose_bracket(sweep, busy):
-    """choose_trial for type brackets, which are filled in turn, with trials in order of number, but
-    for those known from another sweep.
+    """What `choose_trial` returns, for type brackets. Brackets are filled in turn with the sweep's
+    own trials, in order of number; those known from another sweep have no place in them.
 
     When all runs of a bracket have reached a rung, the best 1/eta go on, the others are paused."""
-    end = 0
+    end = 0  # of a bracket: the number of trials up to there
     ours = [trial for trial in sweep.trials if not trial.known]
     cap = sweep.cap - len(sweep.trials) + len(ours)
     table = itertools.cycle(brackets(sweep.epochs, eta_of(sweep.rule)))
@@ -695,6 +698,8 @@ def choose_bracket(sweep, busy):
         first = end
         end = min(end + rungs[0][0], cap)
         group = ours[first:end]
+
+        # the first rung that a trial of the bracket has not reached yet
         for _, rung in rungs:
             group = [trial for trial in group if trial.state != "failed"]
             late = [trial for trial in group if len(trial.history) < rung]
@@ -704,6 +709,8 @@ def choose_bracket(sweep, busy):
                     if trial.state == "stopped":
                         sweep.write("continued", trial, whole=False, why="another one failed")
                     return trial, rung
+
+            # trials are at work on the rung or missing from the bracket, or the bracket is finished
             if late or len(ours) < end or not group or rung >= sweep.epochs:
                 break
             group = promote(sweep, group, rung)
@@ -747,11 +754,11 @@ def propose(sweep, queue):
 
 
 def start_trainer(sweep, trial, options):
-    """Start train.py up to the trial's target. Raises UsageError.
+    """Start train.py up to the trial's target. Raises UsageError if the launcher is not there.
 
-    The process inherits a lock of the trial, whose file names its slot. If the sweep is killed, its
-    successor waits for the orphan to reach its band instead of starting a second trainer in the
-    same folder or on the same device."""
+    The process inherits a lock of the trial; the locked file holds the number of its slot. If the
+    sweep is killed, its successor waits for the orphan to reach its band instead of starting a
+    second trainer in the same folder or on the same device."""
     folder = sweep.folder / trial.name
     begun = (folder / "hparams.json").exists()
     if not begun:
@@ -847,9 +854,9 @@ def check_disk(sweep, trial, tail):
 
 
 def refusal(sweep, trial, code, line):
-    """Why train.py, which ended with this code and error line, refuses the trial's values. If they
-    are sound, the user has to mend something, such as missing data: raises DataError, UsageError
-    with train.py's line."""
+    """Why train.py, which ended with this code and error line, refuses the trial's values. If it
+    would not refuse them, the user has to mend something else, such as missing data: raises
+    DataError or UsageError with train.py's line."""
     try:
         resolve(sweep.extra + flags(trial.params))
     except UsageError as error:
@@ -1126,11 +1133,12 @@ def read_past(path, sign):
 
 
 def place(sweep, base, past, trial):
-    """Bring a trial of the sweep `past`, None for an hparams file, into the space of `sweep`:
-    (params, words such as `lr = 3` for all that does not fit). A value does not fit if it lies
-    outside the space, or if no parameter sets it and the sweep's own trials have another one; a
-    seed always fits. A value that the trial lacks comes from its own sweep, else from the dict
-    `base`."""
+    """Bring a trial of the sweep `past`, None for an hparams file, into the space of `sweep`.
+    Returns its params, and words such as `lr = 3` for all that does not fit.
+
+    A value does not fit if it lies outside the space, or if no parameter sets it and the sweep's
+    own trials have another one; a seed always fits. A value that the trial lacks comes from its own
+    sweep, else from the dict `base`."""
     rest = asdict(past.hparams) if past and past.hparams else {}
     values = base | rest | trial.params
     params = {}
@@ -1239,10 +1247,11 @@ def print_report(options):
     files.guard([options.html], [source, report, *Path(source).glob("*.json*")])
     found = Findings(sweep, fit_gp, Posterior)
     blocks = list(sweep_blocks(found))
-    told = text = markdown(blocks)
+    written = text = markdown(blocks)
     if options.html:
         files.replace_file(options.html, page(blocks[0][1], blocks))
     if options.json:
+        # lists of rows that "trials" has already
         twice = ("rows", "ranking", "sound", "finished", "stopped", "failed", "fair", "out", "top")
         facts = {key: value for key, value in vars(found).items() if key not in twice}
         # JSON has no NaN: json writes it all the same, and reads it as None, which becomes null
@@ -1251,7 +1260,7 @@ def print_report(options):
         text = json.dumps(numbers, indent=1) + "\n"
     with files.text_aside(options.html):
         print(text, end="")
-    files.replace_file(report, told)  # last: the folder of a colleague can only be read
+    files.replace_file(report, written)  # last: the folder of a colleague can only be read
     print(f"written: {report}", file=sys.stderr)
 
 
