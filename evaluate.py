@@ -190,9 +190,10 @@ def cached_maps(source, pages, hp, device):
 
 
 def held_out_pages(sources, folder, image_dir):
-    """The pages that each of several fold runs held out, by the record in its checkpoint. folder:
-    where the data lie now, if not where the runs found them. Raises DataError when the runs are not
-    different folds of one split or the pages are not there."""
+    """Lists of the pages that each of several fold runs held out, by the record in its checkpoint.
+    folder: where the data lie now, if not where the runs found them. Raises DataError if the runs
+    are not different folds of one split, or if the pages are not there."""
+    # are they folds of one split?
     first = sources[0].state["hparams"]
     for source in sources:
         hp = source.state["hparams"]
@@ -208,6 +209,7 @@ def held_out_pages(sources, folder, image_dir):
         count = f"{len(sources)} of its {first.folds} folds"
         warn(sources[0].path, f"{count} are given: pages of the others are left out")
 
+    # the pages of each, by name; none may be held out twice
     folder = data.resolve_data(folder or data.set_names(first.data)[0])
     pages = load_labels(folder, "train", image_dir or first.image_dir or None)
     by_name = {page.name: page for page in pages}
@@ -268,6 +270,8 @@ def run_tune(args, overrides):
     else:
         page_lists = [labelled_pages(args, first)]
     pages = [page for part in page_lists for page in part]
+
+    # all that can be wrong is found before the pages are predicted
     picture = Path(first.path).parent / "tune.png"
     inputs = files_read(args, pages)
     check_outputs([args.write], inputs)
@@ -279,15 +283,17 @@ def run_tune(args, overrides):
     if args.split == "test":
         warn("--split test", "test pages choose the thresholds: no test score any more")
 
+    # the maps of all pages, and in which part of the cross-fitting each page is
     maps = []
     seen = Counter()
     for source, part in zip(sources, page_lists):
         seen.update(warn_of_leaks(source, part))
         maps += cached_maps(source, part, first.hp, args.device)
-
     parts = np.repeat(range(len(page_lists)), [len(part) for part in page_lists])
     if len(sources) == 1:
         parts = halves(bootstrap_groups(pages))
+
+    # tune, with the values of flags fixed
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}
     result, table = tune(maps, pages, parts, grid, first.hp, args.metric or "hmean", seen)
     chosen = {key: result["recommended"][key] for key in TUNED}
@@ -298,6 +304,7 @@ def run_tune(args, overrides):
         print(f"{len(pages)} pages, cross-fitted over {len(set(parts))} parts; {picture}")
         if result["gain"].over.unit == "pages":
             print(data.NO_GROUPS)
+
     if args.write:
         overrides.pop("amp", None)  # how maps were computed here is no matter of training
         first.hp = replace(first.hp, amp=first.state["hparams"].amp)
@@ -345,20 +352,24 @@ def binned(x, y, unit):
 
 
 def write_html(path, source, pages, found, rows, summary):
-    """One HTML page. found: (polygons, scores) of pages; rows: {metric: rows [n, k]}."""
+    """Write a run's scores as one HTML page. found: (polygons, scores) of each page; rows: {metric:
+    rows [n, k]}; summary: of `summarise`."""
     details = [page_details(page, polygons) for page, (polygons, _) in zip(pages, found)]
     heights, hits = zip(*details)
     words = np.array([len(page_heights) for page_heights in heights])
     hmeans = rows["page"][:, 2]
 
+    # the worst pages, drawn
     worst = []
     for n in np.argsort(hmeans, kind="stable")[:WORST]:
         caption = f"{pages[n].name}: hmean {hmeans[n]:.4f}, {words[n]} words, {hits[n].sum()} hit"
         image = draw_page(pictures.read_image(pages[n].path), pages[n], found[n][0])
         worst.append((caption, embedded_picture(image)))
 
+    # how many pages have which hmean, in steps of 1 / 20, at least from 0.75 on
     lowest = min(int(20 * hmeans.min()), 15)
     counts, edges = np.histogram(hmeans, np.arange(lowest, 21) / 20)
+
     decoding = decoding_line(source.hp) if source.hp else "as in the file"
     blocks = report.scores_blocks(
         source.path,
@@ -532,9 +543,9 @@ def print_speed(args, source, begin, words, remark=""):
 
 
 def judge_source(args, source, pages, folder=None):
-    """What a Source finds on labelled pages: (polygons, scores) of each, {metric: rows [n, k]}, how
-    it has seen them before, see `warn_of_leaks`, and what went wrong when the pages were drawn into
-    a folder."""
+    """Let a Source find words on labelled pages, and draw them into a folder if there is one.
+    Returns four things: (polygons, scores) of each page; {metric: rows [n, k]}; which pages it has
+    seen before, see `warn_of_leaks`; what went wrong with each drawing, or None."""
     seen = warn_of_leaks(source, pages) if source.hp else {}
 
     def job(page, found):
@@ -587,6 +598,7 @@ def score_labelled(args, source, other, pages):
 
 def find_words(args, source, pages):
     """Write, draw or list what a Source finds on pages without labels. Returns the exit code."""
+    # a .jsonl file that this command has begun goes on; other files are written at the end
     file = None
     done = {}
     if str(args.out).endswith(".jsonl") and source.hp and not is_stream(args.out):
@@ -602,7 +614,7 @@ def find_words(args, source, pages):
         return row, predictions.page_line(page, *found), try_drawing(page, found, args.pictures)
 
     begin = time.perf_counter()
-    failed = {}
+    failed = {}  # {index of a page that cannot be read: its error}
     rows = []
     lines = []
     problems = []
@@ -616,6 +628,7 @@ def find_words(args, source, pages):
             lines.append(line)
     if args.out and not file:
         predictions.write_lines(args.out, lines)
+
     words = [count for _, count, _ in rows]
     print_speed(args, source, begin, words, " without labels, nothing to score")
     list_pages(args, before + rows)
@@ -691,7 +704,7 @@ def choose_voters(sources, pages):
 
 
 def read_pages(args, sources, pages, plan):
-    """Readings of pages, see `audit.read_page`, by the mean map of sources."""
+    """An audit.PageReading of each page, by the mean map of several Sources."""
     networks = [source.network(args.device) for source in sources]
     if args.flip:
         networks = [network._replace(model=flipped(network.model)) for network in networks]
@@ -718,6 +731,7 @@ def run_audit(args, overrides):
         pages = [page for part in parts for page in part]
     else:
         pages = labelled_pages(args, sources[0])
+
     folder = args.to and args.to[1]
     check_outputs([args.audit, folder], files_read(args, pages))
     plan = audit.make_plan(pages)
@@ -733,6 +747,7 @@ def run_audit(args, overrides):
     labels = sum(len(page.polygons) for page in pages)
     print(f"{labels} labels on {len(pages)} pages: at most some {minutes:.1f} minutes")
 
+    # the audit itself
     readings = []
     for numbers, theirs in voters.items():
         readings += read_pages(args, [sources[n] for n in numbers], theirs, plan)
@@ -913,8 +928,9 @@ def read_overrides(args):
 
 
 def choose_look(values):
-    """Values of OVERRIDES, where size is a number or "auto", with the look that it stands for; a
-    size or fit of its own ends that of a checkpoint, which would leave it without effect."""
+    """Values of OVERRIDES, where size may be a number or "auto", with the value of `look` that
+    follows: "auto" stands for look = true. A number, or a fit, stands for look = false: with the
+    look of a checkpoint they would have no effect."""
     if values.get("size") == "auto":
         return {key: value for key, value in values.items() if key != "size"} | {"look": True}
     if values.keys() & {"size", "fit"} and "look" not in values:
@@ -932,9 +948,11 @@ def files_read(args, pages=()):
 
 
 def check_outputs(outputs, inputs, derived=(), drawn=()):
-    """Raises UsageError as `files.guard` does, where two outputs are one file and where a picture
-    that is no drawn page would be replaced by one; OSError where an output cannot be written.
-    drawn: outputs, too, so many that it is not tried whether they can be written."""
+    """Raises UsageError where `files.guard` does, if two outputs are one file, or if a drawn page
+    would replace a picture that is not one; OSError if an output cannot be written.
+
+    drawn: outputs, too: the folder of drawn pages and these pages. They may be too many to try
+    whether each can be written."""
     named = [path for path in (*outputs, *drawn) if path]
     guard(named, inputs, derived)
     counts = Counter(os.path.realpath(path) for path in named if not is_stream(path))
@@ -967,6 +985,7 @@ def run(args):
         check_outputs([args.export], files_read(args))
         return export(source, args.export)
 
+    # the pages, and their part of a shard
     other = load_source(args.compare, args.engine) if args.compare else None
     if args.images:
         pages = picture_pages(args.images, args.pictures)
@@ -974,6 +993,8 @@ def run(args):
         pages = labelled_pages(args, source, other)
     first, step = args.shard or (1, 1)
     pages = pages[first - 1 :: step]
+
+    # flags and outputs that do not go with them are refused before they are predicted
     labelled = any(page.polygons for page in pages)
     rules = [
         ("compare html json stress", labelled, "the pages have no labels"),
@@ -988,6 +1009,7 @@ def run(args):
     if args.pictures:
         drawn = [args.pictures, *(picture_file(page, args.pictures) for page in pages)]
     check_outputs([args.out, args.html], inputs, drawn=drawn)
+
     code = 0
     with pictures.libjpeg_lines() as lines, text_aside(args.out, args.html):
         if args.stress:
