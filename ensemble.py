@@ -63,21 +63,28 @@ def canonical(polygon):
 
 
 def vote(members, weights, votes):
-    """K x (N polygons [P, 2], scores [N]) of one page, None where a member has not seen it, and K
-    weights -> polygons (list of [P, 2], see `canonical`) of the words that enough members see, and
-    confidences [N], highest first, whatever the order of members, polygons and vertices.
+    """What K members have found on one page -> the words that enough of them see: polygons (list of
+    [P, 2], see `canonical`) and confidences [N], highest first. The order of members, polygons and
+    vertices makes no difference.
 
-    votes: least sum of the weights of those who see a word; on a page that some have not seen, the
-    same share of the weights of the others. A confidence is the sum of weight x score over the sum
-    of all weights. The polygon of a word is that of one member: the mean of shifted quads is none.
-    """
-    voters = sorted((w, rank_regions(*m)) for m, w in zip(members, weights) if m)
+    members: K x (N polygons [P, 2], scores [N]), None for one that has not predicted the page.
+    weights: K numbers.
+    votes: least sum of the weights of those who see a word; on a page that some have not
+        predicted, the same share of the weights of the others.
+
+    A confidence is the sum of weight x score over the sum of all weights. The polygon of a word is
+    that of one member, since the mean of polygons that are shifted or turned fits no word."""
+    # the regions of all members in one list, in an order that depends on their values alone
+    voters = sorted(
+        (weight, rank_regions(*found)) for found, weight in zip(members, weights) if found
+    )
     voter_weights = np.array([weight for weight, _ in voters])
     owner = np.repeat(np.arange(len(voters)), [len(regions) for _, regions in voters])
     regions = [region for _, ranked in voters for region in ranked]
     overlap = overlaps([np.array(points) for points, _ in regions], owner)
     score = np.array([score for _, score in regions])
 
+    # one word for each cluster with enough votes
     needed = votes * voter_weights.sum() / sum(weights) - 1e-9
     words = []
     for cluster in cluster_words(overlap, owner):
@@ -108,8 +115,9 @@ def overlaps(polygons, owner):
 
 
 def cluster_words(overlap, owner):
-    """IoUs {(i, j): IoU}, members [N] -> sorted lists of indices, none with a member twice. Pairs
-    join from the highest IoU down to SAME_WORD, equal ones in the order of their indices."""
+    """IoUs {(i, j): IoU} and the members [N] of regions -> lists of indices of regions that are one
+    word, sorted, in which no member comes twice. Pairs join from the highest IoU down to SAME_WORD,
+    equal ones in the order of their indices."""
     cluster_of = [[n] for n in range(len(owner))]
     pairs = sorted((-iou, i, j) for (i, j), iou in overlap.items() if iou >= SAME_WORD)
     for _, i, j in pairs:
@@ -313,14 +321,17 @@ class Judgement(NamedTuple):
 
 
 def gate(ensemble, pages, seen):
-    """What the ensemble finds on labelled pages, and its Judgement. seen: as of warn_of_leaks, for
-    each member and for all."""
+    """What the ensemble finds on labelled pages, (polygons, scores) of each, and its Judgement.
+    seen: counts as of `sources.warn_of_leaks`, of each member, and at the end of all together."""
+    # one prediction for the members, all of them together, and all but one
     names = [member.name for member in ensemble.members]
     everyone = range(len(names))
     left_out = []  # lists of all members but one
     if len(everyone) > 2:
         left_out = [[m for m in everyone if m != k] for k in everyone]
     alone, (together, *without) = predict_all(ensemble, pages, [everyone, *left_out])
+
+    # their scores
     groups = bootstrap_groups(pages)
     rows = cleval.metric_rows(pages, together)
     others = [cleval.metric_rows(pages, found, ["page"])["page"] for found in alone + without]
@@ -336,6 +347,7 @@ def gate(ensemble, pages, seen):
     if len(everyone) == 1:
         return together, result
 
+    # the difference to the best member
     best = max(everyone, key=lambda k: (scores[k].hmean, names[k]))
     gain = paired_difference(rows["page"], others[best], cleval.mean_scores, groups, seen[-1])
     if gain.verdict != "better":  # the best member was picked on these same pages
@@ -592,6 +604,7 @@ def build(args):
     device = choose_device(args.device, files != paths)
     scales = [checked("size", size, "--scales") for size in args.scales or ()]
 
+    # the candidates, each once
     by_digest = {}
     for path in paths:
         member = load_member(path, overrides, scales, args.flip, device, args.engine)
@@ -600,7 +613,10 @@ def build(args):
             raise UsageError(path, f"the same as {twin.name}", "it would vote twice")
     candidates = [*by_digest.values()]
 
-    keep = len(candidates) - args.drop_worst if args.best is None else args.best
+    # who of them votes, and who does not
+    keep = args.best
+    if keep is None:
+        keep = len(candidates) - args.drop_worst
     members, weights = choose_members(candidates, keep, args.weights)
     shares = {member.name: f"weight {w:.4f}" for member, w in zip(members, weights)}
     for member in candidates:
@@ -613,6 +629,7 @@ def build(args):
     for runtime in {m.source.state["runtime"] for m in members if m.network}:
         print(f"member networks: {runtime}", file=sys.stderr)
 
+    # how they vote; the pages whose scores chose or weigh them
     votes = len(members) / 2 + 1e-6 if args.votes is None else args.votes
     if not 0 < votes <= len(members):
         raise UsageError(f"--votes {votes}", f"not within 0 to {len(members)}, all weights")
