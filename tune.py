@@ -40,8 +40,9 @@ def grid_shape(grid):
 
 
 def choice_rows(page, metric, labels, det, keep):
-    """M detections on a page, S choices [S, M] of them -> rows [S, k], the first 6 numbers of each
-    one's cleval.page_row. labels: cleval.Labels of the page."""
+    """M detections on a page and S choices of them, `keep` [S, M] -> rows [S, k]: the first six
+    numbers that cleval.page_row has for each choice, all four for metric page. metric: of
+    cleval.METRICS. labels: cleval.Labels of the page."""
     if metric == "iou50":
         overlaps = cleval.shared_areas(page.polygons, det, page.ignore)
         close = overlaps.shared > cleval.MORE_THAN_HALF * overlaps.union
@@ -62,9 +63,11 @@ def choice_rows(page, metric, labels, det, keep):
 
 
 def score_page(item, grid, hp, metric):
-    """((map uint8 [h, w], scale [2]), page) -> choice_rows at every setting of a grid, [*lengths of
-    the axes TUNED, k]. What settings share is done once: contours a thresh; blobs grown and
-    compared with the labels a thresh, unclip_ratio and mode."""
+    """The rows of a page at every setting of a grid, [*lengths of the axes TUNED, k]. item: ((map
+    uint8 [h, w], scale [2]), page).
+
+    What settings share is done once: contours for each thresh; growing blobs and comparing them
+    with the labels for each thresh, unclip_ratio and mode."""
     (prob, scale), page = item
     page_size = prob.shape[::-1] / scale
     gt = as_points(page.polygons)
@@ -92,9 +95,11 @@ def score_page(item, grid, hp, metric):
             for m, mode in enumerate(grid["mode"]):
                 polygons, scores = decode(blobs, unclip_ratio=ratio, mode=mode)
                 det = as_points(to_page(polygons, scale, page_size))
+
+                # which of them each box_thresh and min_size keeps; blobs come best first, so that
+                # the decoded ones are the first of all
                 keep = (scores >= box_thresh) & (short[: len(scores)] >= min_size)
                 keep &= keep.cumsum(2) <= limit  # [box_thresh, min_size, M]
-
                 score = partial(choice_rows, page, metric, labels, det)
                 rows = score_once(np.concatenate(keep), score)
                 result[t, :, u, m] = rows.reshape(*keep.shape[:2], columns)
@@ -134,7 +139,7 @@ def choose_setting(rows, to_scores, groups, grid):
     tell it from the best. The recommended one is the middle of those on the plateau that have the
     best one's mode and kind of unclip (by ratio or exact): its grid steps to them add up to the
     least; ties go to the higher score."""
-    hmeans = to_scores(rows.sum(0))[:, 2]
+    hmeans = to_scores(rows.sum(0))[:, 2]  # [S]
     best = int(hmeans.argmax())
     plateau = near_best(rows, to_scores, groups, best)
 
@@ -145,6 +150,7 @@ def choose_setting(rows, to_scores, groups, grid):
     same_way = (mode == mode[best]) & (exact == exact[best])
     alike = np.flatnonzero(plateau & same_way)
 
+    # the one from which grid steps to the others add up to the least
     place = index[:, alike]
     apart = np.abs(place[:, :, None] - place[:, None])  # [axes, settings, settings]
     steps = apart.sum((0, 2))
@@ -200,8 +206,11 @@ def setting_values(grid, setting):
 
 
 def tune(maps, pages, parts, grid, hp, name, seen):
-    """The --tune object with its Scores and a Difference, and H-means [*lengths of TUNED]. parts
-    [n]: to cross-fit; name: of METRICS; seen: of the pages, as in `interval.count_sample`."""
+    """Score all settings of a grid on cached maps. Returns what --json prints, with Scores and a
+    Difference in it, and the H-means of the settings [*lengths of the axes TUNED].
+
+    maps: (uint8 [h, w], scale [2]) of each page. parts [n]: the part of each page in cross-fitting.
+    name: of METRICS. seen: of the pages, as in `interval.count_sample`."""
     metric = METRICS[name]
     to_scores = cleval.METRICS[metric]
     groups = bootstrap_groups(pages)
@@ -209,6 +218,7 @@ def tune(maps, pages, parts, grid, hp, name, seen):
     rows = table.reshape(len(pages), -1, table.shape[-1])  # [n, S, k]
     best, middle, plateau = choose_setting(rows, to_scores, groups, grid)
 
+    # the setting before, the best and the recommended one, by each metric
     settings = {
         "before": {key: getattr(hp, key) for key in TUNED},
         "best": setting_values(grid, best),
@@ -221,7 +231,8 @@ def tune(maps, pages, parts, grid, hp, name, seen):
         found = []
         for prob, scale in maps:
             found.append(decode_page(prob, prob.shape[::-1] / scale, other))
-        judged[setting] = by_metric = cleval.metric_rows(pages, found)
+        by_metric = cleval.metric_rows(pages, found)
+        judged[setting] = by_metric
         hmeans = {}
         for key, kind in METRICS.items():
             scores = cleval.METRICS[kind](by_metric[kind].sum(0))
@@ -265,7 +276,8 @@ LEFT, TOP = 110, 60  # px beside and above the squares
 
 
 def draw_landscape(path, table, grid, chosen, name):
-    """PNG of H-means [*lengths of TUNED] over thresh x box_thresh, of the chosen setting framed."""
+    """Write a PNG of H-means [*lengths of the axes TUNED] over thresh x box_thresh, with a frame
+    around the chosen setting, from which the other values come. Raises OSError."""
     row, column, *others = [grid[key].index(chosen[key]) for key in TUNED]
     table = table[:, :, *others]  # [thresh, box_thresh]
 
