@@ -248,8 +248,9 @@ def decode_candidates(
 
 
 def unclip_outlines(outlines, convex, distance, corners):
-    """Outlines N x [P, 2], `convex` [N] or not, moved outwards by distances [N]: N x [P', 2]. Where
-    nothing is left of one, or over MAX_POINTS points, its rectangle of corners [N, 4, 2]."""
+    """Outlines N x [P, 2], `convex` [N] or not, moved outwards by distances [N]: N x [P', 2]. If
+    nothing is left of one, or over MAX_POINTS points, its rectangle, corners [N, 4, 2], takes its
+    place."""
     hulls = [outlines[i] for i in np.flatnonzero(convex)]
     polygons = offset_convex(hulls, distance[convex])
 
@@ -258,7 +259,7 @@ def unclip_outlines(outlines, convex, distance, corners):
         largest = max(parts, key=polygon_area, default=())
         if not 0 < len(largest) <= MAX_POINTS:
             largest = corners[i]
-        polygons.insert(i, largest)
+        polygons.insert(i, largest)  # in ascending order each one gets its own place
     return polygons
 
 
