@@ -28,8 +28,9 @@ class Stressed(NamedTuple):
 
 
 def stressed_page(page, kind, level):
-    """A labelled page as augment.STRESS changes it, its picture in place of its path. Enlarged, the
-    page no longer fits the picture: labels end at its edge, since nothing beyond can be found."""
+    """A labelled page as augment.STRESS changes it, with its new picture in place of its path. An
+    enlarged page is in the picture with its middle only: labels are cut at the edge, since nothing
+    can be found beyond it."""
     image = pictures.read_image(page.path)
     image, polygons, cut = stress(image, page.polygons, kind, level)
     ignore = [skip or gone for skip, gone in zip(page.ignore, cut.tolist())]
@@ -47,6 +48,7 @@ def run_stress(args, sources, pages):
     networks = [source.network(args.device) for source in sources]
     for source in sources:
         warn_of_leaks(source, pages)
+
     results = []
     if not args.json:
         print(sources[0].runtime(args.device))
@@ -56,6 +58,8 @@ def run_stress(args, sources, pages):
             if not in_view.any():
                 warn(f"{kind} {level:g}", "no label is left in view, so no score")
                 continue
+
+            # the scores of the pages that count
             rows = rows[:, in_view]
             kept = [page for page, visible in zip(pages, in_view) if visible]
             groups = bootstrap_groups(kept)
@@ -63,6 +67,7 @@ def run_stress(args, sources, pages):
                 make_score(own, cleval.mean_scores, groups, count_seen([source], kept))
                 for source, own in zip(sources, rows)
             ]
+
             difference = None
             if len(rows) == 2:
                 either = count_seen(sources, kept)
@@ -80,8 +85,9 @@ def run_stress(args, sources, pages):
 
 
 def stress_rows(networks, pages, kind, level, device):
-    """Rows of the page metric by each network [networks, n, 4], of pages changed alike, and [n]
-    whether a page has labels in view, or never had any: one that lost all would score 0."""
+    """Change pages and score each network on them. Returns rows of the page metric, [networks, n,
+    4], and flags [n] of the pages to count: those with labels in view, and those that never had
+    any. A page that lost all its labels would score 0."""
 
     def job(page, found):
         return cleval.page_row("page", page, found[0])
