@@ -305,11 +305,11 @@ def augment_photograph(image, rng, hp):
     }
     on = rng.random(len(kinds)) < 0.5
     amounts = rng.random(len(kinds)) * hp.aug_strength
-    own = rng.spawn(len(kinds))
+    generators = rng.spawn(len(kinds))
     for k, (change, strength) in enumerate(kinds.items()):
         amount = amounts[k] * strength
         if on[k] and amount:
-            image = change(image, own[k], amount)
+            image = change(image, generators[k], amount)
     return image
 
 
@@ -385,7 +385,8 @@ def glare(image, rng, amount):
     x = (np.linspace(0, 1, width) - middle[0]) / spread[0]
     y = (np.linspace(0, 1, height) - middle[1]) / spread[1]
     spot = np.exp(-(x**2) - y[:, None] ** 2)
-    return whiten(image, 255 * min(amount, 0.9) * spot)
+    opacity = min(amount, 0.9)
+    return whiten(image, 255 * opacity * spot)
 
 
 def blur_motion(image, rng, amount):
@@ -424,14 +425,8 @@ def as_jpeg(image, quality):
 
 STRESS = {  # kind: its levels; one of them leaves the page unchanged
     "turned": (0, 5, 10, 20, 30, 45, 90, 180),  # degrees, clockwise, over a ground
-    "scaled": (
-        0.35,
-        0.5,
-        0.7,
-        1,
-        1.4,
-        2,
-    ),  # factor of the sides; below 1, a ground surrounds it
+    # factor of the sides; below 1, a ground surrounds the page
+    "scaled": (0.35, 0.5, 0.7, 1, 1.4, 2),
     "blurred": (0, 1, 2, 3),  # standard deviation, px of a picture of 1,000 x 1,000 px
     "darkened": (1, 0.5, 0.25),  # share of the light that is left
     "jpeg": (100, 50, 20, 10),  # quality
