@@ -82,6 +82,7 @@ def paired(rows):
     pages; 0 if that is not known. rows are [seconds, low, high] an epoch."""
     if not rows:
         return 0.0
+    # the 95 % interval of the last epoch is 2 x 1.96 standard errors wide
     return PAIRED * float(np.nan_to_num(np.ptp(rows[-1][1:3]))) / 3.92
 
 
@@ -212,11 +213,14 @@ class Worth:
 
     def sample(self):
         """Draws of theta [k, d + 2] around its best fit and their weights [k] by posterior density
-        (importance sampling). Few runs leave theta open; the best fit alone would be too sure."""
+        (importance sampling). Few runs leave theta open: the best fit alone would make the Gaussian
+        process too sure of itself."""
         best, _, loss = self.fit(*self.known, noise=self.prior)
         draws = int(np.clip(1e7 / len(self.known[0]) ** 2, 20, 200))
         steps = np.random.default_rng(0).standard_normal((draws, len(best)))
         theta = best + 0.7 * steps
+
+        # log of the posterior density over that of the draws, without constants
         log = 0.5 * (steps**2).sum(1) - [loss(t)[0] for t in theta]
         weights = np.exp(log - log.max())
         keep = weights > 1e-3
@@ -325,6 +329,7 @@ def axis_ticks(dimension):
 
 def groups_of(dimension, values, scores, limits):
     """Groups of scores [n] by a parameter's values [n]; by thirds where these are many numbers."""
+    # the ends of each group, and the index of each value's group
     numbers = all(map(is_number, values))
     by_key = {identity(value): [value] for value in sorted(values, key=None if numbers else str)}
     if numbers and not (dimension.levels and len(by_key) <= 8):
@@ -352,11 +357,14 @@ def thirds(values):
 def at_edge(dimension, best):
     """The remark that the best runs' values lie at one end of a Dimension's range, with the range
     to try; empty if they do not."""
-    u = [dimension.encode(value) for value in best]
+    places = [dimension.encode(value) for value in best]
     law = dimension.law
-    at_low, at_high = max(u) < 0.1, min(u) > 0.9
+    at_low = max(places) < 0.1
+    at_high = min(places) > 0.9
     if not law or "normal" in law[0] or not (at_low or at_high):
         return ""
+
+    # its range, shifted by half its length on the scale of its law
     end, shift = ("upper", 0.5) if at_high else ("lower", -0.5)
     ends = (max(space.quantile(law, u + shift), 0) for u in (0, 1))
     low, high = (math.ceil(x) if type(best[0]) is int else f"{x:.3g}" for x in ends)
