@@ -93,9 +93,10 @@ def map_shape(page, hp):
 
 def take_looks(network, pages, device):
     """Yields pages. LOOK_PAGES of them at a time are predicted at FIRST_LOOK px before, which sets
-    page.look; None where no text is found, or where a page cannot be read. Where words score
-    low, the page is predicted at twice that size: lines of small print run together into words that
-    are several lines high, and the scores of such words are low. So is a page without words.
+    page.look; None where no text is found, or where a page cannot be read.
+
+    A page without words, or on which words score low, is predicted again at twice that size: lines
+    of small print run together into words that are several lines high and score low.
 
     Looks are decoded with the thresholds of LOOK_HP, not with the network's own. A look decides at
     which size the map is made, so a map would depend on thresholds, and --tune could not try all of
@@ -133,7 +134,8 @@ def look_at(page, polygons, scores):
 
 
 def reading_hp(page, hp):
-    """Hparams to open a page with: after a first look, size is its scaled longer side."""
+    """Hparams to open a page with. After a first look size is the longer side that `page_factor`
+    gives the page, so that `pictures` decodes no more pixels than are needed."""
     if not (hp.look and page.look):
         return hp
     longer = math.ceil(page_factor(page, hp) * max(page.size))
