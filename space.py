@@ -102,8 +102,8 @@ def middles(edges):
 
 
 def leaf(name):
-    """The last part of a dotted name (or of a metric such as val/hmean), which is what counts, with
-    - as _, so that weight-decay is weight_decay."""
+    """The last part of a dotted name, or of a metric such as val/hmean: only this part counts. Its
+    hyphens become underscores, so that weight-decay is weight_decay."""
     return re.split("[./]", name)[-1].replace("-", "_")
 
 
@@ -464,7 +464,8 @@ def flags(params):
 
 
 def wandb_form(spec):
-    """A checked sweep -> (itself as W&B's schema and agent and train.py take it, keys dropped)."""
+    """A checked sweep -> (the sweep in the form that W&B's schema, its agent and train.py take, the
+    keys that were dropped because W&B does not have them)."""
     form = {k: v for k, v in spec.items() if k not in NOT_WANDBS and v is not None}
     dropped = sorted(NOT_WANDBS & spec.keys())
     metric = spec["metric"]
