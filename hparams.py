@@ -15,7 +15,8 @@ FITS = "longer", "area"
 
 
 def value(default, text, low=None, high=None, choices=None, group=None):
-    """A hyperparameter. Bounds are inclusive; the first one of a group names it for --help."""
+    """The field of a hyperparameter. text: for --help. low, high: bounds, which are allowed values.
+    group: begins a group of that title in --help, up to the next field that has one."""
     return dataclasses.field(default=default, metadata=locals())  # the arguments, by name
 
 
@@ -120,14 +121,16 @@ KINDS = {
 
 
 def checked(key, raw, where):
-    """One value as its field's type. Raises UsageError with the key, the value and the bounds."""
+    """A value `raw` of a hyperparameter as its field's type. Raises UsageError with the key, the
+    value and the bounds."""
     if key not in FIELDS:
         raise UsageError(where, f"unknown key {shown(key)!r}{nearest(key, FIELDS)}")
     field = FIELDS[key]
     kind = field.type
     given = f"{key} = {shown(repr(raw))}"
 
-    with contextlib.suppress(ValueError, OverflowError, TypeError):  # 3.0 is 3, and 1 is 1.0
+    # 3.0 becomes 3, and 1 becomes 1.0; a bool becomes nothing else
+    with contextlib.suppress(ValueError, OverflowError, TypeError):
         if bool not in (kind, type(raw)) and kind(raw) == raw:
             raw = kind(raw)
     if type(raw) is not kind or (kind is str and CONTROL.search(raw)):
@@ -163,7 +166,7 @@ def validate(hp, where="flags"):
 
 
 def last_parts(values):
-    """(last part of a nested or dotted name, value) of all values in a dict of dicts."""
+    """Yields (last part of its nested or dotted name, value) for each value in a dict of dicts."""
     for key, inner in values.items():
         if isinstance(inner, dict):
             yield from last_parts(inner)
