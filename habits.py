@@ -12,7 +12,7 @@ LOOKED_AT = 500  # labels of a page whose habits check looks at
 
 
 def describe_tilt(pages):
-    """How the labels of inspected pages lie, on one line, and the values to train with."""
+    """How the labels of inspected pages lie, on one line, and the preset to train with."""
     pages = [page for page in pages if page.polygons]
     if not pages:
         return "no labels: no preset to name"
@@ -88,7 +88,7 @@ def count_spaced(letters):
     if len(letters) < 3:
         return 0
     label, following, gap = line_neighbours(letters)
-    next_of = dict(zip(label, zip(following, gap)))
+    next_of = dict(zip(label, zip(following, gap)))  # {a letter: (the next one, gap to it)}
     spaced = set()
     for first, (second, gap) in next_of.items():
         third, next_gap = next_of.get(second, (None, 0))
@@ -98,7 +98,8 @@ def count_spaced(letters):
 
 
 def surplus(labels, others):
-    """Outlines [P, 2] of labels, without those that the others have as well."""
+    """Outlines [P, 2] of labels, without those that the others have as well. An outline that comes
+    twice is left once if the others have it once."""
     counts = Counter(tuple(polygon.round(4).flat) for polygon in labels)
     counts.subtract(tuple(polygon.round(4).flat) for polygon in others)
     return [np.reshape(points, (-1, 2)) for points in counts.elements()]
