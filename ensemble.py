@@ -205,6 +205,7 @@ def discover(folder="runs"):
     finished = {}
     states = []
     for hp, runs in sets.items():
+        # how many epochs of each fold are done
         epochs = [runs[fold][1] if fold in runs else "no" for fold in range(1, hp.folds + 1)]
         if {*epochs} == {hp.epochs}:
             finished[hp.name] = [runs[fold][0] for fold in sorted(runs)]
@@ -213,8 +214,7 @@ def discover(folder="runs"):
         return finished.popitem()[1]
     if finished:
         raise UsageError(
-            f"{len(finished)} sets of fold runs are finished, {' and '.join(finished)}",
-            "name one",
+            f"{len(finished)} sets of fold runs are finished, {' and '.join(finished)}", "name one"
         )
     raise UsageError(
         f"{folder}/",
@@ -393,8 +393,10 @@ def region_points(polygon, page_size):
         edge = np.roll(points, -1, 0) - points
         n = np.hypot(*edge.T).argmax()
         points = np.insert(points, n + 1, points[n] + edge[n] // 2, 0)
+
     repeated = (points == np.roll(points, 1, 0)).all(1)
-    return points if len(points) >= 4 and not repeated.any() and signed_area(points) else None
+    sound = len(points) >= 4 and not repeated.any() and signed_area(points)
+    return points if sound else None
 
 
 def submission_regions(polygons, scores, page_size):
