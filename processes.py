@@ -93,7 +93,9 @@ def end_if_blocked(heard, store):
         frame = sys._current_frames()[threading.main_thread().ident]
         place = frame, frame.f_lasti
         saving = any(thread.name == "save" for thread in threading.enumerate())
-        still = still + 1 if place == before and not saving else 0
+        still += 1
+        if place != before or saving:
+            still = 0
     os._exit(128 + number)
 
 
