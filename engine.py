@@ -34,7 +34,8 @@ def choose_device(name, work=True):
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(where, "not a device", "use cuda, cuda:1 or cpu") from None
-    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= gpus):
+    is_gpu_here = device.type == "cuda" and (device.index or 0) < gpus
+    if device.type != "cpu" and not is_gpu_here:
         raise UsageError(where, f"not here, with {gpus} CUDA devices", "use cpu")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what asks for no device means the current one
