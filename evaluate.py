@@ -396,7 +396,9 @@ def export(source, path):
     if path.endswith(".onnx"):
         about = {key: getattr(hp, key) for key in EXPORTED}
         about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
-        origin = state.get("origin") or dict.fromkeys(ORIGIN, ()) | {"unknown": [source.path]}
+        origin = state.get("origin")
+        if not origin:  # of an older checkpoint
+            origin = dict.fromkeys(ORIGIN, ()) | {"unknown": [source.path]}
         for way, digests in ({"tuned": hp.tuned.split(",")} | origin).items():
             about[EXPORTED_SEEN[way]] = " ".join(sorted(digests))
         export_onnx(path, network_of(state, source.path, "cpu"), about)
