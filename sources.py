@@ -77,8 +77,9 @@ class Source:
         """A Network on a device. Raises DataError, UsageError."""
         runtime = self.runtime(device)
         make = partial(network_of, self.state, self.path, device)
+        # the digest is that of half precision: only the size tells float32 from it
         size = sum(tensor.nbytes for tensor in self.weights().values())
-        onnx = None if size else self.path
+        onnx = None if size else self.path  # which has no weights here
         model = load_engine(runtime, f"{self.digest()}-{size}", make, onnx)
         return Network(model, replace(self.hp, amp=runtime.amp), **options)
 
