@@ -895,13 +895,16 @@ def compare_pages(state, pages, folder, rescored):
     train pages starts again. state["rescored"] says whether val pages are scored again: with
     --rescore, unless all are known to be as they were. Raises UsageError if val pages have changed
     and --rescore is missing."""
-    recorded = state.get("pages") or pages  # older checkpoints have no record
+    recorded = state.get("pages") or pages  # older checkpoints have no record: nothing is compared
+
+    # val pages; without a record nobody knows whether they have changed
     changes = list_changes(recorded["val"], pages["val"])
     if changes and not rescored:
         remedy = f"add --rescore, or start a new run with --init {folder}/last.pt"
         raise UsageError(folder, f"val pages have changed since: {changes}", remedy)
     state["rescored"] = rescored and (changes or recorded is pages)
 
+    # train pages; an epoch that began with other ones, or has fewer steps now, starts again
     changes = list_changes(recorded["train"], pages["train"])
     if changes:
         print(f"warning: {folder}: train pages have changed since: {changes}")
