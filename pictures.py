@@ -142,6 +142,7 @@ def decode_picture(raw, path, hps, tile):
         raise broken from None
     if image is None:
         raise broken
+    # by EXIF; a reduced picture keeps its longer side, see `jpeg_reduction`
     turned = (image.shape[1] < image.shape[0]) != (width < height)
     return image, (height, width) if turned else (width, height)
 
