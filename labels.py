@@ -351,6 +351,7 @@ def coco_words(label_file, sheet, categories):
     words = {}
     counts = Counter()
     for number, annotation in enumerate(annotations, 1):
+        # attributes of CVAT's, such as the text, count as keys of the annotation
         where = f"{label_file}: annotation {number}"
         attributes = get(annotation, "attributes") or {}
         is_object = isinstance(attributes, dict) and isinstance(annotation, dict)
@@ -361,6 +362,8 @@ def coco_words(label_file, sheet, categories):
         counts[name] += 1
         if categories and not is_ignored and name not in categories:
             continue
+
+        # its text, and an outline for each polygon
         text = next(filter(None, map(annotation.get, COCO_TEXTS)), None)
         # the flag as it stands there, since one such as "false" is refused later
         ignore = is_ignored or next(filter(None, map(annotation.get, COCO_FLAGS)), False)
@@ -570,6 +573,7 @@ def is_of_one_page(file):
 def find_labels(data, split):
     """(reader, source) of a split's labels in DATA, or None. A single file serves all splits."""
     data = Path(data)
+    # names of files and folders; CVAT calls an export without splits `default`
     names = {"val": ("val", "valid"), None: ("default", ".")}.get(split, (split,))
     files = (data / pattern.format(name) for name in names for pattern in WHOLE_SPLITS)
     for file in filter(Path.is_file, (data, *files)):
