@@ -211,7 +211,8 @@ def expanded_bca(samples, scores, without, size):
 
     plain = bias + side * t  # [2, s]
     moved = bias + plain / np.maximum(1 - skew * plain, 0.1)
-    shares = np.vectorize(normal.cdf)(side * np.maximum(side * moved, t))
+    outwards = side * np.maximum(side * moved, t)
+    shares = np.vectorize(normal.cdf)(outwards)
     return np.array([np.quantile(column, ends) for column, ends in zip(samples.T, shares.T)])
 
 
