@@ -537,10 +537,13 @@ def write_audit(path, readings, kinds, folder):
 
 
 def mask_doubt(pages, path, above, held=()):
-    """Make suspects of a JSON file, from a probability on, don't care on inspected pages: their
-    labels, and where text should be labelled. Returns how many. A suspect is of the picture that
-    its digest names: a val page, or a page of another set, may have the name of a train page. held:
-    names of pages of other folds, whose suspects count as found. Raises DataError."""
+    """Make suspects of a JSON file don't care on inspected pages, from the probability `above` on:
+    labels in their place, and outlines of text that should be labelled. Returns how many suspects
+    these are.
+
+    A suspect belongs to the picture that its digest names: a val page, or a page of another set,
+    may have the name of a train page. held: names of the pages of other folds. A file with suspects
+    of these alone is not refused. Raises DataError."""
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DataError(path, "not a list of suspects", "evaluate.py --audit writes one")
@@ -556,6 +559,8 @@ def mask_doubt(pages, path, above, held=()):
             raise DataError(where, "no probability")
         if probability < above:
             continue
+
+        # its train page, if it has one
         name = str(get(entry, "page"))
         elsewhere += name in held
         digest = get(entry, "digest")
