@@ -163,6 +163,7 @@ def read_json(path, text=None):
     try:
         if text.count("[") + text.count("{") > MAX_NODES:
             raise ValueError(f"more than {MAX_NODES} lists and objects")
+        # an empty JSON file goes on as YAML, which tells that it is empty
         if not is_yaml and text.strip():
             return json.loads(text, object_pairs_hook=unique_dict)
         if yaml.AliasToken in map(type, yaml.scan(text)):  # a few of them can fill the memory
