@@ -546,6 +546,8 @@ def resolve_space(cube, extra):
     """Hparams of the space's middle. Raises DataError, UsageError where train.py would refuse
     that middle, the lowest or the highest point, or the lowest lr with the highest eta_min."""
     low, high, middle = (cube.decode(np.full(len(cube.free), u)) for u in (0.0, 1.0, 0.5))
+
+    # the middle, but with the lowest lr and the highest eta_min: eta_min must not exceed lr
     crossed = dict(middle)
     worst = {"lr": min, "eta_min": max}
     for d in cube.free:
@@ -610,7 +612,8 @@ def run_sweep(sweep, options, queue=(), only=None):
                 what = f"three trials failed in a row, the last one: {trial.why}"
                 raise DataError(sweep.folder, what, "see the .log files, then start it again")
     finally:
-        # train.py saves exactly (srun kills it: the epoch is lost); the trial stays pending
+        # train.py saves and a resume loses nothing (under srun, which kills it, the epoch is lost);
+        # the trial stays pending
         for trial in running:
             trial.process.send_signal(signal.SIGTERM)
         for trial in running:
