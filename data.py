@@ -550,6 +550,7 @@ def check(data, hp, image_dir=None, pictures=None):
     """Print what DATA holds and what will go wrong; draw samples of its first split into a folder
     `pictures`. Raises DataError as training would."""
     with new_folder(pictures) if pictures else contextlib.nullcontext() as folder:
+        # read all labels and pictures; what the label files state is kept to be compared
         splits = {split or "all": pages for split, pages in load_splits(data, image_dir).items()}
         rows = [(split, page) for split, pages in splits.items() for page in pages]
         pages = [page for _, page in rows]
@@ -580,7 +581,8 @@ def check(data, hp, image_dir=None, pictures=None):
 
 
 def print_findings(*checks):
-    """Print what checks yield, (kind, finding): five of each kind, then how many more there are."""
+    """Print what checks yield, pairs (kind, finding): five of each kind, then how many more there
+    are."""
     counts = Counter()
     for kind, finding in itertools.chain(*checks):
         counts[kind] += 1
