@@ -196,8 +196,8 @@ def way_ends(way):
 
 
 def find_page(places, names, where, source, need=True):
-    """A Page of the label file `source`, of the first of the names that is a picture in one of the
-    places (folders). Raises DataError where none is, but for need=False."""
+    """A Page of the label file `source`. Its picture is the first of the names that lies in one of
+    the places (folders). Raises DataError if none does, unless need=False, and on a bad name."""
     there = ((p, name) for name in names for p in places if isfile(p / name))
     place, name = next(there, (places[0], names[-1]))
     where = f"{where}: image {shown(name)}"
@@ -292,8 +292,8 @@ def sheet_files(path):
 
 
 def read_sheet(label_file):
-    """The JSON of a label file. A .jsonl file has such a sheet, of other pages, on each line: all
-    lines are one sheet, and those of several files that a pattern names, too. Raises DataError."""
+    """The JSON of a label file. Each line of a .jsonl file is such a sheet, of other pages; the
+    lines of the file, or of all files that a pattern names, become one. Raises DataError."""
     if Path(label_file).suffix != ".jsonl":
         return read_json(label_file)
     images = {}
