@@ -106,7 +106,8 @@ def take_looks(network, pages, device):
         page.look = look_at(page, *found)
 
     for start in range(0, len(pages), LOOK_PAGES):
-        portion = looking = pages[start : start + LOOK_PAGES]
+        portion = pages[start : start + LOOK_PAGES]
+        looking = portion  # all of them at first, then those that one look is not enough for
         for size in (FIRST_LOOK, 2 * FIRST_LOOK):
             own = {key: getattr(network.hp, key) for key in ("amp", "shrink_ratio")}
             quick = replace(LOOK_HP, size=size, **own)
