@@ -45,11 +45,15 @@ def to_wandb(hp, folder):
     past = sorted(folder.glob("wandb/*run-*-*"))
     for path in folder.glob("wandb/offline-run-*"):
         shutil.rmtree(path)
+    run_id = None
+    if past:
+        _, _, run_id = past[-1].name.removeprefix("offline-").split("-", 2)
+
     online = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
     tracked = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "receipts"),
         name=hp.name,
-        id=past[-1].name.removeprefix("offline-").split("-", 2)[2] if past else None,
+        id=run_id,
         resume="allow",
         config=dataclasses.asdict(hp),
         dir=folder,
