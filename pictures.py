@@ -61,9 +61,9 @@ def read_header(raw):
 
 
 def files_below(folder, closed):
-    """Files of a folder and below, also where links lead, but in none of the folders `closed`, real
-    paths; a link to a folder that it lies in is left out, and a folder that may not be read, such
-    as lost+found, with a warning. In no order. Raises OSError."""
+    """Files of a folder and below, in no order. Links to folders are followed, except into the
+    folders `closed` (real paths): those that are being read, since such a link would never end. A
+    folder that may not be read, such as lost+found, is left out with a warning. Raises OSError."""
     try:
         entries = list(os.scandir(folder))
     except PermissionError:
@@ -112,9 +112,9 @@ def jpeg_reduction(width, height, factor):
 def decode_picture(raw, path, hps, tile):
     """(picture uint8 RGB [H, W, 3], (width, height)) of a file's bytes, EXIF orientation applied,
     on white where it is transparent. A JPEG is decoded to 1/2, 1/4 or 1/8 of its sides, rounded up,
-    where no fit of hps (or hp.size pixels of each `tile`) needs more; width and height are those of
-    the whole picture. Raises DataError that names `path` on a broken or truncated file, or one of
-    more than MAX_PIXELS.
+    if that is enough for all of hps: for their fit and, with tiles, for `tile` px that become
+    hp.size. Width and height are those of the whole picture. Raises DataError that names `path` on
+    a broken or truncated file, or one of more than MAX_PIXELS.
 
     Pillow reads the header and OpenCV, three times as fast, the pixels: OpenCV alone would allocate
     what the header says, and fills a truncated file with grey."""
