@@ -442,8 +442,9 @@ def export_onnx(path, model, about):
 
 
 def print_rapidocr(path, hp):
-    """The call that makes RapidOCR use an exported model. It knows boxes, the most of a page's
-    longer side and the least of its shorter one: for `area` those of a page 2:1."""
+    """Print the call that makes RapidOCR use an exported model. RapidOCR knows boxes only, and sets
+    a page's size by the most of its longer side and the least of its shorter one; for fit `area`
+    these are the sides of a page 2:1."""
     area = hp.fit == "area"
     stretch = 2**0.5 if area else 1
     longer = round(hp.size * stretch)
@@ -941,8 +942,8 @@ def choose_look(values):
 
 
 def files_read(args, pages=()):
-    """Paths, some of them None, of all files that the command line's sources, which may be
-    patterns, and pages are in."""
+    """Paths, some of them None, of all files that a command reads: those that its words name, which
+    may be patterns, and those of its pages."""
     values = vars(args)
     paths = args.sources + [values.get(key) for key in ("hparams", "compare", "mix", "sample")]
     paths += [file for path in filter(None, paths) for file in glob(path)]
