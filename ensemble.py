@@ -370,7 +370,7 @@ def print_gate(method, judgement):
 
 def decide(score, success, acceptable):
     """Which of three verdicts holds for all of a Score's interval, if any. Under 6 pages or groups
-    it cannot tell, as a difference: that of a single one has no width."""
+    it cannot tell, as with a difference: the interval of a single one has no width."""
     if score.over.count < 6:
         return "cannot tell from under 6 pages or groups"
     verdicts = "success", "acceptable", "fall back to hparams/run3.json"
