@@ -812,6 +812,7 @@ def adopt(sweep, trial):
 
 def collect(sweep, trial, code):
     """Record what a trainer with this exit code has brought. Raises DataError, UsageError."""
+    # the last lines that this process has written, and the epochs that there are now
     said = (sweep.folder / f"{trial.name}.log").read_bytes()[trial.log_start :]
     tail = said[-4000:].decode(errors="replace").strip().splitlines()[-5:]
     history, rows = read_rows(sweep, trial)
@@ -820,7 +821,7 @@ def collect(sweep, trial, code):
     if code:
         check_disk(sweep, trial, tail)
 
-    # tracebacks and OSErrors end with 1, too, and are crashes
+    # did train.py refuse, fail, finish or crash? Tracebacks and OSErrors end with 1, too: crashes
     errors = [line for line in tail if line.startswith("error: ") and not line.endswith(KEPT)]
     if code == 2 or (code == 1 and errors):
         line = (errors or tail or ["no message"])[-1]
