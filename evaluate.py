@@ -547,8 +547,8 @@ def print_speed(args, source, begin, words, remark=""):
 
 def judge_source(args, source, pages, folder=None):
     """Let a Source find words on labelled pages, and draw them into a folder if there is one.
-    Returns four things: (polygons, scores) of each page; {metric: rows [n, k]}; which pages it has
-    seen before, see `warn_of_leaks`; what went wrong with each drawing, or None."""
+    Returns four things: (polygons, scores) of each page; {metric: rows [n, k]}; how many pages it
+    has seen before, see `warn_of_leaks`; what went wrong with each drawing, or None."""
     seen = warn_of_leaks(source, pages) if source.hp else {}
 
     def job(page, found):
