@@ -432,9 +432,8 @@ def run_pages(hp):
 
 
 def hold_out(pages, groups, hp):
-    """A split of a set's train pages, see `split_json`, and flags [N] of those that are held out:
-    fold hp.fold of hp.folds or, without folds, about a tenth. Raises DataError where all are of one
-    group."""
+    """(split, which pages [N] are held out) of a set's train pages: fold hp.fold of hp.folds, or
+    about a tenth. Raises DataError where all are of one group."""
     folds = hp.folds or min(10, len(set(groups.tolist())))
     if folds < 2:
         data = set_names(hp.data)[0]

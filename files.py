@@ -77,7 +77,7 @@ def exit_code(run, say=print_error):
         line = f"interrupted; {KEPT}"
         code = 130
     except (MemoryError, RuntimeError) as error:
-        # a memory error of Python has no text; those of PyTorch, CUDA and cuDNN have these words
+        # of Python, whose text is "", of the CPU's and of CUDA's allocators, of cuDNN
         words = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an engine"
         if not re.search(words, str(error)):
             raise

@@ -173,7 +173,7 @@ def tell_apart(ids):
 
 
 def lookalike(name, others):
-    """What to add to an error if another name differs only by its Unicode form, or ""."""
+    """Words that end an error where another name differs by its Unicode form alone, or ""."""
     form = unicodedata.normalize("NFC", name)
     for other in others:
         if unicodedata.normalize("NFC", other) == form:
@@ -196,8 +196,8 @@ def way_ends(way):
 
 
 def find_page(places, names, where, source, need=True):
-    """A Page of the label file `source`. Its picture is the first of the names that lies in one of
-    the places (folders). Raises DataError if none does, unless need=False, and on a bad name."""
+    """A Page of the label file `source`, of the first of the names that is a picture in one of the
+    places (folders). Raises DataError where none is, but for need=False."""
     there = ((p, name) for name in names for p in places if isfile(p / name))
     place, name = next(there, (places[0], names[-1]))
     where = f"{where}: image {shown(name)}"
