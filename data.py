@@ -50,7 +50,6 @@ from files import (
     exit_code,
     guard,
     new_folder,
-    print_error,
     read_json,
     replace_file,
     shown,
@@ -92,8 +91,8 @@ def inspect_pages(pages, desc="reading pages"):
     """Open every picture once, under a bar named `desc`. Each page gets its size (width, height);
     digest, of the picture's bytes; thumbnail [1024], for `near_duplicates`; repaired, the words as
     training takes them. Returns the contrast of each page's labels, see `label_contrast`, or None
-    where a picture has none. Raises DataError on the last picture that cannot be read, after a line
-    for each of the others."""
+    where a picture has none. Raises DataError on the last picture that cannot be read, with the
+    others as its `others`."""
 
     def inspect(page):
         try:
@@ -107,11 +106,7 @@ def inspect_pages(pages, desc="reading pages"):
         return label_contrast(page, image)
 
     results = map_threads(inspect, pages, desc)
-    errors = [result for result in results if isinstance(result, DataError)]
-    for error in errors[:-1]:
-        print_error(error)
-    if errors:
-        raise errors[-1]
+    labels.raise_together([result for result in results if isinstance(result, DataError)])
     return results
 
 
@@ -504,7 +499,18 @@ def resolve_data(data):
 def load_splits(data, image_dir=None, categories=()):
     """{split: pages} of every split that DATA names; where it names none, {None: its pages}."""
     splits = [s for s in labels.SPLITS if labels.has_split(data, s)] or [None]
-    return {split: labels.load_labels(data, split, image_dir, categories) for split in splits}
+
+    def load(split):
+        return labels.load_labels(data, split, image_dir, categories)
+
+    return dict(zip(splits, labels.gather(load, zip(splits))))
+
+
+def page_files(pages):
+    """Paths of all files that pages are read from: pictures, labels, and the meta.json beside each
+    file of labels. Some are None, or do not exist."""
+    files = [path for page in pages for path in (page.path, page.source)]
+    return files + [Path(page.source).with_name("meta.json") for page in pages if page.source]
 
 
 def describe(pages):
@@ -838,7 +844,7 @@ def run_convert(args):
 def run_split(args):
     pages = labels.load_labels(resolve_data(args.data), args.split, args.image_dir)
     out = args.out or Path("runs", f"split-{Path(args.data).stem}-{args.folds}.json")
-    guard([args.out], labels.page_files(pages), [] if args.out else [out])
+    guard([args.out], page_files(pages), [] if args.out else [out])
     inspect_pages(pages)
     split = split_json(pages, page_groups(pages), args.folds, args.seed)
     write_json(out, split, indent=1)

@@ -65,7 +65,7 @@ from files import (
 from folding import network_of
 from hparams import checked, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference
-from labels import PICTURES, SPLITS, Page, load_labels, page_files
+from labels import PICTURES, SPLITS, Page, load_labels
 from predict import flipped, mean_map, predict, predict_each
 from sources import (
     EXPORTED,
@@ -858,7 +858,7 @@ def validated_pages(args, hp):
     """The val pages of a run. args.run_files become the files of its other pages, which are read to
     find these: train pages, and val pages of later sets. Raises DataError."""
     train, val, others, _ = data.run_pages(hp)
-    args.run_files = page_files(sum(others.values(), train))
+    args.run_files = data.page_files(sum(others.values(), train))
     return val
 
 
@@ -947,7 +947,7 @@ def files_read(args, pages=()):
     values = vars(args)
     paths = args.sources + [values.get(key) for key in ("hparams", "compare", "mix", "sample")]
     paths += [file for path in filter(None, paths) for file in glob(path)]
-    return paths + values.get("run_files", []) + page_files(pages)
+    return paths + values.get("run_files", []) + data.page_files(pages)
 
 
 def check_outputs(outputs, inputs, derived=(), drawn=()):

@@ -30,9 +30,10 @@ CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # they brea
 
 class DataError(ValueError):
     """What is wrong with the user's data, where (file, image, word, key) and a remedy, as one line;
-    code: the exit code, if not 1."""
+    code: the exit code, if not 1. others: DataErrors found beside it, which are said before it."""
 
     code = 1
+    others = ()
 
     def __init__(self, where, what="", remedy="", code=None):
         super().__init__(where, what, remedy, code)
@@ -40,7 +41,7 @@ class DataError(ValueError):
 
     def __str__(self):
         where, what, remedy, _ = self.args
-        line = str(where).strip()
+        line = f"{where}".strip()
         if what:
             line += f": {what}"
         if remedy:
@@ -68,7 +69,9 @@ def exit_code(run, say=print_error):
     try:
         return run() or 0
     except DataError as error:
-        line = str(error)
+        for other in error.others:
+            say(other)
+        line = error
         code = error.code
     except OSError as error:
         line = f"{error.filename or 'output'}: {error.strerror or error}; {KEPT}"
@@ -91,7 +94,7 @@ def shown(name):
     """A name from a file as an error message shows it: on one line of at most 80 characters."""
     if not isinstance(name, str) or not name or CONTROL.search(name):
         name = ascii(name)
-    return name if len(name) <= 80 else name[:77] + "..."
+    return name if len(name) <= 80 else f"{name[:77]}..."
 
 
 def nearest(name, known):

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from glob import glob
 from os.path import exists, isabs, isfile, realpath, relpath
 from pathlib import Path, PurePosixPath
@@ -42,6 +43,35 @@ MAX_PAGES = 100_000
 MAX_TEXT = 10_000
 MAX_PARTS = 100  # of a path
 MAX_COORDINATE = 1e6
+MAX_FAULTS = 20  # of a file, or a few more, that are named at once
+
+# ---------------------------------------------------------------- faults
+
+
+def gather(function, items):
+    """[function(*item)] of items, tuples. A DataError does not keep the next ones from being read:
+    the last is raised, with the others as its `others`. A UsageError is raised at once."""
+    results = []
+    faults = []
+    for item in items:
+        try:
+            results.append(function(*item))
+        except UsageError:
+            raise
+        except DataError as error:
+            faults += [*error.others, error]
+        if len(faults) >= MAX_FAULTS:
+            break
+    raise_together(faults)
+    return results
+
+
+def raise_together(faults):
+    """Raise the last of DataErrors, if there is one, with the others as its `others`."""
+    if faults:
+        *faults[-1].others, error = faults
+        raise error
+
 
 # ---------------------------------------------------------------- pages and words
 
@@ -114,21 +144,25 @@ def parse_polygon(points, where):
     return polygon
 
 
-def check_word(word, where):
-    """Raises DataError on a confidence, an ignore flag or a text that is not one."""
-    if type(word.confidence) not in (int, float) or not 0 <= word.confidence <= 1:
-        raise DataError(where, f"confidence {shown(repr(word.confidence))} is not in 0..1")
-    if word.ignore not in (None, False, True):
-        raise DataError(where, f"ignore flag {shown(repr(word.ignore))} is not true or false")
-    if word.text is None:
-        return
-    is_text = isinstance(word.text, str) and not re.search("[\ud800-\udfff]", word.text)
-    if not is_text or len(word.text) > MAX_TEXT:
+def check_word(where, word_id, points, text, ignore, confidence):
+    """What Page.add takes. Raises DataError naming `where` and the word."""
+    where = f"{where}: word {shown(word_id)}"
+    points = parse_polygon(points, where)
+    if confidence is None:  # as in files of what was drawn by hand
+        confidence = 1.0
+    if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
+        raise DataError(where, f"confidence {shown(repr(confidence))} is not in 0..1")
+    if ignore not in (None, False, True):
+        raise DataError(where, f"ignore flag {shown(repr(ignore))} is not true or false")
+    is_text = isinstance(text, str) and not re.search("[\ud800-\udfff]", text)
+    if text is not None and not (is_text and len(text) <= MAX_TEXT):
         raise DataError(where, f"transcription is not a text of up to {MAX_TEXT} characters")
+    return word_id, points, text, ignore, confidence
 
 
-def fill_page(page, where, words, width=None, height=None, group=None):
+def fill_page(page, words, width=None, height=None, group=None):
     """The page, with Words, a stated size and a group added. Raises DataError."""
+    where = f"{page.source}: image {shown(page.name)}"
     if not isinstance(group, str | None):
         raise DataError(where, f"group {shown(repr(group))} is not a text")
     page.group = group or None  # "" names none
@@ -138,18 +172,10 @@ def fill_page(page, where, words, width=None, height=None, group=None):
             raise DataError(where, f"no picture has {shown(f'{width!r} x {height!r}')} px")
         page.size = int(width), int(height)
 
-    count = 0
-    for word in words:
-        place = f"{where}: word {shown(word.id)}"
-        word = word._replace(points=parse_polygon(word.points, place))
-        count += len(word.points)
-        if count > MAX_PAGE_POINTS:
-            raise DataError(where, "too many words", f"up to {MAX_PAGE_POINTS} points are read")
-        if word.confidence is None:  # as in files of what was drawn by hand
-            word = word._replace(confidence=1.0)
-        check_word(word, place)
+    for word in gather(partial(check_word, where), words):
         page.add(*word)
-
+    if sum(map(len, page.polygons)) > MAX_PAGE_POINTS:
+        raise DataError(where, "too many words", f"up to {MAX_PAGE_POINTS} points are read")
     page.ids = tell_apart(page.ids)
     return page
 
@@ -195,12 +221,12 @@ def way_ends(way):
     return ["/".join(end) for end in ends if ".." not in end] or [""]
 
 
-def find_page(places, names, where, source, need=True):
+def find_page(places, names, source, need=True):
     """A Page of the label file `source`, of the first of the names that is a picture in one of the
     places (folders). Raises DataError where none is, but for need=False."""
     there = ((p, name) for name in names for p in places if isfile(p / name))
     place, name = next(there, (places[0], names[-1]))
-    where = f"{where}: image {shown(name)}"
+    where = f"{source}: image {shown(name)}"
     check_name(name, where)
     path = place / name
     real_path = realpath(path)
@@ -257,11 +283,11 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
     sheet = read_sheet(label_file)
     images = get(sheet, "images")
     if isinstance(images, list):
-        return list(read_coco(label_file, sheet, image_dir, categories))
+        return read_coco(label_file, sheet, image_dir, categories)
     if categories:
         raise UsageError("--categories", NO_CATEGORIES)
     if get(sheet, "shapes") is not None:
-        return list(read_labelme([label_file], image_dir))
+        return read_labelme([label_file], image_dir)
     if not isinstance(images, dict):
         raise DataError(label_file, 'no "images" object at the top', "is this a label file?")
 
@@ -272,18 +298,19 @@ def read_competition(label_file, image_dir=None, need_pictures=True, categories=
     is_labelled = not need_pictures or any(
         get(entry, "words") is not None for entry in images.values()
     )
-    pages = []
-    for name in list(images):
+
+    def read(name):
         entry = images.pop(name)  # so that its memory is freed
         where = f"{label_file}: image {shown(name)}"
         words = get(entry, "words") if is_labelled else {}
         if not isinstance(words, dict):
             raise DataError(where, 'no "words" object', 'a page without text has "words": {}')
-        page = find_page(places, [name], label_file, label_file, need_pictures)
+        page = find_page(places, [name], label_file, need_pictures)
         group = get(entry, "group", get(get(meta, name), "group"))
         words = competition_words(words)
-        pages.append(fill_page(page, where, words, get(entry, "img_w"), get(entry, "img_h"), group))
-    return pages
+        return fill_page(page, words, get(entry, "img_w"), get(entry, "img_h"), group)
+
+    return gather(read, zip(list(images)))
 
 
 def sheet_files(path):
@@ -313,7 +340,7 @@ def competition_words(words):
         if isinstance(word, dict) and not word.get("points", word):
             continue
         keys = "points", "transcription", "ignore", "confidence"
-        yield Word(word_id, *(get(word, key) for key in keys))
+        yield word_id, *map(partial(get, word), keys)
 
 
 # ---------------------------------------------------------------- COCO
@@ -331,13 +358,15 @@ def read_coco(label_file, sheet, image_dir, categories):
     images = {repr(get(image, "id")): image for image in sheet["images"]}
     if len(images) < len(sheet["images"]):
         raise DataError(label_file, "two pictures have one id", "number them anew")
-    for number, (key, image) in enumerate(images.items(), 1):
-        where = f"{label_file}: picture {number}"
-        page = find_page(places, way_ends(get(image, "file_name")), where, label_file)
-        where = f"{label_file}: image {shown(page.name)}"
-        yield fill_page(page, where, words.pop(key, ()), get(image, "width"), get(image, "height"))
+
+    def read(key, image):
+        page = find_page(places, way_ends(get(image, "file_name")), label_file)
+        return fill_page(page, words.pop(key, ()), get(image, "width"), get(image, "height"))
+
+    pages = gather(read, images.items())
     if words:
         raise DataError(label_file, f"annotations of picture {next(iter(words))}, which it lacks")
+    return pages
 
 
 def coco_words(label_file, sheet, categories):
@@ -350,7 +379,8 @@ def coco_words(label_file, sheet, categories):
 
     words = {}
     counts = Counter()
-    for number, annotation in enumerate(annotations, 1):
+
+    def read(number, annotation):
         # attributes of CVAT's, such as the text, count as keys of the annotation
         where = f"{label_file}: annotation {number}"
         attributes = get(annotation, "attributes") or {}
@@ -361,7 +391,7 @@ def coco_words(label_file, sheet, categories):
         is_ignored = name.lower() in COCO_IGNORED
         counts[name] += 1
         if categories and not is_ignored and name not in categories:
-            continue
+            return
 
         # its text, and an outline for each polygon
         text = next(filter(None, map(annotation.get, COCO_TEXTS)), None)
@@ -369,10 +399,10 @@ def coco_words(label_file, sheet, categories):
         ignore = is_ignored or next(filter(None, map(annotation.get, COCO_FLAGS)), False)
         of_page = words.setdefault(repr(annotation.get("image_id")), [])
         for k, points in enumerate(coco_outlines(annotation, where)):
-            word_id = annotation.get("id", number)
-            word_id = f"{word_id}.{k}" if k else word_id
+            word_id = f"{annotation.get('id', number)}.{k}".removesuffix(".0")
             of_page.append(Word(word_id, points, text, ignore, annotation.get("score")))
 
+    gather(read, enumerate(annotations, 1))
     there = ", ".join(f"{shown(name)} ({count})" for name, count in counts.items())
     for name in categories:
         if name not in names.values():
@@ -420,7 +450,7 @@ def rectangle(points):
 def text_lines(path, *options):
     """[(number, line)] of a text's lines that hold something."""
     lines = LINE_END.split(read_text(path, *options))
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [pair for pair in enumerate(lines, 1) if pair[1].strip()]
 
 
 def read_icdar(files, image_dir):
@@ -440,16 +470,15 @@ def read_icdar(files, image_dir):
     sheets = [text_lines(file, MAX_PAGE_BYTES, "cp1252") for file in files]
     counts = Counter(len(parse_icdar_line(line)[0]) for lines in sheets for _, line in lines)
     usual = next((n for n in (4, 8) if 2 * counts[n] > counts.total()), None)
-
     unlike = []  # lines that have not
-    for file, lines in zip(files, sheets):
+
+    def read(file, lines):
         name = re.sub("^(gt|res)_", "", file.stem)
         names = pictures.get(name, ())
         if len(names) != 1:
             raise DataError(file, f"{len(names)} pictures {name}.* in {place}", "one is needed")
 
-        words = []
-        for number, line in lines:
+        def read_line(number, line):
             numbers, text = parse_icdar_line(line, usual)
             if usual and len(numbers) != usual:
                 unlike.append(f"{file}: line {number}")
@@ -457,11 +486,16 @@ def read_icdar(files, image_dir):
                 if len(numbers) < usual and re.match(r"[-\d.]+\s*(,|$)", text or ""):
                     what = f"an odd number of coordinates, most lines have {usual}"
                     raise DataError(unlike[-1], what, "correct it")
-            words.append(Word(f"{number:04d}", rectangle(as_points(numbers)), text))
-        yield fill_page(find_page([place], names, file, file), file, words)
+            return Word(f"{number:04d}", rectangle(as_points(numbers)), text)
+
+        words = gather(read_line, lines)
+        return fill_page(find_page([place], names, file), words)
+
+    pages = gather(read, zip(files, sheets))
     if unlike:
         what = f"{len(unlike)} lines have more or less than the usual {usual} numbers"
         print(f"warning: {what}, the first: {unlike[0]}", file=sys.stderr)
+    return pages
 
 
 def parse_icdar_line(line, usual=None):
@@ -496,19 +530,21 @@ def read_paddle(label_file, image_dir):
     """Pages of PaddleOCR's lines: picture<TAB>[{"transcription", "points", "difficult"?}, ...].
     Raises DataError."""
     places = image_dir_of(label_file, image_dir)
-    for number, line in text_lines(label_file):
+
+    def read(number, line):
         where = f"{label_file}: line {number}"
         name, _, listed = line.partition("\t")
         listed = read_json(f"{where}: after `picture<TAB>`", listed)
         if not isinstance(listed, list):
             raise DataError(where, "not `picture<TAB>JSON list of objects`")
-        page = find_page(places, way_ends(name), where, label_file)
         words = []
         for i, word in enumerate(listed, 1):
             text = get(word, "transcription") or None
             ignore = get(word, "difficult") or text == "*"
             words.append(Word(f"{i:04d}", get(word, "points"), text, ignore))
-        yield fill_page(page, f"{where}: image {shown(page.name)}", words)
+        return fill_page(find_page(places, way_ends(name), label_file), words)
+
+    return gather(read, text_lines(label_file))
 
 
 def read_labelme(files, image_dir):
@@ -516,19 +552,22 @@ def read_labelme(files, image_dir):
     else the label, unless that is "text"; `###`, flag "ignore" or "difficult" = ignore. A shape
     whose label begins with PROPOSAL is left out. "group" is a key of ours, which labelme keeps.
     Raises DataError."""
-    for file in files:
+
+    def read(file):
         sheet = read_json(file)
         shapes = get(sheet, "shapes")
         if not isinstance(shapes, list):
             raise DataError(file, 'no "shapes" list of objects', "is this a labelme file?")
         shapes = [s for s in shapes if not str(get(s, "label")).startswith(PROPOSAL)]
-        words = [labelme_word(shape, i, file) for i, shape in enumerate(shapes, 1)]
+        words = gather(partial(labelme_word, file), enumerate(shapes, 1))
         places = image_dir_of(file, image_dir)
-        page = find_page(places, way_ends(get(sheet, "imagePath")), file, file)
-        yield fill_page(page, file, words, *map(sheet.get, ("imageWidth", "imageHeight", "group")))
+        page = find_page(places, way_ends(get(sheet, "imagePath")), file)
+        return fill_page(page, words, *map(sheet.get, ("imageWidth", "imageHeight", "group")))
+
+    return gather(read, zip(files))
 
 
-def labelme_word(shape, number, file):
+def labelme_word(file, number, shape):
     points = get(shape, "points")
     kind = get(shape, "shape_type") or "polygon"
     if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
@@ -539,8 +578,7 @@ def labelme_word(shape, number, file):
     label = get(shape, "label")
     text = get(shape, "description") or (None if label == "text" else label)
     ignore = get(shape, "difficult") or get(get(shape, "flags"), "ignore") or label == "###"
-    word_id = get(shape, "id")
-    word_id = f"{number:04d}" if word_id is None else word_id
+    word_id = get(shape, "id") or f"{number:04d}"
     confidence = get(shape, "confidence", get(shape, "score"))  # X-AnyLabeling's
     return Word(word_id, points, text, ignore, confidence)
 
@@ -589,8 +627,8 @@ def find_labels(data, split):
 
 def load_labels(data, split=None, image_dir=None, categories=()):
     """Pages of DATA: a folder and one of train, val, test, or one label file. categories: see
-    `read_coco`. Raises DataError that names file, image and word, or UsageError where there is no
-    DATA."""
+    `read_coco`. Raises DataError that names file, image and word, of the last of some MAX_FAULTS
+    faults, see `gather`, or UsageError where there is no DATA."""
     if not Path(data).exists():
         raise UsageError(data, "no such file or folder")
     labels = find_labels(data, split) or find_labels(data, None)
@@ -599,23 +637,17 @@ def load_labels(data, split=None, image_dir=None, categories=()):
         raise DataError(data, f"no labels of split {split or 'train, val or test'} ({formats})")
 
     reader, source = labels
-    options = {"categories": categories} if categories else {}
-    if categories and reader is not read_competition:
-        raise UsageError("--categories", NO_CATEGORIES)
-    pages = list(reader(source, image_dir, **options))
+    if categories:
+        if reader is not read_competition:
+            raise UsageError("--categories", NO_CATEGORIES)
+        reader = partial(reader, categories=categories)
+    pages = reader(source, image_dir)
     if not 0 < len(pages) <= MAX_PAGES:
         raise DataError(data, f"{len(pages) or 'no'} pages in it", f"up to {MAX_PAGES} are read")
     name, count = Counter(page.name for page in pages).most_common(1)[0]
     if count > 1:
         raise DataError(data, f"image {shown(name)} comes twice", "join its labels")
     return pages
-
-
-def page_files(pages):
-    """Paths of all files that pages are read from: pictures, labels, and the meta.json beside each
-    file of labels. Some are None, or do not exist."""
-    files = [path for page in pages for path in (page.path, page.source)]
-    return files + [Path(page.source).with_name("meta.json") for page in pages if page.source]
 
 
 def has_split(data, split):

@@ -1322,8 +1322,10 @@ def main(argv=None):
         return code
 
     def say(line):
+        process = str(rank())
         with contextlib.suppress(dist.DistError):  # the store's host is gone, and has said why
-            if store is None or store.add("failures", 1) == 1:
+            # the process that fails first says all, for its error may have several lines
+            if store is None or store.compare_set("speaker", "", process).decode() == process:
                 print_error(line)
 
     return exit_code(work, say)

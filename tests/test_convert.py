@@ -396,7 +396,7 @@ def test_labelme_shapes(tmp_path):
     labelme(tmp_path, {"score": None}, {"score": 0.25}, {"score": 0.5, "confidence": 0.75})
     assert load_labels(tmp_path)[0].confidences == [1.0, 0.25, 0.75]  # X-AnyLabeling's, and ours
     labelme(tmp_path, {"points": [[1, 2], [3, 4]]})
-    with pytest.raises(DataError, match="a.json: word 0001: 2 points; 3 to"):
+    with pytest.raises(DataError, match="a.json: image a.jpg: word 0001: 2 points; 3 to"):
         load_labels(tmp_path)
 
 
@@ -600,7 +600,7 @@ def test_spaces_and_invisible_letters_in_picture_names(tmp_path):
 @pytest.mark.parametrize("name", ["a\nb.png", "a\0b.png", "a\u2028b.png", "\ud800.png", ""])
 def test_what_breaks_a_line_is_not_a_name(tmp_path, name):
     with pytest.raises(DataError, match="not a file name") as error:
-        labels.find_page([tmp_path], [name], "a.json", "a.json")
+        labels.find_page([tmp_path], [name], "a.json")
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -403,9 +403,10 @@ def test_image_dir_may_have_a_folder_a_split(tmp_path):
     write_competition(tmp_path / "c", train=3, val=2, test=2)
     shutil.move(tmp_path / "c" / "images", tmp_path / "pictures")
     with pytest.raises(
-        DataError, match=r"image train_0.jpg: no such picture in .*; see --image-dir"
-    ):
+        DataError, match=r"image test_1.jpg: no such picture in .*; see --image-dir"
+    ) as error:
         data.load_splits(tmp_path / "c")
+    assert len(error.value.others) == 3 + 2 + 2 - 1
     hp = replace(HP, data=str(tmp_path / "c"), image_dir=str(tmp_path / "pictures"))
     train, val, _, _ = data.run_pages(hp)
     assert {page.path.parent.name for page in train} == {"train"} and len(val) == 2
@@ -953,6 +954,85 @@ def test_diff_refuses_names_that_splits_share(tmp_path, script, one_line):
     assert "d: two splits have a picture a.png; name the label file or folder of one split" in said
     result = script("data.py", "diff", "d/train.json", "e/train.json")
     assert "1 of 1 pages differ: 0 labels added, 1 removed" in result.stdout
+
+
+def error_lines(result, folder):
+    """Lines of a command that found faults in labels, without the folder."""
+    assert result.returncode == 1 and not result.stdout, result.stdout + result.stderr
+    return result.stderr.replace(f"{folder}/", "").splitlines()
+
+
+def test_all_faults_of_labels_are_named_at_once(tmp_path, script):
+    """Of several words of a page, of pages, and of splits."""
+    short, odd = {"points": QUAD[:2]}, {"points": QUAD, "ignore": "no"}
+    images = write_page(tmp_path, "a.png", words={"1": short, "2": {"points": QUAD}, "3": odd})
+    images |= write_page(tmp_path, "b.png") | write_page(tmp_path, "c.png", group=7)
+    images |= {"gone.png": {"words": {}}, "d.png": {"words": [1]}}
+    write_labels(tmp_path, images)
+    write_labels(tmp_path, write_page(tmp_path, "e.png", words={"1": short}), "val")
+    lines = error_lines(script("data.py", "check", tmp_path), tmp_path)
+    starts = ["a.png: word 1: 2 points; 3 to", "a.png: word 3: ignore flag 'no'", "c.png: group 7"]
+    starts += ["gone.png: no such picture", 'd.png: no "words" object']
+    starts = [f"error: train.json: image {start}" for start in starts]
+    starts.append("error: val.json: image e.png: word 1: 2 points")
+    assert all(map(str.startswith, lines, starts)) and len(lines) == len(starts), lines
+
+
+def test_no_more_than_the_first_faults_are_named(tmp_path, script):
+    """A user who has all pictures elsewhere needs no line for each, and no time for each."""
+    write_labels(tmp_path, {f"{n}.png": {"words": {}} for n in range(500)})
+    lines = error_lines(script("data.py", "check", tmp_path), tmp_path)
+    assert len(lines) == labels.MAX_FAULTS and "image 19.png: no such picture" in lines[-1]
+    result = script("data.py", "check", tmp_path, "--image-dir", "nowhere")
+    assert result.stderr == "error: --image-dir nowhere: no such folder\n"
+
+
+def faulty_files(folder, name):
+    """What a tool might leave behind: faults of every kind that its files can have."""
+    two, sheet = QUAD[:2], {"imagePath": "a.png"}
+    circle = {"shape_type": "circle", "points": two}
+    if name == "coco":
+        mask = {"segmentation": {"counts": [1]}, "image_id": 1}
+        notes = [mask, {"image_id": 1, "bbox": [1]}, {**mask, "id": 9}]
+        whole = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": notes}
+        (folder / "train.json").write_text(json.dumps(whole))
+    if name == "labelme":
+        for stem, shapes in (("a", [circle, {"points": QUAD}, circle]), ("b", [{"points": two}])):
+            (folder / f"{stem}.json").write_text(json.dumps({**sheet, "shapes": shapes}))
+        (folder / "c.json").write_text('{"shapes": [')
+    if name == "icdar":
+        line = "1,2,30,2,30,9,1,9,x\n"
+        (folder / "gt_a.txt").write_text(f"{3 * line}1,2,30,2,30,9,1,x\n{line}1,2,30,2,30,x\n")
+        (folder / "gt_gone.txt").write_text(line)
+    if name == "paddle":
+        lines = ["a.png\t7", "gone.png\t[]", f'a.png\t[{{"points": {two}}}, 1]', "a.png\t["]
+        (folder / "Label.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "coco",
+            ["annotation 1: a mask", "annotation 2: bbox: its points", "annotation 3: a mask"],
+        ),
+        (
+            "labelme",
+            ["shape 1 is a circle", "shape 3 is a", "word 0001: 2 points", "c.json: not a"],
+        ),
+        ("icdar", ["a.txt: line 4: an odd", "a.txt: line 6: an odd", "gone.txt: 0 pictures"]),
+        (
+            "paddle",
+            ["line 1: not `", "gone.png: no", "0001: 2 points", "0002: 0 points", "line 4: "],
+        ),
+    ],
+)
+def test_all_faults_of_other_formats_are_named_at_once(tmp_path, script, name, says):
+    cv2.imwrite(str(tmp_path / "a.png"), NOISE)
+    faulty_files(tmp_path, name)
+    lines = error_lines(script("data.py", "check", tmp_path), tmp_path)
+    assert len(lines) == len(says), lines
+    assert [say for say, line in zip(says, lines) if say not in line] == [], lines
 
 
 def test_all_broken_pictures_are_named_at_once(tmp_path, script):
