@@ -130,11 +130,6 @@ def resize_page(image, w, h, step=32):
     return cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
 
 
-def word_heights(page):
-    """Short side of each word's smallest rectangle [N], page pixels."""
-    return short_sides(page.polygons)
-
-
 # ---------------------------------------------------------------- samples
 
 
@@ -172,12 +167,11 @@ def repair_words(page):
     kinds = {
         "self-crossing": crossing,
         "zero-area": area < 1,
-        "outside": (area >= 1) & (left < area / 2),
+        "outside": (area >= 1) & ~kept,
         "clipped": clipped,
     }
     counts = {kind: int(words.sum()) for kind, words in kinds.items()}
-    ignore = [skip or not keep for skip, keep in zip(page.ignore, kept.tolist())]
-    return Repaired(polygons, ignore, counts)
+    return Repaired(polygons, np.logical_or(page.ignore, ~kept).tolist(), counts)
 
 
 class Receipts:
@@ -298,10 +292,8 @@ def near_duplicates(thumbnails, least=NEAR_DUPLICATE):
 def same_texts(pages):
     """Yields pairs a < b of pages that share more than 8 kinds of transcriptions and SAME_TEXTS of
     all that they have: one receipt in two pictures. Their hashes, 1024, find the candidates."""
-    texts = []
-    for page in pages:
-        read = [text for text in page.texts if text not in (None, "", "###")]
-        texts.append(Counter(read))
+    none = None, "", "###"
+    texts = [Counter(text for text in page.texts if text not in none) for page in pages]
 
     counts = np.zeros((len(pages), 1024), np.float32)
     for words, row in zip(texts, counts):
@@ -351,7 +343,7 @@ def make_folds(pages, groups, folds, seed=0):
         raise UsageError("folds", f"{folds} of {len(names)} groups", "2 to that many are possible")
 
     # what each page brings [N, 3], as shares of the whole
-    heights = [word_heights(p) / max(p.size) for p in pages]
+    heights = [short_sides(p.polygons) / max(p.size) for p in pages]
     median = np.median(np.concatenate(heights)) if any(map(len, heights)) else 0
     load = np.array([(1, len(h), (h < median).sum()) for h in heights], float)
     load /= np.maximum(load.sum(0), 1)
@@ -433,18 +425,28 @@ def hold_out(pages, groups, hp):
     if folds < 2:
         data = set_names(hp.data)[0]
         raise DataError(data, "no val split, and one group of pages", "see --val-data")
-    if not hp.folds:
-        print(f"no val split: holding out one of {folds} parts by group", file=sys.stderr)
     split = split_json(pages, groups, folds)
-    fold = hp.fold if hp.folds else 1
-    return split, [split["images"][page.name]["fold"] == fold for page in pages]
+    fold_of = np.array([split["images"][page.name]["fold"] for page in pages])
+    if hp.folds:
+        return split, fold_of == hp.fold
+
+    # the folds that bring it near a tenth: that of a large group may have most of the pages
+    sizes = np.bincount(fold_of)[1:]
+    held = fold_of == 0  # none yet
+    for fold, size in enumerate(sizes, 1):
+        if held.sum() + size / 2 < len(pages) / 10:
+            held |= fold_of == fold
+    if not held.any():
+        held = fold_of == sizes.argmin() + 1
+    print(f"no val split: {held.sum()} of {len(pages)} pages held out by group", file=sys.stderr)
+    return split, held
 
 
 def warn_of_shared_groups(hp, pages, groups, held):
-    trained = set(groups[~held].tolist())
-    shared = [p.path for p, g, out in zip(pages, groups, held) if out and g in trained]
-    if shared:
-        what = f"{len(shared)} val pages (first: {shared[0]}) share a group with train pages"
+    shared = np.flatnonzero(held & np.isin(groups, groups[~held]))
+    if len(shared):
+        first = pages[shared[0]].path
+        what = f"{len(shared)} val pages (first: {first}) share a group with train pages"
         remedy = "the score will be optimistic; see data.py check"
         print(f"warning: {hp.data}: {what}; {remedy}", file=sys.stderr)
 
@@ -499,11 +501,10 @@ def resolve_data(data):
 def load_splits(data, image_dir=None, categories=()):
     """{split: pages} of every split that DATA names; where it names none, {None: its pages}."""
     splits = [s for s in labels.SPLITS if labels.has_split(data, s)] or [None]
-
-    def load(split):
-        return labels.load_labels(data, split, image_dir, categories)
-
-    return dict(zip(splits, labels.gather(load, zip(splits))))
+    sets = labels.gather(
+        lambda split: labels.load_labels(data, split, image_dir, categories), zip(splits)
+    )
+    return dict(zip(splits, sets))
 
 
 def page_files(pages):
@@ -526,7 +527,7 @@ def describe(pages):
 
 def scaled_heights(pages, hp):
     """How high words become, px of hp.size: an array a page, of inspected pages with words."""
-    return [word_heights(p) * fit_factor(p.size, hp) for p in pages if p.polygons]
+    return [short_sides(p.polygons) * fit_factor(p.size, hp) for p in pages if p.polygons]
 
 
 def text_height(pages, hp):
@@ -629,7 +630,7 @@ def shown_twice(rows):
         across = rows[a][0] != rows[b][0]
         if (across, b) not in reported:
             reported.add((across, b))
-            pair = ", ".join(f"{split} {page.name}" for split, page in (rows[a], rows[b]))
+            pair = "{} {.name}, {} {.name}".format(*rows[a], *rows[b])
             place = "warning: near-duplicates across splits"
             yield place if across else "near-duplicates within a split", pair
 

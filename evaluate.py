@@ -66,6 +66,7 @@ from folding import network_of
 from hparams import checked, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference
 from labels import PICTURES, SPLITS, Page, load_labels
+from mistakes import short_sides
 from predict import flipped, mean_map, predict, predict_each
 from sources import (
     EXPORTED,
@@ -326,7 +327,7 @@ def page_details(page, polygons):
     """Heights in px of a page's labels that count, and whether `polygons` hit them at IoU 0.5."""
     outcome = cleval.iou_matches(page.polygons, polygons, page.ignore).outcome
     counts = outcome != ""
-    return data.word_heights(page)[counts], outcome[counts] == "hit"
+    return short_sides(page.polygons)[counts], outcome[counts] == "hit"
 
 
 def decoding_line(hp):

@@ -1138,6 +1138,24 @@ def test_run_pages_holds_out_a_tenth_by_group(tmp_path):
         data.run_pages(hp)
 
 
+@pytest.mark.parametrize(
+    ("shops", "held"),
+    [([90, *[1] * 10], 10), ([12, *[1] * 8], 2), ([18, 2], 2), ([14, 6], 6), ([2] * 20, 4)]
+    + [([1] * count, held) for count, held in ((2, 1), (9, 1), (11, 2), (40, 4))],
+)
+def test_most_pages_are_not_held_out_where_most_are_of_one_shop(capsys, shops, held):
+    """The largest group is in the first fold, and this one was taken: 90 of 100 pages."""
+    pages = []
+    for shop in np.repeat(np.arange(len(shops)), shops).tolist():
+        pages.append(labels.Page(f"{len(pages)}.png", None, group=f"{shop}", size=(200, 120)))
+        pages[-1].add(1, np.array(QUAD))
+    groups = np.array([int(page.group) for page in pages])
+    _, out = data.hold_out(pages, groups, HP)
+    assert out.sum() == held and not set(groups[out]) & set(groups[~out])
+    said = f"no val split: {held} of {len(pages)} pages held out by group\n"
+    assert capsys.readouterr().err == said
+
+
 def test_of_several_sets_all_train_and_the_first_is_validated(tmp_path, monkeypatch, capsys):
     """Their pages have the same names; a page or a group of one set in another's val is told."""
     monkeypatch.chdir(tmp_path)
