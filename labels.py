@@ -4,7 +4,6 @@ orientation applied; pixel (i, j) covers [i, i+1) x [j, j+1)."""
 
 import re
 import sys
-import unicodedata
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from glob import glob
 from os.path import exists, isabs, isfile, realpath, relpath
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import shapely
@@ -30,6 +30,7 @@ ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name 
 WHOLE = re.compile('"images"|\t\\[')  # what a file of several pages holds
 WRAPPED = re.compile(r'^\s*(?:"(.*)"|(###))\s*$')  # quotes, or spaces around the mark, go
 PRICE = re.compile(r"\d{1,3}(,\d{3})*(\.\d+)?")
+NO_TEXTS = "", "TEMPORARY", "待识别"  # the last two are those of a new box in PPOCRLabel
 PROPOSAL = "proposal: "  # how the label of a labelme shape begins that is not yet a word
 LINE_END = re.compile("\r\n?|\n")
 
@@ -188,7 +189,7 @@ def tell_apart(ids):
     for word_id in ids:
         name = word_id
         number = 2
-        while name in apart or (name != word_id and name in given):
+        while name in apart or name != word_id and name in given:
             name = f"{word_id}-{number}"
             number += 1
         apart[name] = word_id
@@ -200,9 +201,9 @@ def tell_apart(ids):
 
 def lookalike(name, others):
     """Words that end an error where another name differs by its Unicode form alone, or ""."""
-    form = unicodedata.normalize("NFC", name)
+    form = normalize("NFC", name)
     for other in others:
-        if unicodedata.normalize("NFC", other) == form:
+        if normalize("NFC", other) == form:
             return f"; two names that look alike: {name!a} and {other!a}, rename one"
     return ""
 
@@ -397,10 +398,11 @@ def coco_words(label_file, sheet, categories):
         text = next(filter(None, map(annotation.get, COCO_TEXTS)), None)
         # the flag as it stands there, since one such as "false" is refused later
         ignore = is_ignored or next(filter(None, map(annotation.get, COCO_FLAGS)), False)
-        of_page = words.setdefault(repr(annotation.get("image_id")), [])
+        picture = repr(annotation.get("image_id"))
         for k, points in enumerate(coco_outlines(annotation, where)):
             word_id = f"{annotation.get('id', number)}.{k}".removesuffix(".0")
-            of_page.append(Word(word_id, points, text, ignore, annotation.get("score")))
+            word = word_id, points, text, ignore, annotation.get("score")
+            words.setdefault(picture, []).append(word)
 
     gather(read, enumerate(annotations, 1))
     there = ", ".join(f"{shown(name)} ({count})" for name, count in counts.items())
@@ -422,8 +424,7 @@ def coco_outlines(annotation, where):
         return [as_points(flat) if isinstance(flat, list) else flat for flat in outlines]
 
     box = annotation.get("bbox")
-    angle = annotation.get("rotation", 0)
-    pairs = [box[:2], box[2:], [angle, 0]] if isinstance(box, list) else []
+    pairs = [box[:2], box[2:], [annotation.get("rotation", 0), 0]] if isinstance(box, list) else []
     (x, y), (w, h), (angle, _) = parse_polygon(pairs, f"{where}: bbox")
     if not angle:  # as it is, to the last digit: a run's pages are compared with those of before
         return [rectangle([[x, y], [x + w, y + h]])]
@@ -539,7 +540,9 @@ def read_paddle(label_file, image_dir):
             raise DataError(where, "not `picture<TAB>JSON list of objects`")
         words = []
         for i, word in enumerate(listed, 1):
-            text = get(word, "transcription") or None
+            text = get(word, "transcription")
+            if text in NO_TEXTS:
+                text = None
             ignore = get(word, "difficult") or text == "*"
             words.append(Word(f"{i:04d}", get(word, "points"), text, ignore))
         return fill_page(find_page(places, way_ends(name), label_file), words)
@@ -579,8 +582,8 @@ def labelme_word(file, number, shape):
     text = get(shape, "description") or (None if label == "text" else label)
     ignore = get(shape, "difficult") or get(get(shape, "flags"), "ignore") or label == "###"
     word_id = get(shape, "id") or f"{number:04d}"
-    confidence = get(shape, "confidence", get(shape, "score"))  # X-AnyLabeling's
-    return Word(word_id, points, text, ignore, confidence)
+    # a score is X-AnyLabeling's
+    return word_id, points, text, ignore, get(shape, "confidence", get(shape, "score"))
 
 
 # ---------------------------------------------------------------- which format?
