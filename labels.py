@@ -233,7 +233,7 @@ def find_page(places, names, source, need=True):
     real_path = realpath(path)
     real_place = realpath(place)
     if not Path(real_path).is_relative_to(real_place):
-        raise DataError(where, "leads out of the data folder")
+        raise DataError(where, "leads out of the data folder", "copy it, or link all of images/")
     if need and not isfile(path):
         hint = lookalike(path.name, [other.name for other in path.parent.glob("*")])
         raise DataError(
@@ -258,7 +258,7 @@ def image_dir_of(label_file, image_dir):
         roots = [beside / "images"]
         if beside.name in (*SPLITS, "valid", "jsons", "annotations"):
             roots.append(beside.parent / "images")
-        roots = [root for root in roots if root.is_dir()] or [beside]
+        roots = [*filter(Path.is_dir, roots)] or [beside]
     else:
         roots = [Path(image_dir), Path(image_dir, "images")]
     if not roots[0].is_dir():
@@ -270,7 +270,7 @@ def image_dir_of(label_file, image_dir):
         named = [root / name for name in (stem, beside.name) if (root / name).is_dir()]
         others = [] if named else [root / split for split in SPLITS]
         places += [*named, root, *others]
-    return [place for place in places if place.is_dir()]
+    return [*filter(Path.is_dir, places)]
 
 
 # ---------------------------------------------------------------- the competition's JSON
