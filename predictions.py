@@ -90,7 +90,7 @@ def resume_lines(path, made_of, place=None):
             for name, entry in read_json(path, line.decode())["images"].items():
                 scores = [word.get("confidence", 1.0) for word in entry["words"].values()]
                 done[name] = sureness(name, scores)
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise DataError(
                 path, f"line {number} is damaged", "remove it, its pages are read again"
             ) from None

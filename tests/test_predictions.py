@@ -125,7 +125,12 @@ def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noq
         error = run(*other, *flags, code=2).err
         error_line(error, "x.jsonl: exists, and was not written for this folder with these weights")
     lists = b"[]\n", b'{"images": {"a.jpg": []}}\n'
-    for damaged in (b"{}\n", b'{"images": {"a.jpg": {}}}\n', b'{"\xff": 0}\n', *lists):
+    no_json = (
+        b"\0\0\n",
+        b"\n",
+        b'{"images": {"a.jpg": {"wor\n',
+    )  # as a crash or an editor leaves them
+    for damaged in (b"{}\n", b'{"images": {"a.jpg": {}}}\n', b'{"\xff": 0}\n', *lists, *no_json):
         Path("damaged.jsonl").write_bytes(content + damaged)
         said = run("a.pt", *flags[:3], "damaged.jsonl", code=1).err
         error_line(said, "damaged.jsonl: line 14 is damaged; remove it")
