@@ -284,15 +284,15 @@ def run_tune(args, overrides):
     if args.split == "test":
         warn("--split test", "test pages choose the thresholds: no test score any more")
 
+    parts = np.repeat(range(len(page_lists)), [len(part) for part in page_lists])
+    if len(sources) == 1:
+        parts = halves(bootstrap_groups(pages))
+
     maps = []
     seen = Counter()
     for source, part in zip(sources, page_lists):
         seen.update(warn_of_leaks(source, part))
         maps += cached_maps(source, part, first.hp, args.device)
-
-    parts = np.repeat(range(len(page_lists)), [len(part) for part in page_lists])
-    if len(sources) == 1:
-        parts = halves(bootstrap_groups(pages))
 
     # tune, with the values of flags fixed
     grid = {key: (overrides[key],) if key in overrides else GRID[key] for key in TUNED}

@@ -455,6 +455,11 @@ def test_values_of_flags_are_written_beside_the_thresholds_that_were_chosen_for_
 
 
 def test_bad_input_is_one_line(house, capsys):
+    one_group = labels.load_labels("DATA", "val")
+    for page in one_group:
+        page.group = "shop"
+    files.write_json("shop.json", formats.pages_to_json(one_group))
+    one_group = (PLAIN, "--tune", "--data", "shop.json", "--image-dir", "DATA/images")
     for code, flags, words in (
         (2, ("p.json", "--tune"), "--tune: only with a checkpoint"),
         (2, (*FOLDS, "--tune", "--write", "x.pt"), ".json file"),
@@ -464,6 +469,7 @@ def test_bad_input_is_one_line(house, capsys):
         (2, (FOLDS[0], "--metric", "micro"), "--metric: only with --tune"),
         (2, ("gone.pt", "--tune"), "gone.pt"),
         (1, (FOLDS[0], PLAIN, "--tune"), "folds is"),
+        (1, one_group, "all pages are of one group"),
     ):
         found, _, err = run(capsys, *flags)
         assert found == code and err.count("\n") == 1 and words in err, err
