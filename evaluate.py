@@ -525,7 +525,6 @@ def found_on(args, source, pages, job, failed=None):
     """Yields (index, job(page, (polygons, scores))) of pages in their order: from a predictions
     file, or by a network, see `predict`. Raises DataError."""
     if not source.hp:
-        check_pages(source, pages)
         regions = source.regions
         results = data.map_threads(lambda page: job(page, regions[page.name]), pages, "scoring")
         return enumerate(results)
@@ -1005,6 +1004,11 @@ def run(args):
         ("rank", not labelled, "the pages have labels"),
     ]
     refuse_idle(args, rules)
+    for one in filter(None, (source, other)):  # before the first of them predicts, maybe for hours
+        if one.hp:
+            one.runtime(args.device)
+        else:
+            check_pages(one, pages)
     if not labelled:
         for page in pages:
             page.polygons = None  # not known: nothing that is found is drawn as a false alarm

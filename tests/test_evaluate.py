@@ -121,6 +121,13 @@ def test_compare_is_paired_and_two_pages_can_say_nothing(run):
     assert f"{verdict}, vs p.json" in run(part, "--data", "s", "--compare", full).out
 
 
+def test_what_cannot_be_compared_is_refused_before_a_network_has_predicted(run, monkeypatch):
+    monkeypatch.setattr(evaluate, "predict", Mock(side_effect=AssertionError))
+    write_labels(Path(), {}, "q")
+    flags = checkpoint(), "--data", "s", "--compare", "q.json", "--out", "p.json"
+    error_line(run(*flags, code=1).err, "q.json: 2 of 2 pages are not in it")
+
+
 def test_pages_with_nothing_but_dont_care_count_as_without_labels(work, run):
     images = read_json("s/val.json")["images"]
     for word in next(iter(images.values()))["words"].values():
