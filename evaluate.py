@@ -733,6 +733,7 @@ def run_audit(args, overrides):
         parts = held_out_pages(sources, args.data, args.image_dir)
         pages = [page for part in parts for page in part]
     else:
+        refuse_idle(args, [("image_dir", args.data, "only with --data, or with folds")])
         pages = labelled_pages(args, sources[0])
 
     folder = args.to and args.to[1]

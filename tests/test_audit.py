@@ -465,6 +465,8 @@ def test_a_split_is_not_audited_by_folds_that_held_out_others(folder, capsys):
     assert evaluate.main(["a.pt", "b.pt", "--audit", "s.json", "--split", "train"]) == 2
     error_line(capsys.readouterr().err, "--split: not with folds")
     dbnet.save_checkpoint("b.pt", torch.load("a.pt"))
+    assert evaluate.main(["a.pt", "b.pt", "--audit", "s.json", "--image-dir", "images"]) == 2
+    error_line(capsys.readouterr().err, "--image-dir: only with --data")
     flags = "--data", ".", "--audit", "s.json", "--split", "val"
     assert evaluate.main(["a.pt", "b.pt", *flags]) == 0
 
