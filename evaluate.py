@@ -901,6 +901,7 @@ def check_scoring_flags(args):
         ("engine", not args.export, "not with --export"),
         ("shard", args.images, "only with --images"),
         ("amp", args.engine != "onnxruntime", "onnxruntime computes in float32"),
+        ("amp", not str(args.export).endswith(".onnx"), "an ONNX model is in float32"),
         ("data", not args.images, "not with --images"),
         ("split", one_set, "not with folds, each on what it held out"),
         ("split image_dir", args.data or several, "only with --data"),

@@ -286,6 +286,7 @@ REFUSED = [
     (2, "a.pt b.pt --tune --split test --data s", "--split: not with folds"),
     (2, "a.pt --tune --hparams h.json", "--hparams: not with --tune"),
     (2, "a.pt --export x.onnx --out o.json", "--out: not with --tune or --export"),
+    (2, "a.pt --export x.onnx --amp fp16", "--amp: an ONNX model is in float32"),
     (2, "p.json --tune --data s", "--tune: only with a checkpoint"),
     (2, "p.json --data s --hparams h.json", "--hparams: only with a checkpoint"),
     (2, "a.pt --hparams h.json", "h.json: unknown key 'box_tresh'; did you mean box_thresh"),
