@@ -12,7 +12,7 @@ from command import parse_value
 from db_postprocess import DECODING
 from dbnet import ORIGIN, load_checkpoint
 from engine import choose_runtime, find_package, load_engine
-from files import DataError, UsageError
+from files import DataError, UsageError, read_bytes
 from folding import network_of
 from hparams import FIELDS, Hparams, saved_hparams
 from interval import SEEN
@@ -101,8 +101,10 @@ def read_onnx(path):
     onnx = find_package("onnx")
     if not onnx:
         raise UsageError(path, "needs a package", "pip install onnx")
+    graph = read_bytes(path)
     try:
-        about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        model = onnx.load_from_string(graph)
+        about = {entry.key: entry.value for entry in model.metadata_props}
         # older models lack what was not exported then
         kept = [key for key in EXPORTED if key in about]
         values = {key: parse_value(FIELDS[key].type, about[key]) for key in kept}

@@ -267,6 +267,7 @@ REFUSED = [
     (2, "p.json --data s --out s/meta.json", "s/meta.json: is read by this command"),
     (1, "junk.pt --data s", "junk.pt: damaged, or not a checkpoint"),
     (2, "none.pt --data s", "none.pt: cannot be read"),
+    (1, "none.onnx --data s", "none.onnx: cannot be read (No such file or directory)"),
     (1, "brace.json --data s", "brace.json: not a JSON file"),
     (1, "list.json --data s", 'list.json: no "images" object'),
     (1, "word.json --data s", "image x: word 7"),
