@@ -25,7 +25,7 @@ ENGINES = "auto", "torch", "openvino", "onnxruntime"
 def choose_device(name, work=True):
     """torch.device of --device, made the current one; `auto` is CUDA where there is one. work:
     whether anything will be computed on it. Raises UsageError if there is no such device or, with
-    `work`, if the installed torch has no kernels for it."""
+    `work`, if the installed torch has no kernels for it or cannot use its driver."""
     gpus = torch.cuda.device_count()
     where = f"--device {name}"
     if name == "auto":
@@ -34,15 +34,20 @@ def choose_device(name, work=True):
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(where, "not a device", "use cuda, cuda:1 or cpu") from None
-    is_gpu_here = device.type == "cuda" and (device.index or 0) < gpus
+    # torch takes cuda:999 for -25
+    is_gpu_here = device.type == "cuda" and 0 <= (device.index or 0) < gpus
     if device.type != "cpu" and not is_gpu_here:
         raise UsageError(where, f"not here, with {gpus} CUDA devices", "use cpu")
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # what asks for no device means the current one
     try:
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # what asks for no device means the current one
         if work:
             torch.ones(1, device=device)  # the least that runs a kernel
     except RuntimeError as error:
+        if not torch.cuda.is_available():  # GPUs are counted without asking their driver
+            what = f"torch cannot use it ({str(error).partition('. ')[0]})"
+            remedy = "update the driver, install torch's wheel for that driver, or use cpu"
+            raise UsageError(where, what, remedy) from None
         if "no kernel image" not in str(error):
             raise
         raise UsageError(

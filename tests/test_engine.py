@@ -32,6 +32,7 @@ def test_a_gpu_that_this_torch_cannot_work_on_is_one_line(monkeypatch):
 
     monkeypatch.setattr(torch, "ones", ones)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
     monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
     assert choose_device("cuda:1") == torch.device("cuda:1") == made_current[0]
@@ -44,6 +45,31 @@ def test_a_gpu_that_this_torch_cannot_work_on_is_one_line(monkeypatch):
     trouble = "device is busy"  # no fault of the command's
     with pytest.raises(RuntimeError, match=trouble):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
+def test_a_gpu_whose_driver_is_too_old_is_one_line(name, monkeypatch):
+    """NVML counts it all the same; every command ended in a traceback."""
+
+    def fail(*_, **__):
+        raise RuntimeError("The NVIDIA driver is too old (found version 12020). Please update\n...")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    monkeypatch.setattr(torch, "ones", fail)
+    with pytest.raises(UsageError) as error:
+        choose_device(name)
+    line = f"--device {name}: torch cannot use it (The NVIDIA driver is too old (found version"
+    assert str(error.value).startswith(f"{line} 12020)); update the driver, ")
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cuda:200", "cuda:999", "mps", "meta"])
+def test_a_device_that_is_not_here_is_one_line(name, monkeypatch):
+    """torch takes cuda:200 for number 200 - 256, which is no GPU's."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="not here, with 1 CUDA devices; use cpu"):
+        choose_device(name)
 
 
 @pytest.mark.parametrize(
