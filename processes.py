@@ -174,6 +174,10 @@ def explain_errors(work, store=None):
             remedy = "lower --workers, or raise its size (Docker: --shm-size=8g)"
             raise DataError("/dev/shm", "is full", remedy) from None
 
+        if "TORCHDYNAMO_VERBOSE" in text and "out of memory" not in text:
+            remedy = "without g++ and Python's headers leave it out (--resume --no-compile)"
+            raise UsageError("--compile", text.splitlines()[0], remedy) from None
+
         # a worker that was killed tears its pipe, or PyTorch notices that it is gone
         torn = not isinstance(error, RuntimeError | BrokenPipeError)
         killed = "DataLoader worker" in text or "Pin memory thread" in text

@@ -97,7 +97,7 @@ from processes import (
 )
 from progress import progress
 
-MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp")  # when a run is resumed
+MAY_CHANGE = ("stop_epoch", "workers", "cache", "name", "amp", "compile")  # when a run is resumed
 # values that a run finds out for itself: those in the file of --hparams may be another run's
 FOUND = ("split", "text_height")
 NO_BEST = {"hmean": -1.0, "epoch": 0}

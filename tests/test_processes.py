@@ -112,6 +112,11 @@ try:
 except ValueError as error:
     ONE_VALUE = error
 
+# as torch._inductor.exc.InductorError says it
+NO_COMPILER = RuntimeError(
+    "InvalidCxxCompiler: No working compiler\n\nSet TORCHDYNAMO_VERBOSE=1 for the internal stack"
+)
+
 
 @pytest.mark.parametrize(
     "error, what, code",
@@ -125,6 +130,7 @@ except ValueError as error:
         (EOFError(), "a loader process: was killed", 137),
         (RuntimeError("NCCL communicator was aborted"), "a process of the group: was lost", 137),
         (RuntimeError("No space left: shared memory"), "/dev/shm: is full", 1),
+        (NO_COMPILER, "--compile: InvalidCxxCompiler: No working compiler; without g++", 2),
         (ONE_VALUE, "batch norm: one page a process is one value a channel", 2),
         (DataError("a.jpg", "is broken"), "a.jpg: is broken", 1),
     ],

@@ -740,6 +740,12 @@ def test_a_run_goes_on_in_another_number_type(work, first, then, monkeypatch):
     assert rows.keys() == {1, 2} and 0 < rows[2]["loss"] < rows[1]["loss"]
 
 
+def test_a_run_goes_on_compiled_or_not(whole, capsys):
+    """The next machine may lack a compiler."""
+    assert resume("whole", "--compile", "--print-hparams") == 0
+    assert json.loads(capsys.readouterr().out)["compile"] is True
+
+
 def test_loss_outliers_are_flagged(capsys):
     trainer = train.Trainer.__new__(train.Trainer)
     trainer.epoch, trainer.losses, trainer.failed, trainer.steps = 0, [], [], 21
