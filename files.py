@@ -79,10 +79,12 @@ def exit_code(run, say=print_error):
     except KeyboardInterrupt:
         line = f"interrupted; {KEPT}"
         code = 130
-    except (MemoryError, RuntimeError) as error:
-        # of Python, whose text is "", of the CPU's and of CUDA's allocators, of cuDNN
-        words = "(?i)^$|out of memory|allocate memory|alloc_failed|unable to find an engine"
-        if not re.search(words, str(error)):
+    except Exception as error:
+        # of Python and NumPy, also those of a loader process, of OpenCV, of the CPU's and of CUDA's
+        # allocators, of cuDNN
+        words = "(?i)memoryerror|(out of|allocate|insufficient) memory|alloc_failed"
+        words += "|unable to find an engine"
+        if not re.search(words, repr(error)):
             raise
         line = "out of memory; lower --size (and --batch), or use --device cpu"
         code = 3

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from unittest.mock import Mock
 
+import cv2
+import numpy as np
 import pytest
 from conftest import ROOT, error_line, small_disk
 
@@ -187,6 +189,12 @@ def test_an_error_is_where_what_and_remedy():
     assert str(files.DataError(told)) == "a.jpg: broken"  # as torch brings it from a loader process
 
 
+try:
+    np.empty(2**62, np.uint8)
+except MemoryError as error:
+    FULL = error  # Unable to allocate 4.00 EiB for an array
+
+
 @pytest.mark.parametrize(
     "error, code, line",
     [
@@ -197,6 +205,9 @@ def test_an_error_is_where_what_and_remedy():
         (OSError("gone"), 1, f"output: gone; {files.KEPT}"),
         (MemoryError(), 3, "out of memory; lower --size"),
         (RuntimeError("CUDA out of memory. Tried"), 3, "out of memory; lower --size"),
+        (FULL, 3, "out of memory; lower --size"),
+        (MemoryError("Caught MemoryError in DataLoader worker process 0.\n"), 3, "out of memory"),
+        (cv2.error("alloc.cpp:73: error: (-4:Insufficient memory) Failed"), 3, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted; "),
     ],
 )
@@ -207,7 +218,7 @@ def test_exit_codes(error, code, line, capsys):
 
 def test_exit_codes_without_an_error():
     assert (files.exit_code(lambda: None), files.exit_code(lambda: 5)) == (0, 5)
-    for bug in (RuntimeError("shapes differ"), ZeroDivisionError()):
+    for bug in (RuntimeError("shapes differ"), ZeroDivisionError(), AssertionError()):
         with pytest.raises(type(bug)):
             files.exit_code(Mock(side_effect=bug))
 
