@@ -354,7 +354,7 @@ def check_values(state, size):
             stack += [*value.keys(), *value.values()]
         elif isinstance(value, (list, tuple)):
             stack += value
-        elif not isinstance(value, (str, int, float, type(None))):
+        elif not isinstance(value, str | int | float | None):
             raise TypeError(f"it holds a {type(value).__name__}")
         if nodes + len(stack) > MAX_NODES or size < 0:
             raise ValueError("it holds more than the file is long")
@@ -388,8 +388,8 @@ def check_fields(state):
 
 
 def load_last(folder):
-    """The newest whole checkpoint of a run, or None. Says when that is not last.pt. Raises
-    DataError where none is whole."""
+    """The newest whole checkpoint of a run, with its "path", or None. Says when that is not last.pt.
+    Raises DataError where none is whole."""
     damaged = None
     for path in (folder / "last.pt", folder / "prev.pt"):
         if not path.exists():
@@ -401,7 +401,7 @@ def load_last(folder):
             continue
         if damaged:
             print(f"warning: {damaged}; going on from {path}, epoch {state['epoch']}")
-        return state
+        return {**state, "path": path}
     if damaged:
         raise damaged
 

@@ -875,6 +875,8 @@ def load_run(folder, record, rescored):
         print(f"{folder} has no checkpoint yet: starting at epoch 1")
         return None
     compare_pages(state, record, folder, rescored)
+    # the next save keeps last.pt as prev.pt: a damaged one would replace the only whole one
+    os.replace(state["path"], folder / "last.pt")
 
     try:
         if state["best"]["epoch"]:

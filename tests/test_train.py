@@ -212,9 +212,13 @@ def test_a_save_that_fails_ends_the_run_and_a_damaged_one_is_not_used(whole, mon
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 3] ^= 4
     path.write_bytes(raw)
-    assert resume("flip") == 0
+    with monkeypatch.context() as patch:  # it took the place of prev.pt, the only whole one
+        patch.setattr(train, "save_checkpoint", fail)
+        assert resume("flip") == 3
     out = capsys.readouterr().out
     assert "last.pt: damaged" in out and "prev.pt, epoch 2" in out
+    assert resume("flip") == 0
+    assert "resuming runs/flip after epoch 2\n" in capsys.readouterr().out
     assert_same_as_whole("flip")
 
 
