@@ -871,6 +871,9 @@ def load_run(folder, record, rescored):
     """The state that a run goes on from, or None; log.csv is cut to its rows. record: of its pages
     as they are now. rescored: the val pages may have changed. Raises DataError."""
     state = load_last(folder)
+    if not state and (folder / "log.csv").exists():  # from epoch 1 best.pt would be lost, too
+        remedy = f"put it back, or start a new run with --init {folder}/best.pt"
+        raise DataError(folder, "has a log.csv, but no last.pt", remedy)
     if not state:
         print(f"{folder} has no checkpoint yet: starting at epoch 1")
         return None

@@ -1258,6 +1258,16 @@ def test_a_finished_run_that_lost_best_pt_has_no_best_epoch(whole, capsys):
     assert "scored anew" in capsys.readouterr().out and (whole / "best.pt").exists()
 
 
+def test_a_run_whose_checkpoints_were_deleted_does_not_begin_again(whole, capsys):
+    """To save room, say; from epoch 1 it replaced log.csv and best.pt."""
+    best = (whole / "best.pt").read_bytes()
+    (whole / "last.pt").unlink()
+    (whole / "prev.pt").unlink()
+    assert resume("whole") == 1
+    error_line(capsys.readouterr().err, "runs/whole: has a log.csv, but no last.pt; put it back")
+    assert (whole / "best.pt").read_bytes() == best
+
+
 # ---------------------------------------------------------------- folders and signals
 
 
