@@ -623,14 +623,15 @@ def write_log(path, rows):
 
 
 def read_log(folder):
-    """{epoch: its H-mean} of a run's log.csv. Raises UsageError if there is none, DataError where
-    it is another file."""
+    """{epoch: its H-mean} of a run's log.csv, without epochs that have none since --rescore. Raises
+    UsageError if there is none, DataError where it is another file."""
     path = Path(folder, "log.csv")
     if not path.is_file():
         raise UsageError(path, "no such file", f"is {folder} a run folder?")
     try:
         with open(path, newline="") as file:
-            return {int(row["epoch"]): float(row["hmean"]) for row in csv.DictReader(file)}
+            hmeans = {int(row["epoch"]): float(row["hmean"]) for row in csv.DictReader(file)}
+            return {epoch: hmean for epoch, hmean in hmeans.items() if hmean >= 0}
     except (csv.Error, KeyError, TypeError, ValueError):
         raise DataError(path, "not a log.csv of train.py", "name the folder of a run") from None
 

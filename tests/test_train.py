@@ -332,7 +332,7 @@ def test_a_finished_run_that_recorded_no_labels_is_compared(whole, capsys):
 
 
 def test_what_a_run_prints_and_evaluate_says_are_the_digits_of_the_log(work, capsys):
-    (work / "log.csv").write_text("epoch,hmean\n10,0.25\n")
+    (work / "log.csv").write_text("epoch,hmean\n9,nan\n10,0.25\n")  # --rescore leaves a nan
     flags = ("--epochs=10", "--T_max=10", *LEARNS, "--baseline=.")
     (work / "learned.json").write_text("{}")
     assert run("--hparams", "learned.json", *flags) == 0
@@ -341,7 +341,7 @@ def test_what_a_run_prints_and_evaluate_says_are_the_digits_of_the_log(work, cap
     row = rows[best["epoch"]]
     assert row["hmean"] == best["hmean"] == max(r["hmean"] for r in rows.values()) > 0.1
     assert f"best hmean {best['hmean']:.4f} epoch {best['epoch']}" in out
-    assert f"vs baseline {rows[10]['hmean'] - 0.25:+.4f}" in out
+    assert f"vs baseline {rows[10]['hmean'] - 0.25:+.4f}" in out and "+nan" not in out
     assert "baseline .: no last epoch on these pages and labels; no paired difference" in out
     assert evaluate.main(["runs/learned/best.pt", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
