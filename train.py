@@ -979,7 +979,8 @@ def train_epochs(trainer, last_epoch, options, stop, mirrors):
 
     loader = make_loader(trainer, options.device)
     left = loader.batch_sampler
-    pace = Pace(len(left), options.device)
+    steps_left = (last_epoch - trainer.epoch) * trainer.steps - trainer.step
+    pace = Pace(steps_left, options.device)
     batches = iter(loader)
     try:
         # the largest batch first, while the loader processes start: what does not fit is known now

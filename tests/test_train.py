@@ -126,6 +126,8 @@ def test_a_paused_and_a_stopped_run_go_on_bit_for_bit(whole, monkeypatch, capsys
             os.kill(os.getpid(), signal.SIGTERM)
 
     before(monkeypatch, *STEP, stop)
+    before(monkeypatch, train, "Pace", lambda steps, device: steps_left.append(steps))
+    steps_left = []
     go_on = "go on: python train.py --name parts --resume"
     assert run("--name", "parts", "--stop-epoch", 2) == 0
     assert f"paused after epoch 2 of 4; {go_on}" in capsys.readouterr().out
@@ -133,6 +135,7 @@ def test_a_paused_and_a_stopped_run_go_on_bit_for_bit(whole, monkeypatch, capsys
     assert f"stopped in epoch 3, step 2 of 3; {go_on}" in capsys.readouterr().out
     assert (last("parts")["epoch"], last("parts")["step"]) == (2, 2)
     assert resume("parts") == 0
+    assert steps_left == [6, 6, 4]  # to the pause, from there, and from within epoch 3
     assert_same_as_whole("parts")
     lines = (whole.with_name("parts") / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3", "4"]
