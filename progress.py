@@ -21,8 +21,8 @@ class Lines(tqdm):
 
 def progress(items=None, desc="", total=None):
     """tqdm on a terminal; elsewhere a line on stderr every EVERY seconds says how far it is."""
-    if sys.stderr.isatty():
-        return tqdm(items, desc, total, leave=False)
+    if not sys.stderr or sys.stderr.isatty():  # None where it is closed: 2>&-
+        return tqdm(items, desc, total, leave=False, disable=not sys.stderr)
     return Lines(
         items,
         desc,

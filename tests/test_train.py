@@ -488,6 +488,8 @@ def test_where_there_is_no_terminal_lines_say_how_far_it_is(monkeypatch):
     for _ in progress.progress(range(2), "bar"):
         pass
     assert "bar:   0%|" in log.getvalue()
+    monkeypatch.setattr(sys, "stderr", None)  # 2>&-
+    assert [*progress.progress(range(3), "closed")] == [0, 1, 2]
 
 
 def test_names_count_up(work):
