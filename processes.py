@@ -28,8 +28,7 @@ def join_group():
 
     # torchrun's store keeps what processes wrote before it started them again
     store, number, size = next(dist.rendezvous("env://"))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
 
     gpus = torch.cuda.is_available()
     dist.init_process_group(
@@ -51,17 +50,18 @@ def join_group():
 
 
 def device_of_process(name):
-    """torch.device of --device; under torchrun each process has its own GPU. Raises UsageError."""
+    """torch.device of --device; under torchrun each process has its own GPU. Kubeflow starts one
+    process a machine, without LOCAL_RANK. Raises UsageError."""
     gpus = torch.cuda.device_count()
     if dist.is_initialized() and gpus and name.startswith(("auto", "cuda")):
-        processes = int(os.environ["LOCAL_WORLD_SIZE"])
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if processes > gpus:
             raise UsageError(
                 "torchrun",
                 f"{processes} processes, {gpus} GPUs",
                 "lower --nproc-per-node",
             )
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return choose_device(name)
 
 

@@ -30,6 +30,10 @@ def test_each_process_has_its_own_gpu_and_touches_no_other(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="3 processes, 2 GPUs"):
         processes.device_of_process("auto")
+    # Kubeflow's PyTorchJob: one process a machine, and it ended in a KeyError
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert str(processes.device_of_process("auto")) == "cuda:0"
 
 
 @pytest.mark.parametrize("gpus", [False, True])
