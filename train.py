@@ -1150,7 +1150,9 @@ def train_members(runs, args):
     failed = []
     for hp in runs:
         folder = Path("runs", hp.name)
-        finished = (folder / "log.csv").exists() and hp.epochs in read_log(folder)
+        finished = False
+        with contextlib.suppress(DataError):  # not there, or damaged: a resumed run writes it anew
+            finished = hp.epochs in read_log(folder)
         if finished and not args.rescore:
             print(f"{folder} is finished")
             continue

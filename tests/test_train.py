@@ -973,6 +973,18 @@ def test_a_fold_that_another_process_trains_does_not_stop_the_others(work, capsy
     assert last("busy-fold1")["epoch"] == 1 and last("busy-fold2")["epoch"] == 2
 
 
+def test_a_log_csv_that_a_spreadsheet_wrote_does_not_stop_the_runs_after_it(work, monkeypatch):
+    trained = []
+    monkeypatch.setattr(train, "train_one", lambda hp, *_: trained.append(hp.name))
+    monkeypatch.setattr(train, "report_members", list)
+    for seed, log in enumerate(("epoch;hmean\n4;0,5\n", "epoch,hmean\n4,0.5\n", "epoch,hmean\n")):
+        hp = hparams.Hparams(name=f"r-seed{seed}", seed=seed, epochs=4)
+        files.write_json(f"runs/{hp.name}/hparams.json", dataclasses.asdict(hp))
+        Path("runs", hp.name, "log.csv").write_text(log)
+    assert resume("r", "--seeds=3") == 0
+    assert trained == ["r-seed0", "r-seed2"]
+
+
 def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeypatch, capsys):
     def curse(hp):
         if hp.fold == 2:
