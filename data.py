@@ -445,10 +445,9 @@ def hold_out(pages, groups, hp):
 def warn_of_shared_groups(hp, pages, groups, held):
     shared = np.flatnonzero(held & np.isin(groups, groups[~held]))
     if len(shared):
-        first = pages[shared[0]].path
-        what = f"{len(shared)} val pages (first: {first}) share a group with train pages"
-        remedy = "the score will be optimistic; see data.py check"
-        print(f"warning: {hp.data}: {what}; {remedy}", file=sys.stderr)
+        which = f"{len(shared)} val pages (first: {pages[shared[0]].path})"
+        problem = "share a group with train pages; the score will be optimistic; see data.py check"
+        print(f"warning: {hp.data}: {which} {problem}", file=sys.stderr)
 
 
 def pseudo_pages(hp, known):

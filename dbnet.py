@@ -388,8 +388,8 @@ def check_fields(state):
 
 
 def load_last(folder):
-    """The newest whole checkpoint of a run, with its "path", or None. Says when that is not last.pt.
-    Raises DataError where none is whole."""
+    """The newest whole checkpoint of a run, with its "path", or None. Says when that is not
+    last.pt. Raises DataError where none is whole."""
     damaged = None
     for path in (folder / "last.pt", folder / "prev.pt"):
         if not path.exists():

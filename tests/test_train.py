@@ -1032,7 +1032,7 @@ def test_all_folds_hold_each_page_out_once_and_go_on_with_the_same(work, monkeyp
 def test_a_run_that_began_with_the_values_of_another_goes_on_by_the_same_command(
     tmp_path, monkeypatch
 ):
-    """A sweep gives a trial all its flags again. What a run finds out for itself is not compared."""
+    """A sweep gives a trial all its flags again. What a run finds for itself is not compared."""
     monkeypatch.chdir(tmp_path)
     other = {"lr": 2e-3, "split": "0a", "text_height": 20.0}
     found = {"split": "0b", "text_height": 31.5}
