@@ -395,8 +395,7 @@ def region_points(polygon, page_size):
         points = np.insert(points, n + 1, points[n] + edge[n] // 2, 0)
 
     repeated = (points == np.roll(points, 1, 0)).all(1)
-    sound = len(points) >= 4 and not repeated.any() and signed_area(points)
-    return points if sound else None
+    return points if len(points) >= 4 and not repeated.any() and signed_area(points) else None
 
 
 def submission_regions(polygons, scores, page_size):
@@ -616,9 +615,7 @@ def build(args):
     candidates = [*by_digest.values()]
 
     # who of them votes, and who does not
-    keep = args.best
-    if keep is None:
-        keep = len(candidates) - args.drop_worst
+    keep = len(candidates) - args.drop_worst if args.best is None else args.best
     members, weights = choose_members(candidates, keep, args.weights)
     shares = {member.name: f"weight {w:.4f}" for member, w in zip(members, weights)}
     for member in candidates:
@@ -650,9 +647,9 @@ def validate(args):
     try:
         data.inspect_pages([page for page in pages if not page.size])  # where no file states it
     except DataError as error:  # what can be checked without the picture follows
-        problems.append(error)
+        problems += [*error.others, error]
     sizes = {page.name: page.size for page in pages}
-    names = sizes or (args.sample and read_sample(args.sample))
+    names = sizes or args.sample and read_sample(args.sample)
     regions, faults = read_submission(args.validate, names, sizes, args.sample)
     problems += faults
     count = sum(map(len, regions.values()))

@@ -70,7 +70,8 @@ def gather(function, items):
 def raise_together(faults):
     """Raise the last of DataErrors, if there is one, with the others as its `others`."""
     if faults:
-        *faults[-1].others, error = faults
+        error = faults.pop()
+        error.others = faults
         raise error
 
 

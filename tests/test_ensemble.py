@@ -640,7 +640,7 @@ def test_a_region_off_a_page_is_found_where_only_the_picture_tells_its_size(run)
     Path("ONE/a.png").write_bytes(b"no picture")
     Path("ONE/b.png").write_bytes(b"no picture")
     out, err = run("--validate", "off.csv", "--data", "ONE", code=1)
-    assert "3 errors" in out and "val0.png: region 1 leaves the page" in err
+    assert "4 errors" in out and "val0.png: region 1 leaves the page" in err
     assert "ONE/a.png: not a picture" in err and "ONE/b.png: not a picture" in err
 
 
