@@ -92,8 +92,8 @@ class Dimension:
             if not 0 <= u <= 1:
                 return u
 
-        # no two alike: runs at one point would be replicas
-        return -1 - random.Random(repr(value)).random()
+        # no two values alike: runs at one point would be replicas
+        return -1 - random.Random(identity(value)).random()
 
 
 def middles(edges):
@@ -117,10 +117,8 @@ def is_number(x):
 
 
 def identity(value):
-    """A key that is equal for equal values: 1 and 1.0 are the same, True and 1 are not."""
-    if is_number(value):
-        return "number", value
-    return type(value).__name__, json.dumps(value, sort_keys=True)
+    """A text that is equal for equal values: 1 and 1.0 are the same, True and 1 are not."""
+    return json.dumps(float(value) if is_number(value) else value, sort_keys=True)
 
 
 def rounded(x, q):

@@ -164,6 +164,9 @@ def test_integers_and_categories():
     assert [dim.encode(x) for x in (12, 16, 26)] == [-2, -1, 1.5]
     unknown = [dim.encode(x) for x in (21, 23, "a", "b")]
     assert len(set(unknown)) == 4 and -2 < min(unknown) and max(unknown) < -1
+    assert dim.encode(21.0) == dim.encode(21)  # of an hparams file and of a sweep: one value
+    dim = space.parse_dimension("x", {"values": ["a", "b"]})
+    assert dim.encode(1.0) == dim.encode(1) != dim.encode(True) != dim.encode("True")
     dim = space.parse_dimension("x", log_range(5e-5, 6e-4))
     assert (dim.value(0.0), dim.value(1.0)) == (5e-5, 6e-4)  # as written
 
