@@ -1,12 +1,14 @@
 """Many processes: torchrun over gloo gives the single process's numbers, whoever is lost."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import NETWORK, ROOT, error_line, read_log, run_python, write_labels
 
+import files
 import train
 from hparams import Hparams
 from interval import read_score
@@ -41,6 +43,7 @@ def house(tmp_path_factory, receipts):
 PROGRAM = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
+import files
 import train
 step = train.Trainer.train_step
 place = [os.environ[key] for key in ("RANK", "TORCHELASTIC_RESTART_COUNT")]
@@ -104,20 +107,24 @@ def test_a_step_sends_gradients_only(monkeypatch):
 
 
 def test_the_first_process_to_fail_says_why(monkeypatch, capsys):
-    def fail(args):
-        raise failures.pop(0)
+    def main(number, failure):
+        monkeypatch.setattr(train, "rank", lambda: number)
+        monkeypatch.setattr(train, "execute", Mock(side_effect=failure))
+        return train.main([])
 
     store = dist.HashStore()
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-    failures = [torch.OutOfMemoryError("CUDA out of memory"), lost, lost, RuntimeError("a bug")]
     monkeypatch.setattr(train, "join_group", lambda: store)
-    monkeypatch.setattr(train, "execute", fail)
-    codes = []
-    for number in range(3):
-        monkeypatch.setattr(train, "rank", lambda number=number: number)
-        codes.append(train.main([]))
-    assert codes == [3, 137, 137]
+    assert main(1, torch.OutOfMemoryError("CUDA out of memory")) == 3
+    assert main(0, lost) == main(2, lost) == 137
     error_line(capsys.readouterr().err, "out of memory")
     with pytest.raises(RuntimeError, match="a bug"):
-        train.main([])
+        main(3, RuntimeError("a bug"))
     assert capsys.readouterr().err == ""
+
+    # all lines of its error, and none of another process
+    store = dist.HashStore()
+    faults = files.DataError("a.json", "is wrong"), files.DataError("b.json", "is wrong")
+    faults[1].others = faults[:1]
+    assert main(2, faults[1]) == main(0, faults[0]) == 1
+    assert capsys.readouterr().err == "error: a.json: is wrong\nerror: b.json: is wrong\n"
