@@ -121,7 +121,7 @@ def resolve_run(args):
     """Hparams of one run: default < --hparams < flags or, on --resume, those of the run folder <
     flags that may change. Raises DataError, UsageError."""
     if not args.resume:
-        return resolve_hparams(args)
+        return new_hparams(args)
 
     given = read_hparams(args.hparams) if args.hparams else {}
     given |= given_flags(args)
@@ -134,7 +134,7 @@ def resolve_run(args):
     # without them it would take the defaults
     begins_again = path.parent.is_dir() and not written and given.keys() - MAY_CHANGE
     if begins_again and not any(path.parent.glob("*/")):  # else it is a folder of runs
-        return resolve_hparams(args)
+        return new_hparams(args)
 
     saved = read_hparams(path)
     for key, new in given.items():
@@ -147,6 +147,11 @@ def resolve_run(args):
     return changed(hp, **{key: saved.get(key, FIELDS[key].default) for key in FOUND})
 
 
+def new_hparams(args):
+    """Hparams of a run that begins, without a split: that of --hparams may be another run's."""
+    return changed(resolve_hparams(args), split="")
+
+
 def name_run(hp, stem):
     """Hparams of a new run with its name: that of --name, or the stem, counted up. Raises
     UsageError where a run of the given name exists."""
@@ -157,7 +162,7 @@ def name_run(hp, stem):
         name = f"{stem}-{number}"
     if Path("runs", name).exists():
         raise UsageError(f"runs/{name}", "exists", NEW_NAME)
-    return changed(hp, name=name, split="")  # the values may be another run's
+    return changed(hp, name=name)
 
 
 # ---------------------------------------------------------------- data
@@ -1119,7 +1124,7 @@ def member_hparams(args, stem):
                 name += f"-fold{fold}"
             if args.seeds:
                 name += f"-seed{seed}"
-            result.append(changed(hp, name=name, fold=fold, seed=seed, split=""))
+            result.append(changed(hp, name=name, fold=fold, seed=seed))
     return result or [hp]  # negative --seeds; `check_trainer_flags` refuses it
 
 

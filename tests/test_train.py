@@ -1338,6 +1338,11 @@ def test_a_run_that_was_killed_before_it_wrote_its_values_needs_them_again(work,
     # values that change no result are none of its own
     assert resume("k", "--workers=0", "--amp=off", "--print-hparams") == 1
     assert run("--name=k", "--resume", "--print-hparams") == 0
+    # values of another run bring its split, on which it was refused
+    capsys.readouterr()
+    files.write_json("other.json", {"folds": 2, "fold": 1, "split": "0a"})
+    assert run("--hparams=other.json", "--name=k", "--resume", "--print-hparams") == 0
+    assert json.loads(capsys.readouterr().out)["split"] == ""
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
