@@ -42,7 +42,7 @@ def smooth_field(seed, height, width, cells=4):
 
 def multiply(image, factor):
     """uint8 [H, W, 3] times factor [H, W], rounded."""
-    factor = np.float32(factor)
+    factor = factor.astype(np.float32, copy=False)
     factors = cv2.merge([factor, factor, factor])
     return cv2.multiply(image, factors, dtype=cv2.CV_8U)
 
@@ -61,9 +61,9 @@ def shade(image, seed, depth):
     across = (x / width - 0.5) * np.cos(angle)
     down = (y / height - 0.5) * np.sin(angle)
     side = across + down[:, None] - offset
-    side = side / softness
+    side /= softness
 
-    darkness = (side.clip(-1, 1) + 1) / 2
+    darkness = (side.clip(-1, 1, out=side) + 1) / 2
     return multiply(image, 1 - depth * darkness)
 
 
