@@ -98,12 +98,11 @@ def inspect_pages(pages, desc="reading pages"):
         try:
             image = open_page(page, [Hparams(fit="area")])
         except DataError as error:
-            return error
+            return DataError(*error.args)  # without its traceback, which holds the file's bytes
         page.thumbnail = thumbnail(image)
-        if page.polygons is None:
-            return None  # a picture without labels
-        page.repaired = repair_words(page)
-        return label_contrast(page, image)
+        if page.polygons is not None:  # a picture with labels
+            page.repaired = repair_words(page)
+            return label_contrast(page, image)
 
     results = map_threads(inspect, pages, desc)
     labels.raise_together([result for result in results if isinstance(result, DataError)])
@@ -292,8 +291,7 @@ def near_duplicates(thumbnails, least=NEAR_DUPLICATE):
 def same_texts(pages):
     """Yields pairs a < b of pages that share more than 8 kinds of transcriptions and SAME_TEXTS of
     all that they have: one receipt in two pictures. Their hashes, 1024, find the candidates."""
-    none = None, "", "###"
-    texts = [Counter(text for text in page.texts if text not in none) for page in pages]
+    texts = [Counter(t for t in page.texts if t not in (None, "", "###")) for page in pages]
 
     counts = np.zeros((len(pages), 1024), np.float32)
     for words, row in zip(texts, counts):
@@ -410,8 +408,7 @@ def run_pages(hp):
     # without a val split, some of the first set's train pages are held out
     split = None
     if not val:
-        split, out = hold_out(own, groups[: len(own)], hp)
-        held[: len(own)] = out
+        split, held[: len(own)] = hold_out(own, groups[: len(own)], hp)
         val = [page for page, skip in zip(own, held) if skip]
         train = [page for page, skip in zip(train, held) if not skip]
     warn_of_shared_groups(hp, pages, groups, held)

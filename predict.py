@@ -254,7 +254,7 @@ def load_page(index, page, networks, failed):
     except DataError as error:
         if failed is None:
             raise
-        failed[index] = error
+        failed[index] = DataError(*error.args)  # its traceback holds the file's bytes
         return []
     under_way.missing = len(tiles)
     return tiles
