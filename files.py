@@ -62,7 +62,7 @@ def print_error(line):
 
 def exit_code(run, say=print_error):
     """Call run() and return its exit code, 0 for None. If it fails for a reason that a user can
-    mend, `say` gets a line about it, after those of its `others`, and the exit code is the
+    mend, `say` gets a line about it, after one for each of its `others`, and the exit code is the
     failure's. Other errors are bugs: they are raised."""
     with suppress(AttributeError):  # an ASCII terminal lacks letters of names and words
         sys.stdout.reconfigure(errors="replace")

@@ -44,14 +44,15 @@ MAX_PAGES = 100_000
 MAX_TEXT = 10_000
 MAX_PARTS = 100  # of a path
 MAX_COORDINATE = 1e6
-MAX_FAULTS = 20  # of a file, or a few more, that are named at once
+MAX_FAULTS = 20  # so many, or a few more, are named at once
 
 # ---------------------------------------------------------------- faults
 
 
 def gather(function, items):
-    """[function(*item)] of items, tuples. A DataError does not keep the next ones from being read:
-    the last is raised, with the others as its `others`. A UsageError is raised at once."""
+    """[function(*item)] of items, tuples. After a DataError the next items are read, too, until
+    there are MAX_FAULTS: the last is raised, with the others as its `others`. A UsageError is
+    raised at once."""
     results = []
     faults = []
     for item in items:
@@ -163,7 +164,8 @@ def check_word(where, word_id, points, text, ignore, confidence):
 
 
 def fill_page(page, words, width=None, height=None, group=None):
-    """The page, with Words, a stated size and a group added. Raises DataError."""
+    """The page, with words (Words, or tuples of their fields), a stated size and a group added.
+    Raises DataError."""
     where = f"{page.source}: image {shown(page.name)}"
     if not isinstance(group, str | None):
         raise DataError(where, f"group {shown(repr(group))} is not a text")
@@ -631,8 +633,8 @@ def find_labels(data, split):
 
 def load_labels(data, split=None, image_dir=None, categories=()):
     """Pages of DATA: a folder and one of train, val, test, or one label file. categories: see
-    `read_coco`. Raises DataError that names file, image and word, of the last of some MAX_FAULTS
-    faults, see `gather`, or UsageError where there is no DATA."""
+    `read_coco`. Raises DataError that names file, image and word; it brings further faults along,
+    see `gather`. Raises UsageError where there is no DATA."""
     if not Path(data).exists():
         raise UsageError(data, "no such file or folder")
     labels = find_labels(data, split) or find_labels(data, None)
