@@ -1,5 +1,6 @@
 """Processes that train together: their devices, lost ones, PyTorch's errors. GPUs are emulated."""
 
+import platform
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -156,3 +157,28 @@ def test_an_environment_without_a_port_is_not_that_of_torchrun(monkeypatch):
         monkeypatch.setenv(key, text)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     assert processes.join_group() is None
+
+
+FAULTS = f"""
+import resource, sys
+import numpy as np
+sys.path.insert(0, {str(ROOT)!r})
+import processes
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        arrays = [np.ones(2**20) for _ in range(3)]  # 8 MiB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+processes.keep_memory()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of another C library")
+def test_a_loader_process_keeps_the_memory_that_it_frees(tmp_path):
+    """Each page of memory that comes back from Linux is a fault, and is cleared first."""
+    plain, kept = map(int, run_python("-c", FAULTS, cwd=tmp_path).stdout.split())
+    assert plain > 20_000 and kept < plain / 4

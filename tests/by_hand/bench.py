@@ -59,6 +59,7 @@ import db_postprocess
 import labels
 import light
 import pictures
+import processes
 import sweep
 import synth
 import train
@@ -380,6 +381,7 @@ def time_sample(path, polygons, hp):
 def bench_loader(args):
     """Training samples of drawn receipts and of photographs of them, as one loader process makes
     them, on the square canvas and on the receipts' own; CPU time, since cores may be shared."""
+    processes.keep_memory()
     print(f"loader, pages/s a core; needed for 128 images/s from 16 cores: {LOADER_NEED:.1f}")
     for side in (1280, 4000):
         with tempfile.TemporaryDirectory() as folder:
