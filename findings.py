@@ -175,7 +175,7 @@ def chance_to_win(history, curves, epochs):
 
 
 class Importance(NamedTuple):
-    share: float  # of the scores' variance, due to a parameter's main effect
+    share: float  # of the variance of runs anywhere in the space, due to a parameter's main effect
     by_chance: float  # share of permutations of the scores, these among them, that give as much
 
 
@@ -233,7 +233,8 @@ class Worth:
         return Curve(**vars(estimate(*self(points), limits)), u=u)
 
     def importance(self):
-        """The Importance of each parameter, under the best fit."""
+        """The Importance of each parameter, under the best fit (functional ANOVA, Hutter et al.
+        2014)."""
         x, y, variance, category = self.known
         d = x.shape[1]
         rng = np.random.default_rng(0)
@@ -241,16 +242,17 @@ class Worth:
         # [d, 12, 64, d]: one parameter at 12 values, the others at 64 random points each
         grid = np.linspace(0.04, 0.96, 12)[:, None, None]
         varied = np.eye(d, dtype=bool)[:, None, None]
-        points = np.where(varied, grid, rng.random((64, d))).reshape(-1, d)
-        points = self.cube.features(points)
+        points = np.where(varied, grid, rng.random((64, d)))
+        points = self.cube.features(points.reshape(-1, d))
 
         def main_effects(order):
-            """Variance [d] of the mean along each parameter, the scores being in this order."""
+            """Shares [d] of each parameter, the scores being in this order. They are not those of
+            the runs' own variance: runs lie closer together than the points, or further apart."""
             known = x, y[order], variance[order], category
             theta = self.fit(*known, noise=self.prior)[0]
-            mean = self.posterior(*known, theta)(points)[0]
-            variances = mean.reshape(d, 12, 64).mean(2).var(1)
-            return np.minimum(variances, 1)  # y has variance 1
+            model = self.posterior(*known, theta)
+            mean = model(points)[0].reshape(d, 12, 64)
+            return mean.mean(2).var(1) / (mean.var((1, 2)) + model.error)
 
         orders = [np.arange(len(y))]
         for _ in range(int(np.clip(2e3 / len(y), 19, 99))):
@@ -529,7 +531,7 @@ class Findings:
         if self.rows:
             for row, lost in zip(self.rows, ruined(self.sign * last(self.rows))):
                 row.ruined = bool(lost)
-        self.sound = sound(self.rows) or self.rows
+        self.sound = sound(self.rows)  # at least half of them
 
         ranked = sorted(self.rows, key=lambda row: -self.sign * row.last)  # equal ones by number
         self.finished = of_state(ranked, "finished")

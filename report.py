@@ -481,7 +481,7 @@ def correlation(n, rho, chance):
 
 def importance(n, share, by_chance):
     """n: of all sound runs, stopped ones with their projected value, which the means leave out."""
-    text = f"Its main effect explains {share:.0%} of the variance of all {n} runs;"
+    text = f"By all {n} runs, its main effect explains {share:.0%} of the variance over the space;"
     text += f" {by_chance:.0%} of permuted scores give it as much"
     return f"{text}: no importance is shown." if by_chance > 0.05 else f"{text}."
 

@@ -153,6 +153,21 @@ def test_importance_stands_beside_what_permuted_scores_give():
     assert np.mean([b[0][1] for b in by_chance]) > 0.2
 
 
+def test_importance_is_a_share_of_the_whole_space_wherever_the_runs_lie():
+    """It was divided by the variance of the runs, here close together, and cut at 1. Permuted
+    scores were cut to the same 1: 6 % of them gave as much, and no importance was shown."""
+    ends = {"min": 0.0, "max": 1.0}
+    state = sweep.Sweep(Path("s"), spec(parameters={"x": ends, "y": ends}), 1, [])
+    rng = np.random.default_rng(4)
+    for n in range(1, 25):
+        x, y = rng.uniform(0.6 if n > 5 else 0, 0.95, 2)
+        value = 0.9 - 0.1 * (x - 0.8) ** 2 + 1e-3 * rng.standard_normal()
+        params = {"x": float(x), "y": float(y)}
+        state.trials.append(sweep.Trial(n, params, "finished", [value]))
+    (x, by_chance), (y, _) = find(state).importance
+    assert 0.9 < x < x + y < 1 and by_chance < 0.02
+
+
 def test_a_range_whose_best_runs_lie_at_its_end_is_named():
     told = "x: the best three runs lie at the {} end of its range; try {}"
     found = finished((0.9 + 0.002 * np.arange(30)).tolist())
@@ -271,8 +286,8 @@ def test_few_runs_have_no_rank_correlation():
 def test_what_a_parameter_explains_is_a_sentence_of_all_runs():
     """Stopped ones, too, which the means above and below leave out."""
     line = (
-        "Its main effect explains {} of the variance of all 9 runs; {} of permuted scores give it"
-        " as much"
+        "By all 9 runs, its main effect explains {} of the variance over the space; {} of permuted"
+        " scores give it as much"
     )
     assert report.importance(9, 0.3, 0.01) == line.format("30%", "1%") + "."
     told = report.importance(9, 0.03, 0.2)
@@ -282,7 +297,7 @@ def test_what_a_parameter_explains_is_a_sentence_of_all_runs():
         trial.state = "finished"
     told = text_of(find(state))
     assert "Over the 7 finished runs; trial 1, far worse, left out." in told
-    assert "of the variance of all 11 runs; " in told
+    assert "By all 11 runs, its main effect explains " in told
 
 
 def test_hours_are_those_of_the_epochs():
