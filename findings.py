@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 import space
-from interval import expected_lead, outlier_limit, spearman, student
+from interval import expected_lead, outlier_limit, printed_samples, spearman, student
 from space import Cube, flags, identity, is_number, parse_space
 
 PAIRED = 0.3  # standard error of a paired difference over that of a score: .08 and .27 points
@@ -63,9 +63,9 @@ def mean_estimate(values, limits):
     """Estimate of the mean of values [n], by Student's t; without an interval for one value."""
     n = len(values)
     if n == 1:
-        return Estimate(float(values[0]))
-    error = float(np.std(values, ddof=1)) / math.sqrt(n)
-    return estimate(float(np.mean(values)), error, limits, student(n - 1, 0.05))
+        return Estimate(values[0])
+    error = np.std(values, ddof=1) / math.sqrt(n)
+    return estimate(np.mean(values), error, limits, student(n - 1, 0.05))
 
 
 def ruined(values):
@@ -114,10 +114,10 @@ def project(history, curves, epochs):
     have ended with, and its sd. Gains from epoch e on are regressed on the level there: a run that
     lags gains more."""
     stop = len(history)
-    here = float(level_at(np.array(history), stop))
+    here = level_at(np.array(history), stop)
     whole = np.array([curve for curve in curves if len(curve) >= epochs > stop])
     if not len(whole):
-        spread = float(np.std([curve[-1] for curve in curves] or history))
+        spread = np.std([curve[-1] for curve in curves] or history)
         return here, max(spread, 1e-6)
 
     finals = whole[:, -1]
@@ -143,7 +143,7 @@ def level_at(curves, epoch):
 def robust_spread(values):
     """Standard deviation of values [n] as their quartiles tell it, failures left out."""
     low, high = np.quantile(values[~ruined(values)], [0.25, 0.75])
-    return float(high - low) / 1.35
+    return (high - low) / 1.35
 
 
 def usual_gains(level, finals, spread):
@@ -236,7 +236,7 @@ class Worth:
         """The Importance of each parameter, under the best fit (functional ANOVA, Hutter et al.
         2014)."""
         x, y, variance, category = self.known
-        d = x.shape[1]
+        d = len(category)
         rng = np.random.default_rng(0)
 
         # [d, 12, 64, d]: one parameter at 12 values, the others at 64 random points each
@@ -491,6 +491,7 @@ class Findings:
         self.metric = sweep.metric
         self.sign = sweep.sign
         self.epochs = sweep.epochs
+        self.over = printed_samples(sweep.folder.glob("trial-*.log"))  # of the rows' `pages`
         self.names = [d.name for d in cube.free]
 
         # shares are shown as points, 0 to 100, of fewer digits

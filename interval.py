@@ -4,6 +4,7 @@ A score, or the difference of two, is a dataclass that prints itself and says wh
 
 import functools
 import math
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
@@ -99,6 +100,16 @@ def read_score(stored):
         interval=stored.get("interval", [math.nan, math.nan]),
         over=over if isinstance(over, str) else Sample(**over),
     )
+
+
+def printed_samples(logs):
+    """What the scores are over that train.py has printed last in some logs (paths), each once, in
+    the words of a Sample; "pages" where it has printed none."""
+    found = set()
+    for path in logs:
+        text = path.read_text("utf-8", "replace")
+        found.update(re.findall(r"^last hmean .+?\] over ([^;\n]+)", text, re.MULTILINE)[-1:])
+    return "; ".join(sorted(found)) or "pages"
 
 
 # ---------------------------------------------------------------- from pages to scores

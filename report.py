@@ -333,8 +333,8 @@ def ranking(f):
         return
 
     yield paragraph(
-        "Values are those of the last epoch, intervals 95 % over pages, the posterior mean is",
-        "the Gaussian process's.",
+        "Values are those of the last epoch, the posterior mean is the Gaussian process's;",
+        f"intervals: 95 %, over {f.over}.",
     )
     several = len(f.ranking) < len(f.finished)
     names = [name for name in f.names if name != "seed" or not several]

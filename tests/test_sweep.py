@@ -23,6 +23,7 @@ from conftest import ROOT, browse, events, log_range, outcome, small_disk, wait_
 import bayes
 import files
 import findings
+import interval
 import report
 import space
 import sweep
@@ -1595,6 +1596,21 @@ def test_a_report_names_its_unit_and_keeps_it(cli):
     assert cli("s.json", sweep_=short(run_cap=1, metric={"name": "loss"}))[0] == 0
     assert "bayes, loss, minimised" in cli("--report", "runs/s", "--html", "page.html")[1]
     assert "<title>trial 1, finished, 0.125, " in (cli.folder / "page.html").read_text()
+
+
+def test_a_report_says_what_its_intervals_are_over_as_train_py_does(cli):
+    """It said "over pages" where they were over groups, too narrow, or in sample."""
+    sweep_ = short(run_cap=3)
+    assert cli("s.json", sweep_=sweep_)[0] == 0
+    assert "intervals: 95 %, over pages.\n" in cli("--report", "runs/s")[1]
+    few = interval.Sample("groups", 4, narrow=True, seen={"trained": 2})
+    for number, over in enumerate((interval.Sample("pages", 99, narrow=False), few, few), 1):
+        score = interval.Score(0.9, 0.9, 0.9, [0.8, 0.95], over)
+        with open(f"runs/s/trial-00{number}.log", "a") as log:
+            print(f"epoch 1/1  {score}  3 s\nlast {score}; other {score}\nbest hmean 1", file=log)
+    told = "over 4 groups, too narrow, in sample: trained on 2 of them; 99 pages.\n"
+    assert f"intervals: 95 %, {told}" in cli("--report", "runs/s")[1]
+    assert json.loads(cli("--report", "runs/s", "--json")[1])["over"] == told[5:-2]
 
 
 def test_the_report_as_json(cli):
