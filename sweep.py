@@ -1119,7 +1119,7 @@ def print_end(sweep, found):
     print(f"{expected}, luckiest {lucky.last:.4f} of trial {lucky.number}")
 
 
-def read_past(path, sign):
+def read_past(path):
     """Sweep folder or history -> (Sweep, its trials with a value, the best first); hparams file ->
     (None, [a trial of its values]). Raises DataError, UsageError."""
     from hparams import read_hparams
@@ -1133,7 +1133,7 @@ def read_past(path, sign):
             return None, [Trial(0, read_hparams(path))]
     past = read_sweep(path)
     trials = [trial for trial in past.trials if trial.state in ("finished", "stopped")]
-    return past, sorted(trials, key=lambda trial: -sign * trial.history[-1])
+    return past, sorted(trials, key=lambda trial: -past.sign * trial.history[-1])
 
 
 def place(sweep, base, past, trial):
@@ -1167,7 +1167,7 @@ def read_queue(sweep, paths):
     UsageError."""
     queue = []
     for path in paths:
-        past, trials = read_past(path, sweep.sign)
+        past, trials = read_past(path)
         for trial in trials:
             source = f"{path}: trial {trial.number}" if past else path
             params, outside = place(sweep, asdict(sweep.hparams), past, trial)
@@ -1184,7 +1184,7 @@ def read_known(sweep, paths):
     known = []
     own = asdict(sweep.hparams)
     for path in paths:
-        past, trials = read_past(path, sweep.sign)
+        past, trials = read_past(path)
         if not past or (past.metric, past.epochs) != (sweep.metric, sweep.epochs):
             raise UsageError(path, f"no {sweep.metric} of {sweep.epochs} epochs", "drop --known")
         # the same flags may name a file that has changed since

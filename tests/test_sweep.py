@@ -1047,6 +1047,18 @@ def history(n=6, **more):
     return {"sweep": spec(parameters={"a.lr": {"value": 1}}), "epochs": 8, "trials": trials, **more}
 
 
+def test_a_past_sweep_of_another_goal_is_enqueued_by_its_own(cli):
+    """A sweep of hmean tried the configurations with the highest loss first."""
+    past = history()
+    past["sweep"] |= {"metric": {"name": "loss", "goal": "minimize"}}
+    for trial in past["trials"]:
+        trial["value"] = 1 - trial["value"]
+    (cli.folder / "h.json").write_text(json.dumps(past))
+    assert cli("s.json", "--enqueue", "h.json", sweep_=short(run_cap=2))[0] == 0
+    numbers = [e["source"].split()[-1] for e in events(cli.runs, "new")]
+    assert numbers == ["3", "4"]
+
+
 def test_known_trials_are_results_and_do_not_run(cli):
     (cli.folder / "h.yaml").write_text(json.dumps(history()))
     words = ("s.json", "--enqueue", "h.yaml", "--known")
