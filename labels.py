@@ -27,6 +27,8 @@ COCO_FLAGS = "iscrowd", "ignore", "difficult"
 NO_CATEGORIES = "only COCO's labels have them; leave it out"
 COCO_IGNORED = "ignore", "ignored", "illegible", "difficult", "###"  # names of categories
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
+NEARLY_ICDAR = re.compile(r"\s*($|([^,\n]{0,20}\d[^,\n]{0,20},){4})")  # or empty
+LIKE_A_NUMBER = r"[-.\w]{0,20}\d[-.\w]{0,20}\s*(,|$)"
 WHOLE = re.compile('"images"|\t\\[')  # what a file of several pages holds
 WRAPPED = re.compile(r'^\s*(?:"(.*)"|(###))\s*$')  # quotes, or spaces around the mark, go
 PRICE = re.compile(r"\d{1,3}(,\d{3})*(\.\d+)?")
@@ -484,12 +486,12 @@ def read_icdar(files, image_dir):
 
         def read_line(number, line):
             numbers, text = parse_icdar_line(line, usual)
+            where = f"{file}: line {number}"
+            # too few, and a "text" that begins like one: a coordinate got lost, or holds a letter
+            if len(numbers) < (usual or 4) and re.match(LIKE_A_NUMBER, text or ""):
+                raise DataError(where, f"{shown(line)} begins with too few numbers")
             if usual and len(numbers) != usual:
-                unlike.append(f"{file}: line {number}")
-                # too few numbers and a "text" that begins with one: a coordinate got lost
-                if len(numbers) < usual and re.match(r"[-\d.]+\s*(,|$)", text or ""):
-                    what = f"an odd number of coordinates, most lines have {usual}"
-                    raise DataError(unlike[-1], what, "correct it")
+                unlike.append(where)
             return Word(f"{number:04d}", rectangle(as_points(numbers)), text)
 
         words = gather(read_line, lines)
@@ -602,9 +604,8 @@ def folder_labels(folder):
     texts = {p: read_text(p, other="latin-1") for p in sorted(folder.glob("*.txt"))}
     if not any(map(ICDAR.match, texts.values())):
         return None
-    # an empty file belongs to a page without text
-    files = [p for p, text in texts.items() if ICDAR.match(text) or not text.strip()]
-    return read_icdar, files
+    # an empty file belongs to a page without text, and a faulty one has to be named
+    return read_icdar, [p for p, text in texts.items() if NEARLY_ICDAR.match(text)]
 
 
 def is_of_one_page(file):
@@ -639,8 +640,12 @@ def load_labels(data, split=None, image_dir=None, categories=()):
         raise UsageError(data, "no such file or folder")
     labels = find_labels(data, split) or find_labels(data, None)
     if not labels:
-        formats = "SPLIT.json, gt_*.txt, Label.txt, labelme's or COCO's"
-        raise DataError(data, f"no labels of split {split or 'train, val or test'} ({formats})")
+        raise DataError(
+            data,
+            f"no labels of split {split or 'train, val or test'}",
+            "name the file, or call it train.json, annotations/instances_train.json, result.json, "
+            "train/_annotations.coco.json, Label.txt, gt_PICTURE.txt or, of labelme, PICTURE.json",
+        )
 
     reader, source = labels
     if categories:

@@ -326,10 +326,26 @@ def test_icdar_lines_unlike_the_others_are_counted(tmp_path, capsys):
     assert capsys.readouterr().err == f"warning: {said}line 4\n"
 
 
-@pytest.mark.parametrize("line", ["10,10,50,10,50,20,10,x", "1,2,30,9,7", "1,2,30,2,30,9,1,"])
+@pytest.mark.parametrize(
+    "line",
+    ["10,10,50,10,50,20,10,x", "1,2,30,9,7", "1,2,30,2,30,9,1,", "1O,2,30,2,30,9,1,9,x"]
+    + ["1,2,30,2,3O,9,1,9,x", "1,2,30,2,30,9,l1,9,x"],
+)
 def test_a_lost_coordinate_is_an_error(tmp_path, line):
-    with pytest.raises(DataError, match="gt_a.txt: line 4: an odd number of coordinates, most"):
+    with pytest.raises(DataError, match=f"gt_a.txt: line 4: {line} begins with too few numbers"):
         icdar(tmp_path, line)
+
+
+@pytest.mark.parametrize("line", ["1O,2,30,2,30,9,1,9,x", "1,2,30,2,30,9,1,l9,x"])
+def test_a_file_that_begins_with_a_fault_is_named_and_not_left_out(tmp_path, line):
+    """Without `gt_` in their names files are known by their first line: the page was lost."""
+    for name in "ab":
+        blank(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("1,2,30,2,30,9,1,9,x\n1,2,30,2,30,9,1,9,x\n")
+    (tmp_path / "b.txt").write_text(line)
+    (tmp_path / "README.txt").write_text("Receipts of 2019, 2020, 2021, labelled by us")
+    with pytest.raises(DataError, match=f"b.txt: line 1: {line} begins with too few numbers"):
+        load_labels(tmp_path)
 
 
 def test_marks_of_what_is_ignored_may_have_spaces(tmp_path):

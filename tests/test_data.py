@@ -1023,7 +1023,7 @@ def faulty_files(folder, name):
             "labelme",
             ["shape 1 is a circle", "shape 3 is a", "word 0001: 2 points", "c.json: not a"],
         ),
-        ("icdar", ["a.txt: line 4: an odd", "a.txt: line 6: an odd", "gone.txt: 0 pictures"]),
+        ("icdar", ["a.txt: line 4: 1,2", "a.txt: line 6: 1,2,30,2", "gone.txt: 0 pictures"]),
         (
             "paddle",
             ["line 1: not `", "gone.png: no", "0001: 2 points", "0002: 0 points", "line 4: "],
