@@ -447,27 +447,6 @@ def warn_of_shared_groups(hp, pages, groups, held):
         print(f"warning: {hp.data}: {which} {problem}", file=sys.stderr)
 
 
-def pseudo_pages(hp, known):
-    """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
-    Pictures lie beside the file or with the first set of hp.data. Pages whose picture is
-    a near-duplicate of one of `known`, the run's own inspected train and val pages, are left out.
-    Names do not matter here, since other pages may have the same. Raises DataError."""
-    image_dir = None
-    if not (Path(hp.pseudo_labels).parent / "images").is_dir():
-        first = resolve_data(set_names(hp.data)[0])
-        image_dir = hp.image_dir or (first.parent if first.is_file() else first)
-    pages = labels.read_competition(hp.pseudo_labels, image_dir)
-    for page in pages:
-        doubtful = [confidence < hp.min_confidence for confidence in page.confidences]
-        page.ignore = [*map(max, page.ignore, doubtful)]
-    inspect_pages(pages, "reading pseudo-labelled pages")
-    thumbnails = stack_thumbnails(known)
-    pages = [p for p in pages if (thumbnails @ p.thumbnail).max() <= NEAR_DUPLICATE]
-    if not pages:
-        raise DataError(hp.pseudo_labels, f"every page of it is labelled in {hp.data} already")
-    return pages
-
-
 # what scripts without --data use, drawn once: full receipts, and small ones that a CPU can learn
 SYNTH_SETS = {
     "synth": {"count": 320, "seed": 0, "size": 1280, "words": 117},

@@ -82,6 +82,7 @@ from files import (
 from folding import network_of
 from hparams import FIELDS, changed, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference, read_score
+from labels import read_competition
 from mirrors import start_mirrors
 from pictures import bytes_digest
 from processes import (
@@ -236,7 +237,7 @@ def warn_of_no_labels(train):
 def read_pseudo_pages(hp, labelled):
     """Pages of hp.pseudo_labels that are not among the labelled ones; prints what they hold. Raises
     DataError."""
-    pages = data.pseudo_pages(hp, labelled)
+    pages = pseudo_pages(hp, labelled)
     print(f"pseudo {data.describe(pages)}")
     if not any(page.polygons for page in pages):  # text without a label would be background
         what = f"no word in {len(pages)} new pages"
@@ -245,6 +246,27 @@ def read_pseudo_pages(hp, labelled):
     if ignored and np.mean(ignored) > 0.5:  # an ensemble's votes have low confidences
         what = f"{np.mean(ignored):.0%} of its words are don't care; lower --min-confidence"
         print(f"warning: {hp.pseudo_labels}: {what} {hp.min_confidence}")
+    return pages
+
+
+def pseudo_pages(hp, known):
+    """Pages of hp.pseudo_labels, a predictions file: words under hp.min_confidence are don't care.
+    Pictures lie beside the file or with the first set of hp.data. Pages whose picture is
+    a near-duplicate of one of `known`, the run's own inspected train and val pages, are left out.
+    Names do not matter here, since other pages may have the same. Raises DataError."""
+    image_dir = None
+    if not (Path(hp.pseudo_labels).parent / "images").is_dir():
+        first = data.resolve_data(data.set_names(hp.data)[0])
+        image_dir = hp.image_dir or (first.parent if first.is_file() else first)
+    pages = read_competition(hp.pseudo_labels, image_dir)
+    for page in pages:
+        doubtful = [confidence < hp.min_confidence for confidence in page.confidences]
+        page.ignore = [*map(max, page.ignore, doubtful)]
+    data.inspect_pages(pages, "reading pseudo-labelled pages")
+    thumbnails = data.stack_thumbnails(known)
+    pages = [p for p in pages if (thumbnails @ p.thumbnail).max() <= data.NEAR_DUPLICATE]
+    if not pages:
+        raise DataError(hp.pseudo_labels, f"every page of it is labelled in {hp.data} already")
     return pages
 
 

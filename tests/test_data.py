@@ -28,6 +28,7 @@ import labels
 import pictures
 import predict
 import synth
+import train
 from data import make_folds, repair_words
 from db_postprocess import rect_corners, shrink_distance
 from files import DataError, UsageError
@@ -411,11 +412,11 @@ def test_image_dir_may_have_a_folder_a_split(tmp_path):
         data.load_splits(tmp_path / "c")
     assert len(error.value.others) == 3 + 2 + 2 - 1
     hp = replace(HP, data=str(tmp_path / "c"), image_dir=str(tmp_path / "pictures"))
-    train, val, _, _ = data.run_pages(hp)
-    assert {page.path.parent.name for page in train} == {"train"} and len(val) == 2
+    own, val, _, _ = data.run_pages(hp)
+    assert {page.path.parent.name for page in own} == {"train"} and len(val) == 2
     found = {"test_1.jpg": {"words": {"1": {"points": QUAD, "confidence": 0.9}}}}
     (tmp_path / "p.json").write_text(json.dumps({"images": found}))
-    (page,) = data.pseudo_pages(replace(hp, pseudo_labels=str(tmp_path / "p.json")), train)
+    (page,) = train.pseudo_pages(replace(hp, pseudo_labels=str(tmp_path / "p.json")), own)
     assert page.path == tmp_path / "pictures" / "test" / "test_1.jpg"
     # a picture of another split is none of this one's
     shutil.move(tmp_path / "pictures" / "train" / "train_1.jpg", tmp_path / "pictures" / "val")
@@ -1232,20 +1233,20 @@ def test_pseudo_pages_keep_their_flags_and_leave_out_what_is_known(tmp_path):
     hp = replace(HP, data=known, pseudo_labels=str(pseudo), min_confidence=0.5)
     own = load_labels(tmp_path, "train")
     data.inspect_pages(own)
-    (page,) = data.pseudo_pages(hp, own)
+    (page,) = train.pseudo_pages(hp, own)
     assert page.name == "new.png"
     assert page.ignore == page.repaired.ignore == [False, True, True]
     for name in ("known.png", "copy.png"):
         write_labels(tmp_path / "p", {name: images[name]})
         with pytest.raises(DataError, match="every page of it is labelled in .* already"):
-            data.pseudo_pages(hp, own)
+            train.pseudo_pages(hp, own)
     # another picture that has the same name, beside its own label file
     (tmp_path / "q").mkdir()
     write_labels(
         tmp_path / "q", write_page(tmp_path / "q", "known.png", (60, 80, 3), words, noise=9)
     )
     hp = replace(hp, pseudo_labels=str(tmp_path / "q" / "train.json"))
-    assert [page.path for page in data.pseudo_pages(hp, own)] == [tmp_path / "q/images/known.png"]
+    assert [page.path for page in train.pseudo_pages(hp, own)] == [tmp_path / "q/images/known.png"]
 
 
 SLOW = ("MB", "GB", "million", "bomb")
