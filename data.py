@@ -547,6 +547,7 @@ def check(data, hp, image_dir=None, pictures=None):
         print(describe_tilt(pages))
         print(describe_habits(pages, contrasts))
         print_findings(
+            left_out(pages),
             damaged_pictures(rows if lines else []),
             turned_pages(rows),
             other_sizes(rows, stated),
@@ -572,6 +573,16 @@ def print_findings(*checks):
     for kind, count in counts.items():
         if count > 5:
             print(f"{kind}: {count - 5} more")
+
+
+def left_out(pages):
+    known = {page.path for page in pages}
+    beside = set()
+    for folder in {path.parent for path in known}:
+        beside |= {path for path in folder.iterdir() if path.suffix.lower() in labels.PICTURES}
+    if others := sorted(beside - known):
+        what = "without an entry in the labels, the first:"
+        yield "left out", f"{len(others)} pictures {what} {others[0]}"
 
 
 def damaged_pictures(rows):

@@ -765,6 +765,13 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
     ]
     assert [text for text in says if text not in result.stdout] == []
     assert data.NO_GROUPS not in result.stdout
+    assert "left out" not in result.stdout
+    shutil.copytree(tmp_path / "images", tmp_path / "images/more")  # of no entry's folder
+    for name in ("z.JPG", "b.png"):
+        write_page(tmp_path, name)
+    said = script("data.py", "check", ".").stdout
+    line = "left out: 2 pictures without an entry in the labels, the first: images/b.png"
+    assert line in said.splitlines()
     write_labels(tmp_path, write_page(tmp_path, words={}), "val")
     write_labels(tmp_path, write_page(tmp_path, "t.png", words={}))
     assert data.NO_GROUPS in script("data.py", "check", ".", "--size", "32").stdout
