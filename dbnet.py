@@ -390,20 +390,19 @@ def check_fields(state):
 def load_last(folder):
     """The newest whole checkpoint of a run, with its "path", or None. Says when that is not
     last.pt. Raises DataError where none is whole."""
-    damaged = None
+    if not any(folder.glob("[lp][ar][se][tv].pt")):  # last.pt, prev.pt
+        return None
+    failed = None
     for path in (folder / "last.pt", folder / "prev.pt"):
-        if not path.exists():
-            continue
         try:
             state = load_checkpoint(path, ("model", "optimizer", "hparams", "epoch", "rows"))
         except DataError as error:
-            damaged = damaged or error
+            failed = failed or error
             continue
-        if damaged:
-            print(f"warning: {damaged}; going on from {path}, epoch {state['epoch']}")
-        return {**state, "path": path}
-    if damaged:
-        raise damaged
+        if failed:
+            print(f"warning: {failed}; going on from {path}, epoch {state['epoch']}")
+        return state | {"path": path}
+    raise failed
 
 
 def keep_previous(folder):

@@ -273,7 +273,7 @@ def pseudo_pages(hp, known):
 def load_ancestors(hp):
     """{path: its dict} of the checkpoints that a run starts from or learns from. A resumed run no
     longer needs the one it started from. Raises DataError."""
-    begun = any(Path("runs", hp.name).glob("[lp]*.pt"))  # last.pt or prev.pt
+    begun = any(Path("runs", hp.name).glob("[lp][ar][se][tv].pt"))  # last.pt or prev.pt
     paths = ["" if begun else hp.init, *hp.teacher.split(",")]
     return {path: load_checkpoint(path) for path in paths if path}
 
@@ -918,8 +918,7 @@ def load_run(folder, record, rescored):
     if rescored and not state["rescored"]:
         print(f"{folder}: its val pages have not changed, so it keeps its scores")
     write_log(folder / "log.csv", state["rows"])
-    inside = f", step {state['step']}" if state["step"] else ""
-    print(f"resuming {folder} after epoch {state['epoch']}{inside}")
+    print(f"resuming {folder} {position(state['epoch'], state['step'])}")
     return state
 
 
@@ -1102,12 +1101,15 @@ def draw_last_pictures(trainer, mirrors, artifact):
         send({"epoch": trainer.epoch}, pictures, best)
 
 
+def position(epoch, step):
+    return f"in epoch {epoch + 1}, step {step}" if step else f"after epoch {epoch}"
+
+
 def print_end(trainer, stopped):
     """How far a run has come, how to go on, and its scores."""
     hp = trainer.hp
-    where = f"after epoch {trainer.epoch} of {hp.epochs}"
-    if trainer.step:
-        where = f"in epoch {trainer.epoch + 1}, step {trainer.step} of {trainer.steps}"
+    count = trainer.steps if trainer.step else hp.epochs
+    where = f"{position(trainer.epoch, trainer.step)} of {count}"
     if trainer.epoch < hp.epochs:
         amp = "" if hp.amp == "auto" else f" --amp {hp.amp}"  # it may not be the one of the folder
         command = f"python train.py --name {shlex.quote(hp.name)} --resume{amp}"

@@ -135,12 +135,14 @@ def test_a_paused_and_a_stopped_run_go_on_bit_for_bit(whole, monkeypatch, capsys
     assert f"stopped in epoch 3, step 2 of 3; {go_on}" in capsys.readouterr().out
     assert (last("parts")["epoch"], last("parts")["step"]) == (2, 2)
     assert resume("parts") == 0
+    out = capsys.readouterr().out
+    assert "resuming runs/parts in epoch 3, step 2\n" in out
+    assert out.splitlines()[-1].startswith("best hmean ")
     assert steps_left == [6, 6, 4]  # to the pause, from there, and from within epoch 3
     assert_same_as_whole("parts")
     lines = (whole.with_name("parts") / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3", "4"]
     assert lines[0] == ",".join(train.COLUMNS)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("best hmean ")
 
 
 def test_a_run_records_how_high_its_words_are(whole):
@@ -196,8 +198,8 @@ def test_a_signal_to_a_real_process_while_it_writes(whole, work, warm, number, c
     assert ended.returncode == code, ended.stderr
     assert ("go on: python train.py --name ended --resume" in ended.stdout) == (code == 143)
     assert resume("ended") == 0
-    after = 1 if number == signal.SIGKILL else 2
-    assert f"resuming runs/ended after epoch {after}" in capsys.readouterr().out
+    place = "after epoch 1" if number == signal.SIGKILL else "(after epoch 2|in epoch 3, step .)"
+    assert re.search(f"resuming runs/ended {place}\n", capsys.readouterr().out)
     assert_same_as_whole("ended")
 
 
@@ -1283,6 +1285,14 @@ def test_a_run_whose_checkpoints_were_deleted_does_not_begin_again(whole, capsys
     assert resume("whole") == 1
     error_line(capsys.readouterr().err, "runs/whole: has a log.csv, but no last.pt; put it back")
     assert (whole / "best.pt").read_bytes() == best
+
+
+def test_a_lost_last_pt_is_named_where_prev_pt_stands_in_for_it(whole, capsys):
+    """Its scores, those of the epoch before, were shown as the run's last ones."""
+    (whole / "last.pt").unlink()
+    train.report_members([last("whole", "prev.pt")["hparams"]])
+    line = "warning: runs/whole/last.pt: cannot be read (No such file or directory); going on from "
+    assert f"{line}runs/whole/prev.pt, epoch 3\n" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- folders and signals
