@@ -36,6 +36,15 @@ NO_TEXTS = "", "TEMPORARY", "待识别"  # the last two are those of a new box i
 PROPOSAL = "proposal: "  # how the label of a labelme shape begins that is not yet a word
 LINE_END = re.compile("\r\n?|\n")
 
+# names of files and folders: `valid` is Roboflow's, those with capitals are CVAT's, which calls an
+# export without splits `default`
+SPLIT_NAMES = {
+    "train": "train Train",
+    "val": "val valid validation Validation",
+    "test": "test Test",
+    None: "default .",
+}
+
 # files that hold a split, the last one Label Studio's
 WHOLE_SPLITS = "{}.json", "jsons/{}.json", "annotations/instances_{}.json", "{}.txt"
 WHOLE_SPLITS += "{}/Label.txt", "{}/_annotations.coco.json", "{}/result.json"
@@ -618,8 +627,7 @@ def is_of_one_page(file):
 def find_labels(data, split):
     """(reader, source) of a split's labels in DATA, or None. A single file serves all splits."""
     data = Path(data)
-    # names of files and folders; CVAT calls an export without splits `default`
-    names = {"val": ("val", "valid"), None: ("default", ".")}.get(split, (split,))
+    names = SPLIT_NAMES[split].split()
     files = (data / pattern.format(name) for name in names for pattern in WHOLE_SPLITS)
     for file in filter(Path.is_file, (data, *files)):
         if file != data and is_of_one_page(file):

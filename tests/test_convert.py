@@ -669,6 +669,7 @@ TOOLS = {  # where their exports lie, and how they name a picture
     "result.json": ("", "images/a.jpg", "images/a.jpg"),
     "annotations/instances_default.json": ("", "a.jpg", "images/default/a.jpg"),
     "annotations/instances_train.json": ("", "a.jpg", "images/train/a.jpg"),
+    "annotations/instances_Train.json": ("", "a.jpg", "images/Train/a.jpg"),
 }
 
 
@@ -692,6 +693,16 @@ def test_roboflows_valid_is_the_val_split(tmp_path):
         (tmp_path / split / "_annotations.coco.json").write_text(coco(BOX))
     assert list(data.load_splits(tmp_path)) == ["train", "val", "test"]
     assert load_labels(tmp_path, "val")[0].path == tmp_path / "valid" / "a.jpg"
+
+
+def test_cvats_validation_is_the_val_split(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for split in ("Train", "Validation", "Test"):
+        blank(tmp_path / "images" / split / "a.jpg", 30, 40)
+        (tmp_path / f"annotations/instances_{split}.json").write_text(coco(BOX))
+    splits = data.load_splits(tmp_path)
+    assert list(splits) == ["train", "val", "test"]
+    assert splits["val"][0].path == tmp_path / "images/Validation/a.jpg"
 
 
 def test_coco_annotations(tmp_path):
