@@ -243,7 +243,7 @@ def read_pseudo_pages(hp, labelled):
         what = f"no word in {len(pages)} new pages"
         raise DataError(hp.pseudo_labels, what, "name a predictions.json of evaluate.py --out")
     ignored = [skip for page in pages for skip in page.ignore]
-    if ignored and np.mean(ignored) > 0.5:  # an ensemble's votes have low confidences
+    if np.mean(ignored) > 0.5:  # an ensemble's votes have low confidences
         what = f"{np.mean(ignored):.0%} of its words are don't care; lower --min-confidence"
         print(f"warning: {hp.pseudo_labels}: {what} {hp.min_confidence}")
     return pages
@@ -1187,11 +1187,12 @@ def train_members(runs, args):
             continue
         work = partial(train_one, hp, folder.exists(), args, stop)
         code = exit_code(partial(explain_errors, work))
-        if code == 2 and not folder.exists():  # the command is wrong, for all runs
-            return code
         if code > 128 or stop.signal:
             print(f"for all of these runs: {AGAIN}")
             return code or 128 + stop.signal
+        # the command is wrong, or the data: for all runs
+        if not folder.exists() and (code == 2 or hp is runs[0]):
+            return code
         if code:
             failed.append(hp.name)
 

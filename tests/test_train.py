@@ -948,19 +948,20 @@ def test_what_is_wrong_for_all_folds_is_said_once(work, capsys):
     assert err.count("error: folds: 50 of") == err.count("error: ") == 1 and "failed" not in out
 
 
-@pytest.mark.parametrize(
-    "error, code, line",
-    [
-        (KeyboardInterrupt, 130, "for all of these runs: "),
-        (files.DataError("s", "is broken"), 1, "failed: none-fold2; go on by "),
-    ],
-)
-def test_folds_of_which_none_began_are_not_to_be_resumed(work, error, code, line, capsys):
+def test_folds_of_which_none_began_are_not_to_be_resumed(work, capsys):
     """--resume would be refused: no run like none-fold1 has begun."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "run_pages", Mock(side_effect=error))
-        assert run("--folds=2", "--fold=all", "--name=none") == code
-    assert f"{line}the same command, with --resume if one of them" in capsys.readouterr().out
+        patch.setattr(data, "run_pages", Mock(side_effect=KeyboardInterrupt))
+        assert run("--folds=2", "--fold=all", "--name=none") == 130
+    line = "for all of these runs: the same command, with --resume if one of them"
+    assert line in capsys.readouterr().out
+
+
+def test_faults_of_the_data_are_said_once_and_not_for_each_fold(work, capsys):
+    write_labels(work, {"gone.png": {"words": {}}, "lost.png": {"words": {}}})
+    assert run("--data=train.json", "--folds=5", "--fold=all", "--name=many") == 1
+    out, err = capsys.readouterr()
+    assert err.count("error: ") == 2 and "failed" not in out
 
 
 def test_a_fold_that_another_process_trains_does_not_stop_the_others(work, capsys):
