@@ -36,6 +36,7 @@ STATE = {
     "hparams": dict,
     "model": dict,
 }
+KEPT = "last.pt", "prev.pt"  # the checkpoints of a run that a resume takes, the newest first
 # digests of the pages trained on and of those that chose an epoch; ancestors that record neither
 ORIGIN = {"trained", "chosen", "unknown"}
 
@@ -387,13 +388,19 @@ def check_fields(state):
         raise ValueError("scores are not within 0 to 1, or not of pages")
 
 
+def is_begun(folder):
+    """Whether a run folder has a checkpoint to go on from."""
+    return any((folder / name).exists() for name in KEPT)
+
+
 def load_last(folder):
     """The newest whole checkpoint of a run, with its "path", or None. Says when that is not
     last.pt. Raises DataError where none is whole."""
-    if not any(folder.glob("[lp][ar][se][tv].pt")):  # last.pt, prev.pt
+    if not is_begun(folder):
         return None
     failed = None
-    for path in (folder / "last.pt", folder / "prev.pt"):
+    for name in KEPT:
+        path = folder / name
         try:
             state = load_checkpoint(path, ("model", "optimizer", "hparams", "epoch", "rows"))
         except DataError as error:

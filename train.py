@@ -61,6 +61,7 @@ from dbnet import (
     DBNet,
     db_loss,
     float_tensors,
+    is_begun,
     keep_previous,
     load_checkpoint,
     load_last,
@@ -273,7 +274,7 @@ def pseudo_pages(hp, known):
 def load_ancestors(hp):
     """{path: its dict} of the checkpoints that a run starts from or learns from. A resumed run no
     longer needs the one it started from. Raises DataError."""
-    begun = any(Path("runs", hp.name).glob("[lp][ar][se][tv].pt"))  # last.pt or prev.pt
+    begun = is_begun(Path("runs", hp.name))
     paths = ["" if begun else hp.init, *hp.teacher.split(",")]
     return {path: load_checkpoint(path) for path in paths if path}
 
