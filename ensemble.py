@@ -705,6 +705,7 @@ def check_voting_flags(args):
         ("sample", args.submission or args.validate, "only with --submission"),
     ]
     evaluate.refuse_idle(args, rules)
+    evaluate.check_forms(args)
     high, low = args.decide or (1, 0)
     if not 1 >= high > low >= 0:
         raise UsageError(
@@ -712,8 +713,6 @@ def check_voting_flags(args):
             "the first must exceed the second, both within 0 to 1",
             "for 96.6 % write 0.966",
         )
-    if args.submission and not args.submission.endswith(".csv"):
-        raise UsageError(f"--submission {args.submission}", "not a .csv file")
 
 
 def run(args):

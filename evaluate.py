@@ -83,6 +83,13 @@ from sources import (
 from stress import run_stress
 from tune import GRID, METRICS, TUNED, draw_landscape, halves, print_tuning, tune
 
+# files to write: {flag: {suffix: how such a file begins}}
+FORMS = {
+    "out": dict.fromkeys(predictions.SUFFIXES, '{"images": {'),
+    "html": {".html": "<!doctype html>"},
+    "audit": {".json": "[", ".html": "<!doctype html>"},
+    "submission": {".csv": "filename,polygons"},
+}
 # a checkpoint's values that flags may replace
 OVERRIDES = ("size", "fit", *(key for key in DECODING if key != "shrink_ratio"), "amp")
 
@@ -908,11 +915,10 @@ def check_scoring_flags(args):
         ("tile", args.tile is None or args.tile >= 32, "at least 32 page pixels are needed"),
     ]
     refuse_idle(args, rules)
+    check_forms(args)
     if several and not (args.tune or args.audit):
         remedy = "to compare two: --compare"
         raise UsageError("several sources", "only with --tune or --audit", remedy)
-    if args.audit and not args.audit.endswith((".json", ".html")):
-        raise UsageError(f"--audit {args.audit}", "not a .json or .html file")
     if args.to and args.to[0] != "labelme":
         raise UsageError(f"--to {args.to[0]}", "only labelme is known")
     if args.to and Path(args.to[1]).exists():
@@ -950,6 +956,27 @@ def files_read(args, pages=()):
     paths = args.sources + [values.get(key) for key in ("hparams", "compare", "mix", "sample")]
     paths += [file for path in filter(None, paths) for file in glob(path)]
     return paths + values.get("run_files", []) + data.page_files(pages)
+
+
+def check_forms(args):
+    """Raises UsageError where a file to write has the suffix of another kind, or would replace a
+    file of another kind: a slip of the keyboard then costs no labels, values or checkpoints."""
+    for flag, beginnings in FORMS.items():
+        path = vars(args).get(flag)
+        if not path or (flag in ("out", "html") and is_stream(path)):
+            continue
+        beginning = beginnings.get(Path(path).suffix)
+        if beginning is None:
+            raise UsageError(f"--{flag} {path}", f"not a {' or '.join(beginnings)} file")
+        if not os.path.isfile(path):
+            continue
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(2**20)
+        # labels look like predictions, but have no confidences
+        is_labels = flag == "out" and '"points"' in text and '"confidence"' not in text
+        if is_labels or not beginning.startswith(text[: len(beginning)]):
+            problem = f"exists, and is not what --{flag} writes"
+            raise UsageError(path, problem, "name another file, or remove it")
 
 
 def check_outputs(outputs, inputs, derived=(), drawn=()):

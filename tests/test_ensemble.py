@@ -579,7 +579,7 @@ def test_names_that_look_alike_are_told_apart(run):
 
 def test_no_output_replaces_labels_members_or_what_nobody_named(run):
     shutil.copytree("DATA", "LAB")
-    Path("keepme.json").write_text("[]")
+    Path("keepme.json").write_text('{"images": {}}')
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     lab, here = ("--method", "voting", "--data", "LAB"), ("p0.json", "p1.json", *VOTING)
     write_found("t0.json", {f"test{n}.png": saw(box(9, 9, 30, 9)) for n in range(3)})
@@ -588,8 +588,8 @@ def test_no_output_replaces_labels_members_or_what_nobody_named(run):
         (("t0.json", *lab, "--submission", "t0.csv"), "t0.json: is read by this command"),
         (("t0.json", *lab, "--submission", "keepme.csv"), "keepme.json: exists, and no flag names"),
         ((*here, "--out", "p0.json"), "p0.json: is read by this command; write to another file"),
-        ((*here, "--out", "./DATA/../DATA/val.json"), "DATA/val.json: is read by this command"),
-        ((*here, "--out", "DATA/images/val0.png"), "val0.png: is read by this command"),
+        ((*here, "--out", "./DATA/../DATA/val.json"), "val.json: exists, and is not what --out"),
+        ((*here, "--out", "DATA/images/val0.png"), "val0.png: not a .json or .jsonl file"),
     ):
         err = run(*flags, code=2).err
         assert words in err and len(err.splitlines()) <= 3, err

@@ -2,6 +2,7 @@
 input of that command as its target."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -174,7 +175,11 @@ def contents():
 
 
 @pytest.mark.parametrize("name, words, flags, inputs", CASES)
-def test_an_output_never_replaces_an_input(name, words, flags, inputs, place, capsys):
+def test_an_output_never_replaces_an_input(
+    name, words, flags, inputs, place, capsys, monkeypatch
+):
+    """Not even one that has the form of the output."""
+    monkeypatch.setattr(evaluate, "check_forms", lambda args: None)
     inputs, flags = inputs.split(), flags.split()
     links = {}  # {suffix: names of the inputs with it}
     for suffix in {SUFFIX.get(flag, "") for flag in flags}:
@@ -191,6 +196,33 @@ def test_an_output_never_replaces_an_input(name, words, flags, inputs, place, ca
             assert code == 2, (flag, target, err)
             assert err.splitlines()[-1].startswith("error: "), (flag, target, err)
     assert contents() == before
+
+
+def test_an_output_replaces_only_files_of_its_kind(place, capsys):
+    """A slip of the keyboard costs no file, also one that the command does not read."""
+    scored = "p.json --data s"
+    voted = f"p.json --method voting {scored[7:]}"
+    for name, text in (("x.html", "mine"), ("x.csv", "a,b\n"), ("x.jsonl", '{"a": 1}')):
+        Path(name).write_text(text)
+    before = contents()
+    for main, words, flag, names in (
+        (evaluate.main, scored, "--out", "a.pt s/train.json h.json x.jsonl new " + PICTURE),
+        (evaluate.main, scored, "--html", "a.pt s/train.json x.html new.json " + PICTURE),
+        (evaluate.main, "a.pt --data s", "--audit", "b.pt s/train.json h.json x.html -"),
+        (ensemble.main, voted, "--out", "a.pt s/train.json h.json x.jsonl new"),
+        (ensemble.main, voted, "--submission", "a.pt x.csv new.json -"),
+    ):
+        for path in names.split():
+            assert main([*words.split(), flag, path]) == 2, (flag, path)
+            (line,) = capsys.readouterr().err.splitlines()
+            assert re.search(f"exists, and is not what {flag} writes|not a [.]", line), line
+    assert contents() == before
+
+    # what it has written is replaced, and the first half line that a kill left
+    for name in ("o.json", "o.jsonl"):
+        Path(name).write_text('{"images"')
+        for _ in range(2):
+            assert evaluate.main([*scored.split(), "--out", name, "--html", "o.html"]) == 0
 
 
 def test_pictures_are_not_drawn_over_those_that_are_read(place, capsys):
@@ -216,15 +248,17 @@ def test_a_file_that_nobody_named_is_not_replaced(place, capsys):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("evaluate", "p.json --data s --out x --html ./x"),
-        ("evaluate", "p.json --data s --out x --pictures x"),
+        ("evaluate", "p.json --data s --out x.json --html link.html"),
+        ("evaluate", "p.json --data s --out x.json --pictures x.json"),
         ("evaluate", "a.pt --data s --audit x.json --to labelme x.json"),
         ("evaluate", "a.pt --images two --pictures x"),
-        ("ensemble", "p.json --method voting --data s --out x.csv --submission x.csv"),
+        ("ensemble", "p.json --method voting --data s --out x.json --submission link.csv"),
     ],
 )
 def test_no_output_replaces_another(name, words, place, capsys):
     Path("two").mkdir()
+    for link in ("link.html", "link.csv"):
+        Path(link).symlink_to("x.json")
     for picture in ("a.png", "a.png.jpg"):  # both would be drawn as a.png.jpg
         shutil.copy(PICTURE, Path("two", picture))
     before = contents()
