@@ -528,7 +528,7 @@ def parse_args(argv):
     parser = Parser(usage="python ensemble.py [SOURCE ...] [options]", description=__doc__)
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="checkpoints; for voting any predictions.json")
-    add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
+    add("--device", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
     add("--engine", choices=evaluate.ENGINES, help="what runs the networks, as in evaluate.py")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add = parser.add_argument_group("pages (default: what the runs validated on)").add_argument
@@ -579,11 +579,9 @@ def load_pages(args):
     return [by_name[name] for name in names]
 
 
-def voting_pages(args, members):
-    """The pages to vote on: --data, else those that the members' runs validated on or, when these
+def runs_pages(args, members):
+    """The pages to vote on without --data: those that the members' runs validated on or, when these
     are different folds, the val split beside them. Raises DataError."""
-    if args.data:
-        return load_pages(args)
     runs = [member.network.hp for member in members if member.network]
     places = {(hp.data, hp.val_data, hp.image_dir, hp.folds) for hp in runs}
     if len(places) != 1 or not runs[0].data:
@@ -602,7 +600,7 @@ def build(args):
     files = [path for path in paths if path.endswith(predictions.SUFFIXES)]
     if files and method == "maps":
         raise UsageError(files[0], "has no maps", "use --method voting")
-    device = choose_device(args.device, files != paths)
+    device = choose_device(args.device or "auto", files != paths)
     scales = [checked("size", size, "--scales") for size in args.scales or ()]
 
     # the candidates, each once
@@ -690,7 +688,7 @@ def run_gate(args, ensemble, pages):
 
 def check_voting_flags(args):
     """Raises UsageError on flags that have no effect, or not together."""
-    values = f"engine flip scales hparams {' '.join(evaluate.OVERRIDES)}"
+    values = f"device engine flip scales hparams {' '.join(evaluate.OVERRIDES)}"
     networks = not all(path.endswith(predictions.SUFFIXES) for path in args.sources or [""])
     others = f"json method votes weights best drop_worst decide submission out {values}"
     rules = [
@@ -719,8 +717,9 @@ def run(args):
     check_voting_flags(args)
     if args.validate:
         return validate(args)
+    pages = load_pages(args) if args.data else None  # before the members: it may not be there
     ensemble = build(args)
-    pages = voting_pages(args, ensemble.members)
+    pages = pages or runs_pages(args, ensemble.members)
     labelled = any(page.polygons for page in pages)
     for member in ensemble.members:
         if not member.network:

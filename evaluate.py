@@ -65,7 +65,7 @@ from files import (
 from folding import network_of
 from hparams import checked, read_hparams
 from interval import bootstrap_groups, make_score, paired_difference
-from labels import PICTURES, SPLITS, Page, load_labels
+from labels import PICTURES, SPLITS, Page, find_labels, has_split, load_labels
 from mistakes import short_sides
 from predict import flipped, mean_map, predict, predict_each
 from sources import (
@@ -782,7 +782,7 @@ def parse_args(argv):
     add("sources", nargs="+", metavar="SOURCE", help="best.pt, or predictions.json of any detector")
     add("--compare", metavar="OTHER", help="another SOURCE: the paired difference, its interval")
     add("--mix", metavar="OTHER", help="take the mean of its weights and SOURCE's")
-    add("--device", default="auto", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
+    add("--device", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
     add(
         "--engine", choices=ENGINES, help="what runs the network (default: OpenVINO if it is there)"
     )
@@ -846,7 +846,13 @@ def labelled_pages(args, source, other=None):
     """The labelled pages to score on: --data, or what the run validated on and, if it is compared
     with another run, of the first set that both have. Raises DataError."""
     if args.data:
-        return load_labels(data.resolve_data(args.data), args.split or "val", args.image_dir)
+        folder = data.resolve_data(args.data)
+        split = args.split or "val"
+        if not has_split(folder, split):
+            others = [name for name in SPLITS if has_split(folder, name)]
+            if others and not find_labels(folder, None):
+                raise UsageError(folder, f"no labels of split {split}", f"add --split {others[0]}")
+        return load_labels(folder, split, args.image_dir)
     if not source.weights():
         raise UsageError(source.path, "needs labels to be scored", "add --data")
     hp = source.hp
@@ -905,7 +911,8 @@ def check_scoring_flags(args):
         ("data split image_dir json", not args.export, "not with --export"),
         ("export mix tune", checkpoints, "only with a checkpoint"),
         (f"images engine tile {values}", networks, "only with a checkpoint or ONNX model"),
-        ("engine", not args.export, "not with --export"),
+        ("engine device", not args.export, "not with --export"),
+        ("device", networks or (args.compare and to_a_network), "only with a checkpoint"),
         ("shard", args.images, "only with --images"),
         ("amp", args.engine != "onnxruntime", "onnxruntime computes in float32"),
         ("amp", not str(args.export).endswith(".onnx"), "an ONNX model is in float32"),
@@ -917,7 +924,7 @@ def check_scoring_flags(args):
     refuse_idle(args, rules)
     check_forms(args)
     if several and not (args.tune or args.audit):
-        remedy = "to compare two: --compare"
+        remedy = "to compare two: --compare; for pictures: --images"
         raise UsageError("several sources", "only with --tune or --audit", remedy)
     if args.to and args.to[0] != "labelme":
         raise UsageError(f"--to {args.to[0]}", "only labelme is known")
@@ -1003,7 +1010,7 @@ def run(args):
     check_scoring_flags(args)
     overrides = read_overrides(args)
     works = not args.export and not args.source.endswith(predictions.SUFFIXES)
-    args.device = choose_device(args.device, works)
+    args.device = choose_device(args.device or "auto", works)
     if args.tune:
         return run_tune(args, overrides)
     if args.audit:

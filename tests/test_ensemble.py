@@ -665,6 +665,12 @@ def test_an_empty_submission_is_an_error_and_allowed_by_a_flag(run):
     run("--validate", "wrong.csv", "--allow-empty", code=1)
 
 
+def test_pages_that_are_not_there_are_found_before_a_checkpoint_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(ensemble, "load_member", None)
+    for data in ("nowhere", "p0"):
+        run(*FOLDS, "--data", data, code=2)
+
+
 def test_a_checkpoint_is_loaded_once(run, monkeypatch):
     paths, load = [], sources.load_checkpoint
     monkeypatch.setattr(sources, "load_checkpoint", lambda path: paths.append(path) or load(path))
@@ -693,6 +699,8 @@ BAD = [
     (2, (*DETECTORS, "--threshold", "4"), "--votes 4.0"),
     (2, (*DETECTORS, "--votes", "two"), "--votes"),
     (2, (*MAPS, "--votes", "1"), "--votes: only with --method voting; leave it out"),
+    (2, (*DETECTORS, "--device", "cpu"), "--device: only with a checkpoint"),
+    (2, (*FOLDS, "--data", "nowhere"), "nowhere: no such folder"),
     (2, (*DETECTORS, "--flip"), "--flip: only with a checkpoint"),
     (2, (*DETECTORS, "--box-thresh", "0"), "--box-thresh: only with a checkpoint"),
     (2, (FOLDS[0], "--split", "train"), "--split: only with --data"),

@@ -261,7 +261,10 @@ REFUSED = [
     (2, "p.json --data s --box-thresh 0", "only with a checkpoint"),
     (2, "p.json --data s --tile 64", "only with a checkpoint"),
     (2, "p.json --data nowhere", "nowhere: no such file"),
-    (2, "p.json --data s --device abacus", "not a device"),
+    (2, "a.pt --data s --device abacus", "not a device"),
+    (2, "p.json --data s --device cpu", "--device: only with a checkpoint; leave it out"),
+    (2, "a.pt --export x.onnx --device cpu", "--device: not with --export; leave it out"),
+    (2, "p.json --data t", "t: no labels of split val; add --split train"),
     (1, "p.json --data s --out p.json/o.json", "error: p.json/o.json: Not a directory; what was"),
     (2, "p.json --data s --out p.json", "p.json: is read by this command; write to another file"),
     (2, "p.json --data s --out s/meta.json", "s/meta.json: is read by this command"),
@@ -273,6 +276,7 @@ REFUSED = [
     (1, "word.json --data s", "image x: word 7"),
     (2, "lost.pt", "lost.pt: the pages of its run, gone, are not here; name pages by --data or"),
     (2, "a.pt b.pt", "several sources: only with --tune"),
+    (2, "a.pt wide.png", "to compare two: --compare; for pictures: --images"),
     (2, "a.pt --device cuda:64", "--device cuda:64: not here"),
     (1, "a.pt --images empty --tile 64", "no picture in it"),
     (2, "a.pt --images gone", "no such file"),
@@ -309,6 +313,8 @@ def test_bad_input_is_one_line(work, run):
     for name, text in (("junk.pt", "junk"), ("brace.json", "{oops"), ("list.json", "[]")):
         Path(name).write_text(text)
     Path("empty").mkdir()
+    Path("t").mkdir()
+    write_labels(Path("t"), images)
     cv2.imwrite("wide.png", np.zeros((900, 4000, 3), np.uint8))
     for code, flags, words in REFUSED:
         err = run(*flags.split(), code=code).err

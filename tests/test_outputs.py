@@ -175,9 +175,7 @@ def contents():
 
 
 @pytest.mark.parametrize("name, words, flags, inputs", CASES)
-def test_an_output_never_replaces_an_input(
-    name, words, flags, inputs, place, capsys, monkeypatch
-):
+def test_an_output_never_replaces_an_input(name, words, flags, inputs, place, capsys, monkeypatch):
     """Not even one that has the form of the output."""
     monkeypatch.setattr(evaluate, "check_forms", lambda args: None)
     inputs, flags = inputs.split(), flags.split()
