@@ -251,7 +251,10 @@ def write_setting(path, source, values):
     differs in a file that exists stays, with a warning."""
     hp = asdict(source.hp) | values  # with a flag's size, at which they were tuned
     if path.endswith(".pt"):
-        return save_checkpoint(path, source.state | {"hparams": hp})
+        # its scores were those of other values
+        scores = source.state.get("scores", {})
+        held_out = {key: scores[key] for key in ("pages", "digests") if key in scores}
+        return save_checkpoint(path, source.state | {"hparams": hp, "scores": held_out})
     if Path(path).exists():
         kept = read_hparams(path) | values
         others = ", ".join(key for key in kept if kept[key] != hp[key])

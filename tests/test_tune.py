@@ -372,6 +372,8 @@ def test_written_values_go_into_a_copy(house, capsys):
     write_setting("tuned.pt", load_source(FOLDS[0]), values)
     after = load_checkpoint("tuned.pt")
     assert after["hparams"] == replace(before["hparams"], **values)
+    assert "hmean" in before["scores"] and "hmean" not in after["scores"]  # that of other values
+    assert after["scores"]["pages"] == before["scores"]["pages"]
     assert all(torch.equal(after["model"][k], before["model"][k]) for k in before["model"])
     files.write_json("mine.json", {"lr": 1e-3, "thresh": 0.3})
     write_setting("mine.json", load_source(FOLDS[0]), values)
