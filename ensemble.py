@@ -748,6 +748,7 @@ def run(args):
         write_submission(args.submission, pages, found)
         count = sum(len(polygons) for polygons, _ in found)
         print(f"{args.submission}: {len(pages)} pages, {count} regions found", file=sys.stderr)
+    evaluate.warn_of_more_pages(pages)
     return code
 
 

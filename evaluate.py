@@ -23,6 +23,7 @@ import sys
 import time
 from argparse import ArgumentTypeError
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import asdict, replace
 from glob import glob
 from itertools import pairwise
@@ -31,6 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 import audit
 import cleval
@@ -406,7 +408,7 @@ def export(source, path):
     state = source.state
     if path.endswith(".onnx"):
         about = {key: getattr(hp, key) for key in EXPORTED}
-        about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
+        about |= {"input": "RGB 0..1", "epoch": state.get("epoch"), "weights": source.digest()}
         origin = state.get("origin")
         if not origin:  # of an older checkpoint
             origin = dict.fromkeys(ORIGIN, ()) | {"unknown": [source.path]}
@@ -661,6 +663,18 @@ def list_pages(args, rows):
         print(f"{words:4d} words, 90 % of them from {least:.4f}  {name}")
     if not kept:
         print("not kept: add --out predictions.json, or --pictures DIR to look")
+
+
+def warn_of_more_pages(pages):
+    """Warn of each TIFF file of several pages, since only the first one is read."""
+    for page in pages:
+        count = 1
+        is_tiff = str(page.path).lower().endswith((".tif", ".tiff"))
+        if is_tiff and not is_stream(page.path):  # from which a read might never return
+            with suppress(Exception), Image.open(page.path) as picture:  # broken: named once read
+                count = picture.n_frames
+        if count > 1:
+            warn(page.path, f"{count} pages, only the first is read; save each as a file")
 
 
 def warn_of_damage(lines, pages):
@@ -1066,6 +1080,8 @@ def run(args):
         else:
             code = find_words(args, source, pages)
     warn_of_damage(lines, pages)
+    if works:
+        warn_of_more_pages(pages)
     return code
 
 

@@ -63,9 +63,11 @@ class Source:
 
     def digest(self):
         """The digest of the weights, in half precision, so that a checkpoint and its --export have
-        the same; without weights that of the files."""
+        the same; that of the files where neither weights nor their digest are in them."""
         if not self.weights():
-            return " ".join(map(pictures.picture_digest, sheet_files(self.path)))
+            return self.state.get("weights") or " ".join(
+                map(pictures.picture_digest, sheet_files(self.path))
+            )
         content = b"".join(tensor.half().numpy().tobytes() for tensor in self.weights().values())
         return pictures.bytes_digest(content)
 
@@ -106,12 +108,13 @@ def read_onnx(path):
         model = onnx.load_from_string(graph)
         about = {entry.key: entry.value for entry in model.metadata_props}
         # older models lack what was not exported then
-        kept = [key for key in EXPORTED if key in about]
-        values = {key: parse_value(FIELDS[key].type, about[key]) for key in kept}
+        values = {
+            key: parse_value(FIELDS[key].type, about[key]) for key in EXPORTED if key in about
+        }
         origin = {way: about[key].split() for way, key in EXPORTED_SEEN.items()}
-        tuned = ",".join(origin.pop("tuned"))
-        # it does not know the pages of its run
-        return {"origin": origin}, saved_hparams({**values, "tuned": tuned, "data": ""}, path)
+        values["tuned"] = ",".join(origin.pop("tuned"))
+        state = {"origin": origin, "weights": about.get("weights")}
+        return state, saved_hparams(values | {"data": ""}, path)  # the pages of its run are unknown
     except Exception as error:  # noqa: BLE001 (what protobuf makes of any bytes)
         raise DataError(path, f"not a model of --export ({error})", "export it again") from None
 

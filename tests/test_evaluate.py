@@ -403,6 +403,20 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_read(work, run,
     assert "hmean" in out and len(read_json("q.json")["images"]) == 2
 
 
+def test_a_tiff_of_several_pages_is_named(work, run):
+    checkpoint()
+    Path("scans").mkdir()
+    sheet = Image.new("RGB", (90, 60), "white")
+    sheet.save("scans/one.tif")
+    sheet.save("scans/Three.TIFF", save_all=True, append_images=[sheet, sheet])
+    Path("scans/broken.tiff").write_bytes(Path("scans/Three.TIFF").read_bytes()[:200])
+    os.mkfifo("scans/pipe.tif")
+    said = run("a.pt", "--images", "scans", "--out", "p.json", code=1).err
+    assert "warning: scans/Three.TIFF: 3 pages, only the first is read" in said
+    assert said.count("warning") == 1 and said.count("error: scans/") == 2
+    assert len(read_predictions("p.json")) == 2
+
+
 def test_a_damaged_jpeg_is_named_at_the_end(work, run):
     rng = np.random.default_rng(0)
     for name in ("a.jpg", "b.jpg"):
@@ -882,6 +896,8 @@ def test_an_exported_network_gives_pytorchs_maps_at_any_size(run):
     assert about["thresh"] == "0.25" and about["size"] == "96" and about["mode"] == "polygon"
     held = {pictures.picture_digest(page.path) for page in load_labels("s", "val")}
     assert set(about["epoch_chosen_on"].split()) == held and len(about["trained_on"].split()) == 6
+    digests = {sources.load_source(name).digest() for name in ("a.pt", "m.onnx")}
+    assert digests == {about["weights"]}  # so that they are one member of an ensemble
     model = load_network("a.pt")[0]
     for height, width in ((96, 64), (64, 160)):
         page = torch.rand(2, height, width, 3).mul(255).round()
