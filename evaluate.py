@@ -92,6 +92,8 @@ FORMS = {
     "audit": {".json": "[", ".html": "<!doctype html>"},
     "submission": {".csv": "filename,polygons"},
 }
+# suffixes of pictures that cannot be read, such as a phone's
+UNREAD = ".heic", ".heif", ".avif", ".gif", ".pdf"
 # a checkpoint's values that flags may replace
 OVERRIDES = ("size", "fit", *(key for key in DECODING if key != "shrink_ratio"), "amp")
 
@@ -847,6 +849,10 @@ def picture_pages(path, drawn=None):
         # a link that leads nowhere is one that cannot be read
         below = pictures.files_below(path, {os.path.realpath(path)})
         files = sorted(file for file in below if file.suffix.lower() in PICTURES)
+        kinds = Counter(file.suffix.lower() for file in below)
+        unread = [f"{kinds[kind]} {kind}" for kind in UNREAD if kinds[kind]]
+        if unread:
+            warn(path, f"{', '.join(unread)} files are left out; save them as JPEG")
     if drawn:
         place = os.path.realpath(drawn) + os.sep
         inside = [file for file in files if os.path.realpath(file).startswith(place)]

@@ -403,6 +403,16 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_read(work, run,
     assert "hmean" in out and len(read_json("q.json")["images"]) == 2
 
 
+def test_pictures_of_a_kind_that_cannot_be_read_are_counted(work, run):
+    checkpoint()
+    shutil.copytree("s/images", "photos/today")
+    for name in ("a.HEIC", "today/b.heic", "c.gif", "notes.txt"):
+        Path("photos", name).write_bytes(b"")
+    said = run("a.pt", "--images", "photos").err
+    assert said == "warning: photos: 2 .heic, 1 .gif files are left out; save them as JPEG\n"
+    assert run("a.pt", "--images", "photos/today/synth_00000.jpg").err == ""
+
+
 def test_a_tiff_of_several_pages_is_named(work, run):
     checkpoint()
     Path("scans").mkdir()
