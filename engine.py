@@ -173,7 +173,11 @@ def compile_openvino(runtime, digest, make, onnx):
         return core.compile_model(onnx, "CPU", options)
 
     name = f"{digest}-{runtime.amp}-{openvino.__version__.split('-')[0]}"
-    file = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "receipt-text", name).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        file = Path(cache, "receipt-text", name).expanduser()
+    except RuntimeError:  # a user without a home, as of a service: nothing can be kept there
+        file = Path(os.devnull, name)
     with contextlib.suppress(OSError, RuntimeError):  # not there, or damaged
         return core.import_model(file.read_bytes(), "CPU", options)
 

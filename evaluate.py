@@ -1027,6 +1027,8 @@ def check_outputs(outputs, inputs, derived=(), drawn=()):
             raise UsageError(path, "exists, and is no drawn page", "draw into another folder")
     for path in filter(None, (*outputs, *derived)):
         check_writable(path)
+    for folder in drawn[:1]:
+        check_writable(Path(folder, ".page"))  # any name will do
 
 
 def run(args):

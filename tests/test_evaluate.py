@@ -401,6 +401,10 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_read(work, run,
     out, err = run("a.pt", "--data", "s", "--pictures", "other", "--out", "q.json", code=1)
     assert err.splitlines() == ["error: x.jpg: not drawn (No space)"] * 2
     assert "hmean" in out and len(read_json("q.json")["images"]) == 2
+    # a folder that cannot be made is found before pages are predicted
+    monkeypatch.setattr(evaluate, "found_on", None)
+    err = run("a.pt", "--data", "s", "--pictures", "/proc/nothing/here", code=1).err
+    assert error_line(err, "/proc/nothing/here")
 
 
 def test_pictures_of_a_kind_that_cannot_be_read_are_counted(work, run):
