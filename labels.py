@@ -27,7 +27,8 @@ COCO_FLAGS = "iscrowd", "ignore", "difficult"
 NO_CATEGORIES = "only COCO's labels have them; leave it out"
 COCO_IGNORED = "ignore", "ignored", "illegible", "difficult", "###"  # names of categories
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
-NEARLY_ICDAR = re.compile(r"\s*($|([^,\n]{0,12},){7})")  # perhaps with a fault, or empty
+# perhaps with a fault, or empty; a line of names alone, as of classes, is none
+NEARLY_ICDAR = re.compile(r"\s*($|(?=.*\d)([^,\n]{0,12},){7})")
 LIKE_A_NUMBER = r"[-.\w]{0,20}\d[-.\w]{0,20}\s*(,|$)"
 WHOLE = re.compile('"images"|\t\\[')  # what a file of several pages holds
 WRAPPED = re.compile(r'^\s*(?:"(.*)"|(###))\s*$')  # quotes, or spaces around the mark, go
@@ -270,7 +271,7 @@ def image_dir_of(label_file, image_dir):
     stem = Path(label_file).stem.removeprefix("instances_")
     if image_dir is None:
         roots = [beside / "images"]
-        if beside.name in (*SPLITS, "valid", "jsons", "annotations"):
+        if re.fullmatch("(?i)train|val|valid|validation|test|jsons|annotations", beside.name):
             roots.append(beside.parent / "images")
         roots = [*filter(Path.is_dir, roots)] or [beside]
     else:

@@ -344,8 +344,11 @@ def test_a_file_that_begins_with_a_fault_is_named_and_not_left_out(tmp_path, lin
     (tmp_path / "a.txt").write_text("1,2,30,2,30,9,1,9,x\n1,2,30,2,30,9,1,9,x\n")
     (tmp_path / "b.txt").write_text(line)
     (tmp_path / "README.txt").write_text("Receipts of 2019, 2020, 2021, labelled by us")
+    (tmp_path / "classes.txt").write_text("text,number,date,total,tax,shop,logo,other\n")
     with pytest.raises(DataError, match=f"b.txt: line 1: {line} begins with too few numbers"):
         load_labels(tmp_path)
+    (tmp_path / "b.txt").write_text("1,2,30,2,30,9,1,9,x\n")
+    assert len(load_labels(tmp_path)) == 2
 
 
 def test_marks_of_what_is_ignored_may_have_spaces(tmp_path):
@@ -703,6 +706,15 @@ def test_cvats_validation_is_the_val_split(tmp_path):
     splits = data.load_splits(tmp_path)
     assert list(splits) == ["train", "val", "test"]
     assert splits["val"][0].path == tmp_path / "images/Validation/a.jpg"
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Validation"])
+def test_a_folder_of_a_splits_name_may_have_its_pictures_in_images_beside_it(tmp_path, name):
+    blank(tmp_path / "images" / name / "a.jpg", 30, 40)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "Label.txt").write_text("a.jpg\t[]\n")
+    (page,) = load_labels(tmp_path, "val")
+    assert page.path == tmp_path / "images" / name / "a.jpg"
 
 
 def test_coco_annotations(tmp_path):
