@@ -16,6 +16,7 @@ from torch import nn
 
 from files import DataError, UsageError, nearest, replace_file
 from hparams import saved_hparams
+from labels import raise_together
 
 # limits of a checkpoint, so that a hostile file ends in an error and not in swap
 MAX_BYTES = 8 << 30
@@ -398,18 +399,18 @@ def load_last(folder):
     last.pt. Raises DataError where none is whole."""
     if not is_begun(folder):
         return None
-    failed = None
+    faults = []
     for name in KEPT:
         path = folder / name
         try:
             state = load_checkpoint(path, ("model", "optimizer", "hparams", "epoch", "rows"))
         except DataError as error:
-            failed = failed or error
+            faults.append(error)
             continue
-        if failed:
-            print(f"warning: {failed}; going on from {path}, epoch {state['epoch']}")
+        if faults:
+            print(f"warning: {faults[0]}; going on from {path}, epoch {state['epoch']}")
         return state | {"path": path}
-    raise failed
+    raise_together(faults)
 
 
 def keep_previous(folder):

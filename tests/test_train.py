@@ -1294,6 +1294,11 @@ def test_a_lost_last_pt_is_named_where_prev_pt_stands_in_for_it(whole, capsys):
     train.report_members([last("whole", "prev.pt")["hparams"]])
     line = "warning: runs/whole/last.pt: cannot be read (No such file or directory); going on from "
     assert f"{line}runs/whole/prev.pt, epoch 3\n" in capsys.readouterr().out
+    (whole / "prev.pt").write_bytes(b"damaged")  # then the fault of each is said
+    assert resume("whole") == 1
+    first, second = capsys.readouterr().err.splitlines()[-2:]
+    assert first.startswith("error: runs/whole/last.pt: cannot be read (No such file")
+    assert second.startswith("error: runs/whole/prev.pt: ")
 
 
 # ---------------------------------------------------------------- folders and signals
