@@ -1000,7 +1000,7 @@ def check_forms(args):
             raise UsageError(f"--{flag} {path}", f"not a {' or '.join(beginnings)} file")
         if not os.path.isfile(path):
             continue
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read(2**20)
         # labels look like predictions, but have no confidences
         is_labels = flag == "out" and '"points"' in text and '"confidence"' not in text

@@ -20,8 +20,9 @@ def page_words(page):
     return map(Word, page.ids, polygons, page.texts, page.ignore, confidences)
 
 
-def pages_to_json(pages):
-    """The competition's JSON object of pages; a word lacks what is as usual."""
+def pages_to_json(pages, predicted=False):
+    """The competition's JSON object of pages; a word lacks what is as usual, but those that are
+    predicted always have a confidence, which tells their file from one of labels."""
     images = {}
     for page in pages:
         images[page.name] = entry = {"words": {}}
@@ -29,7 +30,7 @@ def pages_to_json(pages):
             entry["words"][word.id] = out = {"points": word.points}
             if word.text is not None:
                 out["transcription"] = word.text
-            if word.confidence != 1:
+            if predicted or word.confidence != 1:
                 out["confidence"] = word.confidence
             if word.ignore:
                 out["ignore"] = True

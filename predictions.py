@@ -34,7 +34,7 @@ def page_line(page, polygons, scores):
     words = Page(page.name, page.path, size=page.size)
     for number, (polygon, score) in enumerate(zip(polygons, scores), 1):
         words.add(f"{number:04d}", from_top_left(polygon), confidence=score)
-    return json.dumps(pages_to_json([words]), ensure_ascii=False) + "\n"
+    return json.dumps(pages_to_json([words], predicted=True), ensure_ascii=False) + "\n"
 
 
 def write_predictions(path, pages, found):

@@ -117,6 +117,7 @@ def place(work):
     return work
 
 
+CORNERS = [[1, 2], [30, 2], [30, 9], [1, 9]]
 PICTURE = "s/images/synth_00000.jpg"  # of val
 TRAINED = "s/images/synth_00005.jpg"  # of train
 SCORED = "a.pt b.pt h.json s/val.json " + PICTURE
@@ -216,11 +217,20 @@ def test_an_output_replaces_only_files_of_its_kind(place, capsys):
             assert re.search(f"exists, and is not what {flag} writes|not a [.]", line), line
     assert contents() == before
 
-    # what it has written is replaced, and the first half line that a kill left
+    # what it has written is replaced, and the first half line that a kill left; also predictions
+    # that are all quite sure, as of a detector without confidences
+    sure = {page.name: {"words": {"1": {"points": CORNERS}}} for page in load_labels("s", "val")}
+    write_labels(place, sure, "sure")
     for name in ("o.json", "o.jsonl"):
-        Path(name).write_text('{"images"')
-        for _ in range(2):
-            assert evaluate.main([*scored.split(), "--out", name, "--html", "o.html"]) == 0
+        for source in ("p.json", "sure.json"):
+            Path(name).write_text('{"images"')
+            for _ in range(2):
+                words = f"{source} --data s --out {name} --html o.html"
+                assert evaluate.main(words.split()) == 0
+    # and a submission to which a spreadsheet has added a byte order mark
+    Path("x.csv").write_text("\ufefffilename,polygons\n")
+    words = f"{voted} --split val --out o.json --submission x.csv"
+    ensemble.check_voting_flags(ensemble.parse_args(words.split()))
 
 
 def test_pictures_are_not_drawn_over_those_that_are_read(place, capsys):
