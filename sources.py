@@ -33,7 +33,8 @@ class Source:
     """A checkpoint, an ONNX model of one or a predictions file, read once a command."""
 
     path: str
-    state: dict  # of a checkpoint; of an ONNX model its origin alone; of predictions empty
+    # of a checkpoint; of an ONNX model its origin and, as "weights", their digest; else empty
+    state: dict
     hp: Hparams | None  # of a network, with the values of flags
     regions: dict  # of a predictions file: {page name: (polygons, scores)}
     engine: str | None = None  # of --engine
@@ -98,8 +99,8 @@ def load_source(path, engine=None):
 
 
 def read_onnx(path):
-    """({"origin": as of a checkpoint}, Hparams) of an ONNX model that --export wrote, by its
-    metadata. Raises DataError, UsageError."""
+    """({"origin": as of a checkpoint, "weights": their digest or None}, Hparams) of an ONNX model
+    that --export wrote, by its metadata. Raises DataError, UsageError."""
     onnx = find_package("onnx")
     if not onnx:
         raise UsageError(path, "needs a package", "pip install onnx")
