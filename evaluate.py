@@ -1002,8 +1002,9 @@ def check_forms(args):
             continue
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read(2**20)
-        # labels look like predictions, but have no confidences
-        is_labels = flag == "out" and '"points"' in text and '"confidence"' not in text
+        # labels look like predictions, but have no confidences; half a line has none, either
+        is_whole = flag == "out" and path.endswith(".json")
+        is_labels = is_whole and '"points"' in text and '"confidence"' not in text
         if is_labels or not beginning.startswith(text[: len(beginning)]):
             problem = f"exists, and is not what --{flag} writes"
             raise UsageError(path, problem, "name another file, or remove it")

@@ -137,7 +137,8 @@ def test_a_stream_does_not_mix_what_was_predicted_otherwise(photos, run):  # noq
         assert Path("damaged.jsonl").read_bytes() == content + damaged
     Path("notes.jsonl").write_text("mine")
     error_line(
-        run("a.pt", *flags[:3], "notes.jsonl", code=2).err, "notes.jsonl: exists, and was not"
+        run("a.pt", *flags[:3], "notes.jsonl", code=2).err,
+        "notes.jsonl: exists, and is not what --out",
     )
     assert Path("x.jsonl").read_bytes() == content and Path("notes.jsonl").read_text() == "mine"
 
