@@ -17,14 +17,14 @@ def describe_tilt(pages):
     if not pages:
         return "no labels: no preset to name"
     tilts = np.abs([page_tilt(page) for page in pages])
-    overlap = np.mean([overlapping_share(page) for page in pages])
+    overlap = np.mean([overlapping_share(page) > 0.05 for page in pages])  # few pages decide a mean
     spans = np.median([label_span(page) for page in pages])
     tilted = np.mean(tilts > 2)
     line = f"tilt {np.median(tilts):.1f} degrees by the median, over 2 on {tilted:.0%} of pages; "
-    line += f"labels span {spans:.0%} of a picture, {overlap:.0%} overlap another"
-    if overlap > 0.04:
+    line += f"labels span {spans:.0%} of a picture and overlap on {overlap:.0%} of pages"
+    if overlap > 0.25:
         line += " (upright boxes on tilted lines?)"
-    if tilted < 0.1 and overlap <= 0.04 and spans >= 0.5:
+    if tilted < 0.1 and overlap <= 0.25 and spans >= 0.5:
         return f"{line}: scans, for hparams/best.json or hparams/receipts-lite2.json"
     return f"{line}: photographs, for hparams/photographs.json"
 
