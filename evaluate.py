@@ -952,7 +952,7 @@ def check_scoring_flags(args):
     if args.to and args.to[0] != "labelme":
         raise UsageError(f"--to {args.to[0]}", "only labelme is known")
     if args.to and Path(args.to[1]).exists():
-        raise UsageError(args.to[1], "exists", "choose another folder or remove it")
+        raise UsageError(args.to[1], "exists", "choose another folder")
 
 
 def read_overrides(args):

@@ -227,7 +227,7 @@ def new_folder(out):
     UsageError if `out` is a file, or a folder that holds something."""
     out = Path(os.path.realpath(out))
     if (out.exists() and not out.is_dir()) or any(out.glob("*")):
-        raise UsageError(out, "exists", "choose another folder or remove it")
+        raise UsageError(out, "exists", "choose another folder")
     # the name of `out` may fill 255 bytes
     partial = out.with_name(f".{out.name[:50]}.{os.getpid()}.partial")
     try:

@@ -333,7 +333,7 @@ def test_a_new_folder_is_whole_or_absent_and_replaces_nothing(tmp_path):
     (tmp_path / "file").write_text("kept")
     for name in ("full", "file"):
         with (
-            pytest.raises(files.UsageError, match="exists; choose another folder or remove it"),
+            pytest.raises(files.UsageError, match="exists; choose another folder"),
             files.new_folder(tmp_path / name),
         ):
             pass
