@@ -630,8 +630,9 @@ def shared_groups(rows):
 
 def diff(old, new, image_dir=None):
     """Print how the labels of NEW differ from those of OLD, a line a page, and a total. Pages are
-    matched by name and labels by IoU > 0.5; a label is moved if a point is by over 0.1 px. Raises
-    DataError where two splits have pictures of one name."""
+    matched by name and labels by IoU > 0.5; a label is moved if a point is by over 0.1 px. The total
+    is over the pages of both. Raises DataError where two splits have pictures of one name, or where
+    no page is in both."""
     # {name: page} of all splits
     before, after = {}, {}
     for data, named in (old, before), (new, after):
@@ -653,8 +654,11 @@ def diff(old, new, image_dir=None):
             print("{}: {} added, {} removed, {} moved".format(name, *changes))
         else:
             same += 1
+    both = len(before.keys() & after.keys())
+    if not both:
+        raise DataError(new, f"none of its pages has the name of one in {old}")
     line = "{} of {} pages differ: {} labels added, {} removed, {} moved"
-    print(line.format(len(names) - same, len(names), *total))
+    print(line.format(both - same, both, *total))
 
 
 def draw_samples(pages, hp, folder):

@@ -796,7 +796,7 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
         ("synth s --pages 1", 2, "--pages 1: at least 2 is needed"),
         ("synth s --unit line --habit competition", 2, "--unit: not with --habit"),
         ("synth s --seed -1", 2, "--seed -1: at least 0 is needed"),
-        ("synth .", 2, "exists; choose another folder or remove it"),
+        ("synth .", 2, "exists; choose another folder"),
         ("splt .", 2, "did you mean split?"),
         ("", 2, "the following arguments are required: COMMAND"),
     ],
@@ -860,6 +860,9 @@ def test_upright_boxes_on_tilted_lines_overlap():
     assert habits.page_tilt(page) == 0 and habits.overlapping_share(page) > 0.8
     line = habits.describe_tilt([page])
     assert "upright boxes on tilted lines?" in line and "hparams/photographs.json" in line
+    # one such page among scans does not make photographs of them
+    scans = [page_of(turned(LINES, 0))] * 9
+    assert "hparams/best.json" in habits.describe_tilt([page, *scans])
     assert habits.overlapping_share(page_of(quads)) == 0
 
 
@@ -947,10 +950,19 @@ def test_diff_of_two_label_sets(tmp_path, script):
         "a.png: 2 added, 1 removed, 1 moved",
         "come.png: only in new",
         "gone.png: only in old",
-        "3 of 4 pages differ: 2 labels added, 1 removed, 1 moved",
+        "1 of 2 pages differ: 2 labels added, 1 removed, 1 moved",
     ]
     result = script("data.py", "diff", "old", "old")
     assert result.stdout == "0 of 3 pages differ: 0 labels added, 0 removed, 0 moved\n"
+
+
+def test_diff_of_other_pages_is_an_error(tmp_path, script, one_line):
+    """It counted each page as different, with no label added, removed or moved."""
+    for folder, name in (("old", "a.png"), ("new", "b.png")):
+        (tmp_path / folder).mkdir()
+        write_labels(tmp_path / folder, write_page(tmp_path / folder, name))
+    said = one_line(script("data.py", "diff", "old", "new"), code=1)
+    assert "new: none of its pages has the name of one in old" in said
 
 
 def test_diff_refuses_names_that_splits_share(tmp_path, script, one_line):
