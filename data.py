@@ -576,11 +576,13 @@ def print_findings(*checks):
 
 
 def left_out(pages):
-    known = {page.path for page in pages}
-    beside = set()
-    for folder in {path.parent for path in known}:
-        beside |= {path for path in folder.iterdir() if path.suffix.lower() in labels.PICTURES}
-    if others := sorted(beside - known):
+    beside = {}  # {real path: path}, since the folders of two splits may be links to one
+    for folder in {page.path.parent for page in pages}:
+        for path in folder.iterdir():
+            if path.suffix.lower() in labels.PICTURES:
+                beside[os.path.realpath(path)] = path
+    known = {os.path.realpath(page.path) for page in pages}
+    if others := sorted(path for real, path in beside.items() if real not in known):
         what = "without an entry in the labels, the first:"
         yield "left out", f"{len(others)} pictures {what} {others[0]}"
 

@@ -777,6 +777,20 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
     assert data.NO_GROUPS in script("data.py", "check", ".", "--size", "32").stdout
 
 
+def test_a_picture_of_another_split_is_not_left_out(tmp_path):
+    """The folders of both splits may be links to one."""
+    (tmp_path / "pool").mkdir()
+    images = write_page(tmp_path / "pool", "a.png") | write_page(tmp_path / "pool", "b.png")
+    (tmp_path / "images").mkdir()
+    for split, name in (("train", "a.png"), ("val", "b.png")):
+        (tmp_path / "images" / split).symlink_to("../pool/images")
+        write_labels(tmp_path, {name: images[name]}, split)
+    pages = [page for part in data.load_splits(tmp_path).values() for page in part]
+    assert len(pages) == 2 and [*data.left_out(pages)] == []
+    ((_, text),) = data.left_out(pages[:1])
+    assert text.startswith("1 pictures without an entry in the labels, the first: ")
+
+
 @pytest.mark.parametrize(
     "command, code, message",
     [
