@@ -29,7 +29,7 @@ COCO_IGNORED = "ignore", "ignored", "illegible", "difficult", "###"  # names of 
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
 # perhaps with a fault, or empty; a line of names alone, as of classes, is none
 NEARLY_ICDAR = re.compile(r"\s*($|(?=.*\d)([^,\n]{0,12},){7})")
-LIKE_A_NUMBER = r"[-.\w]{0,20}\d[-.\w]{0,20}\s*(,|$)"
+A_NUMBER = r"[-.\w]{0,20}\d[-.\w]{0,20}\s*(,|$)"  # also with letters, by mistake
 WHOLE = re.compile('"images"|\t\\[')  # what a file of several pages holds
 WRAPPED = re.compile(r'^\s*(?:"(.*)"|(###))\s*$')  # quotes, or spaces around the mark, go
 PRICE = re.compile(r"\d{1,3}(,\d{3})*(\.\d+)?")
@@ -498,7 +498,7 @@ def read_icdar(files, image_dir):
             numbers, text = parse_icdar_line(line, usual)
             where = f"{file}: line {number}"
             # too few, and a "text" that begins like one: a coordinate got lost, or holds a letter
-            if len(numbers) < (usual or 4) and re.match(LIKE_A_NUMBER, text or ""):
+            if len(numbers) < (usual or 4) and re.match(A_NUMBER, text or "") and '"' not in line:
                 raise DataError(where, f"{shown(line)} begins with too few numbers")
             if usual and len(numbers) != usual:
                 unlike.append(where)

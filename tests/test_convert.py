@@ -336,6 +336,12 @@ def test_a_lost_coordinate_is_an_error(tmp_path, line):
         icdar(tmp_path, line)
 
 
+def test_a_text_in_quotes_is_no_lost_coordinate(tmp_path):
+    """It may stand behind any number of coordinates."""
+    (page,) = icdar(tmp_path, '1,2,30,9,"A4"', '1,2,30,2,30,9,"2019"')
+    assert page.texts[3:] == ["A4", "2019"]
+
+
 @pytest.mark.parametrize("line", ["1O,2,30,2,30,9,1,9,x", "1,,30,2,30,9,1,9,x", "1,O,3,O,3,9,1,9"])
 def test_a_file_that_begins_with_a_fault_is_named_and_not_left_out(tmp_path, line):
     """Without `gt_` in their names files are known by their first line: the page was lost."""
