@@ -588,7 +588,7 @@ def test_no_output_replaces_labels_members_or_what_nobody_named(run):
         (("t0.json", *lab, "--submission", "t0.csv"), "t0.json: is read by this command"),
         (("t0.json", *lab, "--submission", "keepme.csv"), "keepme.json: exists, and no flag names"),
         ((*here, "--out", "p0.json"), "p0.json: is read by this command; write to another file"),
-        ((*here, "--out", "./DATA/../DATA/val.json"), "val.json: exists, and is not what --out"),
+        ((*here, "--out", "./DATA/../DATA/val.json"), "DATA/val.json: is read by this command"),
         ((*here, "--out", "DATA/images/val0.png"), "val0.png: not a .json or .jsonl file"),
     ):
         err = run(*flags, code=2).err
