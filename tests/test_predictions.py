@@ -92,7 +92,9 @@ def test_a_stream_that_was_cut_anywhere_goes_on(photos, run, launched):  # noqa:
     content = Path("calm.jsonl").read_bytes()
     first = content.index(b"\n") + 1
     rng = random.Random(0)
-    for end in (0, first // 2, first, len(content) - 1, *rng.sample(range(first, len(content)), 6)):
+    in_a_word = content.index(b'"points"') + 9  # before its confidence
+    ends = 0, first // 2, first, in_a_word, len(content) - 1
+    for end in (*ends, *rng.sample(range(first, len(content)), 6)):
         Path("cut.jsonl").write_bytes(content[:end])
         del launched[:]
         found_by(run, "cut.jsonl")
