@@ -410,7 +410,7 @@ def export(source, path):
     state = source.state
     if path.endswith(".onnx"):
         about = {key: getattr(hp, key) for key in EXPORTED}
-        about |= {"input": "RGB 0..1", "epoch": state.get("epoch"), "weights": source.digest()}
+        about |= {"input": "RGB 0..1", "epoch": state.get("epoch")}
         origin = state.get("origin")
         if not origin:  # of an older checkpoint
             origin = dict.fromkeys(ORIGIN, ()) | {"unknown": [source.path]}

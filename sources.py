@@ -33,8 +33,7 @@ class Source:
     """A checkpoint, an ONNX model of one or a predictions file, read once a command."""
 
     path: str
-    # of a checkpoint; of an ONNX model its origin and, as "weights", their digest; else empty
-    state: dict
+    state: dict  # of a checkpoint; of an ONNX model its origin alone; of predictions empty
     hp: Hparams | None  # of a network, with the values of flags
     regions: dict  # of a predictions file: {page name: (polygons, scores)}
     engine: str | None = None  # of --engine
@@ -64,11 +63,9 @@ class Source:
 
     def digest(self):
         """The digest of the weights, in half precision, so that a checkpoint and its --export have
-        the same; that of the files where neither weights nor their digest are in them."""
+        the same; without weights that of the files."""
         if not self.weights():
-            return self.state.get("weights") or " ".join(
-                map(pictures.picture_digest, sheet_files(self.path))
-            )
+            return " ".join(map(pictures.picture_digest, sheet_files(self.path)))
         content = b"".join(tensor.half().numpy().tobytes() for tensor in self.weights().values())
         return pictures.bytes_digest(content)
 
@@ -99,8 +96,8 @@ def load_source(path, engine=None):
 
 
 def read_onnx(path):
-    """({"origin": as of a checkpoint, "weights": their digest or None}, Hparams) of an ONNX model
-    that --export wrote, by its metadata. Raises DataError, UsageError."""
+    """({"origin": as of a checkpoint}, Hparams) of an ONNX model that --export wrote, by its
+    metadata. Raises DataError, UsageError."""
     onnx = find_package("onnx")
     if not onnx:
         raise UsageError(path, "needs a package", "pip install onnx")
@@ -109,13 +106,12 @@ def read_onnx(path):
         model = onnx.load_from_string(graph)
         about = {entry.key: entry.value for entry in model.metadata_props}
         # older models lack what was not exported then
-        values = {
-            key: parse_value(FIELDS[key].type, about[key]) for key in EXPORTED if key in about
-        }
+        kept = [key for key in EXPORTED if key in about]
+        values = {key: parse_value(FIELDS[key].type, about[key]) for key in kept}
         origin = {way: about[key].split() for way, key in EXPORTED_SEEN.items()}
-        values["tuned"] = ",".join(origin.pop("tuned"))
-        state = {"origin": origin, "weights": about.get("weights")}
-        return state, saved_hparams(values | {"data": ""}, path)  # the pages of its run are unknown
+        tuned = ",".join(origin.pop("tuned"))
+        # it does not know the pages of its run
+        return {"origin": origin}, saved_hparams({**values, "tuned": tuned, "data": ""}, path)
     except Exception as error:  # noqa: BLE001 (what protobuf makes of any bytes)
         raise DataError(path, f"not a model of --export ({error})", "export it again") from None
 

@@ -910,8 +910,6 @@ def test_an_exported_network_gives_pytorchs_maps_at_any_size(run):
     assert about["thresh"] == "0.25" and about["size"] == "96" and about["mode"] == "polygon"
     held = {pictures.picture_digest(page.path) for page in load_labels("s", "val")}
     assert set(about["epoch_chosen_on"].split()) == held and len(about["trained_on"].split()) == 6
-    digests = {sources.load_source(name).digest() for name in ("a.pt", "m.onnx")}
-    assert digests == {about["weights"]}  # so that they are one member of an ensemble
     model = load_network("a.pt")[0]
     for height, width in ((96, 64), (64, 160)):
         page = torch.rand(2, height, width, 3).mul(255).round()
