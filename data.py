@@ -67,7 +67,7 @@ from targets import make_targets, pixel_window
 
 NEAR_DUPLICATE = 0.97  # correlation of thumbnails; copies: 1.00, receipts of one shop: up to 0.96
 SAME_TEXTS = 0.95  # shared transcriptions; one receipt: 0.97 and more, of one shop: up to 0.92
-NO_GROUPS = "each page is a group: if one shop has several, name it, or intervals are too narrow"
+NO_GROUPS = "no page names its group: if a shop has several pages, intervals are too narrow"
 FICLONE = 0x40049409  # ioctl: share the blocks of another file (btrfs, XFS)
 RESERVE = 2**32  # bytes of the disk that --cache leaves for checkpoints
 ALIKE = 8  # batches drawn together and sorted by the shape of their pages

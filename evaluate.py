@@ -662,7 +662,7 @@ def list_pages(args, rows):
     elif kept:
         shown = []
     for least, words, name in shown:
-        print(f"{words:4d} words, 90 % of them from {least:.4f}  {name}")
+        print(f"{words:4d} words, 90 % of them score {least:.4f} or more  {name}")
     if not kept:
         print("not kept: add --out predictions.json, or --pictures DIR to look")
 
@@ -874,7 +874,7 @@ def labelled_pages(args, source, other=None):
         if not has_split(folder, split):
             others = [name for name in SPLITS if has_split(folder, name)]
             if others and not find_labels(folder, None):
-                raise UsageError(folder, f"no labels of split {split}", f"add --split {others[0]}")
+                raise UsageError(folder, f"no labels of split {split}", f"use --split {others[0]}")
         return load_labels(folder, split, args.image_dir)
     if not source.weights():
         raise UsageError(source.path, "needs labels to be scored", "add --data")

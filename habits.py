@@ -63,9 +63,9 @@ def describe_habits(pages, contrasts):
     shares = [f"{n / total:.1%} {kind}" for kind, n in counts.items() if n > 0.002 * total]
     if not shares:
         return "habits: no labels of rules, colons, single letters or blank paper"
-    line = f"habits: {', '.join(shares)}; each counts in the score, a rule as up to 100 characters"
-    line += ", and weights trained on other habits miss it until they are fine-tuned"
-    return f"{line}; data.py synth draws such labels with --habit competition alone"
+    line = f"habits: {', '.join(shares)}. Each counts in the score, a rule as up to 100 characters"
+    line += ". Weights that learned other labels miss them until they are fine-tuned"
+    return f"{line}. data.py synth --habit competition draws such labels"
 
 
 def label_habits(polygons, contrast):

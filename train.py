@@ -326,7 +326,7 @@ def check_schedule(hp):
     """Warn of a cosine that rises again, or is cut off, before the run ends."""
     if not 0.8 * hp.epochs <= hp.T_max <= 1.5 * hp.epochs:
         end = learning_rate(hp, hp.epochs - 1, hp.epochs)
-        print(f"warning: T_max = {hp.T_max}: epoch {hp.epochs}, the last, has lr {end:.1e}")
+        print(f"warning: T_max = {hp.T_max}: lr ends at {end:.1e}, in epoch {hp.epochs}")
 
 
 def keep_split(hp, split):

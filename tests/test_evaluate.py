@@ -197,11 +197,11 @@ def test_pages_without_any_word_are_predicted_ranked_and_not_scored(work, run):
     found = [([square + k for k in range(len(s))], np.array(s)) for s in sure.values()]
     write_predictions("p.json", [Page(name, None, size=(70, 90)) for name in sure], found)
     out = run("p.json", "--data", "s/blank.json", "--rank").out
-    lines = [line for line in out.splitlines() if " words, 90 % of them from " in line]
+    lines = [line for line in out.splitlines() if " words, 90 % of them score " in line]
     names = [line.split()[-1] for line in lines]
     assert names == ["synth_00002.jpg", "synth_00001.jpg", "synth_00000.jpg"]
-    assert lines[0] == "   0 words, 90 % of them from 0.0000  synth_00002.jpg"
-    assert lines[1] == "   9 words, 90 % of them from 0.7600  synth_00001.jpg"
+    assert lines[0] == "   0 words, 90 % of them score 0.0000 or more  synth_00002.jpg"
+    assert lines[1] == "   9 words, 90 % of them score 0.7600 or more  synth_00001.jpg"
     assert "3 pages without labels, nothing to score, 18 words found\n" in out
     assert "hmean" not in out and "not kept: add --out predictions.json" in out
     out = run(checkpoint(), "--data", "s/blank.json", "--out", "o.json").out
@@ -264,7 +264,7 @@ REFUSED = [
     (2, "a.pt --data s --device abacus", "not a device"),
     (2, "p.json --data s --device cpu", "--device: only with a checkpoint; leave it out"),
     (2, "a.pt --export x.onnx --device cpu", "--device: not with --export; leave it out"),
-    (2, "p.json --data t", "t: no labels of split val; add --split train"),
+    (2, "p.json --data t", "t: no labels of split val; use --split train"),
     (1, "p.json --data s --out p.json/o.json", "error: p.json/o.json: Not a directory; what was"),
     (2, "p.json --data s --out p.json", "p.json: is read by this command; write to another file"),
     (2, "p.json --data s --out s/meta.json", "s/meta.json: is read by this command"),
