@@ -632,9 +632,9 @@ def shared_groups(rows):
 
 def diff(old, new, image_dir=None):
     """Print how the labels of NEW differ from those of OLD, a line a page, and a total. Pages are
-    matched by name and labels by IoU > 0.5; a label is moved if a point is by over 0.1 px. The total
-    is over the pages of both. Raises DataError where two splits have pictures of one name, or where
-    no page is in both."""
+    matched by name and labels by IoU > 0.5; a label is moved if a point is by over 0.1 px. The
+    total is over the pages of both. Raises DataError where two splits have pictures of one name, or
+    where no page is in both."""
     # {name: page} of all splits
     before, after = {}, {}
     for data, named in (old, before), (new, after):

@@ -402,6 +402,8 @@ def load_last(folder):
     faults = []
     for name in KEPT:
         path = folder / name
+        if faults and not path.exists():  # a run of one epoch has no prev.pt
+            continue
         try:
             state = load_checkpoint(path, ("model", "optimizer", "hparams", "epoch", "rows"))
         except DataError as error:

@@ -900,7 +900,7 @@ def test_habits_of_labelling_are_counted_by_shape():
     assert [*counts.values()] == [len(every), 2, 3, 5, 2]
     line = habits.describe_habits([page_of(every), page_of([])], [contrast, np.zeros(0)])
     assert line.startswith("habits: 4.3% rules, 6.4% colons or dots, 10.6% letters of spaced"), line
-    assert "weights trained on other habits miss it" in line
+    assert "Weights that learned other labels miss them" in line
     assert "--habit competition draws such labels" in line
     even = np.full(len(plain), 50.0)
     assert "no labels of rules" in habits.describe_habits([page_of(plain)], [even])

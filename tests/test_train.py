@@ -578,7 +578,7 @@ def test_ema_is_a_moving_average():
 
 
 @pytest.mark.parametrize(
-    "t_max, word", [(4, ""), (2, "last, has lr 1.5e-03"), (8, "last, has lr 2.1e-03")]
+    "t_max, word", [(4, ""), (2, "lr ends at 1.5e-03, in"), (8, "lr ends at 2.1e-03, in")]
 )
 def test_schedules_that_do_not_end_with_the_run_are_named(t_max, word, capsys):
     train.check_schedule(hparams.Hparams(lr=3e-3, epochs=4, T_max=t_max))
