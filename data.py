@@ -643,6 +643,10 @@ def diff(old, new, image_dir=None):
                 problem = f"two splits have a picture {page.name}"
                 raise DataError(data, problem, "name the label file or folder of one split")
 
+    both = len(before.keys() & after.keys())
+    if not both:
+        raise DataError(new, f"none of its pages has the name of one in {old}")
+
     names = sorted({*before, *after})
     total = np.zeros(3, int)
     same = 0
@@ -656,9 +660,6 @@ def diff(old, new, image_dir=None):
             print("{}: {} added, {} removed, {} moved".format(name, *changes))
         else:
             same += 1
-    both = len(before.keys() & after.keys())
-    if not both:
-        raise DataError(new, f"none of its pages has the name of one in {old}")
     line = "{} of {} pages differ: {} labels added, {} removed, {} moved"
     print(line.format(both - same, both, *total))
 

@@ -1007,7 +1007,7 @@ def check_forms(args):
         is_labels = is_whole and '"points"' in text and '"confidence"' not in text
         if is_labels or not beginning.startswith(text[: len(beginning)]):
             problem = f"exists, and is not what --{flag} writes"
-            raise UsageError(path, problem, "name another file, or remove it")
+            raise UsageError(path, problem, "name another file")
 
 
 def check_outputs(outputs, inputs, derived=(), drawn=()):
