@@ -547,7 +547,7 @@ def check(data, hp, image_dir=None, pictures=None):
         print(describe_tilt(pages))
         print(describe_habits(pages, contrasts))
         print_findings(
-            left_out(pages),
+            left_out(pages if Path(data).is_dir() else ()),  # a file may hold one split of several
             damaged_pictures(rows if lines else []),
             turned_pages(rows),
             other_sizes(rows, stated),

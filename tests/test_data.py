@@ -772,6 +772,7 @@ def test_check_reports_what_will_go_wrong(tmp_path, script):
     said = script("data.py", "check", ".").stdout
     line = "left out: 2 pictures without an entry in the labels, the first: images/b.png"
     assert line in said.splitlines()
+    assert "left out" not in script("data.py", "check", "train.json").stdout
     write_labels(tmp_path, write_page(tmp_path, words={}), "val")
     write_labels(tmp_path, write_page(tmp_path, "t.png", words={}))
     assert data.NO_GROUPS in script("data.py", "check", ".", "--size", "32").stdout
