@@ -27,7 +27,7 @@ COCO_FLAGS = "iscrowd", "ignore", "difficult"
 NO_CATEGORIES = "only COCO's labels have them; leave it out"
 COCO_IGNORED = "ignore", "ignored", "illegible", "difficult", "###"  # names of categories
 ICDAR = re.compile(r"(\s*-?[\d.]+\s*,){7}\s*-?[\d.]")  # how a file of any name begins
-# perhaps with a fault, or empty; a line of names alone, as of classes, is none
+# an empty file, or a first line that may have a fault; not a list of names, such as classes.txt
 NEARLY_ICDAR = re.compile(r"\s*($|(?=.*\d)([^,\n]{0,12},){7})")
 A_NUMBER = r"[-.\w]{0,20}\d[-.\w]{0,20}\s*(,|$)"  # also with letters, by mistake
 WHOLE = re.compile('"images"|\t\\[')  # what a file of several pages holds
